@@ -1,0 +1,100 @@
+"""Every error a user can meet, and the exit code the command line gives it.
+
+    ZeroConvertError
+    ├── UsageError          2   a name, option or suffix that does not exist
+    ├── ModelError          3
+    │   ├── LoadError           the factory failed, or returned something else than a module
+    │   ├── TraceError          no rung of the ladder captured the model
+    │   └── CoverageError       a tensor that no rule of the scheme covers
+    ├── RefusedError        4
+    │   ├── UntrustedError      running code that a file names needs the user's word
+    │   └── MalformedError      the bytes are not what they claim to be
+    ├── DeviceError         5   the device or backend is not there, or did not really run
+    ├── FindingError        1
+    │   ├── CheckError          a check of the converted model failed
+    │   └── MismatchError       an artifact differs from its receipt
+    └── StorageError       74   the file system said no
+
+A message is one paragraph: what failed, where, what was found, what was expected, and what to do about it.
+This file imports nothing, so that every room can raise.
+"""
+
+from __future__ import annotations
+
+
+class ZeroConvertError(Exception):
+    """What failed, in words a user can act on.
+
+    Args:
+        what: the failure itself, a short clause.
+        where: the model, module path, file or option it happened at.
+        got: what was found there.
+        expected: what would have been right.
+        fix: what to do next.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self, what: str, *, where: str = "", got: str = "", expected: str = "", fix: str = ""
+    ) -> None:
+        self.what, self.where, self.got, self.expected, self.fix = what, where, got, expected, fix
+        parts = [f"{what} ({where})" if where else what]
+        if got:
+            parts.append(f"got {got}")
+        if expected:
+            parts.append(f"expected {expected}")
+        text = "; ".join(parts) + "."
+        super().__init__(f"{text} {fix}" if fix else text)
+
+
+class UsageError(ZeroConvertError):
+    exit_code = 2
+
+
+class ModelError(ZeroConvertError):
+    exit_code = 3
+
+
+class LoadError(ModelError):
+    pass
+
+
+class TraceError(ModelError):
+    pass
+
+
+class CoverageError(ModelError):
+    pass
+
+
+class RefusedError(ZeroConvertError):
+    exit_code = 4
+
+
+class UntrustedError(RefusedError):
+    pass
+
+
+class MalformedError(RefusedError):
+    pass
+
+
+class DeviceError(ZeroConvertError):
+    exit_code = 5
+
+
+class FindingError(ZeroConvertError):
+    exit_code = 1
+
+
+class CheckError(FindingError):
+    pass
+
+
+class MismatchError(FindingError):
+    pass
+
+
+class StorageError(ZeroConvertError):
+    exit_code = 74

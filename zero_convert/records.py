@@ -1,0 +1,199 @@
+"""The frozen facts that travel between the rooms. No torch here, no behaviour beyond spelling.
+
+A record never changes once made; a room that learns more makes a new one. Live torch objects (modules,
+graphs) stay in `live.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Option = str | int | float | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One entry of a state dict, without its values."""
+
+    name: str  # full name, "layer1.0.conv1.weight"
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors spells it: "F32", "I64", …
+    trainable: bool  # a parameter with requires_grad
+    buffer: bool = False
+
+    @property
+    def local(self) -> str:
+        """The name inside its module: "weight"."""
+        return self.name.rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes of a weight layer: `out_channels` outputs, `in_channels` inputs (all groups together).
+
+    For a linear layer the spatial tuples are empty. `padding` is per side: ((left, right), …).
+    """
+
+    out_channels: int
+    in_channels: int
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    transposed: bool = False
+
+    @property
+    def patchify(self) -> bool:
+        """A convolution that cuts its input into patches that neither overlap nor leave gaps."""
+        return (
+            len(self.kernel) > 0
+            and self.kernel == self.stride
+            and max(self.kernel) > 1
+            and not any(map(any, self.padding))
+            and not self.transposed
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One module that owns tensors, as a scheme sees it.
+
+    Attributes:
+        name: module path in the model ("layer1.0.conv1"; "" is the model itself).
+        kind: what it is: "convolution", "linear", "norm", "attention", "embedding", "bias", "scale", "parameter", "buffers".
+        role: what it does in the network:
+            "stem"      first weight layer on the way from an input
+            "branch"    inside a residual branch, not its last weight layer
+            "last"      last weight layer of a residual branch: its output meets a shortcut
+            "shortcut"  a projection on the shortcut side of a join
+            "gate"      inside a multiplicative gate (squeeze-excitation), not its last weight layer
+            "gate-last" last weight layer of a gate
+            "head"      its output leaves the model with no weight layer after it
+            "trunk"     everything else
+        tensors: its own parameters and buffers that are in the state dict.
+        uses: for kind "parameter": how the graph uses each one, {"class_token": "concatenated"}.
+        join: index of the residual join the layer belongs to (innermost), or None.
+        reason: why this kind or role, in a few words, for the plan.
+    """
+
+    name: str
+    kind: str
+    cls: str
+    role: str
+    tensors: tuple[Tensor, ...]
+    geometry: Geometry | None = None
+    uses: tuple[tuple[str, str], ...] = ()
+    join: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A residual join: an addition whose two operands share a nearest common ancestor, the fork.
+
+    Node names are those of the training graph.
+    """
+
+    index: int
+    node: str
+    fork: str
+    branch_node: str
+    shortcut_node: str
+    shortcut: str  # "identity", "pooling", "projection", "transform" or "other"
+    branch: tuple[str, ...]  # weight layers from fork to join, in order
+    shortcut_layers: tuple[str, ...]
+    order: str  # "pre-activation", "post-activation" or "plain"
+    in_channels: int
+    out_channels: int
+    stride: int
+    rewritten: bool = False  # set in the first analysis' joins once a rewrite has taken them up
+    declined: str = ""  # reason why a rewrite left it alone
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A multiplication of a signal with something computed from it (squeeze-excitation). Reported, not a join."""
+
+    node: str
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Layers, joins and gates of one model, in order of execution."""
+
+    layers: tuple[Layer, ...]
+    joins: tuple[Join, ...]
+    gates: tuple[Gate, ...] = ()
+    notes: tuple[str, ...] = ()  # concatenations, sums that are no residual joins, …
+
+    def layer(self, name: str) -> Layer:
+        return next(layer for layer in self.layers if layer.name == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One change of the architecture: applied, or declined with a reason."""
+
+    rewrite: str  # file name under rewrites/
+    target: str  # module path or node it is about
+    action: str  # a sentence
+    applied: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The rule that gave one tensor its values."""
+
+    tensor: Tensor
+    layer: str
+    role: str
+    rule: str  # spelled formula, "partial identity 64×256 at tap (0, 0)"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every edit and every tensor's rule."""
+
+    scheme: str
+    options: Mapping[str, Option]
+    rung: str  # how the model was captured
+    rungs_failed: tuple[str, ...]  # one line for each rung that did not work
+    joins: tuple[Join, ...]  # of the model as given
+    edits: tuple[Edit, ...]
+    assignments: tuple[Assignment, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question, answered with numbers.
+
+    `status` is "pass", "warn", "fail" or "skip". Only "fail" fails the command; a warning names its remedy.
+    """
+
+    name: str
+    status: str
+    question: str
+    summary: str  # one line with the numbers in it
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    threshold: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What makes the bytes: model source, scheme, options, format version, dtype, ties."""
+
+    model: str  # the MODEL string, or "" when a live module was given and no name is known for it
+    model_args: Mapping[str, Any]
+    scheme: str
+    options: Mapping[str, Option]
+    dtype: str  # "float32", …
+    ties: Mapping[str, str]  # alias name → the name that is stored
+    source: str  # class of the model, "torchvision.models.resnet.ResNet"
+    format: int = 1
