@@ -1,0 +1,47 @@
+"""Step 7, export: one file format a file. The folder is the registry: `safetensors.py` writes `NAME.safetensors`.
+
+Every exporter offers `file_digests(path) -> Written`, so that `verify` can rehash what it wrote. What it needs to
+write differs (tensors, or a traced module); the corridor in `pipeline.py` hands it that. Nothing is imported here
+before it is asked for, because an exporter may be heavy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from os import PathLike
+from pathlib import PurePath
+from types import ModuleType
+
+from ..errors import UsageError
+
+
+def formats() -> tuple[str, ...]:
+    """The names of all formats, sorted."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+
+
+def format_of(path: str | PathLike[str], name: str | None = None) -> str:
+    """The format to write `path` in: `name` if given, else the one that the suffix says.
+
+    Raises:
+        UsageError: there is no such format.
+    """
+    known = formats()
+    wanted = name if name is not None else PurePath(path).suffix.removeprefix(".").lower()
+    if wanted in known:
+        return wanted
+    close = difflib.get_close_matches(wanted, known, n=1)
+    raise UsageError(
+        "no such output format" if name is not None else "the suffix names no output format",
+        where=str(path),
+        got=repr(wanted),
+        expected=" or ".join(known),
+        fix=f"Did you mean {close[0]!r}?" if close else "Change the suffix, or name the format with --format.",
+    )
+
+
+def load(name: str) -> ModuleType:
+    """The module of a format that `formats` lists."""
+    return importlib.import_module(f"{__name__}.{name}")
