@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -95,6 +96,14 @@ def parse_json(data: bytes, where: str) -> Any:
     except (ValueError, RecursionError) as error:
         detail = str(error).partition(": line ")[0]
         raise MalformedError("the text is not JSON", where=where, got=detail, expected="one JSON value") from None
+
+
+def is_plain_text(text: str) -> bool:
+    """Whether `text` holds no control character and no half of a surrogate pair: safe to print, and UTF-8."""
+    return _UNPRINTABLE.search(text) is None
+
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def leaf_hasher(name: str, dtype: str, shape: Sequence[int]) -> hashlib._Hash:

@@ -26,7 +26,7 @@ from pickle import PickleBuffer
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..digests import Leaf, Written, leaf_digest, leaf_hasher, parse_json, weights_digest
+from ..digests import Leaf, Written, is_plain_text, leaf_digest, leaf_hasher, parse_json, weights_digest
 from ..errors import MalformedError, ModelError, StorageError
 
 if TYPE_CHECKING:
@@ -128,6 +128,11 @@ def read_header(path: str | PathLike[str]) -> Header:
     """
     with _opened(path) as file:
         return _parse(_head(file, str(path)), os.fstat(file.fileno()).st_size, str(path))
+
+
+def read_metadata(path: str | PathLike[str]) -> Mapping[str, str]:
+    """The metadata of the file at `path`; errors as `read_header`."""
+    return read_header(path).metadata
 
 
 def iter_tensors(path: str | PathLike[str], header: Header) -> Iterator[tuple[TensorInfo, memoryview]]:
@@ -377,8 +382,8 @@ def _parse(head: bytes, size: int, where: str) -> Header:
 
 def _info(name: str, entry: object, where: str) -> TensorInfo:
     """One entry of the header, checked against itself."""
-    if not name.isprintable() and any(ord(character) < 32 or 127 <= ord(character) < 160 for character in name):
-        raise _malformed(where, "a tensor's name holds control characters", repr(name[:80]), "printable text")
+    if not is_plain_text(name):
+        raise _malformed(where, "a tensor's name holds control characters", repr(name[:80]), "plain text")
     tensor = f"tensor {name!r}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         got = ", ".join(map(repr, entry)) if isinstance(entry, dict) else repr(entry)[:80]

@@ -1,0 +1,141 @@
+"""Is an artifact still what its receipt says? Rehash it and name what differs. Reads two files, writes none, no torch.
+
+The questions, in the order of the answers:
+
+    1. size and SHA-256 of the file                  one flipped bit anywhere is found here
+    2. header                                        can the file be read at all?
+    3. recipe in the file = recipe in the receipt
+    4. every tensor: there, same dtype, same shape, same `zc1` leaf; none besides
+    5. weights digest
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from . import exporters
+from .digests import Leaf, Written, canonical_json, sha256_file
+from .errors import MalformedError, MismatchError, StorageError
+from .receipt import Receipt, read_receipt, receipt_path, recipe_from_metadata, recipe_json
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One difference.
+
+    Attributes:
+        what: "size", "sha256", "header", "recipe", "weights digest", or of a tensor "missing", "extra", "dtype",
+            "shape", "values".
+        tensor: its name, or "" where the finding is about the file.
+        got: in the artifact.
+        expected: in the receipt.
+    """
+
+    what: str
+    got: str
+    expected: str
+    tensor: str = ""
+
+    def __str__(self) -> str:
+        subject = f"tensor {self.tensor!r}: {self.what}" if self.tensor else self.what
+        return f"{subject}: got {self.got}, expected {self.expected}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The answer for one artifact. It is sound if there are no findings."""
+
+    path: Path
+    receipt_path: Path
+    receipt: Receipt
+    findings: tuple[Finding, ...]
+
+    def raise_findings(self) -> None:
+        """Raise MismatchError with the first findings, if there are any."""
+        if not self.findings:
+            return
+        first, count = self.findings[:5], len(self.findings)
+        more = f"; and {count - len(first)} more" if count > len(first) else ""
+        raise MismatchError(
+            f"the artifact differs from its receipt: {'; '.join(map(str, first))}{more}",
+            where=str(self.path),
+            fix="Make it again from its recipe, or restore both files from a copy.",
+        )
+
+
+def verify(path: str | PathLike[str], receipt: str | PathLike[str] | None = None) -> Verification:
+    """What differs between the artifact at `path` and its receipt.
+
+    Args:
+        path: the artifact.
+        receipt: its receipt; by default the file `PATH.receipt.json`.
+    Raises:
+        StorageError: one of the two is not there or cannot be read.
+        MalformedError: the receipt is no receipt. A malformed artifact is a finding.
+    """
+    artifact = Path(path)
+    beside = receipt_path(path) if receipt is None else Path(receipt)
+    if not os.path.exists(artifact):
+        raise StorageError("the artifact does not exist", where=str(path))
+    if not os.path.exists(beside):
+        raise StorageError(
+            "the artifact has no receipt",
+            where=str(path),
+            got="nothing",
+            expected=f"the file {beside}",
+            fix="Copy the receipt beside the artifact, or convert again: the receipt is written with it.",
+        )
+    known = read_receipt(beside)
+    if known.file_format not in exporters.formats():
+        raise MalformedError(
+            "the receipt names a format this version does not know",
+            where=str(beside),
+            got=repr(known.file_format),
+            expected=" or ".join(exporters.formats()),
+        )
+    return Verification(artifact, beside, known, tuple(_findings(artifact, known)))
+
+
+def _findings(path: Path, receipt: Receipt) -> list[Finding]:
+    expected = receipt.written
+    exporter = exporters.load(receipt.file_format)
+    try:
+        written: Written = exporter.file_digests(path)
+        metadata = exporter.read_metadata(path)
+    except MalformedError as error:
+        findings = _compare("size", str(path.stat().st_size), str(expected.size))
+        findings += _compare("sha256", sha256_file(path), expected.sha256)
+        return [*findings, Finding("header", str(error).removesuffix("."), "a file that can be read")]
+    findings = _compare("size", str(written.size), str(expected.size))
+    findings += _compare("sha256", written.sha256, expected.sha256)
+    try:
+        recipe = recipe_from_metadata(metadata, str(path))
+        spelled = "none" if recipe is None else canonical_json(recipe_json(recipe))
+    except MalformedError as error:
+        spelled = f"no recipe: {error}".removesuffix(".")
+    findings += _compare("recipe", spelled, canonical_json(recipe_json(receipt.recipe)))
+    for name in sorted(written.tensors.keys() | expected.tensors.keys()):
+        findings += _compare_tensor(name, written.tensors.get(name), expected.tensors.get(name))
+    return findings + _compare("weights digest", written.weights_digest, expected.weights_digest)
+
+
+def _compare_tensor(name: str, got: Leaf | None, expected: Leaf | None) -> list[Finding]:
+    if got is None or expected is None:
+        what = "missing" if got is None else "extra"
+        return [Finding(what, _describe(got), _describe(expected), name)]
+    return (
+        _compare("dtype", got.dtype, expected.dtype, name)
+        or _compare("shape", str(list(got.shape)), str(list(expected.shape)), name)
+        or _compare("values", got.digest, expected.digest, name)
+    )
+
+
+def _describe(leaf: Leaf | None) -> str:
+    return f"{leaf.dtype} {list(leaf.shape)}" if leaf else "no such tensor"
+
+
+def _compare(what: str, got: str, expected: str, tensor: str = "") -> list[Finding]:
+    return [] if got == expected else [Finding(what, got, expected, tensor)]
