@@ -76,10 +76,10 @@ def test_a_transposed_kernel_is_the_adjoint_typed_by_hand() -> None:
         [[0, 0], [1, 0]],
         [[0, 0], [0, 0]],
     ]
-    # 2 inputs, 4 outputs, 2 groups: in each group one input to two outputs, 1/sqrt(2) each.
-    c = np.float32(0.7071067811865476)
-    grouped = values(Kernel(Hadamard(2, 1), (3,), groups=2, transposed=True))
-    assert np.array_equal(grouped, np.array([[[0, c, 0], [0, c, 0]], [[0, c, 0], [0, c, 0]]], dtype=np.float32))
+    # 4 inputs, 8 outputs, 2 groups: in each group the columns of H_4[:, :2] / 2.
+    h = 0.5
+    group = [[[0, h], [0, h], [0, h], [0, h]], [[0, h], [0, -h], [0, h], [0, -h]]]
+    assert values(Kernel(Hadamard(4, 2), (2,), groups=2, transposed=True)).tolist() == group + group
 
 
 def test_patches_are_flattened_as_channel_row_column() -> None:

@@ -54,6 +54,17 @@ def test_paley_of_order_12_is_the_one_typed_by_hand() -> None:
     assert np.array_equal(whole(12), PALEY_12)
 
 
+@pytest.mark.parametrize(
+    ("m", "row_5"),
+    [
+        (28, "++++--+----++++--++--++----+"),  # field of 27 elements, x^3 = x + 2
+        (52, "+++---+-+-+--+-++--++--+-++-+--++--+-+-++-+--+-++--+"),  # field of 25 elements, x^2 = x + 3
+    ],
+)
+def test_paley_over_a_prime_power_is_the_one_worked_out_by_squaring_every_polynomial(m: int, row_5: str) -> None:
+    assert np.array_equal(whole(m)[[5]], signs(row_5))
+
+
 @given(st.integers(0, 5000), st.integers(0, 300), st.lists(st.integers(0, 8191), min_size=1, max_size=20))
 def test_any_window_of_rows_and_any_columns_follow_the_popcount_rule(start: int, count: int, cols: list[int]) -> None:
     window = hadamard.sylvester(range(start, start + count), np.array(cols))

@@ -216,9 +216,15 @@ class ExactHadamard:
         high, place = np.unique(j >> self.power, return_inverse=True)
         tile = (self.entries(range(tile_rows), j) * out.dtype.type(magnitude)).astype(out.dtype, copy=False).view(bits)
         target = out.view(bits)
+        last = (start + len(out) - 1) >> self.power
+        batch, factor = range(0), np.empty((0, len(high)), dtype=np.int8)
         for first, inside, outside in _tiles(start, start + len(out), tile_rows):
+            row = first >> self.power
+            if row not in batch:
+                batch = range(row, min(row + max(1, TILE_BYTES // len(high)), last + 1))
+                factor = self.paley.entries(batch, high)
             signs = sylvester(np.array([first & mask]), j & mask)
-            signs *= self.paley.entries(np.array([first >> self.power]), high)[:, place]
+            signs *= factor[row - batch.start, place]
             sign_bits = (signs < 0).astype(bits) << bits.type(8 * bits.itemsize - 1)
             np.bitwise_xor(tile[inside], sign_bits, out=target[outside])
 
