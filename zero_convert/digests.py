@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -81,11 +82,11 @@ def parse_json(data: bytes, where: str) -> Any:
         if len(found) != len(items):
             seen: set[str] = set()
             twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise MalformedError("a JSON key appears twice", where=where, got=repr(twice), expected="unique keys")
+            raise MalformedError("a JSON key appears twice", where=where, got=brief(twice), expected="unique keys")
         return found
 
     def constant(spelling: str) -> NoReturn:
-        raise MalformedError("a number is not JSON", where=where, got=spelling, expected="a finite number")
+        raise MalformedError("a number is not JSON", where=where, got=brief(spelling), expected="a finite number")
 
     def number(spelling: str) -> float:
         value = float(spelling)
@@ -96,6 +97,15 @@ def parse_json(data: bytes, where: str) -> Any:
     except (ValueError, RecursionError) as error:
         detail = str(error).partition(": line ")[0]
         raise MalformedError("the text is not JSON", where=where, got=detail, expected="one JSON value") from None
+
+
+def brief(value: object) -> str:
+    """`repr(value)` for a message: short and without control characters, however large or deep a hostile value is."""
+    return _BRIEF.repr(value)
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
 
 
 def is_plain_text(text: str) -> bool:

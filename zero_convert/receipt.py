@@ -23,7 +23,7 @@ from typing import Any
 
 from . import records
 from .atomic import atomic_write
-from .digests import Leaf, Written, canonical_json, is_plain_text, parse_json, weights_digest
+from .digests import Leaf, Written, brief, canonical_json, is_plain_text, parse_json, weights_digest
 from .errors import MalformedError, StorageError, UsageError
 
 RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
@@ -143,7 +143,7 @@ def receipt_from_json(obj: object, where: str = "receipt") -> Receipt:
     )
     file = _Fields.of(identity.raw["file"], f"{where}, identity.file", ("format", "sha256", "size"))
     tensors = {
-        name: _leaf(leaf, f"{where}, tensor {name[:80]!r}")
+        name: _leaf(leaf, f"{where}, tensor {brief(name)}")
         for name, leaf in identity.mapping("tensors", lambda leaf: isinstance(leaf, dict), "an object").items()
     }
     claimed = identity.digest("weights_digest")
@@ -221,7 +221,7 @@ def recipe_from_json(obj: object, where: str = "recipe") -> records.Recipe:
         raise MalformedError(
             "the recipe has a format this version does not know",
             where=where,
-            got=repr(version)[:80],
+            got=brief(version),
             expected=str(_FORMAT),
             fix="Use the version of zero-convert that wrote it.",
         )
@@ -273,7 +273,7 @@ class _Fields:
         if not isinstance(obj, dict):
             raise _wrong(where, "not an object", obj, "an object with " + ", ".join(names))
         if missing := [name for name in names if name not in obj]:
-            raise _wrong(where, "a field is missing", ", ".join(obj), missing[0])
+            raise _wrong(where, "a field is missing", obj, missing[0])
         if unknown := [name for name in obj if name not in names]:
             raise _wrong(where, "a field is unknown", unknown[0], ", ".join(names))
         return cls(obj, where)
@@ -302,7 +302,7 @@ class _Fields:
             raise _wrong(self.where, f"the field {name!r} is malformed", value, "an object")
         for key, item in value.items():
             if not _is_text(key) or not check(item):
-                raise _wrong(self.where, f"the field {name!r} is malformed at {key[:80]!r}", item, expected)
+                raise _wrong(self.where, f"the field {name!r} is malformed at {brief(key)}", item, expected)
         return value
 
 
@@ -353,4 +353,4 @@ def _edit(obj: object, where: str) -> records.Edit:
 
 
 def _wrong(where: str, what: str, got: object, expected: str) -> MalformedError:
-    return MalformedError(what, where=where, got=repr(got)[:80], expected=expected)
+    return MalformedError(what, where=where, got=brief(got), expected=expected)

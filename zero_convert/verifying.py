@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 
 from . import exporters
-from .digests import Leaf, Written, canonical_json, sha256_file
+from .digests import Leaf, Written, brief, canonical_json, sha256_file
 from .errors import MalformedError, MismatchError, StorageError
 from .receipt import Receipt, read_receipt, receipt_path, recipe_from_metadata, recipe_json
 
@@ -40,7 +40,7 @@ class Finding:
     tensor: str = ""
 
     def __str__(self) -> str:
-        subject = f"tensor {self.tensor!r}: {self.what}" if self.tensor else self.what
+        subject = f"tensor {brief(self.tensor)}: {self.what}" if self.tensor else self.what
         return f"{subject}: got {self.got}, expected {self.expected}"
 
 
@@ -93,7 +93,7 @@ def verify(path: str | PathLike[str], receipt: str | PathLike[str] | None = None
         raise MalformedError(
             "the receipt names a format this version does not know",
             where=str(beside),
-            got=repr(known.file_format),
+            got=brief(known.file_format),
             expected=" or ".join(exporters.formats()),
         )
     return Verification(artifact, beside, known, tuple(_findings(artifact, known)))

@@ -26,7 +26,7 @@ from pickle import PickleBuffer
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..digests import Leaf, Written, is_plain_text, leaf_digest, leaf_hasher, parse_json, weights_digest
+from ..digests import Leaf, Written, brief, is_plain_text, leaf_digest, leaf_hasher, parse_json, weights_digest
 from ..errors import MalformedError, ModelError, StorageError
 
 if TYPE_CHECKING:
@@ -333,7 +333,7 @@ def _read_pieces(file: BinaryIO, info: TensorInfo, where: str) -> Iterator[memor
     while left:
         piece = _read(file, min(left, _CHUNK), where)
         if not piece:
-            raise _malformed(where, f"the data of tensor {info.name!r} ends early", f"{left} bytes missing", "")
+            raise _malformed(where, f"the data of tensor {brief(info.name)} ends early", f"{left} bytes missing", "")
         left -= len(piece)
         yield memoryview(piece)
 
@@ -371,10 +371,10 @@ def _parse(head: bytes, size: int, where: str) -> Header:
     for info in infos:
         if info.begin != expected:
             what = "overlaps the one before it" if info.begin < expected else "leaves a hole before it"
-            raise _malformed(where, f"tensor {info.name!r} {what}", f"offset {info.begin}", f"{expected}")
+            raise _malformed(where, f"tensor {brief(info.name)} {what}", f"offset {info.begin}", f"{expected}")
         expected = info.end
     if len(head) + expected != size:
-        at = f" (the last tensor is {infos[-1].name!r})" if infos else ""
+        at = f" (the last tensor is {brief(infos[-1].name)})" if infos else ""
         what = "bytes follow the last tensor" if len(head) + expected < size else "the data ends early"
         raise _malformed(where, f"{what}{at}", f"a file of {size} bytes", f"{len(head) + expected}")
     return Header(metadata, tuple(infos), len(head), size)
@@ -383,30 +383,30 @@ def _parse(head: bytes, size: int, where: str) -> Header:
 def _info(name: str, entry: object, where: str) -> TensorInfo:
     """One entry of the header, checked against itself."""
     if not is_plain_text(name):
-        raise _malformed(where, "a tensor's name holds control characters", repr(name[:80]), "plain text")
-    tensor = f"tensor {name!r}"
+        raise _malformed(where, "a tensor's name holds control characters", brief(name), "plain text")
+    tensor = f"tensor {brief(name)}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        got = ", ".join(map(repr, entry)) if isinstance(entry, dict) else repr(entry)[:80]
-        raise _malformed(where, f"{tensor} has the wrong fields", got or "none", "dtype, shape, data_offsets")
+        got = list(entry) if isinstance(entry, dict) else entry
+        raise _malformed(where, f"{tensor} has the wrong fields", brief(got), "dtype, shape, data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise _malformed(where, f"{tensor} has an unknown dtype", repr(dtype)[:80], "one of " + " ".join(DTYPES))
+        raise _malformed(where, f"{tensor} has an unknown dtype", brief(dtype), "one of " + " ".join(DTYPES))
     if not isinstance(shape, list) or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
-        raise _malformed(where, f"{tensor} has an impossible shape", repr(shape)[:80], "sizes from 0 to 2**63 - 1")
+        raise _malformed(where, f"{tensor} has an impossible shape", brief(shape), "sizes from 0 to 2**63 - 1")
     if (
         not isinstance(offsets, list)
         or len(offsets) != 2
         or not all(type(offset) is int for offset in offsets)
         or not 0 <= offsets[0] <= offsets[1] < 1 << 63
     ):
-        raise _malformed(where, f"{tensor} has impossible offsets", repr(offsets)[:80], "[begin, end], 0 ≤ begin ≤ end")
+        raise _malformed(where, f"{tensor} has impossible offsets", brief(offsets), "[begin, end], 0 ≤ begin ≤ end")
     bits = DTYPES[dtype]
     for size in shape:
         bits *= size
         if bits >= 1 << 66:
-            raise _malformed(where, f"{tensor} is too large", f"shape {str(shape)[:80]}", "fewer than 2**63 bytes")
+            raise _malformed(where, f"{tensor} is too large", f"shape {brief(shape)}", "fewer than 2**63 bytes")
     if bits != 8 * (offsets[1] - offsets[0]):
-        got, expected = f"{offsets[1] - offsets[0]} bytes", f"{bits / 8:g} for {dtype} {str(shape)[:80]}"
+        got, expected = f"{offsets[1] - offsets[0]} bytes", f"{bits / 8:g} for {dtype} {brief(shape)}"
         raise _malformed(where, f"{tensor} has offsets that do not fit its shape", got, expected)
     return TensorInfo(name, dtype, tuple(shape), offsets[0], offsets[1])
 
