@@ -1,0 +1,545 @@
+"""The command line: parses, asks the corridor, hands the answer to `display`, ends with a documented exit code.
+
+It knows no mathematics, no graph and no file format. Everything heavy is imported inside the command that needs it,
+so that `--help`, `schemes`, `verify` and `inspect FILE` start without torch.
+
+People read stderr, programs read stdout: one `sha256  path` line for each file written (`sha256sum --check` takes
+them), or one JSON object with `--json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from math import isfinite, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+import typer.core
+
+from .errors import FindingError, StorageError, UsageError, ZeroConvertError
+
+if TYPE_CHECKING:
+    from .pipeline import Result, Saved
+    from .records import Plan
+
+INTERNAL, INTERRUPTED = 70, 130  # the exit codes that belong to no class of errors.py
+
+_OUTPUT, _MODEL, _RUN, _MESSAGES = "Output", "Model and scheme", "Checks", "Messages"
+
+
+def _option(*names: str, panel: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
+
+
+ModelArgs = Annotated[
+    list[str] | None,
+    _option("--model-arg", panel=_MODEL, metavar="KEY=VALUE", help="Argument of the model's factory; repeatable."),
+]
+Inputs = Annotated[
+    list[str] | None,
+    _option("--input", panel=_MODEL, metavar="SHAPE[:DTYPE]", help="Example input, 1x3x224x224:float32; repeatable."),
+]
+Json = Annotated[
+    bool, _option("--json", panel=_MESSAGES, help="One JSON object on stdout and nothing else there.", metavar="")
+]
+Quiet = Annotated[bool, _option("--quiet", "-q", panel=_MESSAGES, help="Say nothing but errors.", metavar="")]
+Verbose = Annotated[
+    int,
+    _option(
+        "--verbose",
+        "-v",
+        panel=_MESSAGES,
+        help="Say more; -vv shows tracebacks.",
+        count=True,
+        show_default=False,
+        metavar="",
+    ),
+]
+
+
+class _Commands(typer.core.TyperGroup):
+    """The group of commands, where the word `convert` may be left out."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.rich_markup_mode = None  # the first page comes plain: Rich would take most of its time
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self.complete(args))
+
+    def complete(self, args: list[str]) -> list[str]:
+        """The arguments with the command's word in front, whether it came first, after options, or not at all.
+
+        The first argument that is neither an option nor an option's value decides.
+        """
+        options = {name: option for option in self.commands["convert"].params for name in option.opts}
+        index = 0
+        while index < len(args) and args[index].startswith("-") and args[index] != "--":
+            option = options.get(args[index])
+            is_switch = option is None or getattr(option, "is_flag", False) or getattr(option, "count", False)
+            index += 1 if is_switch else 2
+        if index >= len(args):
+            return args if not args or {"--help", "-h", "--version"}.intersection(args) else ["convert", *args]
+        word = args[index]
+        if word in self.commands:
+            return [word, *args[:index], *args[index + 1 :]]
+        close = difflib.get_close_matches(word, self.commands, n=1, cutoff=0.75)
+        if close and not any(arg.startswith(("--out", "-o", "--dry-run", "--help", "-h")) for arg in args):
+            raise UsageError(  # nobody asked for an output, so this is hardly a model
+                "no such command", got=repr(word), expected=", ".join(self.commands), fix=f"Did you mean {close[0]!r}?"
+            )
+        return ["convert", *args]
+
+
+app = typer.Typer(
+    cls=_Commands,
+    options_metavar="",
+    subcommand_metavar="MODEL --out FILE | COMMAND [ARGS]...",
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="\b\nExit codes: 0 done, 1 a finding, 2 usage, 3 model, 4 refused, 5 device,\n74 input/output, 130 interrupted.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, metavar="")
+    ] = False,
+) -> None:
+    """Turn any PyTorch model into a deterministic start: no random number, the same bytes on every machine.
+
+    Example: zero-convert resnet50 --out zero_r50.safetensors
+    """
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"zero-convert {installed('zero-convert')}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help(), file=sys.stderr)
+        raise typer.Exit(UsageError.exit_code)
+
+
+@app.command()
+def convert(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="resnet50, torchvision:NAME, package.module:factory or path/file.py:factory."
+        ),
+    ],
+    out: Annotated[
+        list[str] | None,
+        _option("--out", "-o", panel=_OUTPUT, metavar="FILE", help="File to write; repeatable; - is stdout."),
+    ] = None,
+    format_: Annotated[
+        str | None,
+        _option("--format", panel=_OUTPUT, metavar="NAME", help="Output format, where the suffix does not say it."),
+    ] = None,
+    force: Annotated[bool, _option("--force", panel=_OUTPUT, help="Replace existing files.", metavar="")] = False,
+    dry_run: Annotated[
+        bool,
+        _option(
+            "--dry-run", panel=_OUTPUT, help="Print every edit and every tensor's rule; write nothing.", metavar=""
+        ),
+    ] = False,
+    scheme: Annotated[
+        str, _option("--scheme", panel=_MODEL, metavar="NAME", help="`zero-convert schemes` lists them.")
+    ] = "zero-2021",
+    settings: Annotated[
+        list[str] | None,
+        _option("--set", panel=_MODEL, metavar="KEY=VALUE", help="Option of the scheme; repeatable."),
+    ] = None,
+    model_args: ModelArgs = None,
+    inputs: Inputs = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], _option("--dtype", panel=_MODEL, help="Type of the written values.")
+    ] = "float32",
+    leftovers: Annotated[
+        Literal["error", "zeros", "keep"],
+        _option("--leftovers", panel=_MODEL, help="What becomes of a tensor that no rule covers."),
+    ] = "error",
+    validate: Annotated[
+        Literal["quick", "full", "none"], _option("--validate", panel=_RUN, help="How much to check before writing.")
+    ] = "quick",
+    device: Annotated[
+        str, _option("--device", panel=_RUN, metavar="auto|cpu|cuda|cuda:N|mps", help="Where the checks run.")
+    ] = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Convert MODEL and write it. The word `convert` may be left out."""
+    from . import display, schemes
+
+    outputs = out or []
+    if not dry_run:
+        _check_outputs(outputs, format_, force, as_json)
+    options = schemes.parse_options(schemes.get(scheme), settings or [])
+    screen = display.Screen(quiet or as_json, verbose)
+    with screen.progress() as progress, _stdout_kept_clean(), _third_party_warnings(verbose):
+        from . import pipeline
+
+        question: dict[str, Any] = {
+            "example_inputs": _examples(inputs),
+            "scheme": scheme,
+            "options": options,
+            "model_args": _model_args(model_args),
+            "dtype": dtype,
+            "leftovers": leftovers,
+            "progress": progress,
+        }
+        if dry_run:
+            plan = pipeline.plan(model, **question)
+        else:
+            result = pipeline.convert(model, **question, device=device, validate=validate)
+    if dry_run:
+        if as_json:
+            _print_json({"model": model, "plan": plan, "exit_code": 0})
+        else:
+            display.plan(screen, plan, model, dtype)
+        return
+    if not as_json:
+        display.summary(screen, result)
+    try:
+        with screen.progress() as progress, _third_party_warnings(verbose):
+            saved = _save(result, outputs, format_, force, progress)
+    except FindingError as error:
+        if as_json:
+            _print_json({**_facts(result), **_error_facts(error)})
+            raise typer.Exit(error.exit_code) from error
+        raise
+    if as_json:
+        _print_json({**_facts(result), "outputs": saved, "exit_code": 0})
+    else:
+        display.saved(screen, saved, result.weights_digest)
+
+
+@app.command()
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="A model, or a .safetensors file.")],
+    model_args: ModelArgs = None,
+    inputs: Inputs = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Show what is in a model or file; it runs no code from a file."""
+    from . import display
+
+    screen = display.Screen(quiet or as_json, verbose)
+    if _is_file(target):
+        from .exporters.safetensors import read_header
+        from .receipt import recipe_from_metadata, recipe_json
+
+        header = read_header(target)
+        recipe = recipe_from_metadata(header.metadata, target)
+        spelled = None if recipe is None else recipe_json(recipe)
+        if as_json:
+            _print_json(
+                {"file": target, "size": header.size, "recipe": spelled, "tensors": header.tensors, "exit_code": 0}
+            )
+        else:
+            display.file_contents(screen, target, header, spelled)
+        return
+    with screen.progress() as progress, _stdout_kept_clean(), _third_party_warnings(verbose):
+        from . import pipeline
+
+        found = pipeline.inspect_model(target, _model_args(model_args), _examples(inputs), progress=progress)
+    if as_json:
+        _print_json({**_plain(found), "exit_code": 0})
+    else:
+        display.inspection(screen, found)
+
+
+@app.command()
+def verify(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Artifacts; each receipt lies beside its file.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Rehash artifacts and compare them with their receipts."""
+    from . import display, verifying
+
+    screen = display.Screen(quiet or as_json, verbose)
+    answers = [verifying.verify(file) for file in files]
+    code = FindingError.exit_code if any(answer.findings for answer in answers) else 0
+    if as_json:
+        rows = [
+            {"file": str(a.path), "sound": not a.findings, "sha256": a.receipt.written.sha256, "findings": a.findings}
+            for a in answers
+        ]
+        _print_json({"files": rows, "exit_code": code})
+    else:
+        for answer in answers:
+            display.verification(screen, answer)
+    raise typer.Exit(code)
+
+
+@app.command("schemes")
+def list_schemes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this scheme's mathematics.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the schemes; with NAME its mathematics, source and options."""
+    from . import display, schemes
+
+    screen = display.Screen()
+    known = [schemes.get(name)] if name is not None else [schemes.get(each) for each in schemes.names()]
+    if as_json:
+        rows = [
+            {"name": s.name, "aliases": s.aliases, "title": s.title, "options": s.options, "doc": s.doc} for s in known
+        ]
+        _print_json({"schemes": rows, "exit_code": 0})
+    elif name is not None:
+        display.scheme(screen, known[0])
+    else:
+        display.schemes(screen, known)
+
+
+@app.command("models")
+def list_models(
+    pattern: Annotated[str, typer.Argument(metavar="PATTERN", help="Part of a name, or a pattern like resnet*.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List every model name that can be typed, by source."""
+    from . import display, sources
+
+    screen = display.Screen()
+    with _stdout_kept_clean(), _third_party_warnings(0):
+        names = sources.names(pattern)
+    if not any(names.values()):
+        raise UsageError(
+            "no model name matches", where="models", got=repr(pattern), fix="Without a pattern all are listed."
+        )
+    if as_json:
+        _print_json({"models": names, "exit_code": 0})
+    else:
+        display.models(screen, names)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of one command line; every failure ends here, as one message.
+
+    Args:
+        argv: the arguments, by default the process's own.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # "✓" or a file's name on a stream without Unicode
+    try:
+        with typer.main.get_command(app).make_context("zero-convert", arguments) as context:
+            context.command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as end:
+        return end.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return StorageError.exit_code
+    except Exception as error:
+        return _report(error, arguments)
+    return 0
+
+
+class _InternalError(ZeroConvertError):
+    """Something that should not happen: a defect of ours."""
+
+    exit_code = INTERNAL
+
+
+def _report(error: Exception, arguments: Sequence[str]) -> int:
+    """The exit code of an error, after its one message."""
+    failure = _in_our_words(error)
+    if _verbosity(arguments) > 1:
+        traceback.print_exception(error)
+    if "--json" in arguments:
+        _print_json(_error_facts(failure))
+    else:
+        from . import display
+
+        display.error(failure)
+    return failure.exit_code
+
+
+def _in_our_words(error: Exception) -> ZeroConvertError:
+    if isinstance(error, ZeroConvertError):
+        return error
+    if hasattr(error, "format_message"):  # what Typer raises for arguments it cannot parse; the class moved over time
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context else "zero-convert"
+        return UsageError(str(error.format_message()).rstrip("."), fix=f"`{command} --help` explains the options.")
+    if isinstance(error, OSError):
+        return StorageError("the system refused", where=str(error.filename or ""), got=error.strerror or repr(error))
+    return _InternalError(
+        "internal error",
+        got=f"{type(error).__name__}: {error}",
+        fix="This is a defect of zero-convert: please report it with the output of the same command and -vv.",
+    )
+
+
+def _verbosity(arguments: Sequence[str]) -> int:
+    """The number of -v, known even where the arguments do not parse."""
+    short = (arg for arg in arguments if arg.startswith("-") and not arg.startswith("--"))
+    return sum(arg.count("v") for arg in short if set(arg[1:]) <= set("qv")) + list(arguments).count("--verbose")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# arguments
+
+
+def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_json: bool) -> None:
+    """Everything that can be said against the outputs before any work is done."""
+    from . import exporters
+    from .atomic import check_target
+
+    if not outputs:
+        raise UsageError("no output is named", expected="--out FILE", fix="Or look at the plan with --dry-run.")
+    if len(set(outputs)) < len(outputs):
+        raise UsageError("an output is named twice", where="--out", got=", ".join(outputs))
+    for output in outputs:
+        if output != "-":
+            exporters.format_of(output, name)
+            check_target(output, force)
+        elif len(outputs) > 1:
+            raise UsageError("stdout takes one output only", where="--out -", got=", ".join(outputs))
+        elif as_json:
+            raise UsageError("stdout cannot take a file and a JSON object", where="--out -", got="--json")
+        elif sys.stdout.isatty():
+            raise UsageError("a terminal cannot show a model", where="--out -", fix="Send stdout to a file or a pipe.")
+        elif name is not None:
+            exporters.format_of(output, name)
+
+
+def _is_file(target: str) -> bool:
+    """Is it a file's path rather than a model's name? `resnet50` stays a name beside a file of that name."""
+    path = Path(target)
+    return path.suffix == ".safetensors" or (path.is_file() and (path.suffix != "" or path.name != target))
+
+
+def _examples(inputs: Sequence[str] | None) -> tuple[Any, ...] | None:
+    if not inputs:
+        return None
+    from .sources.inputs import parse_input
+
+    return tuple(parse_input(text) for text in inputs)
+
+
+def _model_args(pairs: Sequence[str] | None) -> dict[str, Any]:
+    from . import sources
+
+    return sources.parse_model_args(list(pairs or []))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# streams
+
+
+@contextlib.contextmanager
+def _stdout_kept_clean() -> Iterator[None]:
+    """What a model's own code or a library prints goes to stderr, so that stdout holds results and nothing else."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # the process was started without stdout
+        yield
+        return
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def _third_party_warnings(verbose: int) -> Iterator[None]:
+    """Python warnings of the libraries underneath are shown with -v, or as the user asked Python to."""
+    with warnings.catch_warnings():
+        if not verbose and not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
+
+
+def _save(result: Result, outputs: Sequence[str], name: str | None, force: bool, progress: Any) -> tuple[Saved, ...]:
+    if list(outputs) != ["-"]:
+        return result.save(*outputs, force=force, format=name, progress=progress)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"model.{name or 'safetensors'}")
+        result.save(path, progress=progress)
+        with path.open("rb") as stream:
+            shutil.copyfileobj(stream, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
+    return ()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# JSON
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """Records, mappings and sequences as JSON has them; a number that JSON cannot hold is spelled as a string."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if isfinite(value) else repr(value)
+    return str(value)
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    """What a conversion found, without the plan's line for every tensor."""
+    from . import display
+
+    plan: Plan = result.plan
+    rules = {
+        rule: {"tensors": len(group), "values": sum(prod(each.tensor.shape) for each in group)}
+        for rule, group in display.by_rule(plan.assignments).items()
+    }
+    residual = [join for join in plan.joins if join.residual]
+    return {
+        "recipe": result.recipe,
+        "rung": plan.rung,
+        "rungs_failed": plan.rungs_failed,
+        "joins": {"found": len(residual), "rewritten": len(display.rewritten_joins(plan))},
+        "edits": plan.edits,
+        "rules": rules,
+        "notes": plan.notes,
+        "checks": result.checks,
+        "weights_digest": result.weights_digest,
+    }
+
+
+def _error_facts(error: ZeroConvertError) -> dict[str, Any]:
+    parts = {name: getattr(error, name) for name in ("what", "where", "got", "expected", "fix")}
+    return {
+        "error": {"type": type(error).__name__.lstrip("_"), "message": str(error), **parts},
+        "exit_code": error.exit_code,
+    }

@@ -1,0 +1,394 @@
+"""What people see: calm text on stderr while it works, results on stdout. Knows records, no torch, and decides nothing.
+
+On a terminal Rich colours it and folds it to the window; in a pipe the same lines come plain and are never folded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from rich.columns import Columns
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .errors import ZeroConvertError
+from .records import Assignment, Check, Edit, Join, Option, Plan, Structure
+
+if TYPE_CHECKING:
+    from .exporters.safetensors import Header
+    from .pipeline import Inspection, Result, Saved
+    from .scheme import Scheme
+    from .verifying import Verification
+
+Progress = Callable[[str, str], None]
+
+_MARKS = {"pass": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red"), "skip": ("–", "dim")}
+_UNFOLDED = 10_000  # columns of a stream that is no terminal
+
+
+class Screen:
+    """The two streams of one command, and how much to say on the first of them.
+
+    Args:
+        quiet: nothing on stderr but errors.
+        verbose: 0, or the number of -v.
+    """
+
+    def __init__(self, quiet: bool = False, verbose: int = 0) -> None:
+        self.quiet, self.verbose = quiet, verbose
+        self._err, self._out = _console(stderr=True), _console(stderr=False)
+
+    def tell(self, *lines: RenderableType) -> None:
+        """To the reader, on stderr."""
+        if not self.quiet:
+            _print(self._err, lines)
+
+    def give(self, *lines: RenderableType) -> None:
+        """The result, on stdout."""
+        _print(self._out, lines)
+
+    @property
+    def interactive(self) -> bool:
+        """A person looks at stdout."""
+        return self._out.is_terminal
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """A function to call with (step, detail) as each step starts.
+
+        A terminal shows the running step with a spinner and each finished one with its time; a pipe shows the
+        finished ones, and only with -v.
+        """
+        running: tuple[str, str, float] | None = None
+
+        def finish(mark: str, style: str) -> None:
+            if running is not None and (self._err.is_terminal or self.verbose):
+                step, detail, start = running
+                line = Text.assemble((f"{mark} ", style), (f"{step:<10}", "bold"), f" {detail}  ")
+                self.tell(line.append(f"{time.monotonic() - start:.1f} s", "dim"))
+
+        def start(step: str, detail: str) -> None:
+            nonlocal running
+            finish("✓", "green")
+            running = (step, detail, time.monotonic())
+            if status is not None:
+                status.update(Text.assemble((f"{step:<10}", "bold"), f" {detail}"))
+
+        live = self._err.is_terminal and not self.quiet
+        with self._err.status("") if live else contextlib.nullcontext() as status:
+            try:
+                yield start
+            except BaseException:
+                finish("✗", "red")
+                raise
+            finish("✓", "green")
+            running = None
+
+
+def error(failure: ZeroConvertError) -> None:
+    """One message: what and where; got; expected; what to do."""
+    headline = f"{failure.what} ({failure.where})" if failure.where else failure.what
+    lines: list[RenderableType] = [Text.assemble(("error: ", "bold red"), headline)]
+    facts = _facts()
+    for label, text in (("got", failure.got), ("expected", failure.expected)):
+        if text:
+            facts.add_row(Text(label, "dim"), Text(text))
+    if facts.row_count:
+        lines.append(Padding(facts, (0, 0, 0, 2)))
+    if failure.fix:
+        lines.append(Padding(Text(failure.fix), (0, 0, 0, 2)))
+    _print(_console(stderr=True), lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# convert
+
+
+def summary(screen: Screen, result: Result) -> None:
+    """After the work: joins found and rewritten, tensors per rule, what was declined, checks with their numbers."""
+    plan = result.plan
+    screen.tell("", Text(_headline(result.recipe.model or result.recipe.source, plan, result.recipe.dtype), "bold"), "")
+    facts = _facts()
+    _add_capture(facts, plan)
+    _add_joins(facts, plan)
+    _add_edits(facts, plan.edits)
+    for index, (rule, assignments) in enumerate(by_rule(plan.assignments).items()):
+        facts.add_row(Text("" if index else "values", "dim"), _rule_line(rule, assignments))
+    for index, check in enumerate(result.checks):
+        facts.add_row(Text("" if index else "checks", "dim"), _check(check))
+    screen.tell(Padding(facts, (0, 0, 0, 2)))
+    declined = [edit for edit in plan.edits if not edit.applied]
+    if declined and screen.verbose:
+        screen.tell("", *map(_edit, declined))
+    screen.tell("")
+
+
+def saved(screen: Screen, files: Sequence[Saved], digest: str) -> None:
+    """`sha256  path` for each file, as `sha256sum --check` reads it, and the weights digest as its comment.
+
+    Without files the bytes went to stdout, and the digest is told to the reader.
+    """
+    for file in files:
+        screen.tell(Text.assemble(("wrote ", "green"), f"{file.path}, {size(file.size)}, and {file.receipt_path}"))
+    for file in files:
+        screen.give(f"{file.sha256}  {file.path}")
+    (screen.give if files else screen.tell)(f"# weights zc1 {digest}")
+
+
+def plan(screen: Screen, plan: Plan, model: str, dtype: str) -> None:
+    """Every edit and every tensor's rule; neighbours with the same rule share a line, unless -v is given."""
+    screen.give(Text(_headline(model, plan, dtype), "bold"), "")
+    facts = _facts()
+    _add_capture(facts, plan)
+    _add_joins(facts, plan)
+    screen.give(Padding(facts, (0, 0, 0, 2)), "")
+    screen.give(Text(f"Edits ({len(plan.edits)})", "bold"), *map(_edit, plan.edits), "")
+    table = _table("tensor", "shape", "role", "rule")
+    for _, neighbours in groupby(plan.assignments, key=None if screen.verbose else _same_line):
+        first, *others = neighbours
+        name = f"{first.tensor.name} … {others[-1].tensor.name}" if others else first.tensor.name
+        table.add_row(name, _times(first.tensor.shape), first.role, first.rule)
+    screen.give(Text(f"Tensors ({len(plan.assignments)})", "bold"), table)
+    for text in plan.notes:
+        screen.give(Text(f"note: {text}", "dim"))
+
+
+def _headline(model: str, plan: Plan, dtype: str) -> str:
+    return f"{model} → {plan.scheme} ({_options(plan.options)}), {dtype}"
+
+
+def _options(options: Mapping[str, Option]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in options.items()) or "no options"
+
+
+def _add_capture(facts: Table, plan: Plan) -> None:
+    facts.add_row(Text("traced", "dim"), Text(plan.rung))
+    for line in plan.rungs_failed:
+        facts.add_row("", Text(line, "dim"))
+
+
+def _add_joins(facts: Table, plan: Plan) -> None:
+    residual = [join for join in plan.joins if join.residual]
+    kinds = _counted(join.shortcut for join in residual)
+    rewritten = rewritten_joins(plan)
+    facts.add_row(
+        Text("joins", "dim"),
+        Text(f"{len(residual)} found, {len(rewritten)} rewritten" + (f": {kinds}" if kinds else "")),
+    )
+
+
+def rewritten_joins(plan: Plan) -> tuple[Join, ...]:
+    """The residual joins that an applied edit touched: at the addition, on the branch, or on the shortcut."""
+    touched = {edit.target for edit in plan.edits if edit.applied}
+    return tuple(
+        join for join in plan.joins if join.residual and touched & {join.node, *join.branch, *join.shortcut_layers}
+    )
+
+
+def _add_edits(facts: Table, edits: Sequence[Edit]) -> None:
+    applied = _counted(edit.rewrite.replace("_", " ") for edit in edits if edit.applied)
+    if applied:
+        facts.add_row(Text("edits", "dim"), Text(applied))
+    reasons: dict[tuple[str, str], list[Edit]] = {}
+    for edit in edits:
+        if not edit.applied:
+            reasons.setdefault((edit.rewrite.replace("_", " "), edit.reason), []).append(edit)
+    for index, ((rewrite, reason), group) in enumerate(reasons.items()):
+        at = group[0].target + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+        facts.add_row(Text("" if index else "declined", "dim"), Text(f"{rewrite}: {reason} ({at})"))
+
+
+def by_rule(assignments: Sequence[Assignment]) -> dict[str, list[Assignment]]:
+    """The tensors of each rule; rules that differ in sizes only are one."""
+    groups: dict[str, list[Assignment]] = {}
+    for assignment in assignments:
+        groups.setdefault(re.split(r" \d+×", assignment.rule, maxsplit=1)[0], []).append(assignment)
+    return groups
+
+
+def _rule_line(rule: str, assignments: Sequence[Assignment]) -> Text:
+    count, values = len(assignments), sum(prod(a.tensor.shape) for a in assignments)
+    tensors = "1 tensor" if count == 1 else f"{count:,} tensors"
+    return Text(f"{rule}: {tensors}, {values:,} values")
+
+
+def _edit(edit: Edit) -> Text:
+    mark, style = ("✓", "green") if edit.applied else ("–", "yellow")
+    line = Text.assemble("  ", (mark, style), f" {edit.target}: {edit.action}", (f"  {edit.rewrite}", "dim"))
+    return line.append(f"\n      because {edit.reason}", "dim") if edit.reason else line
+
+
+def _same_line(assignment: Assignment) -> tuple[str, str, tuple[int, ...]]:
+    return assignment.rule, assignment.role, assignment.tensor.shape
+
+
+def _check(check: Check) -> Text:
+    mark, style = _MARKS[check.status]
+    line = Text.assemble(
+        (f"{mark} ", style), (f"{check.name}: ", "bold" if check.status == "fail" else ""), check.summary
+    )
+    if check.status == "fail" and check.threshold:
+        line.append(f" (required: {check.threshold})")
+    if check.remedy and check.status in ("warn", "fail"):
+        line.append(f"\n    → {check.remedy}", style)
+    return line
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the other commands
+
+
+def inspection(screen: Screen, found: Inspection) -> None:
+    """What is in a model: how it was captured, its joins, its layers."""
+    structure: Structure = found.structure
+    screen.give(Text(f"{found.name}, {found.source}", "bold"), "")
+    facts = _facts()
+    facts.add_row(Text("traced", "dim"), Text(found.rung))
+    for line in found.rungs_failed:
+        facts.add_row("", Text(line, "dim"))
+    residual = [join for join in structure.joins if join.residual]
+    counts = f"{found.parameters:,} parameters, {found.buffers:,} values in buffers"
+    facts.add_row(Text("values", "dim"), Text(counts))
+    facts.add_row(Text("layers", "dim"), Text(_counted(layer.kind for layer in structure.layers)))
+    facts.add_row(Text("roles", "dim"), Text(_counted(layer.role for layer in structure.layers)))
+    facts.add_row(Text("joins", "dim"), Text(f"{len(residual)} residual, {len(structure.gates)} gates"))
+    for text in structure.notes:
+        facts.add_row(Text("note", "dim"), Text(text))
+    screen.give(Padding(facts, (0, 0, 0, 2)))
+    if structure.joins:
+        table = _table("join", "shortcut", "order", "channels", "stride", "branch")
+        for join in structure.joins:
+            shortcut = join.shortcut if join.residual else f"no residual join: {join.reason}"
+            channels = f"{join.in_channels} → {join.out_channels}"
+            table.add_row(join.node, shortcut, join.order, channels, str(join.stride), ", ".join(join.branch))
+        screen.give("", table)
+    if screen.verbose:
+        table = _table("layer", "kind", "role", "class", "tensors")
+        for layer in structure.layers:
+            tensors = ", ".join(f"{tensor.local} {_times(tensor.shape)}" for tensor in layer.tensors)
+            table.add_row(layer.name or "(the model itself)", layer.kind, layer.role, layer.cls, tensors)
+        screen.give("", table)
+
+
+def file_contents(screen: Screen, path: str, header: Header, recipe: Mapping[str, Any] | None) -> None:
+    """What is in a safetensors file: its recipe and its tensors."""
+    values = sum(prod(tensor.shape) for tensor in header.tensors)
+    screen.give(Text(f"{path}, {size(header.size)}", "bold"), "")
+    facts = _facts()
+    facts.add_row(Text("tensors", "dim"), Text(f"{len(header.tensors):,}, {values:,} values"))
+    facts.add_row(Text("types", "dim"), Text(_counted(tensor.dtype for tensor in header.tensors)))
+    for key, value in (recipe or {}).items():
+        spelled = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+        if spelled:
+            facts.add_row(Text(key, "dim"), Text(spelled))
+    if recipe is None:
+        facts.add_row(Text("recipe", "dim"), Text("none: not written by zero-convert"))
+    table = _table("tensor", "type", "shape", "bytes")
+    for tensor in header.tensors:
+        table.add_row(tensor.name, tensor.dtype, _times(tensor.shape), f"{tensor.end - tensor.begin:,}")
+    screen.give(Padding(facts, (0, 0, 0, 2)), "", table)
+
+
+def verification(screen: Screen, answer: Verification) -> None:
+    """`FILE: OK`, or `FILE: DIFFERS` and what differs."""
+    sound = not answer.findings
+    screen.give(Text.assemble(f"{answer.path}: ", ("OK", "green") if sound else ("DIFFERS", "bold red")))
+    shown = answer.findings if screen.verbose else answer.findings[:10]
+    for finding in shown:
+        screen.tell(Text(f"  {finding}"))
+    if len(shown) < len(answer.findings):
+        screen.tell(Text(f"  and {len(answer.findings) - len(shown):,} more; -v lists them", "dim"))
+
+
+def schemes(screen: Screen, known: Sequence[Scheme]) -> None:
+    """Name, aliases, options and source of each scheme."""
+    table = _table("scheme", "also", "options", "source")
+    for scheme in known:
+        options = "\n".join(f"{option.name}={'|'.join(option.choices)}" for option in scheme.options)
+        table.add_row(scheme.name, ", ".join(scheme.aliases), options, scheme.title)
+    screen.give(table)
+
+
+def scheme(screen: Screen, one: Scheme) -> None:
+    """The mathematics, source and options of one scheme."""
+    names = ", ".join((one.name, *one.aliases))
+    screen.give(Text(names, "bold"), "", Text(one.doc.strip()), "")
+    table = _table("--set", "values", "default", "what it does")
+    for option in one.options:
+        table.add_row(option.name, " | ".join(option.choices), option.default, option.help)
+    screen.give(table)
+
+
+def models(screen: Screen, names: Mapping[str, Sequence[str]]) -> None:
+    """Every name that can be typed, in columns for a person and one a line in a pipe."""
+    for source, found in names.items():
+        if not screen.interactive:
+            screen.give(*(f"{source}:{name}" for name in found))
+        elif found:
+            screen.give(
+                Text(f"{source} ({len(found)})", "bold"), Columns([Text(name) for name in found], padding=(0, 2)), ""
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# spelling
+
+
+def size(count: int) -> str:
+    """ "102.5 MB", in powers of 1000."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def _counted(words: Iterable[str]) -> str:
+    """ "12 identity, 4 projection", the most frequent first."""
+    return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
+
+
+def _facts() -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _console(stderr: bool) -> Console:
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        file=stream, width=None if stream.isatty() else _UNFOLDED, highlight=False, markup=False, emoji=False
+    )
+
+
+def _print(console: Console, lines: Iterable[RenderableType]) -> None:
+    for line in lines:
+        if console.is_terminal:
+            console.print(line)
+            continue
+        with console.capture() as captured:
+            console.print(line)
+        # Tables fill their last column with blanks, which no pipe wants.
+        console.file.write("\n".join(text.rstrip() for text in captured.get().split("\n")))
+    console.file.flush()
