@@ -228,7 +228,7 @@ whole_formulas = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(whole_formulas, st.sampled_from([np.float16, np.float32, np.float64]), st.data())
 def test_a_window_is_bit_for_bit_a_part_of_the_whole(formula: Formula, dtype: type, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, formula.shape[0]))
@@ -238,6 +238,7 @@ def test_a_window_is_bit_for_bit_a_part_of_the_whole(formula: Formula, dtype: ty
     assert window.tobytes() == values(formula, dtype)[start:stop].tobytes()
 
 
+@settings(deadline=None)
 @given(matrices, st.data())
 def test_entries_are_the_chosen_rows_and_columns(
     matrix: PartialIdentity | Hadamard | Codes, data: st.DataObject

@@ -65,6 +65,7 @@ def test_paley_over_a_prime_power_is_the_one_worked_out_by_squaring_every_polyno
     assert np.array_equal(whole(m)[[5]], signs(row_5))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5000), st.integers(0, 300), st.lists(st.integers(0, 8191), min_size=1, max_size=20))
 def test_any_window_of_rows_and_any_columns_follow_the_popcount_rule(start: int, count: int, cols: list[int]) -> None:
     window = hadamard.sylvester(range(start, start + count), np.array(cols))
@@ -167,7 +168,7 @@ def test_exact_orders_keep_rows_apart_with_few_spanning_columns_and_predict_them
                 assert rows == m, n
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([(64, "sylvester"), (96, "exact"), (36, "exact"), (100, "sylvester"), (1000, "exact")]),
     st.data(),
