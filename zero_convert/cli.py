@@ -109,7 +109,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="\b\nExit codes: 0 done, 1 a finding, 2 usage, 3 model, 4 refused, 5 device,\n74 input/output, 130 interrupted.",
+    epilog="\b\nExit codes: 0 done, 1 a finding, 2 usage, 3 model, 4 refused, 5 device,\n"
+    "74 input/output, 130 interrupted.",
 )
 
 

@@ -1,0 +1,18 @@
+"""What all tests share: property tests repeat themselves exactly, and nobody's environment changes an answer."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(autouse=True)
+def _plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Colours and widths of the terminal that runs the tests stay out of what is compared."""
+    for name in ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "PYTHONWARNINGS"):
+        monkeypatch.delenv(name, raising=False)
