@@ -430,9 +430,11 @@ def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_jso
 
 
 def _is_file(target: str) -> bool:
-    """Is it a file's path rather than a model's name? `resnet50` stays a name beside a file of that name."""
+    """Is it a file to read rather than a model's name? `resnet50` stays a name beside a file of that name."""
     path = Path(target)
-    return path.suffix == ".safetensors" or (path.is_file() and (path.suffix != "" or path.name != target))
+    if path.suffix in (".safetensors", ".py"):
+        return path.suffix == ".safetensors"
+    return path.is_file() and (path.suffix != "" or path.name != target)
 
 
 def _examples(inputs: Sequence[str] | None) -> tuple[Any, ...] | None:
