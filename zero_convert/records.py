@@ -76,6 +76,7 @@ class Layer:
         tensors: its own parameters and buffers that are in the state dict.
         uses: for kind "parameter": how the graph uses each one, {"class_token": "concatenated"}.
         join: index of the residual join the layer belongs to (innermost), or None.
+        parts: 3 where one linear layer makes queries, keys and values at once, else 1.
         reason: why this kind or role, in a few words, for the plan.
     """
 
@@ -87,6 +88,7 @@ class Layer:
     geometry: Geometry | None = None
     uses: tuple[tuple[str, str], ...] = ()
     join: int | None = None
+    parts: int = 1
     reason: str = ""
 
 
@@ -106,11 +108,13 @@ class Join:
     branch: tuple[str, ...]  # weight layers from fork to join, in order
     shortcut_layers: tuple[str, ...]
     order: str  # "pre-activation", "post-activation" or "plain"
+    chain: tuple[str, ...]  # nodes from the fork (excluded) to the branch's end, where the branch is one chain
+    activation: str  # the activation after the join, where it is the join's only user
     in_channels: int
     out_channels: int
     stride: int
-    rewritten: bool = False  # set in the first analysis' joins once a rewrite has taken them up
-    declined: str = ""  # reason why a rewrite left it alone
+    residual: bool = True  # False: two branches meet, and neither is a shortcut
+    reason: str = ""  # why it is no residual join, or what stands against rewriting it
 
 
 @dataclass(frozen=True, slots=True)

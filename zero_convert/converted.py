@@ -1,0 +1,105 @@
+"""The rewritten network: one set of modules, and the graphs of its forward in training and evaluation mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Self
+
+import torch
+from torch import fx, nn
+
+
+class Container(nn.Module):
+    """Holds submodules under their original names. It has no forward: the graph is the forward."""
+
+
+class ConvertedModule(nn.Module):
+    """A network whose forward is a graph; trainable, copyable, compilable, with the original's parameter names.
+
+    `train_graph` and `evaluate_graph` are the same object where the modes do not differ. Each instance has a class of
+    its own, so that `forward` keeps the argument names of the original.
+    """
+
+    train_graph: fx.Graph
+    evaluate_graph: fx.Graph
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        own = type(cls.__name__, (cls,), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
+        return super().__new__(own)
+
+    @classmethod
+    def assemble(cls, root: nn.Module, train: fx.Graph, evaluate: fx.Graph, uncalled: Collection[str]) -> Self:
+        """From the modules of `root` that the graphs call, and those at `uncalled` paths, which no graph ever called.
+
+        What is neither was rewritten away.
+        """
+        made = cls()
+        called = {str(n.target): None for g in (train, evaluate) for n in g.nodes if n.op == "call_module"}
+        kept = set(uncalled)
+        for path, module in root.named_modules():
+            if path in called:
+                made._place(path, module)
+            elif path in kept:
+                holder = made._holder(path)
+                for name, parameter in module._parameters.items():
+                    holder.register_parameter(name, parameter)
+                for name, buffer in module._buffers.items():
+                    holder.register_buffer(name, buffer, name not in module._non_persistent_buffers_set)
+        made._prune()
+        made.training = root.training
+        made._set_graphs(train, evaluate)
+        return made
+
+    def _holder(self, path: str) -> nn.Module:
+        node: nn.Module = self
+        for part in path.split(".") if path else ():
+            if part not in node._modules:
+                node.add_module(part, Container())
+            node = node.get_submodule(part)
+        return node
+
+    def _place(self, path: str, module: nn.Module) -> None:
+        parent, _, name = path.rpartition(".")
+        self._holder(parent).add_module(name, module)
+
+    def _prune(self) -> None:
+        """Takes away containers that hold nothing."""
+        for path, module in reversed(list(self.named_modules())):
+            if path and type(module) is Container and not (module._modules or module._parameters or module._buffers):
+                parent, _, name = path.rpartition(".")
+                del self.get_submodule(parent)._modules[name]
+
+    def _set_graphs(self, train: fx.Graph, evaluate: fx.Graph) -> None:
+        self.__dict__["train_graph"], self.__dict__["evaluate_graph"] = train, evaluate
+        forward = _compile(train)
+        if train is not evaluate:
+            forward = _either(train, forward, _compile(evaluate))
+        type(self).forward = forward  # type: ignore[method-assign]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ConvertedModule, (), self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._set_graphs(state["train_graph"], state["evaluate_graph"])
+
+
+def _compile(graph: fx.Graph) -> Callable[..., Any]:
+    code = graph.python_code("self")
+    space = dict(code.globals)
+    exec(compile(code.src, "<zero_convert graph>", "exec"), space)
+    function: Callable[..., Any] = space["forward"]
+    return function
+
+
+def _either(graph: fx.Graph, train: Callable[..., Any], evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    names = ", ".join(str(node.target) for node in graph.nodes if node.op == "placeholder")
+    space: dict[str, Any] = {"train": train, "evaluate": evaluate, "torch": torch}
+    source = (
+        f"def forward(self, {names}):\n"
+        f"    if self.training:\n        return train(self, {names})\n"
+        f"    return evaluate(self, {names})\n"
+    )
+    exec(compile(source, "<zero_convert graph>", "exec"), space)
+    function: Callable[..., Any] = space["forward"]
+    return function

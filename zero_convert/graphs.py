@@ -1,0 +1,204 @@
+"""Reading and editing torch.fx graphs: what a node does, what lies between two nodes, how to put one in.
+
+Knows nothing of schemes or residual blocks.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from .layers import kind_of
+from .modules import pad_channels, relu0, relu6_0, subsample
+
+ADDS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
+MULTIPLIES: frozenset[Any] = frozenset({operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"})
+CONCATENATIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack})
+_RELU: tuple[Any, ...] = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+_RELU6: tuple[Any, ...] = (F.relu6,)
+ACTIVATIONS: frozenset[Any] = frozenset(
+    {
+        *_RELU,
+        *_RELU6,
+        relu0,
+        relu6_0,
+        *(F.celu, F.elu, F.gelu, F.hardsigmoid, F.hardswish, F.hardtanh, F.leaky_relu, F.mish, F.selu, F.silu),
+        *(F.softplus, F.sigmoid, F.tanh, torch.sigmoid, torch.tanh, torch.celu, torch.selu, F.elu_, F.leaky_relu_),
+        *("sigmoid", "sigmoid_", "tanh", "tanh_"),
+    }
+)
+POOLS: frozenset[Any] = frozenset(
+    {
+        *(F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, torch.max_pool2d),
+        *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.adaptive_avg_pool1d),
+        *(F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
+        *(subsample, pad_channels, F.pad, F.interpolate),
+    }
+)
+DROPS: frozenset[Any] = frozenset({F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout})
+
+
+def kind(node: fx.Node, root: nn.Module) -> str:
+    """What the node does: a kind of `layers.kind_of`, or "add", "multiply", "concatenate", "parameter", "opaque", "other"."""
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        known = kind_of(module)
+        return known or ("opaque" if next(module.parameters(), None) is not None else "other")
+    if node.op == "get_attr":
+        return "parameter"
+    if node.op not in ("call_function", "call_method"):
+        return node.op
+    target = node.target
+    for targets, name in (
+        (ADDS, "add"),
+        (MULTIPLIES, "multiply"),
+        (CONCATENATIONS, "concatenate"),
+        (ACTIVATIONS, "activation"),
+        (POOLS, "pool"),
+        (DROPS, "drop"),
+    ):
+        if target in targets:
+            return name
+    return "drop" if getattr(target, "__name__", "") in ("stochastic_depth", "drop_path") else "other"
+
+
+def relu_kind(node: fx.Node, root: nn.Module) -> str:
+    """ "relu", "relu6" or "" for any other node."""
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        if isinstance(module, nn.ReLU6) or (
+            isinstance(module, nn.Hardtanh) and (module.min_val, module.max_val) == (0.0, 6.0)
+        ):
+            return "relu6"
+        return "relu" if type(module) is nn.ReLU else ""
+    if node.op in ("call_function", "call_method"):
+        return "relu" if node.target in _RELU else "relu6" if node.target in _RELU6 else ""
+    return ""
+
+
+def tensors_in(node: fx.Node) -> list[fx.Node]:
+    """The node's inputs that are computed values: no parameters, no sizes."""
+    return [n for n in node.all_input_nodes if n.op != "get_attr" and not is_size(n)]
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether the node is an attribute of a tensor (`x.shape`) or computed from such attributes alone."""
+    if node.op == "call_function" and node.target is getattr:
+        return True
+    if node.op == "call_method" and node.target in ("size", "dim", "numel"):
+        return True
+    return (
+        node.op == "call_function"
+        and bool(node.all_input_nodes)
+        and node.meta.get("shape") is None
+        and "shape" in node.meta
+        and all(is_size(n) for n in node.all_input_nodes)
+    )
+
+
+class Reach:
+    """Which nodes can be reached from which, along computed values."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.nodes = list(graph.nodes)
+        self.position = {node: i for i, node in enumerate(self.nodes)}
+        self._before: list[int] = []  # bit set of a node's ancestors, itself included
+        for i, node in enumerate(self.nodes):
+            bits = 1 << i
+            for source in tensors_in(node):
+                bits |= self._before[self.position[source]]
+            self._before.append(bits)
+
+    def reaches(self, a: fx.Node, b: fx.Node) -> bool:
+        """Whether b is a or is computed from a."""
+        return bool(self._before[self.position[b]] >> self.position[a] & 1)
+
+    def nearest_common(self, a: fx.Node, b: fx.Node) -> fx.Node | None:
+        """The last node, in order of execution, that both are computed from."""
+        common = self._before[self.position[a]] & self._before[self.position[b]]
+        return self.nodes[common.bit_length() - 1] if common else None
+
+    def between(self, fork: fx.Node, end: fx.Node) -> list[fx.Node]:
+        """The nodes on paths from fork (excluded) to end (included), in order of execution."""
+        bits = self._before[self.position[end]]
+        first = self.position[fork]
+        return [
+            self.nodes[i]
+            for i in range(first + 1, self.position[end] + 1)
+            if bits >> i & 1 and self._before[i] >> first & 1
+        ]
+
+
+def insert_after(
+    graph: fx.Graph,
+    node: fx.Node,
+    target: Callable[..., Any] | str,
+    args: Callable[[fx.Node], tuple[Any, ...]] = lambda n: (n,),
+    *,
+    users: Iterable[fx.Node] | None = None,
+) -> fx.Node:
+    """A new call of `target` (a function, or the path of a module) on `node`; `users` of node (default all) now use it."""
+    chosen = list(node.users) if users is None else list(users)
+    with graph.inserting_after(node):
+        made = call(graph, target, args(node))
+    for user in chosen:
+        user.replace_input_with(node, made)
+    made.meta["shape"] = node.meta.get("shape")
+    return made
+
+
+def call(graph: fx.Graph, target: Callable[..., Any] | str, args: tuple[Any, ...]) -> fx.Node:
+    """A new call at the graph's insertion point, of a function or of a module given by its path."""
+    return graph.call_module(target, args) if isinstance(target, str) else graph.call_function(target, args)
+
+
+def add_module(root: nn.Module, path: str, module: nn.Module) -> str:
+    """Registers the module at `path` and returns the path; where one is there already (the other graph put it), keeps it."""
+    parent, _, name = path.rpartition(".")
+    owner = root.get_submodule(parent)
+    if not hasattr(owner, name):
+        owner.add_module(name, module)
+    return path
+
+
+def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)
+
+
+def resort(graph: fx.Graph) -> None:
+    """Puts the nodes into an order in which every value exists before it is used; keeps the present order where it can."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    done: dict[fx.Node, None] = {}
+    for start in list(graph.nodes):
+        stack = [start]
+        while stack:
+            node = stack[-1]
+            missing = sorted((n for n in node.all_input_nodes if n not in done), key=order.__getitem__, reverse=True)
+            if node in done:
+                stack.pop()
+            elif missing:
+                stack += missing
+            else:
+                done[node] = None
+                stack.pop()
+    last: fx.Node | None = None
+    for node in done:
+        if last is not None:
+            last.append(node)
+        last = node
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    """The node's user, if there is exactly one apart from reads of its size."""
+    users = [user for user in node.users if not is_size(user)]
+    return users[0] if len(users) == 1 else None
+
+
+def first_of(nodes: Sequence[fx.Node], predicate: Callable[[fx.Node], bool]) -> fx.Node | None:
+    return next((node for node in nodes if predicate(node)), None)

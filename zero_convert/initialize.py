@@ -1,0 +1,123 @@
+"""Initialize: every tensor of the state dict gets the value of its rule, or the run stops and lists what has none.
+
+Asks the scheme layer by layer and writes the formulas into the module's own tensors. No random number, no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from .errors import CoverageError
+from .formulas import Constant, Formula
+from .live import Traced
+from .records import Assignment, Layer, Option, Structure, Tensor
+from .scheme import Kept, Scheme
+
+SHOWN = 6  # tensors named in an error
+
+
+def initialize(
+    traced: Traced,
+    structure: Structure,
+    scheme: Scheme,
+    options: Mapping[str, Option],
+    *,
+    leftovers: str = "error",
+    constructed: bool = True,
+    write: bool = True,
+) -> tuple[Assignment, ...]:
+    """The rule of every tensor, after its values were written (unless `write` is false).
+
+    Args:
+        traced: the model after rewriting; its parameters and buffers are overwritten.
+        leftovers: "error", "zeros" or "keep" for trainable tensors without a rule.
+        constructed: the module comes from a poisoned constructor, so that what is not NaN is a constant. Otherwise a
+            tensor may be kept only if it is a buffer, frozen, or has the same value everywhere.
+
+    Raises:
+        CoverageError: tensors without a rule, or values to be kept that were drawn at random.
+    """
+    state = traced.root.state_dict(keep_vars=True)
+    first = ties(state)
+    rules: dict[str, tuple[Layer, Tensor, Formula]] = {}
+    missing: list[str] = []
+    for layer in structure.layers:
+        given = scheme.fill(layer, structure, options)
+        for tensor in layer.tensors:
+            rule = None if given is None else given.get(tensor.local)
+            if rule is None:
+                rule = {"zeros": Constant(tensor.shape, 0.0), "keep": Kept(tensor.shape)}.get(leftovers)
+            if rule is None and tensor.buffer:
+                rule = Kept(tensor.shape)
+            if rule is None:
+                uses = f", {dict(layer.uses).get(tensor.local, '')}" if layer.uses else ""
+                missing.append(f"{tensor.name} ({'×'.join(map(str, tensor.shape)) or 'scalar'}, {layer.cls}{uses})")
+            else:
+                rules[tensor.name] = (layer, tensor, rule)
+    if missing:
+        raise CoverageError(
+            f"scheme {scheme.name} has no rule for {len(missing)} tensors",
+            where=", ".join(missing[:SHOWN]) + (" …" if len(missing) > SHOWN else ""),
+            expected="a rule for every trainable tensor",
+            fix="Pass --leftovers zeros or --leftovers keep to say what they should be, or use another scheme.",
+        )
+    drawn = [
+        name
+        for name, (_, tensor, rule) in rules.items()
+        if isinstance(rule, Kept) and first[name] == name and not _is_constant(state[name], tensor, constructed)
+    ]
+    if drawn:
+        raise CoverageError(
+            f"{len(drawn)} tensors would be kept as constructed, but their constructor drew them at random",
+            where=", ".join(drawn[:SHOWN]) + (" …" if len(drawn) > SHOWN else ""),
+            expected="constants",
+            fix="Pass --leftovers zeros, set them to constants before converting, or give the model as a factory.",
+        )
+    if write:
+        with torch.no_grad():
+            for name, (_, _, rule) in rules.items():
+                if first[name] == name and not isinstance(rule, Kept):
+                    _write(state[name], rule)
+    return tuple(
+        Assignment(tensor, layer.name, layer.role, rule.rule if first[name] == name else f"tied to {first[name]}")
+        for name, (layer, tensor, rule) in rules.items()
+    )
+
+
+def ties(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Every name of a state dict → the name it is stored under: the first, by its UTF-8 bytes, of the same tensor."""
+    names: dict[int, str] = {}
+    for name in sorted(state, key=lambda n: n.encode()):
+        names.setdefault(id(state[name]), name)
+    return {name: names[id(state[name])] for name in state}
+
+
+def _is_constant(value: torch.Tensor, tensor: Tensor, constructed: bool) -> bool:
+    if not value.is_floating_point() or value.numel() == 0:
+        return True
+    if bool(torch.isnan(value).any()):
+        return False
+    return constructed or not tensor.trainable or bool((value == value.reshape(-1)[0]).all())
+
+
+def _write(target: torch.Tensor, rule: Formula) -> None:
+    if isinstance(rule, Constant):
+        target.fill_(rule.value)
+    elif target.is_contiguous() and target.device.type == "cpu" and target.dtype in (torch.float32, torch.float64):
+        rule.fill(target.detach().numpy())
+    else:
+        values = torch.empty(target.shape, dtype=torch.float32)
+        rule.fill(values.numpy())
+        target.copy_(values)
+
+
+def nan_names(module: nn.Module) -> list[str]:
+    """Names of state dict tensors that hold a NaN: nothing random may slip through, so there must be none."""
+    return [
+        name
+        for name, value in module.state_dict().items()
+        if value.is_floating_point() and bool(torch.isnan(value.sum())) and bool(torch.isnan(value).any())
+    ]

@@ -1,0 +1,43 @@
+"""A layer that grows and has no skip is followed by a frozen Hadamard transform, so that the new channels are not empty.
+
+    before   C: n → d            after   T(C(·)), C = I*: the n channels are spread over all d
+
+For layers inside a residual branch and on the trunk; not for the last layer of a branch, for gates, heads and
+projections (which have transforms or zeros of their own), nor for a layer that makes queries, keys and values. [X]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+from ..graphs import add_module, insert_after
+from ..modules import HadamardTransform
+from ..records import Edit, Layer, Option, Structure
+
+NAME = "growth_transforms"
+
+
+def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
+    growing = {layer.name: layer for layer in structure.layers if _grows(layer)}
+    edits = []
+    for node in list(graph.nodes):
+        layer = growing.get(str(node.target)) if node.op == "call_module" else None
+        if layer is None or layer.geometry is None:
+            continue
+        g = layer.geometry
+        transform = HadamardTransform(g.out_channels, len(g.kernel), str(options["mixing"]), layer.name)
+        insert_after(graph, node, add_module(root, f"{layer.name}_transform", transform))
+        form = "" if transform.isometry else ", cropped from the next power of two: no isometry"
+        edits.append(Edit(NAME, layer.name, f"Hadamard transform over {g.out_channels} channels{form}"))
+    return edits
+
+
+def _grows(layer: Layer) -> bool:
+    g = layer.geometry
+    if g is None or layer.kind not in ("convolution", "linear") or layer.role not in ("branch", "trunk", "stem"):
+        return False
+    inputs = g.in_channels * (math.prod(g.kernel) if g.patchify else 1)
+    return g.out_channels > inputs and layer.parts == 1

@@ -1,0 +1,126 @@
+"""Layers inside a residual branch that keep their channels get a skip of their own, so that they can start at zero.
+
+Case 1, pre-activation blocks whose first layer makes the block's whole change of shape while the others keep it (the
+basic block): the shortcut joins after the first layer, and every other layer gets an identity skip.
+
+    before   y = C2(p2(C1(p1(x)))) + s(x)
+    after    h = C1(p1(x)) + s(x);  y = C2(p2(h)) + h
+
+Case 2, any other branch: each layer but the last that keeps its channels and sees more than one position (a 1×1 layer
+is left to the partial identity, as in the authors' bottleneck) gets a skip. In pre-activation order it goes around
+the activation and norm as well, otherwise around the layer alone. A strided layer's skip takes the positions under
+its centre tap.
+
+    before   g = C2(p2(h))            after   g = C2(p2(h)) + sub_s(h)
+
+[A] for the basic block and the bottleneck, [X] for branches in general.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+from ..graphs import insert_after, kind, tensors_in
+from ..layers import WEIGHT_KINDS, geometry
+from ..modules import subsample
+from ..records import Edit, Geometry, Join, Option, Structure
+
+NAME = "inner_skips"
+
+
+def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
+    nodes = {node.name: node for node in graph.nodes}
+    edits: list[Edit] = []
+    for join in structure.joins:
+        if not join.residual:
+            continue
+        chain = [nodes[name] for name in join.chain]
+        weights = [n for n in chain if kind(n, root) in WEIGHT_KINDS]
+        sizes = [geometry(root.get_submodule(str(n.target))) for n in weights]
+        if len(weights) < 2 or None in sizes:
+            if len(join.branch) > 1 and not chain:
+                edits.append(Edit(NAME, join.node, "no inner skips", False, join.reason))
+            continue
+        ends = [_end(root, chain, node) for node in weights]
+        known = [g for g in sizes if g is not None]
+        if join.order == "pre-activation" and _first_makes_the_change(join, known) and _same_shapes(nodes, join, ends, known):
+            edits.append(_early_shortcut(graph, nodes, join, weights, ends, known))
+        else:
+            for i, node in enumerate(weights[:-1]):
+                before = (ends[i - 1] if i else nodes[join.fork]) if join.order == "pre-activation" else tensors_in(node)[0]
+                edits += _own_skip(graph, before, node, ends[i], known[i])
+    return edits
+
+
+def centre_sides(g: Geometry) -> tuple[tuple[int, int], ...]:
+    """What a subsampling by the layer's stride has to crop (left, right) per dimension to read under the centre tap k//2."""
+    sides = []
+    for k, d, (left, right) in zip(g.kernel, g.dilation, g.padding, strict=True):
+        centre = d * (k // 2)
+        sides.append((centre - left, d * (k - 1) - centre - right))
+    return tuple(sides)
+
+
+def _end(root: nn.Module, chain: list[fx.Node], node: fx.Node) -> fx.Node:
+    """The last of the scalar biases and scales that directly follow the layer, or the layer."""
+    at = chain.index(node)
+    while at + 1 < len(chain) and kind(chain[at + 1], root) in ("bias", "scale", "transform"):
+        at += 1
+    return chain[at]
+
+
+def _keeps(g: Geometry) -> bool:
+    return g.in_channels == g.out_channels and not g.transposed
+
+
+def _first_makes_the_change(join: Join, sizes: list[Geometry]) -> bool:
+    return not sizes[0].transposed and all(_keeps(g) and max(g.stride, default=1) == 1 for g in sizes[1:])
+
+
+def _same_shapes(nodes: Mapping[str, fx.Node], join: Join, ends: list[fx.Node], sizes: list[Geometry]) -> bool:
+    """Whether the shortcut fits the first layer's output, and every skip the output of the layer it goes around."""
+    values = [nodes[join.shortcut_node], *ends[:-1]]
+    shapes = [value.meta.get("shape") for value in values]
+    return None not in shapes and len({*shapes, nodes[join.branch_node].meta.get("shape")}) == 1
+
+
+def _early_shortcut(
+    graph: fx.Graph,
+    nodes: Mapping[str, fx.Node],
+    join: Join,
+    weights: list[fx.Node],
+    ends: list[fx.Node],
+    sizes: list[Geometry],
+) -> Edit:
+    carried = nodes[join.shortcut_node]
+    for end in ends[:-1]:
+        skip = carried
+        carried = insert_after(graph, end, operator.add, lambda n, skip=skip: (n, skip))  # type: ignore[misc]
+        carried.meta["order"] = "pre-activation"
+    node = nodes[join.node]
+    node.args = tuple(carried if a is nodes[join.shortcut_node] else a for a in node.args)
+    names = ", ".join(str(n.target) for n in weights[1:])
+    return Edit(NAME, join.node, f"the shortcut joins after {weights[0].target}; identity skips around {names}")
+
+
+def _own_skip(graph: fx.Graph, before: fx.Node, node: fx.Node, end: fx.Node, g: Geometry) -> list[Edit]:
+    """A skip from `before` to `end` if the layer keeps its channels and sees more than one position."""
+    if not _keeps(g) or max(g.kernel, default=1) == 1:
+        return []
+    read = tensors_in(node)[0]
+    if before is not read and before.meta.get("shape") != read.meta.get("shape"):
+        reason = "what stands before the layer changes the shape"
+        return [Edit(NAME, str(node.target), "no skip of its own", False, reason)]
+    sides = centre_sides(g)
+    skip = before
+    if max(g.stride) > 1 or any(map(any, sides)):
+        with graph.inserting_after(before):
+            skip = graph.call_function(subsample, (before, g.stride, sides))
+        skip.meta["shape"] = end.meta.get("shape")
+    made = insert_after(graph, end, operator.add, lambda n: (n, skip))
+    made.meta["order"] = "pre-activation"
+    what = "identity skip" if skip is before else f"skip that takes every {'×'.join(map(str, g.stride))} position"
+    return [Edit(NAME, str(node.target), what)]

@@ -1,0 +1,29 @@
+"""ReLU and ReLU6 get the derivative 1 at exactly 0.
+
+Behind a zero layer every activation sits at 0. With torch's derivative of 0 there, the layer would never move.
+Source: the authors' first release of ZerO. [A]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+from ..graphs import relu_kind
+from ..modules import relu0, relu6_0
+from ..records import Edit, Option, Structure
+
+
+def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
+    count = 0
+    for node in list(graph.nodes):
+        which = relu_kind(node, root)
+        if which:
+            with graph.inserting_before(node):
+                made = graph.call_function(relu0 if which == "relu" else relu6_0, (node.all_input_nodes[0],))
+            made.meta["shape"] = node.meta.get("shape")
+            node.replace_all_uses_with(made)
+            graph.erase_node(node)
+            count += 1
+    return [Edit("relu_derivative", "*", f"{count} ReLUs with derivative 1 at 0")] if count else []

@@ -1,0 +1,98 @@
+"""The first layer gets a parallel path of padding and a frozen Hadamard transform, so that it can start at zero.
+
+    t = C0(x) + T(pad(q(x)))
+
+q is the identity for stride 1. For a larger stride it is the net's own max-pool if that gives C0's output size for
+every input (as in a ResNet), else the positions under C0's centre tap. `pad` appends zero channels up to C0's outputs.
+Only for first layers that grow; one that keeps or shrinks starts as a partial identity, and one that cuts patches as
+a partial identity of the flattened patch. [A] for the ResNet stems, [X] in general.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.pooling import _MaxPoolNd
+
+from ..graphs import add_module, insert_after, kind, only_user, tensors_in
+from ..modules import HadamardTransform, pad_channels, subsample
+from ..records import Edit, Geometry, Option, Structure
+from .inner_skips import centre_sides
+
+NAME = "stem_skip"
+
+
+def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
+    stems = {layer.name: layer.geometry for layer in structure.layers if layer.role == "stem"}
+    edits = []
+    for node in list(graph.nodes):
+        g = stems.get(str(node.target)) if node.op == "call_module" else None
+        if g is None or kind(node, root) not in ("convolution", "linear"):
+            continue
+        if g.out_channels > g.in_channels and not g.patchify and not g.transposed:
+            edits.append(_skip(root, graph, node, g, str(options["mixing"])))
+    return edits
+
+
+def _skip(root: nn.Module, graph: fx.Graph, node: fx.Node, g: Geometry, mixing: str) -> Edit:
+    path, trailing = str(node.target), len(g.kernel)
+    value = tensors_in(node)[0]
+    pool = _own_pool(root, node, g) if max(g.stride, default=1) > 1 else None
+    with graph.inserting_after(node):
+        if pool is not None:
+            source = pool.all_input_nodes[0]
+            args = tuple(value if a is source else a for a in pool.args)
+            q, what = graph.create_node(pool.op, pool.target, args, pool.kwargs), "the net's own max-pool"
+        elif trailing and (max(g.stride) > 1 or any(map(any, centre_sides(g)))):
+            q, what = graph.call_function(subsample, (value, g.stride, centre_sides(g))), "subsampling"
+        else:
+            q, what = value, "identity"
+    with graph.inserting_after(q if q is not value else node):
+        padded = graph.call_function(pad_channels, (q, g.out_channels, trailing))
+    transform = HadamardTransform(g.out_channels, trailing, mixing, path)
+    with graph.inserting_after(padded):
+        skip = graph.call_module(add_module(root, f"{path}_transform", transform), (padded,))
+    for new in (q, padded, skip):
+        if new is not value:
+            new.meta["shape"] = node.meta.get("shape")
+    insert_after(graph, node, operator.add, lambda n: (n, skip))
+    return Edit(NAME, path, f"parallel skip: {what}, zero channels up to {g.out_channels}, Hadamard transform")
+
+
+def _own_pool(root: nn.Module, node: fx.Node, g: Geometry) -> fx.Node | None:
+    """The first max-pool behind the layer, if its output size equals the layer's for every input size."""
+    at: fx.Node | None = node
+    while at is not None:
+        at = only_user(at)
+        if at is None or kind(at, root) not in ("norm", "activation", "drop", "pool"):
+            return None
+        if kind(at, root) == "pool":
+            return at if _pool_size(root, at, g) else None
+    return None
+
+
+def _pool_size(root: nn.Module, node: fx.Node, g: Geometry) -> bool:
+    """out = floor((L + 2p - d(k - 1) - 1) / s) + 1 for both: equal for every L if s and 2p - d(k - 1) are."""
+    dims = len(g.kernel)
+
+    def each(value: object) -> tuple[int, ...]:
+        return tuple(value) if isinstance(value, tuple | list) else (int(value),) * dims  # type: ignore[call-overload]
+
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        if not isinstance(module, _MaxPoolNd) or module.ceil_mode:
+            return False
+        kernel, stride, padding, dilation = module.kernel_size, module.stride, module.padding, module.dilation
+    elif node.target in (F.max_pool1d, F.max_pool2d, F.max_pool3d) and not node.kwargs.get("ceil_mode", False):
+        names = ("input", "kernel_size", "stride", "padding", "dilation")
+        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        kernel = given["kernel_size"]
+        stride, padding, dilation = given.get("stride") or kernel, given.get("padding", 0), given.get("dilation", 1)
+    else:
+        return False
+    own = [2 * p - d * (k - 1) for k, p, d in zip(each(kernel), each(padding), each(dilation), strict=True)]
+    layer = [sum(p) - d * (k - 1) for k, p, d in zip(g.kernel, g.padding, g.dilation, strict=True)]
+    return own == layer and each(stride) == g.stride

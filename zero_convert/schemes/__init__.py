@@ -1,0 +1,89 @@
+"""Initialize: one paper, one file. The folder is the registry; this file only finds, names and checks. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import pkgutil
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+from ..errors import UsageError
+from ..records import Option
+from ..scheme import OptionSpec, Scheme
+
+
+def names() -> tuple[str, ...]:
+    """Names of all schemes, sorted: the files of this folder, without those that begin with an underscore."""
+    found = sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+    return tuple(name.replace("_", "-") for name in found)
+
+
+def get(name: str) -> Scheme:
+    """The scheme of this name or alias.
+
+    Raises:
+        UsageError: there is none; the message names the nearest.
+    """
+    aliases = {alias: known for known in names() for alias in _load(known).aliases}
+    known = aliases.get(name, name)
+    if known in names():
+        return _load(known)
+    near = difflib.get_close_matches(name, [*names(), *aliases], 1, 0.5)
+    raise UsageError(
+        "unknown scheme",
+        got=repr(name),
+        expected="one of " + ", ".join(names()),
+        fix=f"Did you mean {near[0]}?" if near else "`zero-convert schemes` lists them.",
+    )
+
+
+def _load(name: str) -> Scheme:
+    scheme: Scheme = import_module(f".{name.replace('-', '_')}", __name__).SCHEME
+    return scheme
+
+
+def parse_options(scheme: Scheme, pairs: Sequence[str]) -> dict[str, Option]:
+    """Options from `key=value` texts, defaults filled in.
+
+    Raises:
+        UsageError: a text without "=", an option or a value that the scheme does not have, or one given twice.
+    """
+    given: dict[str, Option] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError("an option needs a value", where="--set", got=repr(pair), expected="key=value")
+        if key in given:
+            raise UsageError("an option is given twice", where="--set", got=key)
+        given[key] = value
+    return complete_options(scheme, given)
+
+
+def complete_options(scheme: Scheme, given: Mapping[str, Option]) -> dict[str, Option]:
+    """The given options checked, the others at their defaults, in the scheme's order.
+
+    Raises:
+        UsageError: as for `parse_options`.
+    """
+    specs = {spec.name: spec for spec in scheme.options}
+    for key, value in given.items():
+        if key not in specs:
+            near = difflib.get_close_matches(key, specs, 1, 0.5)
+            raise UsageError(
+                f"scheme {scheme.name} has no such option",
+                where="--set",
+                got=repr(key),
+                expected="one of " + ", ".join(specs),
+                fix=f"Did you mean {near[0]}?" if near else f"`zero-convert schemes {scheme.name}` explains them.",
+            )
+        spec: OptionSpec = specs[key]
+        if value not in spec.choices:
+            near = difflib.get_close_matches(str(value), spec.choices, 1, 0.5)
+            raise UsageError(
+                f"option {key} of scheme {scheme.name} has no such value",
+                where="--set",
+                got=repr(value),
+                expected="one of " + ", ".join(spec.choices),
+                fix=f"Did you mean {near[0]}?" if near else "",
+            )
+    return {name: given.get(name, spec.default) for name, spec in specs.items()}

@@ -1,0 +1,48 @@
+"""The shape of every value in a graph, from a run on fake tensors: no memory, no arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+
+from ..errors import TraceError
+from ..locate import user_frame
+
+
+class _Recorder(fx.Interpreter):
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["shape"] = tuple(value.shape) if isinstance(value, torch.Tensor) else None
+        if n.op == "output":
+            tensors = [v for v in tree_leaves(value) if isinstance(v, torch.Tensor)]
+            n.meta["outputs"] = tuple((tuple(v.shape), str(v.dtype).removeprefix("torch.")) for v in tensors)
+        return value
+
+
+def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequence[Any]) -> None:
+    """Writes `node.meta["shape"]` (None for what is no tensor) for every node of the graph.
+
+    Raises:
+        TraceError: the forward fails for these inputs; the message names the node and the module's source line.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = _Recorder(module, graph=graph, garbage_collect_values=True)
+    recorder.extra_traceback = False
+    try:
+        with torch.no_grad(), mode:
+            fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in example_inputs]
+            recorder.run(*fakes)
+    except Exception as error:
+        shapes = ", ".join("×".join(map(str, x.shape)) if isinstance(x, torch.Tensor) else repr(x) for x in example_inputs)
+        raise TraceError(
+            "the model's forward fails for the example input",
+            where=f"{type(module).__qualname__} {user_frame(error, module)}".strip(),
+            got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300],
+            expected=f"an output for inputs of shape {shapes}",
+            fix="Give example inputs that fit the model (--input 1x3x224x224, or example_inputs= in Python).",
+        ) from error

@@ -1,0 +1,70 @@
+"""The fx tracer: known layers are leaves, optional arguments take their defaults."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Collection
+from typing import Any
+
+from torch import fx, nn
+
+from ..layers import is_layer
+
+
+class TraceFailure(Exception):
+    """What stopped fx, and the path of the innermost submodule it happened in ("" is the model itself)."""
+
+    def __init__(self, path: str, cause: Exception) -> None:
+        super().__init__(path)
+        self.path, self.cause = path, cause
+
+
+class LayerTracer(fx.Tracer):
+    """Records the first `inputs` arguments of `forward`; the others take their defaults.
+
+    Args:
+        leaves: paths of submodules to keep whole besides the known layers.
+        inputs: how many positional arguments the example inputs give.
+    """
+
+    def __init__(self, leaves: Collection[str], inputs: int) -> None:
+        super().__init__()
+        self._leaves, self._inputs = frozenset(leaves), inputs
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self._leaves or is_layer(m)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except TraceFailure:
+            raise
+        except Exception as error:
+            raise TraceFailure(self.path_of_module(m), error) from error
+
+    def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
+        try:
+            graph = super().trace(root, concrete_args)
+        except TraceFailure:
+            raise
+        except Exception as error:
+            raise TraceFailure("", error) from error
+        for node in reversed(graph.nodes):  # `x, _ = attention(…)` leaves a part that nobody reads
+            if node.target is operator.getitem and not node.users:
+                graph.erase_node(node)
+        return graph
+
+    def create_args_for_root(  # type: ignore[override]
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        names = []
+        for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                names += [f"{parameter.name}_{i}" for i in range(self._inputs - len(names))]
+            elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                names.append(parameter.name)
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in names[: self._inputs]]
+        return root_fn, [self.root, *proxies]
