@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx, nn
+
+from .records import Assignment, Option, Structure
+from .scheme import Scheme
 
 
 @dataclass(frozen=True)
@@ -31,3 +36,24 @@ class Traced:
     def graphs(self) -> tuple[fx.Graph, ...]:
         """The distinct graphs: training first."""
         return (self.train,) if self.train is self.evaluate else (self.train, self.evaluate)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A converted model with everything that a check may ask about. Checks leave it as they found it.
+
+    Attributes:
+        traced: the converted module and its graphs (`traced.root` is the module that the user gets).
+        structure: of the converted module; joins carry node names of `traced.train`.
+        assignments: the rule of every tensor.
+        inputs: example inputs on the CPU.
+        outputs: "train" and "evaluate" → ((shape, dtype), …) of the tensors that the original model returned.
+    """
+
+    traced: Traced
+    structure: Structure
+    scheme: Scheme
+    options: Mapping[str, Option]
+    assignments: tuple[Assignment, ...]
+    inputs: tuple[Any, ...]
+    outputs: Mapping[str, tuple[tuple[tuple[int, ...], str], ...]]
