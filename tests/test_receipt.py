@@ -75,6 +75,7 @@ def test_a_receipt_is_the_text_that_the_design_spells(tmp_path: Path, receipt: d
     obj = json.loads(text)
     assert list(obj) == ["identity", "run"]
     assert list(obj["identity"]) == ["edits", "file", "fingerprint", "recipe", "tensors", "weights_digest"]
+    assert list(obj["identity"]["tensors"]) == ["fc.bias", "n"]  # in the file it is the other way round
     assert obj["identity"]["tensors"]["fc.bias"] == {
         "digest": written().leaves["fc.bias"],
         "dtype": "F32",
