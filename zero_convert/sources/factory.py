@@ -1,0 +1,223 @@
+"""The user's own code: `package.module:factory` and `path/file.py:factory`, and what any builder can do wrong.
+
+A factory is a function or class that returns an nn.Module, or such a module itself. Importing and calling it is
+running it: the user asked for that by typing its name. No model library is known here.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from zero_convert.errors import LoadError, UsageError, ZeroConvertError
+from zero_convert.sources.inputs import guess
+
+# sys.modules names of the files we run: never those of an installed module, always importable by pickle.
+FILE_MODULE = "zero_convert_file_"
+
+
+class Origin:
+    """Factories by name; the same questions as the files of the model libraries answer.
+
+    Args:
+        folders: where to look for a file besides the current folder.
+    """
+
+    def __init__(self, folders: Sequence[str] = ()) -> None:
+        self._folders = tuple(folders)
+
+    def known(self, name: str) -> bool:
+        return ":" in name
+
+    def canonical(self, name: str) -> str:
+        """`name` without folders, so that it means the same on every machine."""
+        place, _, factory = name.rpartition(":")
+        return f"{Path(place).name}:{factory}" if place.endswith(".py") else name
+
+    def build(self, name: str, args: Mapping[str, Any]) -> Any:
+        place, _, attribute = name.rpartition(":")
+        if not place or not attribute:
+            raise UsageError(
+                "this names no factory", got=repr(name), expected="package.module:factory or file.py:factory"
+            )
+        if place.endswith(".py"):
+            path = self._find(place)
+            with _importable(path.parent):
+                made = _call(_attribute(_run(path), attribute, place), args)
+        else:
+            with _importable(Path.cwd()):
+                made = _call(_attribute(_import(place), attribute, place), args)
+        return made
+
+    def example_inputs(self, name: str, module: nn.Module) -> tuple[Any, ...] | None:
+        return guess(module)
+
+    def _find(self, place: str) -> Path:
+        for path in (Path(place), *(Path(folder) / Path(place).name for folder in self._folders)):
+            if path.is_file():
+                return path.resolve()
+        raise UsageError("no such file", where=place, fix="Give the path to the file that defines the model.")
+
+
+def checked(build: Callable[[], Any], model: str, args: Mapping[str, Any]) -> nn.Module:
+    """The module that `build` returns; whatever it does instead becomes one of our errors.
+
+    Raises:
+        UsageError: an argument the builder does not take, or a missing one.
+        LoadError: it raised (type, message and line of the user's code), or returned no nn.Module.
+    """
+    try:
+        made = build()
+    except ZeroConvertError:
+        raise
+    except (Exception, SystemExit) as error:
+        refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if isinstance(error, TypeError) and refused and refused[1] in args:
+            raise UsageError(
+                f"the model takes no argument {refused[1]!r}", where=model, fix="Check --model-arg."
+            ) from error
+        raise LoadError("building the model failed", where=model, got=_spell(error) + _place(error)) from error
+    if not isinstance(made, nn.Module):
+        raise LoadError(
+            "the factory returned no module",
+            where=model,
+            got=f"an object of type {type(made).__module__}.{type(made).__qualname__}",
+            expected="an nn.Module",
+        )
+    lazy = [n for n, p in made.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise LoadError(
+            "the model has parameters without a shape",
+            where=f"{model}, {lazy[0]}",
+            got=f"{len(lazy)} lazy parameters",
+            fix="Give the layers their input sizes, or run one forward pass in the factory.",
+        )
+    return made
+
+
+def on_cpu(module: nn.Module, model: str) -> nn.Module:
+    """The same module with its tensors on the CPU.
+
+    Raises:
+        LoadError: a tensor is on the meta device: it has no values to move.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            raise LoadError("a tensor has no values", where=f"{model}, {name}", got="the meta device")
+    return module.cpu()
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy on the CPU; ties between parameters are kept.
+
+    Raises:
+        LoadError: the module cannot be copied.
+    """
+    name = type(module).__qualname__
+    try:
+        twin = copy.deepcopy(module)
+    except Exception as error:
+        raise LoadError(
+            "the module cannot be copied", where=name, got=_spell(error), fix="Give a function that builds it."
+        ) from error
+    return on_cpu(checked(lambda: twin, name, {}), name)
+
+
+def source_of(module: nn.Module) -> str:
+    """Qualified name of the module's class: "torchvision.models.resnet.ResNet", "net.Net" for a file net.py."""
+    cls = type(module)
+    return f"{cls.__module__.removeprefix(FILE_MODULE)}.{cls.__qualname__}"
+
+
+def _call(factory: Any, args: Mapping[str, Any]) -> Any:
+    if isinstance(factory, nn.Module):
+        if args:
+            raise UsageError("a module that exists already takes no arguments", got=", ".join(args))
+        return copy.deepcopy(factory)
+    if not callable(factory):
+        return factory  # `checked` says what it is
+    try:
+        inspect.signature(factory).bind(**args)
+    except TypeError as error:
+        raise UsageError(f"the factory cannot be called this way: {error}", fix="Check --model-arg.") from error
+    except ValueError:  # written in C: no signature to ask
+        pass
+    return factory(**args)
+
+
+def _attribute(module: ModuleType, path: str, place: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        if not hasattr(value, part):
+            own = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []
+            close = difflib.get_close_matches(part, own, n=1)
+            raise UsageError(
+                "no such factory", where=place, got=repr(path), fix=f"Did you mean {close[0]}?" if close else ""
+            )
+        value = getattr(value, part)
+    return value
+
+
+def _import(place: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name and (place == error.name or place.startswith(error.name + ".")):
+            raise UsageError(
+                "no such Python module", got=repr(error.name), fix="Check the spelling, or give file.py:factory."
+            ) from error
+        raise
+
+
+def _run(path: Path) -> ModuleType:
+    """The file, executed afresh: a second load must not meet the first one's tensors."""
+    name = FILE_MODULE + path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError("this is no Python file", got=str(path))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """As for `python file.py`: modules beside it can be imported."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+def _spell(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def _place(error: BaseException) -> str:
+    """ " at file:line" of the last frame that is the user's; else of the library's last one; "" if all are ours."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" at {os.path.basename(error.filename)}:{error.lineno}"
+    ours = str(Path(__file__).parent.parent)
+    libraries = [sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((ours, "<"))]
+    inside = [f for f in frames if not f.filename.startswith(tuple(libraries))] or frames
+    return f" at {os.path.basename(inside[-1].filename)}:{inside[-1].lineno}" if inside else ""

@@ -1,0 +1,98 @@
+"""The 121 builders of torchvision.models: names, construction without weights, and the input sizes of its presets.
+
+Imports torchvision inside functions only, so that naming an origin costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from zero_convert.sources.inputs import reference_tensor
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Side of the image where the architecture fixes it and no attribute of the module tells.
+SIDES = {"inception_v3": 299, "quantized_inception_v3": 299, "ssd300_vgg16": 300, "ssdlite320_mobilenet_v3_large": 320}
+# Frames and side of the clips that the video presets cut.
+CLIPS = {"mvit": (16, 224), "swin3d": (16, 224), "s3d": (16, 224), "r3d": (16, 112), "mc3": (16, 112)}
+CLIPS["r2plus1d"] = CLIPS["r3d"]
+FLOW_SIDE = 128  # RAFT divides by 8 and pools three times more
+
+
+def available() -> bool:
+    return importlib.util.find_spec("torchvision") is not None
+
+
+def names() -> list[str]:
+    from torchvision import models
+
+    return sorted(models.list_models())
+
+
+def known(name: str) -> bool:
+    return name in names()
+
+
+def build(name: str, args: dict[str, Any]) -> nn.Module:
+    """The network with values as constructed; no weights, no weights of a backbone."""
+    from torchvision import models
+
+    builder = models.get_model_builder(name)
+    parameters = inspect.signature(builder).parameters
+    without = {key: None for key in ("weights", "weights_backbone") if key in parameters}
+    with warnings.catch_warnings():
+        # GoogLeNet and Inception announce another random initialization: it is not drawn here anyway.
+        warnings.filterwarnings("ignore", "The default weight initialization", FutureWarning)
+        module: nn.Module = builder(**{**without, **args})
+    return module
+
+
+def example_inputs(name: str, module: nn.Module) -> tuple[Any, ...]:
+    """One image (1, 3, S, S), one clip (1, 3, T, S, S), two frames for optical flow, a list of images for detection."""
+    kind = _kind(name)
+    if kind == "optical_flow":
+        frame = reference_tensor((1, 3, FLOW_SIDE, FLOW_SIDE))
+        return frame, frame.flip(-1)
+    if kind == "video":
+        frames, side = next(size for prefix, size in CLIPS.items() if name.startswith(prefix))
+        return (reference_tensor((1, 3, frames, side, side)),)
+    side = SIDES.get(name, 224)
+    size = getattr(module, "image_size", side)
+    side = size if isinstance(size, int) else side
+    if kind == "detection":
+        return ([reference_tensor((3, side, side))],)
+    return (reference_tensor((1, 3, side, side)),)
+
+
+def candidates(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Builders that live in the same file as the module's class; as they are, then with its number of classes."""
+    from torch import nn
+    from torchvision import models
+
+    home = type(module).__module__
+    if not home.startswith("torchvision.models."):
+        return
+    outputs = [
+        layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        for layer in module.modules()
+        if isinstance(layer, (nn.Linear, nn.Conv2d))
+    ]
+    here = [name for name in names() if models.get_model_builder(name).__module__ == home]
+    for name in here:
+        yield name, {}
+    for name in here:
+        if outputs:
+            yield name, {"num_classes": outputs[-1]}
+
+
+def _kind(name: str) -> str:
+    """The package of the builder: "detection", "segmentation", "video", "optical_flow", …"""
+    from torchvision import models
+
+    package: str = models.get_model_builder(name).__module__.split(".")[2]
+    return package
