@@ -39,6 +39,8 @@ class ConvertedModule(nn.Module):
         for path, module in root.named_modules():
             if path in called:
                 made._place(path, module)
+            elif path in kept and path and not module._modules:
+                made._place(path, module)  # a layer whose weights a function reads
             elif path in kept:
                 holder = made._holder(path)
                 for name, parameter in module._parameters.items():
@@ -46,6 +48,8 @@ class ConvertedModule(nn.Module):
                 for name, buffer in module._buffers.items():
                     holder.register_buffer(name, buffer, name not in module._non_persistent_buffers_set)
         made._prune()
+        for target in dict.fromkeys(str(n.target) for g in (train, evaluate) for n in g.nodes if n.op == "get_attr"):
+            made._constant(root, target)
         made.training = root.training
         made._set_graphs(train, evaluate)
         return made
@@ -61,6 +65,17 @@ class ConvertedModule(nn.Module):
     def _place(self, path: str, module: nn.Module) -> None:
         parent, _, name = path.rpartition(".")
         self._holder(parent).add_module(name, module)
+
+    def _constant(self, root: nn.Module, target: str) -> None:
+        """A tensor that tracing found in the code, not among parameters and buffers: kept outside the state dict."""
+        path, _, name = target.rpartition(".")
+        holder = self._holder(path)
+        if not hasattr(holder, name):
+            value = getattr(root.get_submodule(path), name)
+            if isinstance(value, torch.Tensor):
+                holder.register_buffer(name, value, persistent=False)
+            else:
+                setattr(holder, name, value)
 
     def _prune(self) -> None:
         """Takes away containers that hold nothing."""

@@ -5,7 +5,7 @@ Asks the scheme layer by layer and writes the formulas into the module's own ten
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -27,12 +27,14 @@ def initialize(
     *,
     leftovers: str = "error",
     constructed: bool = True,
+    drawn: Collection[str] = (),
     write: bool = True,
 ) -> tuple[Assignment, ...]:
     """The rule of every tensor, after its values were written (unless `write` is false).
 
     Args:
         traced: the model after rewriting; its parameters and buffers are overwritten.
+        drawn: names of integer tensors that a constructor drew at random.
         leftovers: "error", "zeros" or "keep" for trainable tensors without a rule.
         constructed: the module comes from a poisoned constructor, so that what is not NaN is a constant. Otherwise a
             tensor may be kept only if it is a buffer, frozen, or has the same value everywhere.
@@ -64,15 +66,17 @@ def initialize(
             expected="a rule for every trainable tensor",
             fix="Pass --leftovers zeros or --leftovers keep to say what they should be, or use another scheme.",
         )
-    drawn = [
+    random = [
         name
         for name, (_, tensor, rule) in rules.items()
-        if isinstance(rule, Kept) and first[name] == name and not _is_constant(state[name], tensor, constructed)
+        if isinstance(rule, Kept)
+        and first[name] == name
+        and (name in drawn or not _is_constant(state[name], tensor, constructed))
     ]
-    if drawn:
+    if random:
         raise CoverageError(
-            f"{len(drawn)} tensors would be kept as constructed, but their constructor drew them at random",
-            where=", ".join(drawn[:SHOWN]) + (" …" if len(drawn) > SHOWN else ""),
+            f"{len(random)} tensors would be kept as constructed, but their constructor drew them at random",
+            where=", ".join(random[:SHOWN]) + (" …" if len(random) > SHOWN else ""),
             expected="constants",
             fix="Pass --leftovers zeros, set them to constants before converting, or give the model as a factory.",
         )

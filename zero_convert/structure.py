@@ -27,6 +27,7 @@ SAFETENSORS_DTYPES = {
     **{"complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0"},
 }
 INDEXING = frozenset({operator.getitem, F.embedding, torch.index_select, "index_select"})
+ARGUMENTS = {"logit_scale": "temperature", "relative_position_bias_table": "indexed"}  # of the libraries' own functions
 PASSIVE = frozenset({"drop", "transform"})  # on a shortcut these leave it an identity up to a frozen mixing
 
 
@@ -317,7 +318,14 @@ class _Analysis:
         return roles
 
     def _stems(self) -> list[fx.Node]:
-        return [n for n in self.weights if not any(m is not n and self.reach.reaches(m, n) for m in self.weights)]
+        """Weight layers that an input reaches without passing another."""
+        inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
+        return [
+            n
+            for n in self.weights
+            if any(self.reach.reaches(i, n) for i in inputs)
+            and not any(m is not n and self.reach.reaches(m, n) for m in self.weights)
+        ]
 
     def _heads(self) -> list[fx.Node]:
         """Weight layers with none after them, whose values reach the output."""
@@ -349,8 +357,8 @@ class _Analysis:
             if len([n for n in user.all_input_nodes if not is_size(n)]) == 1 and self.kinds[user] == "other":
                 node = user
                 continue
-            if user.op == "call_function" and _argument_of(user, node) == "logit_scale":
-                return "temperature"
+            if user.op == "call_function" and (use := ARGUMENTS.get(_argument_of(user, node))):
+                return use
             return names.get(self.kinds[user], "read")
 
     def _geometry(self, node: fx.Node) -> Geometry | None:

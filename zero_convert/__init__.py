@@ -1,0 +1,50 @@
+"""A deterministic start for any PyTorch network.
+
+    import zero_convert as zc
+
+    result = zc.convert("resnet50", scheme="zero-2021", options={"mixing": "permute"})
+    result.module            # the rewritten network, every parameter filled by a closed formula
+    result.plan              # every edit and every tensor's rule
+    result.checks            # measured answers
+    result.weights_digest    # 64 hex digits that stand for the weights
+    result.save("zero_r50.safetensors")
+    zc.load("zero_r50.safetensors")
+
+`convert` also takes any `nn.Module`, with `example_inputs=(x,)`. Importing this package does not import torch; the
+first use of a name above does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from .errors import ZeroConvertError as ZeroConvertError
+
+if TYPE_CHECKING:
+    from .pipeline import Inspection as Inspection
+    from .pipeline import Result as Result
+    from .pipeline import Saved as Saved
+    from .pipeline import convert as convert
+    from .pipeline import inspect_model as inspect_model
+    from .pipeline import load as load
+    from .pipeline import plan as plan
+
+_PIPELINE = ("Inspection", "Result", "Saved", "convert", "inspect_model", "load", "plan")
+__all__ = ["Inspection", "Result", "Saved", "ZeroConvertError", "convert", "inspect_model", "load", "plan"]
+
+try:
+    __version__ = version("zero-convert")
+except PackageNotFoundError:
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PIPELINE:
+        return getattr(import_module(".pipeline", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
