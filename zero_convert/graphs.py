@@ -40,11 +40,12 @@ POOLS: frozenset[Any] = frozenset(
         *(subsample, pad_channels, F.pad, F.interpolate),
     }
 )
+IDENTITIES: frozenset[Any] = frozenset({"contiguous", "clone", torch.clone})
 DROPS: frozenset[Any] = frozenset({F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout})
 
 
 def kind(node: fx.Node, root: nn.Module) -> str:
-    """What the node does: a kind of `layers.kind_of`, or "add", "multiply", "concatenate", "parameter", "opaque", "other"."""
+    """What the node does: a kind of `layers.kind_of`, or "add", "multiply", "concatenate", "parameter", "identity", "opaque", "other"."""
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         known = kind_of(module)
@@ -61,6 +62,7 @@ def kind(node: fx.Node, root: nn.Module) -> str:
         (ACTIVATIONS, "activation"),
         (POOLS, "pool"),
         (DROPS, "drop"),
+        (IDENTITIES, "identity"),
     ):
         if target in targets:
             return name

@@ -68,9 +68,14 @@ def kind_of(module: nn.Module) -> str:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether tracing keeps the module whole: a known layer, or a torch.nn module without children."""
+    """Whether tracing keeps the module whole: a known layer, or a torch.nn module without children.
+
+    `nn.Identity` and empty containers leave no trace.
+    """
     return bool(kind_of(module)) or (
-        type(module).__module__.startswith("torch.nn.") and next(module.children(), None) is None
+        type(module).__module__.startswith("torch.nn.")
+        and next(module.children(), None) is None
+        and not isinstance(module, nn.Identity | nn.Sequential)
     )
 
 

@@ -28,7 +28,7 @@ SAFETENSORS_DTYPES = {
 }
 INDEXING = frozenset({operator.getitem, F.embedding, torch.index_select, "index_select"})
 ARGUMENTS = {"logit_scale": "temperature", "relative_position_bias_table": "indexed"}  # of the libraries' own functions
-PASSIVE = frozenset({"drop", "transform"})  # on a shortcut these leave it an identity up to a frozen mixing
+PASSIVE = frozenset({"drop", "identity", "transform"})  # on a shortcut these leave it an identity up to a frozen mixing
 
 
 def analyze(traced: Traced, graph: fx.Graph | None = None) -> Structure:
