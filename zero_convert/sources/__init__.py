@@ -7,7 +7,8 @@ One file per origin (`torchvision.py`, `timm.py`; `factory.py` for the user's ow
     known(name) -> bool
     build(name, args) -> nn.Module           called under the poisoned constructor
     example_inputs(name, module) -> tuple    by the library's own conventions
-    candidates(module) -> [(name, args), …]  names that may have built a live module, likeliest first
+    candidates(module) -> [(name, args), …]  names that may have built a live module, and the arguments to try
+                                             where the builder's own defaults make the same modules but other sizes
 
 `ORIGINS` orders them for bare names. Nothing here traces a model or looks at its structure.
 """
@@ -241,7 +242,7 @@ def _convention(module: nn.Module, found: tuple[str, Mapping[str, Any]] | None) 
 
 
 def known_candidates(module: nn.Module) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(origin, name, arguments) that may have built `module`, from every library that is already imported."""
+    """(origin, name, arguments to try after none) for `module`, from every library that is already imported."""
     for prefix in ORIGINS:
         if prefix in sys.modules:
             for name, arguments in _origin(prefix).candidates(module):

@@ -18,22 +18,9 @@ from torch import nn
 
 from zero_convert.errors import UsageError
 
-DTYPES = {
-    name: getattr(torch, name)
-    for name in [
-        "float32",
-        "float64",
-        "float16",
-        "bfloat16",
-        "int64",
-        "int32",
-        "int16",
-        "int8",
-        "uint8",
-        "bool",
-        "complex64",
-    ]
-}
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _FLOATS + _INTEGERS}
 MAX_ELEMENTS = 1 << 30
 
 # Sides tried for a network that was not built by a library. A first convolution with a stride expects photographs,

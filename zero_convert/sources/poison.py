@@ -30,41 +30,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zero_convert.errors import LoadError
 
-RANDOM = frozenset(
-    [
-        "uniform",
-        "normal",
-        "normal_functional",
-        "rand",
-        "randn",
-        "rand_like",
-        "randn_like",
-        "randint",
-        "randint_like",
-        "randperm",
-        "random",
-        "bernoulli",
-        "exponential",
-        "cauchy",
-        "log_normal",
-        "geometric",
-        "poisson",
-        "binomial",
-        "multinomial",
-        "_standard_gamma",
-        "_sample_dirichlet",
-        "native_dropout",
-        "_fused_dropout",
-        "_philox_uniform",
-        "_philox_normal",
-        "_philox_randint",
-    ]
-)
+_RANDOM_NAMES = """
+    uniform normal normal_functional rand randn rand_like randn_like randint randint_like randperm random
+    bernoulli exponential cauchy log_normal geometric poisson binomial multinomial _standard_gamma
+    _sample_dirichlet native_dropout _fused_dropout _philox_uniform _philox_normal _philox_randint
+"""
+RANDOM = frozenset(_RANDOM_NAMES.split())
 EMPTY = frozenset(["empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"])
 FACTORIZATION = frozenset(
     ["geqrf", "orgqr", "ormqr", "cholesky_solve", "cholesky_inverse", "lu_unpack", "triangular_solve"]
 )
-CHEAP_LINALG = frozenset(["linalg_vector_norm", "linalg_cross", "linalg_vecdot", "linalg_diagonal", "linalg_matmul"])
+NO_FACTORIZATION = frozenset(
+    ["linalg_vector_norm", "linalg_cross", "linalg_vecdot", "linalg_diagonal", "linalg_matmul", "_linalg_check_errors"]
+)
 
 # A constructor that reads this many random values into Python is redrawing until a condition holds.
 MAX_READS = 10_000
@@ -72,7 +50,7 @@ MAX_READS = 10_000
 _PLAIN, _EMPTY, _FILL, _DRAW, _FACTOR, _READ = range(6)
 
 
-class Poison(TorchDispatchMode):
+class Poison(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What was drawn while the mode was active.
 
     Attributes:
@@ -80,7 +58,7 @@ class Poison(TorchDispatchMode):
     """
 
     def __init__(self, write: bool = True) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.notes: list[str] = []
         self._write = write
         self._kinds: dict[Any, int] = {}
@@ -122,13 +100,13 @@ class Poison(TorchDispatchMode):
             self._read()
         return out
 
-    def _poison(self, tensor: Tensor, value: int = 0) -> Tensor:
+    def _poison(self, tensor: Tensor, value: int = 0, derived: bool = False) -> Tensor:
         if _can_be_nan(tensor):
             if self._write:
                 tensor.fill_(torch.nan)
         else:
             tensor.fill_(value)
-            self._remember(tensor)
+            self._remember(tensor, derived)
         return tensor
 
     def _draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -157,7 +135,7 @@ class Poison(TorchDispatchMode):
             out = torch.empty(given["size"], **({"dtype": torch.int64} if integers else {}) | options)
         else:
             sources = [value for value in given.values() if isinstance(value, Tensor)]
-            shape = torch.broadcast_shapes(*(source.shape for source in sources))
+            shape = torch.broadcast_shapes(*(source.shape for source in sources))  # type: ignore[no-untyped-call]
             out = sources[0].new_empty(shape, **options)
         return self._poison(out, _bound(func, args, kwargs))
 
@@ -171,7 +149,7 @@ class Poison(TorchDispatchMode):
             return func(*args, **kwargs)
         device = inputs[0].device
         made = [
-            self._poison(torch.empty_strided(s.shape, s.stride(), dtype=s.dtype, device=device))
+            self._poison(torch.empty_strided(s.shape, s.stride(), dtype=s.dtype, device=device), derived=True)
             for s in _flatten(shapes)
         ]
         return made[0] if isinstance(shapes, Tensor) else tuple(made)
@@ -266,7 +244,7 @@ def _has_nan(tensor: Tensor) -> bool:
         not _can_be_nan(tensor)
         or tensor.is_meta
         or tensor.layout != torch.strided
-        or isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+        or nn.parameter.is_lazy(tensor)
         or tensor.numel() == 0
     ):
         return False
@@ -290,9 +268,10 @@ def _all_floating(out: Any) -> bool:
 
 def _storage(tensor: Tensor) -> int | None:
     try:
-        return tensor.untyped_storage()._cdata
+        key: int = tensor.untyped_storage()._cdata
     except (NotImplementedError, RuntimeError):  # sparse layouts have none
         return None
+    return key
 
 
 def _classify(func: Any) -> int:
@@ -305,7 +284,7 @@ def _classify(func: Any) -> int:
         return _EMPTY
     if name.rstrip("_") in RANDOM:
         return _FILL if func._schema.is_mutable else _DRAW
-    if name in FACTORIZATION or (name.lstrip("_").startswith("linalg_") and name not in CHEAP_LINALG):
+    if name in FACTORIZATION or (name.lstrip("_").startswith("linalg_") and name not in NO_FACTORIZATION):
         return _PLAIN if func._schema.is_mutable else _FACTOR
     return _PLAIN
 
@@ -350,7 +329,7 @@ def _on_meta(value: Any) -> Any:
 
 @contextmanager
 def _generators_restored(poison: Poison) -> Iterator[None]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     torch_state = torch.get_rng_state()
     python_state = random.getstate()
     numpy_state = np.random.get_state()
@@ -372,8 +351,8 @@ def _generators_restored(poison: Poison) -> Iterator[None]:
 
 
 def _numpy_position() -> tuple[Any, ...]:
-    name, words, *rest = np.random.get_state()
-    return (name, words.tobytes(), *rest)
+    state: Any = np.random.get_state()
+    return (state[0], state[1].tobytes(), *state[2:])
 
 
 @contextmanager

@@ -18,50 +18,14 @@ from zero_convert.sources.poison import skeleton
 
 # What decides a layer's arithmetic besides its tensors. Read by name rather than from `extra_repr`, whose spelling
 # changes between releases; `inplace` is left out because it changes no value.
-GEOMETRY = [
-    "kernel_size",
-    "stride",
-    "padding",
-    "dilation",
-    "output_padding",
-    "groups",
-    "padding_mode",
-    "ceil_mode",
-    "count_include_pad",
-    "divisor_override",
-    "output_size",
-    "scale_factor",
-    "mode",
-    "align_corners",
-    "size",
-    "eps",
-    "momentum",
-    "affine",
-    "track_running_stats",
-    "normalized_shape",
-    "elementwise_affine",
-    "num_groups",
-    "num_heads",
-    "batch_first",
-    "dropout",
-    "bidirectional",
-    "num_layers",
-    "p",
-    "negative_slope",
-    "alpha",
-    "beta",
-    "threshold",
-    "min_val",
-    "max_val",
-    "approximate",
-    "dim",
-    "start_dim",
-    "end_dim",
-    "upscale_factor",
-    "num_embeddings",
-    "embedding_dim",
-    "padding_idx",
-]
+_GEOMETRY_NAMES = """
+    kernel_size stride padding dilation output_padding groups padding_mode ceil_mode count_include_pad
+    divisor_override output_size scale_factor mode align_corners size eps momentum affine track_running_stats
+    normalized_shape elementwise_affine num_groups num_heads batch_first dropout bidirectional num_layers p
+    negative_slope alpha beta threshold min_val max_val approximate dim start_dim end_dim upscale_factor
+    num_embeddings embedding_dim padding_idx
+"""
+GEOMETRY = _GEOMETRY_NAMES.split()
 
 
 def recognize(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
@@ -72,13 +36,15 @@ def recognize(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
     """
     if any(_changed(part) for part in module.modules()):
         return None
-    mine: list[Any] | None = None
+    tree = _tree(module)
     for prefix, name, args in sources.known_candidates(module):
-        twin = _skeleton_of(prefix, name, args)
-        if twin is None or type(twin) is not type(module):
+        twin = _skeleton_of(prefix, name, {})
+        if twin is None or _tree(twin) != tree:
             continue
-        mine = mine or _outline(module)
-        if _outline(twin) == mine and _same_attributes(twin, module):
+        if _same(twin, module):
+            return f"{prefix}:{name}", {}
+        twin = _skeleton_of(prefix, name, args) if args else None
+        if twin is not None and _same(twin, module):
             return f"{prefix}:{name}", args
     return None
 
@@ -104,8 +70,16 @@ def _skeleton_of(prefix: str, name: str, args: dict[str, Any]) -> nn.Module | No
     return twin
 
 
+def _tree(module: nn.Module) -> list[tuple[str, type]]:
+    return [(path, type(part)) for path, part in module.named_modules()]
+
+
+def _same(twin: nn.Module, module: nn.Module) -> bool:
+    return _tree(twin) == _tree(module) and _outline(twin) == _outline(module) and _same_attributes(twin, module)
+
+
 def _outline(module: nn.Module) -> list[Any]:
-    parts: list[Any] = [(path, type(part), part.extra_repr()) for path, part in module.named_modules()]
+    parts: list[Any] = [part.extra_repr() for part in module.modules()]
     for tensors in (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)):
         parts += [(name, tensor.shape, tensor.dtype) for name, tensor in tensors]
     return parts

@@ -47,13 +47,11 @@ def example_inputs(name: str, module: nn.Module) -> tuple[Any, ...] | None:
 
 
 def candidates(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The architecture that the module's configuration names; as it is, then with its number of classes."""
+    """The architecture that the module's configuration names, with the module's number of classes."""
     import timm
 
     config = getattr(module, "pretrained_cfg", None)
     name = config.get("architecture") if isinstance(config, dict) else None
     if isinstance(name, str) and timm.is_model(name):
-        yield name, {}
         classes = getattr(module, "num_classes", None)
-        if isinstance(classes, int):
-            yield name, {"num_classes": classes}
+        yield name, {"num_classes": classes} if isinstance(classes, int) else {}

@@ -70,7 +70,7 @@ def example_inputs(name: str, module: nn.Module) -> tuple[Any, ...]:
 
 
 def candidates(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Builders that live in the same file as the module's class; as they are, then with its number of classes."""
+    """Builders that live in the same file as the module's class, with the module's number of classes."""
     from torch import nn
     from torchvision import models
 
@@ -82,12 +82,9 @@ def candidates(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
         for layer in module.modules()
         if isinstance(layer, (nn.Linear, nn.Conv2d))
     ]
-    here = [name for name in names() if models.get_model_builder(name).__module__ == home]
-    for name in here:
-        yield name, {}
-    for name in here:
-        if outputs:
-            yield name, {"num_classes": outputs[-1]}
+    for name in names():
+        if models.get_model_builder(name).__module__ == home:
+            yield name, {"num_classes": outputs[-1]} if outputs else {}
 
 
 def _kind(name: str) -> str:

@@ -1,0 +1,316 @@
+"""What a MODEL string names, what comes back, and what is said when nothing does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from tests import nets
+from zero_convert import sources
+from zero_convert.errors import LoadError, UsageError
+from zero_convert.sources import inputs
+from zero_convert.sources.poison import poisoned_names
+from zero_convert.sources.recognize import fingerprint, recognize
+
+NETS = str(Path(nets.__file__))
+
+
+def test_a_bare_name_is_torchvisions() -> None:
+    loaded = sources.load("resnet18", {"num_classes": 7})
+    assert (loaded.name, loaded.source) == ("torchvision:resnet18", "torchvision.models.resnet.ResNet")
+    assert loaded.module.fc.out_features == 7
+    assert loaded.module.training
+    assert loaded.poisoned
+    assert (loaded.model_args, loaded.notes, loaded.drawn) == ({"num_classes": 7}, (), ())
+    assert [tuple(x.shape) for x in loaded.example_inputs or ()] == [(1, 3, 224, 224)]
+
+
+def test_a_name_that_only_timm_knows_is_timms() -> None:
+    pytest.importorskip("timm")
+    loaded = sources.load("resnet10t")
+    assert (loaded.name, loaded.source) == ("timm:resnet10t", "timm.models.resnet.ResNet")
+    assert tuple(loaded.example_inputs[0].shape) == (1, 3, 176, 176)
+    assert "conv1.0.weight" in poisoned_names(loaded.module)
+
+
+def test_names_are_all_of_torchvisions_and_patterns_choose() -> None:
+    assert sources.names()["torchvision"] == sorted(torchvision.models.list_models())
+    assert sources.names("ResNet1?")["torchvision"] == ["resnet18"]
+    assert sources.names("wide")["torchvision"] == ["wide_resnet101_2", "wide_resnet50_2"]
+
+
+def test_naming_torchvisions_models_imports_no_other_library() -> None:
+    code = (
+        "import sys, zero_convert.sources as s; assert 'torch' not in sys.modules;"
+        "s.load('squeezenet1_1'); assert 'timm' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_same_file_gives_the_same_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text("import beside\nfrom torch import nn\ndef make(n=2): return beside.Net(n)\n")
+    (tmp_path / "beside.py").write_text(
+        "from torch import nn\nclass Net(nn.Sequential):\n    def __init__(self, n):\n"
+        "        super().__init__(nn.Linear(3, n))\n"
+    )
+    loaded = sources.load(f"{tmp_path}/mine.py:make", {"n": 5})
+    assert (loaded.name, loaded.source) == ("mine.py:make", "beside.Net")
+    assert tuple(loaded.example_inputs[0].shape) == (1, 3)
+    assert poisoned_names(loaded.module) == {"0.weight", "0.bias"}
+    assert str(tmp_path) not in sys.path
+    again = sources.load(loaded.name, {"n": 5}, folders=[str(tmp_path)])
+    assert again.name == loaded.name
+    monkeypatch.chdir(tmp_path)
+    assert sources.load("mine:make").name == "mine:make"
+
+
+def test_a_module_made_when_its_file_is_run_is_poisoned_too(tmp_path: Path) -> None:
+    (tmp_path / "ready.py").write_text("from torch import nn\nprint('hello')\nnet = nn.Linear(4, 2)\n")
+    loaded = sources.load(f"{tmp_path}/ready.py:net")
+    assert poisoned_names(loaded.module) == {"weight", "bias"}
+
+
+def test_a_factory_that_prints_leaves_stdout_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loud.py").write_text("from torch import nn\ndef make():\n    print('hello')\n    return nn.ReLU()\n")
+    loaded = sources.load(f"{tmp_path}/loud.py:make")
+    assert loaded.example_inputs is None
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "hello\n")
+
+
+def test_drawn_integers_of_a_factory_are_named(tmp_path: Path) -> None:
+    (tmp_path / "shuffled.py").write_text(
+        "import torch\nfrom torch import nn\ndef make():\n"
+        "    net = nn.Linear(2, 2)\n    net.register_buffer('order', torch.randperm(2))\n    return net\n"
+    )
+    loaded = sources.load(f"{tmp_path}/shuffled.py:make")
+    assert loaded.drawn == ("order",)
+    assert "random integers" in loaded.notes[0]
+
+
+def line_of(text: str) -> int:
+    lines = Path(NETS).read_text().splitlines()
+    return next(i for i, line in enumerate(lines, 1) if text in line)
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "error", "said"),
+    [
+        ("resnet5", {}, UsageError, "Did you mean resnet50"),
+        ("torchvision:rsnet50", {}, UsageError, "Did you mean resnet50"),
+        ("torchvision:resnet10t", {}, UsageError, "torchvision"),
+        ("resnet18", {"classes": 3}, UsageError, "no argument 'classes'"),
+        ("resnet18", {"weights": "DEFAULT"}, UsageError, "trained weights are not used"),
+        ("resnet18", {"num_classes": "ten"}, LoadError, "TypeError"),
+        (f"{NETS}:mlpp", {}, UsageError, "Did you mean mlp?"),
+        (f"{NETS}:mlp", {"depth": 3}, UsageError, "'depth'"),
+        (NETS, {}, UsageError, "expected path/to/file.py:factory"),
+        ("missing.py:net", {}, UsageError, "no such file"),
+        ("no_such_package.part:net", {}, UsageError, "no such Python module; got 'no_such_package'"),
+        ("torch.nn:Linear", {"in_features": 3}, UsageError, "'out_features'"),
+        (":net", {}, UsageError, "names no factory"),
+        ("", {}, UsageError, "no model has this name"),
+        (f"{NETS}:failing_factory", {}, LoadError, f"KeyError: 'inputs' at nets.py:{line_of('sizes[')}"),
+        (f"{NETS}:factory_without_module", {}, LoadError, "of type builtins.builtin_function_or_method"),
+        ("math:pi", {}, LoadError, "of type builtins.float"),
+        ("torch.nn:LazyLinear", {"out_features": 3}, LoadError, "2 lazy parameters"),
+        ("torch.nn:Linear", {"in_features": 3, "out_features": 2, "device": "meta"}, LoadError, "meta device"),
+        ("sys:exit", {}, LoadError, "SystemExit"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why(model: str, args: dict[str, object], error: type[Exception], said: str) -> None:
+    with pytest.raises(error) as caught:
+        sources.load(model, args)
+    assert said in str(caught.value)
+
+
+def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import torch\ndef make(:\n")
+    with pytest.raises(LoadError, match=r"SyntaxError.* at broken\.py:2"):
+        sources.load(f"{tmp_path}/broken.py:make")
+
+
+def test_a_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zero_convert.sources import timm
+
+    monkeypatch.setattr(timm, "available", lambda: False)
+    with pytest.raises(UsageError, match="pip install timm"):
+        sources.load("timm:resnet10t")
+    with pytest.raises(UsageError, match="pip install timm"):
+        sources.load("resnet10t")
+    assert list(sources.names()) == ["torchvision"]
+
+
+def test_model_arguments_are_literals_or_text() -> None:
+    assert sources.parse_model_args(["a=3", "b=[1, 2]", "c=batch", "d=", "e=x=y", "weights=None"]) == {
+        "a": 3,
+        "b": [1, 2],
+        "c": "batch",
+        "d": "",
+        "e": "x=y",
+        "weights": None,
+    }
+
+
+@pytest.mark.parametrize("texts", [["a"], ["=3"], ["a b=3"], ["a=1", "a=2"], ["pretrained=True"], ["weights=DEFAULT"]])
+def test_bad_model_arguments_are_refused(texts: list[str]) -> None:
+    with pytest.raises(UsageError):
+        sources.parse_model_args(texts)
+
+
+def test_an_adopted_module_is_a_copy_with_its_ties_and_mode() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval()
+    module[1].weight = module[0].weight
+    before = [p.detach().clone() for p in module.parameters()]
+    loaded = sources.adopt(module, (torch.ones(2, 4, requires_grad=True),))
+    assert loaded.module[0].weight is loaded.module[1].weight
+    assert (loaded.name, loaded.poisoned, loaded.module.training) == ("", False, False)
+    assert not loaded.example_inputs[0].requires_grad
+    with torch.no_grad():
+        loaded.module[0].weight.zero_()
+    assert all(torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("thing", [nn.Linear, torch.relu, None])
+def test_what_is_no_module_is_not_adopted(thing: object) -> None:
+    with pytest.raises(UsageError, match="not a module"):
+        sources.adopt(thing)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("resnet50", {}),
+        ("wide_resnet50_2", {"num_classes": 12}),
+        ("mobilenet_v3_small", {}),
+        ("regnet_x_400mf", {}),
+        ("inception_v3", {}),
+        ("squeezenet1_0", {"num_classes": 12}),
+    ],
+)
+def test_a_library_module_is_recognized(name: str, args: dict[str, object]) -> None:
+    loaded = sources.adopt(sources.load(name, args).module)
+    assert (loaded.name, loaded.model_args) == (f"torchvision:{name}", args)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("m.added_by_hand = 3", True),
+        ("m.features[0][2] = nn.GELU()", False),
+        ("m.features[0][0].stride = (1, 1)", False),
+        ("m.features[2].stride = 1", False),
+        ("m.half()", False),
+        ("m.register_forward_hook(print)", False),
+        ("m.forward = print", False),
+    ],
+)
+def test_a_changed_library_module_is_not_recognized(change: str, found: bool) -> None:
+    module = sources.load("mobilenet_v2").module
+    exec(change, {"m": module, "nn": nn})
+    assert recognize(module) == (("torchvision:mobilenet_v2", {}) if found else None)
+
+
+def test_the_fingerprint_sees_structure_and_no_values() -> None:
+    def convolution(**changes: object) -> str:
+        return fingerprint(
+            nn.Sequential(nn.Conv2d(**({"in_channels": 4, "out_channels": 4, "kernel_size": 3} | changes)))
+        )
+
+    assert convolution() == convolution()
+    changes = [{"stride": 2}, {"padding": 1}, {"dilation": 2}, {"groups": 2}, {"bias": False}, {"dtype": torch.float64}]
+    assert len({convolution(), *(convolution(**change) for change in changes)}) == len(changes) + 1
+    assert fingerprint(nn.ReLU()) != fingerprint(nn.GELU())
+    assert fingerprint(nn.ReLU()) == fingerprint(nn.ReLU(inplace=True))
+    parts = [["", "ReLU", {}]]
+    text = json.dumps([parts, []], separators=(",", ":"))
+    assert fingerprint(nn.ReLU()) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_reference_values_are_the_reference() -> None:
+    values = inputs.reference_values((1, 3, 224, 224))
+    assert values.shape == (1, 3, 224, 224)
+    assert values.ravel()[[0, 1, 2, 3, 1000, 150527]].tolist() == [
+        1.3032567501068115,
+        -0.23280489444732666,
+        -1.610125184059143,
+        1.6009986400604248,
+        -1.1026455163955688,
+        0.02846320904791355,
+    ]
+    assert (
+        hashlib.sha256(inputs.reference_values((2, 3, 32, 32)).tobytes()).hexdigest()
+        == "6a4ed6c3b852b32bc6ce72a431207e9ad4b87f111092bcad52b09735f85758d2"
+    )
+    assert inputs.reference_values((5,)).tolist() == values.ravel()[:5].tolist()
+
+
+def test_an_input_is_parsed() -> None:
+    image = inputs.parse_input("1x3x8x8")
+    assert (image.dtype, tuple(image.shape)) == (torch.float32, (1, 3, 8, 8))
+    assert image.flatten()[0].item() == 1.3032567501068115
+    tokens = inputs.parse_input("2x64:int64")
+    assert tokens.dtype == torch.int64
+    assert tokens.unique().tolist() == [0, 1]
+    assert inputs.parse_input("4:bfloat16").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("text", ["", "1x", "x3", "1,3", "0x3", "1x3:float31", "1x3:", "-1x3", "99999x99999x99999"])
+def test_a_bad_input_is_refused(text: str) -> None:
+    with pytest.raises(UsageError):
+        inputs.parse_input(text)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nets.cifar_resnet18(), (1, 3, 32, 32)),
+        (nets.PlainCnn(), (1, 3, 32, 32)),
+        (nets.mlp(), (1, 20)),
+        (nets.BottleneckNet(), (1, 3, 224, 224)),
+        (nets.FailingForward(), (1, 3, 32, 32)),
+        (nn.Sequential(nn.Conv1d(2, 4, 3), nn.Flatten(), nn.Linear(4 * 62, 2)), (1, 2, 64)),
+        (nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 50)), (1, 16)),
+    ],
+)
+def test_the_input_of_an_unknown_network_is_one_that_it_accepts(module: nn.Module, shape: tuple[int, ...]) -> None:
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    (guess,) = inputs.guess(module) or ()
+    assert tuple(guess.shape) == shape
+    assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("vit_b_16", [(1, 3, 224, 224)]),
+        ("inception_v3", [(1, 3, 299, 299)]),
+        ("r3d_18", [(1, 3, 16, 112, 112)]),
+        ("raft_small", [(1, 3, 128, 128)] * 2),
+        ("lraspp_mobilenet_v3_large", [(1, 3, 224, 224)]),
+        ("quantized_shufflenet_v2_x0_5", [(1, 3, 224, 224)]),
+        ("ssdlite320_mobilenet_v3_large", [[(3, 320, 320)]]),
+    ],
+)
+def test_each_kind_of_torchvision_model_gets_its_inputs(name: str, shapes: list[object]) -> None:
+    example = sources.load(name).example_inputs or ()
+    assert [[tuple(y.shape) for y in x] if isinstance(x, list) else tuple(x.shape) for x in example] == shapes
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("name", torchvision.models.list_models())
+def test_every_torchvision_model_is_built(name: str) -> None:
+    loaded = sources.load(f"torchvision:{name}")
+    assert loaded.drawn == ()
+    assert loaded.notes == ()
+    weights = {f"{path}.weight" for path, m in loaded.module.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
+    zeroed = {n for n in weights if not loaded.module.get_parameter(n).any()}  # some builders zero a last layer
+    assert weights - zeroed <= poisoned_names(loaded.module)
