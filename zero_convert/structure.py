@@ -27,7 +27,10 @@ SAFETENSORS_DTYPES = {
     **{"complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0"},
 }
 INDEXING = frozenset({operator.getitem, F.embedding, torch.index_select, "index_select"})
-ARGUMENTS = {"logit_scale": "temperature", "relative_position_bias_table": "indexed"}  # of the libraries' own functions
+ARGUMENTS = {  # of the libraries' own functions
+    "logit_scale": "temperature",
+    **dict.fromkeys(("relative_position_bias_table", "rel_pos_h", "rel_pos_w", "rel_pos_t"), "indexed"),
+}
 PASSIVE = frozenset({"drop", "identity", "transform"})  # on a shortcut these leave it an identity up to a frozen mixing
 
 
