@@ -75,7 +75,11 @@ def steps(module: nn.Module, x: torch.Tensor, count: int, rate: float) -> tuple[
         loss.backward()
         losses.append(loss.item())
         norms.append(
-            float(torch.stack([p.grad.norm() for p in module.parameters() if p.grad is not None and p.requires_grad]).norm())
+            float(
+                torch.stack(
+                    [p.grad.norm() for p in module.parameters() if p.grad is not None and p.requires_grad]
+                ).norm()
+            )
         )
         optimizer.step()
     return losses, norms, module.eval()(x).detach()

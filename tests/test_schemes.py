@@ -187,7 +187,10 @@ def test_raw_parameters_follow_their_use(scheme: str, use: str, value: float) ->
 def test_what_no_rule_covers_is_said_to_be_uncovered(scheme: str) -> None:
     chosen = schemes.get(scheme)
     options = schemes.complete_options(chosen, {})
-    unknown = [layer("", "trunk", tensor("a.w", 3)), layer("parameter", "trunk", tensor("a.p", 3), uses=(("p", "read"),))]
+    unknown = [
+        layer("", "trunk", tensor("a.w", 3)),
+        layer("parameter", "trunk", tensor("a.p", 3), uses=(("p", "read"),)),
+    ]
     unknown.append(layer("linear", "trunk", tensor("a.weight_g", 3), geometry=Geometry(3, 3)))
     assert [chosen.fill(what, Structure((what,), ()), options) for what in unknown] == [None] * 3
 

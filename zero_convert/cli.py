@@ -13,9 +13,7 @@ import contextlib
 import difflib
 import json
 import os
-import shutil
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -199,14 +197,13 @@ def convert(
             "scheme": scheme,
             "options": options,
             "model_args": _model_args(model_args),
-            "dtype": dtype,
             "leftovers": leftovers,
             "progress": progress,
         }
         if dry_run:
             plan = pipeline.plan(model, **question)
         else:
-            result = pipeline.convert(model, **question, device=device, validate=validate)
+            result = pipeline.convert(model, **question, dtype=dtype, device=device, validate=validate)
     if dry_run:
         if as_json:
             _print_json({"model": model, "plan": plan, "exit_code": 0})
@@ -410,6 +407,7 @@ def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_jso
     """Everything that can be said against the outputs before any work is done."""
     from . import exporters
     from .atomic import check_target
+    from .receipt import receipt_path
 
     if not outputs:
         raise UsageError("no output is named", expected="--out FILE", fix="Or look at the plan with --dry-run.")
@@ -419,6 +417,7 @@ def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_jso
         if output != "-":
             exporters.format_of(output, name)
             check_target(output, force)
+            check_target(receipt_path(output), force)
         elif len(outputs) > 1:
             raise UsageError("stdout takes one output only", where="--out -", got=", ".join(outputs))
         elif as_json:
@@ -485,11 +484,10 @@ def _third_party_warnings(verbose: int) -> Iterator[None]:
 def _save(result: Result, outputs: Sequence[str], name: str | None, force: bool, progress: Any) -> tuple[Saved, ...]:
     if list(outputs) != ["-"]:
         return result.save(*outputs, force=force, format=name, progress=progress)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"model.{name or 'safetensors'}")
-        result.save(path, progress=progress)
-        with path.open("rb") as stream:
-            shutil.copyfileobj(stream, sys.stdout.buffer)
+    from .pipeline import refuse_failed
+
+    refuse_failed(result.failed)
+    result.write(sys.stdout.buffer)
     sys.stdout.buffer.flush()
     return ()
 
@@ -535,6 +533,7 @@ def _facts(result: Result) -> dict[str, Any]:
         "edits": plan.edits,
         "rules": rules,
         "notes": plan.notes,
+        "device": result.device,
         "checks": result.checks,
         "weights_digest": result.weights_digest,
     }

@@ -74,15 +74,16 @@ class Screen:
         def finish(mark: str, style: str) -> None:
             if running is not None and (self._err.is_terminal or self.verbose):
                 step, detail, start = running
-                line = Text.assemble((f"{mark} ", style), (f"{step:<10}", "bold"), f" {detail}  ")
+                line = Text.assemble((f"{mark} ", style), (f"{step:<12}", "bold"), f"{detail}  " if detail else "")
                 self.tell(line.append(f"{time.monotonic() - start:.1f} s", "dim"))
 
         def start(step: str, detail: str) -> None:
             nonlocal running
-            finish("✓", "green")
-            running = (step, detail, time.monotonic())
+            if running is None or running[0] != step:  # else the same step goes on
+                finish("✓", "green")
+                running = (step, detail, time.monotonic())
             if status is not None:
-                status.update(Text.assemble((f"{step:<10}", "bold"), f" {detail}"))
+                status.update(Text.assemble((f"{step:<12}", "bold"), detail))
 
         live = self._err.is_terminal and not self.quiet
         with self._err.status("") if live else contextlib.nullcontext() as status:
@@ -92,6 +93,8 @@ class Screen:
                 finish("✗", "red")
                 raise
             finish("✓", "green")
+            if running is not None and live:
+                self.tell("")
             running = None
 
 
@@ -124,12 +127,14 @@ def summary(screen: Screen, result: Result) -> None:
     _add_edits(facts, plan.edits)
     for index, (rule, assignments) in enumerate(by_rule(plan.assignments).items()):
         facts.add_row(Text("" if index else "values", "dim"), _rule_line(rule, assignments))
+    if result.checks:
+        facts.add_row(Text("device", "dim"), Text(result.device))
     for index, check in enumerate(result.checks):
         facts.add_row(Text("" if index else "checks", "dim"), _check(check))
     screen.tell(Padding(facts, (0, 0, 0, 2)))
     declined = [edit for edit in plan.edits if not edit.applied]
     if declined and screen.verbose:
-        screen.tell("", *map(_edit, declined))
+        screen.tell("", _edits(declined))
     screen.tell("")
 
 
@@ -146,18 +151,17 @@ def saved(screen: Screen, files: Sequence[Saved], digest: str) -> None:
 
 
 def plan(screen: Screen, plan: Plan, model: str, dtype: str) -> None:
-    """Every edit and every tensor's rule; neighbours with the same rule share a line, unless -v is given."""
+    """Every edit and every tensor's rule; a layer's tensors with the same rule share a line."""
     screen.give(Text(_headline(model, plan, dtype), "bold"), "")
     facts = _facts()
     _add_capture(facts, plan)
     _add_joins(facts, plan)
     screen.give(Padding(facts, (0, 0, 0, 2)), "")
-    screen.give(Text(f"Edits ({len(plan.edits)})", "bold"), *map(_edit, plan.edits), "")
-    table = _table("tensor", "shape", "role", "rule")
-    for _, neighbours in groupby(plan.assignments, key=None if screen.verbose else _same_line):
-        first, *others = neighbours
-        name = f"{first.tensor.name} … {others[-1].tensor.name}" if others else first.tensor.name
-        table.add_row(name, _times(first.tensor.shape), first.role, first.rule)
+    screen.give(Text(f"Edits ({len(plan.edits)})", "bold"), _edits(plan.edits), "")
+    table = _table("layer", "role", "tensors", "rule")
+    for layer, rule, group in _by_layer(plan.assignments):
+        tensors = ", ".join(f"{each.tensor.local} {_times(each.tensor.shape)}".rstrip() for each in group)
+        table.add_row(layer, group[0].role if layer else "", tensors, rule)
     screen.give(Text(f"Tensors ({len(plan.assignments)})", "bold"), table)
     for text in plan.notes:
         screen.give(Text(f"note: {text}", "dim"))
@@ -222,14 +226,29 @@ def _rule_line(rule: str, assignments: Sequence[Assignment]) -> Text:
     return Text(f"{rule}: {tensors}, {values:,} values")
 
 
-def _edit(edit: Edit) -> Text:
-    mark, style = ("✓", "green") if edit.applied else ("–", "yellow")
-    line = Text.assemble("  ", (mark, style), f" {edit.target}: {edit.action}", (f"  {edit.rewrite}", "dim"))
-    return line.append(f"\n      because {edit.reason}", "dim") if edit.reason else line
+def _edits(edits: Sequence[Edit]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    rewrite = ""
+    for edit in edits:
+        mark, style = ("✓", "green") if edit.applied else ("–", "yellow")
+        action = Text(edit.action)
+        if edit.reason:
+            action.append(f"; {edit.reason}", "dim")
+        name = "" if edit.rewrite == rewrite else edit.rewrite.replace("_", " ")
+        target = "everywhere" if edit.target == "*" else edit.target
+        table.add_row(Text(name, "dim"), Text.assemble((mark, style), f" {target}"), action)
+        rewrite = edit.rewrite
+    return Padding(table, (0, 0, 0, 2))
 
 
-def _same_line(assignment: Assignment) -> tuple[str, str, tuple[int, ...]]:
-    return assignment.rule, assignment.role, assignment.tensor.shape
+def _by_layer(assignments: Sequence[Assignment]) -> Iterator[tuple[str, str, list[Assignment]]]:
+    """(layer, rule, tensors) in order; the layer is named in the first of its lines only."""
+    for layer, group in groupby(assignments, key=lambda assignment: assignment.layer):
+        rules: dict[str, list[Assignment]] = {}
+        for assignment in group:
+            rules.setdefault(assignment.rule, []).append(assignment)
+        for index, (rule, same) in enumerate(rules.items()):
+            yield "" if index else layer or "(the model itself)", rule, same
 
 
 def _check(check: Check) -> Text:
@@ -275,7 +294,7 @@ def inspection(screen: Screen, found: Inspection) -> None:
     if screen.verbose:
         table = _table("layer", "kind", "role", "class", "tensors")
         for layer in structure.layers:
-            tensors = ", ".join(f"{tensor.local} {_times(tensor.shape)}" for tensor in layer.tensors)
+            tensors = ", ".join(f"{tensor.local} {_times(tensor.shape)}".rstrip() for tensor in layer.tensors)
             table.add_row(layer.name or "(the model itself)", layer.kind, layer.role, layer.cls, tensors)
         screen.give("", table)
 
@@ -353,7 +372,7 @@ def size(count: int) -> str:
 
 
 def _times(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape)) or "scalar"
+    return "×".join(map(str, shape))
 
 
 def _counted(words: Iterable[str]) -> str:
@@ -370,8 +389,8 @@ def _facts() -> Table:
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for index, column in enumerate(columns):
+        table.add_column(column, no_wrap=index == 0, overflow="fold")
     return table
 
 

@@ -35,9 +35,7 @@ class ZeroConvertError(Exception):
 
     exit_code = 1
 
-    def __init__(
-        self, what: str, *, where: str = "", got: str = "", expected: str = "", fix: str = ""
-    ) -> None:
+    def __init__(self, what: str, *, where: str = "", got: str = "", expected: str = "", fix: str = "") -> None:
         self.what, self.where, self.got, self.expected, self.fix = what, where, got, expected, fix
         parts = [f"{what} ({where})" if where else what]
         if got:

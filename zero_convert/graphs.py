@@ -17,7 +17,9 @@ from .layers import kind_of
 from .modules import pad_channels, relu0, relu6_0, subsample
 
 ADDS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
-MULTIPLIES: frozenset[Any] = frozenset({operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"})
+MULTIPLIES: frozenset[Any] = frozenset(
+    {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"}
+)
 CONCATENATIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack})
 _RELU: tuple[Any, ...] = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 _RELU6: tuple[Any, ...] = (F.relu6,)

@@ -9,7 +9,6 @@ import traceback
 from torch import nn
 
 
-
 def user_frame(error: BaseException, module: nn.Module) -> str:
     """`file.py:123` of the innermost frame in the file that defines the module's class or one of its submodules'.
 

@@ -122,9 +122,7 @@ class Result:
         refuse_failed(self.failed)
         return tuple(self._save(target, force, format, progress) for target in paths)
 
-    def _save(
-        self, path: str | PathLike[str], force: bool, format: str | None, progress: Progress | None
-    ) -> Saved:
+    def _save(self, path: str | PathLike[str], force: bool, format: str | None, progress: Progress | None) -> Saved:
         _tell(progress, "export", str(path))
         with atomic_write(path, force) as stream:
             written = self.write(stream)
@@ -147,7 +145,8 @@ class Result:
             "platform": platform.platform(terse=True),
             "device": self.device,
             "checks": [
-                {"name": c.name, "status": c.status, "summary": c.summary, "numbers": dict(c.numbers)} for c in self.checks
+                {"name": c.name, "status": c.status, "summary": c.summary, "numbers": dict(c.numbers)}
+                for c in self.checks
             ],
         }
 
@@ -428,7 +427,9 @@ def _fill_from(module: nn.Module, path: str | PathLike[str], recipe: Recipe, whe
     stored = set(ties(state).values())
     strange = sorted(stored ^ set(tensors))
     strange += sorted(
-        name for name in stored & set(tensors) if (state[name].shape, state[name].dtype) != (tensors[name].shape, tensors[name].dtype)
+        name
+        for name in stored & set(tensors)
+        if (state[name].shape, state[name].dtype) != (tensors[name].shape, tensors[name].dtype)
     )
     if strange:
         raise MalformedError(

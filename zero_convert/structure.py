@@ -224,7 +224,9 @@ class _Analysis:
         """Every module that owns tensors, in order of execution, then those the graph never calls."""
         roles = self._roles(joins)
         position = {str(n.target): i for i, n in reversed(list(enumerate(self.graph.nodes))) if n.op == "call_module"}
-        position |= {path: self.reach.position[n] for n in self.weights for path in self.paths[n] if path not in position}
+        position |= {
+            path: self.reach.position[n] for n in self.weights for path in self.paths[n] if path not in position
+        }
         owners: dict[int, str] = {}
         found: list[tuple[int, Layer]] = []
         state = set(self.root.state_dict(keep_vars=True))
@@ -397,4 +399,3 @@ def _own_tensors(path: str, module: nn.Module, state: Iterable[str]) -> tuple[Te
                 dtype = SAFETENSORS_DTYPES[str(value.dtype).removeprefix("torch.")]
                 own.append(Tensor(prefix + name, tuple(value.shape), dtype, value.requires_grad and not buffer, buffer))
     return tuple(own)
-

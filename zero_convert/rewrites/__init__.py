@@ -36,4 +36,6 @@ def apply(traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]
             resort(graph)
             graph.lint()
     module = ConvertedModule.assemble(traced.root, traced.train, traced.evaluate, uncalled)
-    return Traced(module, traced.train, traced.evaluate, traced.rung, traced.failed, traced.opaque), tuple(edits.values())
+    return Traced(module, traced.train, traced.evaluate, traced.rung, traced.failed, traced.opaque), tuple(
+        edits.values()
+    )

@@ -46,11 +46,17 @@ def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Map
             continue
         ends = [_end(root, chain, node) for node in weights]
         known = [g for g in sizes if g is not None]
-        if join.order == "pre-activation" and _first_makes_the_change(join, known) and _same_shapes(nodes, join, ends, known):
+        if (
+            join.order == "pre-activation"
+            and _first_makes_the_change(join, known)
+            and _same_shapes(nodes, join, ends, known)
+        ):
             edits.append(_early_shortcut(graph, nodes, join, weights, ends, known))
         else:
             for i, node in enumerate(weights[:-1]):
-                before = (ends[i - 1] if i else nodes[join.fork]) if join.order == "pre-activation" else tensors_in(node)[0]
+                before = (
+                    (ends[i - 1] if i else nodes[join.fork]) if join.order == "pre-activation" else tensors_in(node)[0]
+                )
                 edits += _own_skip(graph, before, node, ends[i], known[i])
     return edits
 

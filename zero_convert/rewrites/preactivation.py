@@ -87,9 +87,7 @@ def _block(root: nn.Module, nodes: Mapping[str, fx.Node], join: Join) -> _Block 
     if not units or units[0].weight is not chain[0]:
         return "its branch does not begin with a weight layer"
     node = nodes[join.node]
-    return _Block(
-        join, node, nodes[join.fork], nodes[join.activation], nodes[join.shortcut_node], tuple(units)
-    )
+    return _Block(join, node, nodes[join.fork], nodes[join.activation], nodes[join.shortcut_node], tuple(units))
 
 
 def _reorder(root: nn.Module, graph: fx.Graph, block: _Block, raw: Mapping[fx.Node, fx.Node]) -> Edit:
@@ -97,7 +95,10 @@ def _reorder(root: nn.Module, graph: fx.Graph, block: _Block, raw: Mapping[fx.No
     pattern = block.fork if block.fork in raw else block.activation
     with graph.inserting_after(source):
         start = graph.create_node(
-            pattern.op, pattern.target, tuple(source if a is pattern.all_input_nodes[0] else a for a in pattern.args), pattern.kwargs
+            pattern.op,
+            pattern.target,
+            tuple(source if a is pattern.all_input_nodes[0] else a for a in pattern.args),
+            pattern.kwargs,
         )
     start.meta["shape"] = source.meta.get("shape")
     first = block.units[0]

@@ -63,7 +63,9 @@ def _climb(module: nn.Module, inputs: int, leaves: list[str], failed: list[str],
         try:
             return LayerTracer(leaves, inputs).trace(module)
         except TraceFailure as failure:
-            cause = f"{type(failure.cause).__name__}: {str(failure.cause).splitlines()[0] if str(failure.cause) else ''}"
+            cause = (
+                f"{type(failure.cause).__name__}: {str(failure.cause).splitlines()[0] if str(failure.cause) else ''}"
+            )
             where = user_frame(failure.cause, module) or inspect.getsourcefile(type(module)) or ""
             if not failure.path or len(leaves) >= MAX_LEAVES:
                 raise TraceError(

@@ -38,7 +38,9 @@ def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequenc
             fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in example_inputs]
             recorder.run(*fakes)
     except Exception as error:
-        shapes = ", ".join("×".join(map(str, x.shape)) if isinstance(x, torch.Tensor) else repr(x) for x in example_inputs)
+        shapes = ", ".join(
+            "×".join(map(str, x.shape)) if isinstance(x, torch.Tensor) else repr(x) for x in example_inputs
+        )
         raise TraceError(
             "the model's forward fails for the example input",
             where=f"{type(module).__qualname__} {user_frame(error, module)}".strip(),
