@@ -142,7 +142,7 @@ def test_loading_a_file_of_an_unknown_model_asks_for_it(tmp_path: Path) -> None:
     zc.convert(Tiny(), (X,), validate="none").save(tmp_path / "a.safetensors")
     with pytest.raises(LoadError, match="model="):
         zc.load(tmp_path / "a.safetensors")
-    with pytest.raises(MalformedError, match="do(es)? not fit"):
+    with pytest.raises(MalformedError, match=r"does not fit"):
         zc.load(tmp_path / "a.safetensors", Tiny(9), (X,))
 
 

@@ -13,10 +13,9 @@ from torchvision.models import ResNet, resnet50
 from torchvision.models.resnet import Bottleneck as TorchvisionBottleneck
 
 import zero_convert as zc
-from zero_convert.sources.inputs import reference_values
-
 from tests.nets import cifar_resnet18
 from tests.reference_net import Basic, Bottleneck, ReferenceResNet
+from zero_convert.sources.inputs import reference_values
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "zero_2021_reference.npz"
 

@@ -89,7 +89,7 @@ class ConvertedModule(nn.Module):
         forward = _compile(train)
         if train is not evaluate:
             forward = _either(train, forward, _compile(evaluate))
-        type(self).forward = forward  # type: ignore[method-assign]
+        type(self).forward = forward
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ConvertedModule, (), self.__dict__.copy()

@@ -43,11 +43,16 @@ POOLS: frozenset[Any] = frozenset(
     }
 )
 IDENTITIES: frozenset[Any] = frozenset({"contiguous", "clone", torch.clone})
+SIZES: frozenset[Any] = frozenset({"size", "dim", "numel", "new_empty", "new_full", "new_ones", "new_zeros"})
+LIKE: frozenset[Any] = frozenset(
+    {torch.empty_like, torch.full_like, torch.ones_like, torch.rand_like, torch.randn_like, torch.zeros_like}
+)
 DROPS: frozenset[Any] = frozenset({F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout})
 
 
 def kind(node: fx.Node, root: nn.Module) -> str:
-    """What the node does: a kind of `layers.kind_of`, or "add", "multiply", "concatenate", "parameter", "identity", "opaque", "other"."""
+    """What the node does: a kind of `layers.kind_of`, or one of "add", "multiply", "concatenate", "parameter",
+    "identity", "opaque" (a module kept whole that owns parameters), "other", "placeholder" and "output"."""
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         known = kind_of(module)
@@ -91,18 +96,19 @@ def tensors_in(node: fx.Node) -> list[fx.Node]:
 
 
 def is_size(node: fx.Node) -> bool:
-    """Whether the node is an attribute of a tensor (`x.shape`) or computed from such attributes alone."""
-    if node.op == "call_function" and node.target is getattr:
+    """Whether the node is an attribute of a tensor (`x.shape`) or computed from such attributes alone.
+
+    So is a tensor of a given size, whatever fills it: the mask of a stochastic depth is no computed value.
+    """
+    if node.op == "call_function" and (node.target is getattr or node.target in LIKE):
         return True
-    if node.op == "call_method" and node.target in ("size", "dim", "numel"):
+    if node.op == "call_method" and node.target in SIZES:
         return True
-    return (
-        node.op == "call_function"
-        and bool(node.all_input_nodes)
-        and node.meta.get("shape") is None
-        and "shape" in node.meta
-        and all(is_size(n) for n in node.all_input_nodes)
-    )
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+        return False
+    if "size" not in node.meta:
+        node.meta["size"] = all(is_size(n) for n in node.all_input_nodes)
+    return bool(node.meta["size"])
 
 
 class Reach:
@@ -146,7 +152,7 @@ def insert_after(
     *,
     users: Iterable[fx.Node] | None = None,
 ) -> fx.Node:
-    """A new call of `target` (a function, or the path of a module) on `node`; `users` of node (default all) now use it."""
+    """A new call of `target` (a function, or a module's path) on `node`; its `users` (default all) now use it."""
     chosen = list(node.users) if users is None else list(users)
     with graph.inserting_after(node):
         made = call(graph, target, args(node))
@@ -162,12 +168,25 @@ def call(graph: fx.Graph, target: Callable[..., Any] | str, args: tuple[Any, ...
 
 
 def add_module(root: nn.Module, path: str, module: nn.Module) -> str:
-    """Registers the module at `path` and returns the path; where one is there already (the other graph put it), keeps it."""
-    parent, _, name = path.rpartition(".")
-    owner = root.get_submodule(parent)
-    if not hasattr(owner, name):
+    """The path that the module is registered at: `path`, or with underscores added where the model uses that name.
+
+    Where the other graph has put such a module already, that one stays.
+    """
+    placed: dict[str, str] = memory(root, "placed")
+    if path not in placed:
+        parent, _, name = path.rpartition(".")
+        owner = root.get_submodule(parent)
+        while hasattr(owner, name):
+            name += "_"
         owner.add_module(name, module)
-    return path
+        placed[path] = f"{parent}.{name}" if parent else name
+    return placed[path]
+
+
+def memory(root: nn.Module, key: str) -> dict[Any, Any]:
+    """What rewrites remember from one graph to the other. It goes with `root` when the converted module is assembled."""
+    found: dict[Any, Any] = root.__dict__.setdefault("_rewrites", {}).setdefault(key, {})
+    return found
 
 
 def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -176,7 +195,7 @@ def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def resort(graph: fx.Graph) -> None:
-    """Puts the nodes into an order in which every value exists before it is used; keeps the present order where it can."""
+    """Orders the nodes so that every value exists before it is used; keeps the present order where it can."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     done: dict[fx.Node, None] = {}
     for start in list(graph.nodes):

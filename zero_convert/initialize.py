@@ -43,6 +43,8 @@ def initialize(
         CoverageError: tensors without a rule, or values to be kept that were drawn at random.
     """
     state = traced.root.state_dict(keep_vars=True)
+    if strange := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
+        raise CoverageError("the state dict holds more than tensors", where=", ".join(strange[:SHOWN]))
     first = ties(state)
     rules: dict[str, tuple[Layer, Tensor, Formula]] = {}
     missing: list[str] = []

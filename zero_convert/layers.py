@@ -115,7 +115,13 @@ def new_norm(norm: nn.Module, channels: int) -> nn.Module | None:
     A group norm keeps its number of groups if that divides `channels`, else takes the largest divisor below it.
     """
     if isinstance(norm, _BatchNorm | _InstanceNorm):
-        made: nn.Module = type(norm)(channels, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        made: nn.Module = type(norm)(
+            channels,
+            eps=norm.eps,
+            momentum=norm.momentum,  # type: ignore[arg-type]
+            affine=norm.affine,
+            track_running_stats=norm.track_running_stats,
+        )
     elif isinstance(norm, nn.GroupNorm):
         groups = next(g for g in range(norm.num_groups, 0, -1) if channels % g == 0)
         made = type(norm)(groups, channels, norm.eps, norm.affine)

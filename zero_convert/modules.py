@@ -42,7 +42,7 @@ def subsample(x: Tensor, stride: Sequence[int], sides: Sides) -> Tensor:
         slice(max(0, left), size - max(0, right), step)
         for size, step, (left, right) in zip(x.shape[-len(stride) :], stride, sides, strict=True)
     ]
-    return x[(..., *index)]
+    return x[(..., *index)]  # type: ignore[index]
 
 
 @fx.wrap
@@ -55,9 +55,9 @@ class HadamardTransform(nn.Module):
     """`T x = H Π x / sqrt(d)` over the d channels: frozen, no parameter, nothing in the state dict.
 
     H is the Sylvester matrix of order d, the Paley ⊗ Sylvester one where only that exists, and otherwise the top left
-    d×d part of the next larger Sylvester matrix (then no isometry). Up to `DENSE` channels it is applied as the authors'
-    released network does it, as one product with the float32 matrix H/sqrt(d), so that training follows theirs bit for
-    bit; beyond that as a Kronecker product of two small ±1 matrices and one scaling, which needs d, not d², numbers.
+    d×d part of the next larger Sylvester matrix (then no isometry). Up to `DENSE` channels it is applied as in the
+    authors' network, as one product with the float32 matrix H/sqrt(d), so that training follows theirs bit
+    for bit; beyond that as a Kronecker product of two small ±1 matrices and one scaling, which needs d, not d², numbers.
 
     Args:
         channels: d.

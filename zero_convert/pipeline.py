@@ -1,4 +1,4 @@
-"""The corridor: load → trace → analyze → rewrite → analyze → initialize → validate, then export → seal in `Result.save`.
+"""The corridor: load → trace → analyze → rewrite → analyze → initialize → validate; export → seal in `Result.save`.
 
 Rooms never call each other; what one needs of another passes through here.
 """
@@ -36,7 +36,7 @@ LEFTOVERS = ("error", "zeros", "keep")
 
 @dataclass(frozen=True)
 class Saved:
-    """One written artifact: its path, its receipt's path, sha256 (hex) and size (bytes) of the file, weights digest (hex)."""
+    """One written artifact: where it and its receipt are, sha256 (hex) and size (bytes) of the file, weights digest."""
 
     path: Path
     receipt_path: Path
@@ -450,7 +450,7 @@ def _entries(module: nn.Module) -> list[safetensors.Entry]:
     return [
         safetensors.Entry(
             name,
-            SAFETENSORS_DTYPES[str(state[name].dtype).removeprefix("torch.")],
+            SAFETENSORS_DTYPES[state[name].dtype],
             tuple(state[name].shape),
             lambda tensor=state[name]: _bytes(tensor),  # type: ignore[misc]
         )

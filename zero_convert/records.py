@@ -63,7 +63,7 @@ class Layer:
 
     Attributes:
         name: module path in the model ("layer1.0.conv1"; "" is the model itself).
-        kind: what it is: "convolution", "linear", "norm", "attention", "embedding", "bias", "scale", "parameter", "buffers".
+        kind: "convolution", "linear", "norm", "attention", "embedding", "bias", "scale", "parameter" or "buffers".
         role: what it does in the network:
             "stem"      first weight layer on the way from an input
             "branch"    inside a residual branch, not its last weight layer
@@ -74,7 +74,8 @@ class Layer:
             "head"      its output leaves the model with no weight layer after it
             "trunk"     everything else
         tensors: its own parameters and buffers that are in the state dict.
-        uses: for kind "parameter": how the graph uses each one, {"class_token": "concatenated"}.
+        uses: for kind "parameter": how the graph uses each one: "added", "multiplied", "concatenated", "indexed",
+            "temperature" (of an attention), "read" (otherwise) or "unused".
         join: index of the residual join the layer belongs to (innermost), or None.
         parts: 3 where one linear layer makes queries, keys and values at once, else 1.
         reason: why this kind or role, in a few words, for the plan.

@@ -11,20 +11,35 @@ import inspect
 import math
 import operator
 from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from .errors import CoverageError
 from .graphs import Reach, is_size, kind, only_user, tensors_in
 from .layers import WEIGHT_KINDS, geometry, kind_of
 from .live import Traced
 from .records import Gate, Geometry, Join, Layer, Structure, Tensor
 
 SAFETENSORS_DTYPES = {
-    **{"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32"},
-    **{"int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL"},
-    **{"complex64": "C64", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0"},
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
 }
 INDEXING = frozenset({operator.getitem, F.embedding, torch.index_select, "index_select"})
 ARGUMENTS = {  # of the libraries' own functions
@@ -54,7 +69,7 @@ class _Analysis:
         return Structure(self._layers(joins), joins, self.gates, tuple(self.notes))
 
     def _weight_layers(self, node: fx.Node) -> tuple[str, ...]:
-        """Paths of the weight layers a node applies: the called module, or the owners of the weights a function is given."""
+        """Paths of the weight layers a node applies: the module it calls, or the owners of the weights it is given."""
         if self.kinds[node] in WEIGHT_KINDS or self.kinds[node] == "opaque":
             return (str(node.target),)
         owners = dict.fromkeys(
@@ -65,8 +80,9 @@ class _Analysis:
     # -- gates ---------------------------------------------------------------------------------------------------------
 
     def _find_gates(self) -> tuple[tuple[Gate, ...], dict[fx.Node, fx.Node]]:
-        """Products of a signal with something computed from it by weight layers. Maps each gate layer's node to the product."""
-        gates, owner = [], {}
+        """Products of a signal with what weight layers compute from it; and the product of each gate layer's node."""
+        gates: list[Gate] = []
+        owner: dict[fx.Node, fx.Node] = {}
         for node in self.graph.nodes:
             if self.kinds[node] != "multiply" or len(tensors_in(node)) != 2:
                 continue
@@ -211,7 +227,7 @@ class _Analysis:
             node = inputs[0]
         chain.reverse()
         inside = set(chain)
-        for a, b in zip(chain, chain[1:], strict=False):
+        for a, b in pairwise(chain):
             others = [u for u in a.users if u is not b and not is_size(u)]
             gate = self.kinds[b] == "multiply"
             if others and not (gate and all(self.reach.reaches(u, b) and u not in inside for u in others)):
@@ -342,8 +358,7 @@ class _Analysis:
         ]
 
     def _uses(self, path: str, tensors: tuple[Tensor, ...]) -> tuple[tuple[str, str], ...]:
-        """How the graph uses each raw tensor of a module: "added", "multiplied", "concatenated", "indexed", "temperature",
-        "read" (otherwise) or "unused"."""
+        """How the graph uses each raw tensor of a module: see `Layer.uses`."""
         found = dict.fromkeys((t.local for t in tensors), "unused")
         for node in self.graph.nodes:
             if node.op == "get_attr" and str(node.target) in {t.name for t in tensors}:
@@ -396,6 +411,8 @@ def _own_tensors(path: str, module: nn.Module, state: Iterable[str]) -> tuple[Te
     for buffer, entries in ((False, module._parameters), (True, module._buffers)):
         for name, value in entries.items():
             if value is not None and prefix + name in state:
-                dtype = SAFETENSORS_DTYPES[str(value.dtype).removeprefix("torch.")]
+                if value.dtype not in SAFETENSORS_DTYPES:
+                    raise CoverageError("a tensor's type cannot be stored", where=prefix + name, got=str(value.dtype))
+                dtype = SAFETENSORS_DTYPES[value.dtype]
                 own.append(Tensor(prefix + name, tuple(value.shape), dtype, value.requires_grad and not buffer, buffer))
     return tuple(own)

@@ -1,4 +1,4 @@
-"""A layer that grows and has no skip is followed by a frozen Hadamard transform, so that the new channels are not empty.
+"""A layer that grows and has no skip is followed by a frozen Hadamard transform, so that no new channel is empty.
 
     before   C: n → d            after   T(C(·)), C = I*: the n channels are spread over all d
 

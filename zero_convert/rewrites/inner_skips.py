@@ -62,7 +62,7 @@ def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Map
 
 
 def centre_sides(g: Geometry) -> tuple[tuple[int, int], ...]:
-    """What a subsampling by the layer's stride has to crop (left, right) per dimension to read under the centre tap k//2."""
+    """What a subsampling by the layer's stride has to crop, (left, right) each, to read under the tap k // 2."""
     sides = []
     for k, d, (left, right) in zip(g.kernel, g.dilation, g.padding, strict=True):
         centre = d * (k // 2)
@@ -107,7 +107,7 @@ def _early_shortcut(
         carried = insert_after(graph, end, operator.add, lambda n, skip=skip: (n, skip))  # type: ignore[misc]
         carried.meta["order"] = "pre-activation"
     node = nodes[join.node]
-    node.args = tuple(carried if a is nodes[join.shortcut_node] else a for a in node.args)
+    node.replace_input_with(nodes[join.shortcut_node], carried)
     names = ", ".join(str(n.target) for n in weights[1:])
     return Edit(NAME, join.node, f"the shortcut joins after {weights[0].target}; identity skips around {names}")
 

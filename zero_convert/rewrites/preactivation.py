@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ..graphs import kind, only_user, replace_module, tensors_in
+from ..graphs import add_module, insert_after, kind, only_user, replace_module, tensors_in
 from ..layers import WEIGHT_KINDS, geometry, new_norm
 from ..records import Edit, Join, Option, Structure
 
@@ -82,7 +82,7 @@ def _block(root: nn.Module, nodes: Mapping[str, fx.Node], join: Join) -> _Block 
         norm = after if after is not None and kind(after, root) == "norm" else None
         g = geometry(root.get_submodule(str(node.target)))
         if norm is not None and (g is None or new_norm(root.get_submodule(str(norm.target)), g.in_channels) is None):
-            return f"a {type(root.get_submodule(str(norm.target))).__name__} cannot be moved to the other side of its layer"
+            return f"its {type(root.get_submodule(str(norm.target))).__name__} cannot be moved before its layer"
         units.append(_Unit(node, norm))
     if not units or units[0].weight is not chain[0]:
         return "its branch does not begin with a weight layer"
@@ -94,12 +94,7 @@ def _reorder(root: nn.Module, graph: fx.Graph, block: _Block, raw: Mapping[fx.No
     source = raw.get(block.fork, block.fork)
     pattern = block.fork if block.fork in raw else block.activation
     with graph.inserting_after(source):
-        start = graph.create_node(
-            pattern.op,
-            pattern.target,
-            tuple(source if a is pattern.all_input_nodes[0] else a for a in pattern.args),
-            pattern.kwargs,
-        )
+        start = graph.node_copy(pattern, lambda n: source if n is tensors_in(pattern)[0] else n)
     start.meta["shape"] = source.meta.get("shape")
     first = block.units[0]
     start = _norm_before(root, graph, first, start)
@@ -158,17 +153,9 @@ def _norm_after(root: nn.Module, graph: fx.Graph, activation: fx.Node, block: _B
     path = str(last.target)
     made = new_norm(root.get_submodule(path), block.join.out_channels)
     assert made is not None, "checked by _block"
-    parent, _, name = path.rpartition(".")
-    owner = root.get_submodule(parent)
-    if not hasattr(owner, f"{name}_out"):
-        owner.add_module(f"{name}_out", made)
-    users = list(activation.users)
-    with graph.inserting_after(activation):
-        node = graph.call_module(f"{path}_out", (activation,))
-    node.meta["shape"] = activation.meta.get("shape")
-    for user in users:
-        user.replace_input_with(activation, node)
-    return [Edit(NAME, f"{path}_out", f"new norm over {block.join.out_channels} channels where the blocks end")]
+    placed = add_module(root, f"{path}_out", made)
+    insert_after(graph, activation, placed)
+    return [Edit(NAME, placed, f"new norm over {block.join.out_channels} channels where the blocks end")]
 
 
 def _swap_upstream(root: nn.Module, fork: fx.Node) -> list[Edit]:

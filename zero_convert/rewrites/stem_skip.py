@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from typing import Any
 
 from torch import fx, nn
 from torch.nn import functional as F
@@ -78,21 +79,23 @@ def _pool_size(root: nn.Module, node: fx.Node, g: Geometry) -> bool:
     """out = floor((L + 2p - d(k - 1) - 1) / s) + 1 for both: equal for every L if s and 2p - d(k - 1) are."""
     dims = len(g.kernel)
 
-    def each(value: object) -> tuple[int, ...]:
-        return tuple(value) if isinstance(value, tuple | list) else (int(value),) * dims  # type: ignore[call-overload]
+    def each(value: Any) -> tuple[int, ...]:
+        return tuple(value) if isinstance(value, tuple | list) else (int(value),) * dims
 
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         if not isinstance(module, _MaxPoolNd) or module.ceil_mode:
             return False
-        kernel, stride, padding, dilation = module.kernel_size, module.stride, module.padding, module.dilation
-    elif node.target in (F.max_pool1d, F.max_pool2d, F.max_pool3d) and not node.kwargs.get("ceil_mode", False):
-        names = ("input", "kernel_size", "stride", "padding", "dilation")
+        given = {name: getattr(module, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+    elif node.target in (F.max_pool1d, F.max_pool2d, F.max_pool3d):
+        names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
         given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        kernel = given["kernel_size"]
-        stride, padding, dilation = given.get("stride") or kernel, given.get("padding", 0), given.get("dilation", 1)
+        if given.get("ceil_mode", False):
+            return False
     else:
         return False
+    kernel, padding, dilation = given["kernel_size"], given.get("padding", 0), given.get("dilation", 1)
+    stride = given.get("stride") or kernel
     own = [2 * p - d * (k - 1) for k, p, d in zip(each(kernel), each(padding), each(dilation), strict=True)]
     layer = [sum(p) - d * (k - 1) for k, p, d in zip(g.kernel, g.padding, g.dilation, strict=True)]
     return own == layer and each(stride) == g.stride

@@ -33,7 +33,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from ..formulas import Codes, Constant, Formula, Hadamard, Matrix, PartialIdentity, Stack
-from ..hadamard import ceil_log2, matrix_for
+from ..hadamard import matrix_for
 from ..records import Layer, Option, Structure, Tensor
 from ..scheme import Kept, OptionSpec, Scheme
 from ._shared import buffers, norm, place, zeros

@@ -70,7 +70,7 @@ def _climb(module: nn.Module, inputs: int, leaves: list[str], failed: list[str],
             if not failure.path or len(leaves) >= MAX_LEAVES:
                 raise TraceError(
                     "the model cannot be traced",
-                    where=f"{type(module).__qualname__}{', submodule ' + failure.path if failure.path else ''}, {where}",
+                    where=", ".join(filter(None, (type(module).__qualname__, failure.path, where))),
                     got=cause[:300],
                     expected="a forward whose control flow does not depend on tensor values",
                     fix="Give the part that branches on values a module of its own, so that it can be kept whole, "

@@ -1,8 +1,12 @@
-"""The shape of every value in a graph, from a run on fake tensors: no memory, no arithmetic."""
+"""The shape of every value in a graph, from a run on fake tensors: no memory, no arithmetic.
+
+A leaf whose control flow depends on values cannot run on fake tensors; then the graph runs on real ones.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +28,24 @@ class _Recorder(fx.Interpreter):
         return value
 
 
+def _record(module: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
+    recorder = _Recorder(module, graph=graph, garbage_collect_values=True)
+    recorder.extra_traceback = False
+    recorder.run(*inputs)
+
+
+@contextmanager
+def _untouched(module: nn.Module) -> Iterator[None]:
+    """Buffers and the random state of the CPU are afterwards what they were."""
+    saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            for buffer, value in saved:
+                buffer.copy_(value)
+
+
 def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequence[Any]) -> None:
     """Writes `node.meta["shape"]` (None for what is no tensor) for every node of the graph.
 
@@ -31,12 +53,15 @@ def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequenc
         TraceError: the forward fails for these inputs; the message names the node and the module's source line.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = _Recorder(module, graph=graph, garbage_collect_values=True)
-    recorder.extra_traceback = False
     try:
         with torch.no_grad(), mode:
-            fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in example_inputs]
-            recorder.run(*fakes)
+            _record(module, graph, [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in example_inputs])
+        return
+    except Exception:  # the reason that counts is the one that real tensors give
+        pass
+    try:
+        with torch.no_grad(), _untouched(module):
+            _record(module, graph, [x.clone() if isinstance(x, torch.Tensor) else x for x in example_inputs])
     except Exception as error:
         shapes = ", ".join(
             "×".join(map(str, x.shape)) if isinstance(x, torch.Tensor) else repr(x) for x in example_inputs

@@ -45,7 +45,7 @@ class LayerTracer(fx.Tracer):
         except Exception as error:
             raise TraceFailure(self.path_of_module(m), error) from error
 
-    def trace(self, root: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:  # type: ignore[override]
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         try:
             graph = super().trace(root, concrete_args)
         except TraceFailure:
@@ -57,10 +57,10 @@ class LayerTracer(fx.Tracer):
                 graph.erase_node(node)
         return graph
 
-    def create_args_for_root(  # type: ignore[override]
+    def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        names = []
+        names: list[str] = []
         for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
             if parameter.kind is parameter.VAR_POSITIONAL:
                 names += [f"{parameter.name}_{i}" for i in range(self._inputs - len(names))]
