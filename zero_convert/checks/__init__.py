@@ -1,0 +1,77 @@
+"""Validate: read-only questions about a converted model, answered with numbers. One question a file.
+
+Every file has one function `ask(bench) -> Check | None` (None where the question does not arise); its docstring is
+the check's published meaning. `_bench.py` makes the copies and runs that they share, `_guard.py` keeps random states
+and torch's switches, `_device.py` finds the device. The model itself is never run and never written to.
+
+    outputs        the same shapes and dtypes as the original's
+    finite         no NaN, no infinity
+    zero_branches  branches that must add exactly 0 do
+    binary         every trainable value is 0 or 1, where the scheme says so
+    logits         a head whose values are all 0 returns exactly 0
+    gradients      which step first gives each parameter a gradient
+    repeat         the same bits when run again
+    channels       distinct, repeated and constant channels
+    precision      how far float32 is from float64
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from ..errors import ZeroConvertError
+from ..live import Subject
+from ..records import Check
+from ._bench import Bench
+from ._device import resolve as resolve
+from ._guard import pinned
+
+Progress = Callable[[str, str], None]
+CHECKS = (
+    "outputs",
+    "finite",
+    "zero_branches",
+    "binary",
+    "logits",
+    "gradients",
+    "repeat",
+    "channels",
+    "precision",
+)
+
+
+def run(subject: Subject, *, level: str, device: str, progress: Progress | None = None) -> tuple[Check, ...]:
+    """The answers, in the order of `CHECKS`. The subject is left as it was, bit for bit.
+
+    Args:
+        level: "quick" (small images, a few seconds) or "full" (also the example inputs' own size, and gradients twice).
+        device: from `resolve`.
+        progress: called with ("validate", name of the check) when one begins.
+
+    Raises:
+        DeviceError: the device's memory is too small.
+    """
+    found = []
+    with pinned(device):
+        bench = Bench(subject, level, device)
+        for name in CHECKS:
+            if progress is not None:
+                progress("validate", f"{name} on {device}")
+            check = _answer(name, bench)
+            if check is not None:
+                found.append(check)
+    return tuple(found)
+
+
+def _answer(name: str, bench: Bench) -> Check | None:
+    """The check's answer. A question that ends in an error of the network is answered with "fail"."""
+    room = import_module(f".{name}", __name__)
+    try:
+        answer: Check | None = room.ask(bench)
+    except ZeroConvertError:
+        raise
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [""])[0]
+        return Check(name, "fail", room.QUESTION, f"could not be answered: {type(error).__name__}: {line}"[:300])
+    return answer

@@ -1,0 +1,331 @@
+"""The runs that the checks look at: copies of the converted module, inputs, and what was seen on the way.
+
+Every check works on copies, made once and shared, so the user's module is never run. Several checks read one run; a
+run happens when the first of them asks.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from ..errors import DeviceError, ZeroConvertError
+from ..hashing import words
+from ..layers import WEIGHT_KINDS, kind_of
+from ..live import Subject
+from ..records import Join, Layer
+from ..sources.inputs import reference_tensor
+from . import _guard
+from ._channels import Channels, as_rows, statistics
+
+BATCH = 4  # with fewer, a batch norm over single values has no gradient to speak of
+SIDES = (96, 160)  # images are cropped to the first of these that the network accepts
+SMALL_SIDES = (64, *SIDES)  # where many runs are needed
+LARGE = 128 * 128  # positions from which on a network that takes no other size gets only half the batch
+LOW_VARIANCE = 1e-6  # a batch norm adds 1e-5 to the variance: below a tenth of that the channel carries no signal
+
+
+@dataclass
+class Run:
+    """What was seen in one forward of a graph.
+
+    Attributes:
+        outputs: floating output tensors, on the CPU.
+        branches: join index → largest magnitude of the branch operand at the moment it is added.
+        heads: name of a head layer → what it read, on the CPU.
+        logits: name of a head layer → largest magnitude of what it returned.
+        reads: name of a weight layer → the channels it read.
+        returns: name of a norm → the channels it returned.
+        random: random numbers were drawn.
+    """
+
+    outputs: tuple[Tensor, ...] = ()
+    branches: dict[int, float] = field(default_factory=dict)
+    heads: dict[str, Tensor] = field(default_factory=dict)
+    logits: dict[str, float] = field(default_factory=dict)
+    reads: dict[str, Channels] = field(default_factory=dict)
+    returns: dict[str, Channels] = field(default_factory=dict)
+    random: bool = False
+
+
+class Bench:
+    """Copies of the subject's module on the device and, in float64, on the CPU; and their runs.
+
+    Raises, when first asked for a run:
+        DeviceError: the device's memory is too small.
+    """
+
+    def __init__(self, subject: Subject, level: str, device: str) -> None:
+        self.subject, self.level, self.device = subject, level, device
+        self._runs: dict[tuple[str, bool], Run] = {}
+        self.refused: dict[str, str] = {}  # mode → why the network does not run in it
+
+    # -- copies --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """A copy in its own precision on the device. Leave it as it is (`_guard.kept`)."""
+        return self.fresh()
+
+    @cached_property
+    def exact(self) -> nn.Module:
+        """A copy in float64 on the CPU, which is the reference for every device."""
+        return self._copy().double()
+
+    def fresh(self) -> nn.Module:
+        """A new copy on the device, for a check that changes weights."""
+        try:
+            return self._copy().to(self.device)
+        except torch.OutOfMemoryError as error:
+            raise self.out_of_memory() from error
+
+    def _copy(self) -> nn.Module:
+        traced = self.subject.traced
+        graphs = {id(graph): graph for graph in traced.graphs}  # no need to copy these
+        return copy.deepcopy(traced.root, graphs)
+
+    def out_of_memory(self) -> DeviceError:
+        return DeviceError(
+            "the checks do not fit into the device's memory",
+            where=self.device,
+            expected="room for two copies of the model and one batch",
+            fix="Run them with --device cpu, or leave them out with --validate none.",
+        )
+
+    # -- modes ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """ "train" and "evaluate", or only "train" where the two compute the same; without one it does not run in."""
+        self.inputs  # noqa: B018  finding them finds out what the network refuses
+        return tuple(mode for mode in self._modes if mode not in self.refused)
+
+    @cached_property
+    def _modes(self) -> tuple[str, ...]:
+        traced = self.subject.traced
+        differs = traced.train is not traced.evaluate or any(
+            getattr(m, "track_running_stats", False) or (not kind_of(m) and not _is_plain(m)) for m in self._called()
+        )
+        return ("train", "evaluate") if differs else ("train",)
+
+    def _called(self) -> Iterator[nn.Module]:
+        traced = self.subject.traced
+        for node in traced.train.nodes:
+            if node.op == "call_module":
+                yield from traced.root.get_submodule(str(node.target)).modules()
+
+    # -- inputs --------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def inputs(self) -> tuple[Any, ...]:
+        """The batch for the runs: on the CPU, small images where the network takes them."""
+        return self._fit(SIDES)
+
+    @cached_property
+    def small_inputs(self) -> tuple[Any, ...]:
+        """The batch for what has to be repeated often."""
+        return self._fit(SMALL_SIDES)
+
+    def _fit(self, sides: tuple[int, ...]) -> tuple[Any, ...]:
+        """The first of the candidate batches that the network takes in all its modes, with outputs like the example's."""
+        given = self.subject.inputs
+        candidates = [batch(given, side) for side in (*sides, None) if side is None or crops(given, side)]
+        failures: dict[str, str] = {}
+        for candidate in (*candidates, given):
+            failures = self._try(candidate)
+            if not failures:
+                break
+        self.refused |= failures
+        return candidate
+
+    def _try(self, inputs: tuple[Any, ...]) -> dict[str, str]:
+        """Mode → why it fails; the runs that succeed are remembered."""
+        failures, runs = {}, {}
+        for mode in self._modes:
+            try:
+                runs[mode, False] = run = self._measure(mode, self.module, inputs, self.device)
+            except torch.OutOfMemoryError as error:
+                raise self.out_of_memory() from error
+            except ZeroConvertError:
+                raise
+            except Exception as error:  # whatever the network says to a batch it does not take
+                failures[mode] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
+                continue
+            expected = [s for s, dtype in self.subject.outputs.get(mode, ()) if "float" in dtype]
+            found = [tuple(t.shape) for t in run.outputs]
+            if [s[1:2] for s in expected] != [s[1:2] for s in found] or list(map(len, expected)) != list(
+                map(len, found)
+            ):
+                failures[mode] = f"outputs of shape {found}"
+        if not failures and "inputs" not in self.__dict__:
+            self._runs |= runs
+        return failures
+
+    # -- runs ----------------------------------------------------------------------------------------------------------
+
+    def run(self, mode: str, *, exact: bool = False) -> Run:
+        """The run in a mode of `modes`, on the device in the model's precision or on the CPU in float64."""
+        inputs = self.inputs
+        if (mode, exact) not in self._runs:
+            module, device = (self.exact, "cpu") if exact else (self.module, self.device)
+            self._runs[mode, exact] = self._measure(mode, module, inputs, device)
+        return self._runs[mode, exact]
+
+    def _measure(self, mode: str, module: nn.Module, inputs: tuple[Any, ...], device: str) -> Run:
+        traced = self.subject.traced
+        graph = traced.train if mode == "train" else traced.evaluate
+        with _guard.kept(module), torch.no_grad():
+            still(module.train(mode == "train"))
+            _guard.seed(device)
+            before = _guard.generator_states(device)
+            recorder = _Recorder(module, graph, self.subject)
+            values = recorder.run(*moved(inputs, module, device))
+            recorder.seen.random = _guard.drew(before, _guard.generator_states(device))
+            recorder.seen.outputs = tuple(t.cpu() for t in floats(values))
+        return recorder.seen
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and looks at joins, heads, weight layers and norms."""
+
+    def __init__(self, module: nn.Module, graph: fx.Graph, subject: Subject) -> None:
+        super().__init__(module, graph=graph, garbage_collect_values=True)
+        self.extra_traceback = False
+        self.seen = Run()
+        self._root = subject.traced.root
+        self._joins: dict[str, Join] = {join.node: join for join in subject.structure.joins if join.residual}
+        self._layers: dict[str, Layer] = {layer.name: layer for layer in subject.structure.layers}
+        self._nodes = {node.name: node for node in graph.nodes}
+
+    def run_node(self, n: fx.Node) -> Any:
+        join = self._joins.get(n.name)
+        if join is not None:
+            operand = self._nodes.get(join.branch_node)
+            if operand in n.all_input_nodes:  # the other mode's graph may have other names
+                self.seen.branches[join.index] = largest(self.env[operand])
+        layer = self._layers.get(_owner(n))
+        if layer is not None:
+            read = next((self.env[i] for i in n.all_input_nodes if i.op != "get_attr"), None)
+            if is_float(read):
+                self._before(layer, read)
+        value = super().run_node(n)
+        if layer is not None:
+            returned = value[0] if isinstance(value, tuple) else value  # attention returns its weights as well
+            if is_float(returned):
+                self._after(layer, returned)
+        return value
+
+    def _before(self, layer: Layer, read: Tensor) -> None:
+        """Before, because the layer may work in place, and before the interpreter forgets the value."""
+        if layer.kind in WEIGHT_KINDS:
+            self.seen.reads[layer.name] = statistics(as_rows(read, layer, self._module(layer)), LOW_VARIANCE)
+        if layer.role == "head":
+            self.seen.heads[layer.name] = read.detach().double().cpu()
+
+    def _after(self, layer: Layer, returned: Tensor) -> None:
+        if layer.kind == "norm":
+            self.seen.returns[layer.name] = statistics(as_rows(returned, layer, self._module(layer)), LOW_VARIANCE)
+        if layer.role == "head":
+            self.seen.logits[layer.name] = max(largest(returned), self.seen.logits.get(layer.name, 0.0))
+
+    def _module(self, layer: Layer) -> nn.Module:
+        return self._root.get_submodule(layer.name)
+
+
+def _owner(n: fx.Node) -> str:
+    """Path of the module the node applies: the called one, or the owner of the weights that a function is given."""
+    if n.op == "call_module":
+        return str(n.target)
+    if n.op in ("call_function", "call_method"):
+        for i in n.all_input_nodes:
+            if i.op == "get_attr":
+                return str(i.target).rpartition(".")[0]
+    return ""
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """A torch.nn module without state that a mode could change."""
+    return type(module).__module__.startswith("torch.nn.")
+
+
+def still(module: nn.Module) -> nn.Module:
+    """The module with everything that drops values at random switched off."""
+    for m in module.modules():
+        if kind_of(m) == "drop":
+            m.eval()
+        elif isinstance(m, nn.MultiheadAttention):
+            m.dropout = 0.0
+    return module
+
+
+def is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def floats(values: Any) -> list[Tensor]:
+    """The floating tensors in a nest of outputs."""
+    return [t for t in tree_leaves(values) if is_float(t)]
+
+
+def largest(value: Tensor) -> float:
+    """The largest magnitude; NaN if there is one; 0 for an empty tensor."""
+    return float(value.detach().abs().max()) if value.numel() else 0.0
+
+
+# -- inputs ------------------------------------------------------------------------------------------------------------
+
+
+def crops(given: tuple[Any, ...], side: int) -> bool:
+    """Whether an image or video among the inputs is larger than `side` in both directions."""
+    return any(_is_image(x) and min(x.shape[-2:]) > side for x in given)
+
+
+def batch(given: tuple[Any, ...], side: int | None) -> tuple[Any, ...]:
+    """A batch like the example inputs: images cropped to `side` (None: as large as given), values from integer hashes.
+
+    Floating tensors get the reference values; integers and bools are drawn from the example's own, by hash, so that
+    they stay indices and masks that the network understands. A first dimension that the inputs share is the batch.
+    """
+    tensors = [x for x in given if isinstance(x, Tensor) and x.ndim]
+    shared = len({x.shape[0] for x in tensors}) == 1
+    large = side is None and any(_is_image(x) and math.prod(x.shape[-2:]) > LARGE for x in tensors)
+    rows = BATCH // 2 if large else BATCH
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, Tensor) or not x.ndim or not x.numel():
+            return x
+        shape = list(x.shape)
+        if shared:
+            shape[0] = max(shape[0], rows)
+        if side is not None and _is_image(x):
+            shape[-2:] = [min(side, size) for size in shape[-2:]]
+        if is_float(x) and bool(torch.isfinite(x).all()):
+            return reference_tensor(shape, x.dtype)
+        chosen = words(0, "check inputs", 0, math.prod(shape)) % x.numel()
+        return x.flatten()[torch.from_numpy(chosen.astype("int64"))].reshape(shape)
+
+    return tuple(one(x) for x in given)
+
+
+def _is_image(x: Any) -> bool:
+    return is_float(x) and x.ndim in (4, 5) and min(x.shape[-2:]) > 1
+
+
+def moved(inputs: tuple[Any, ...], module: nn.Module, device: str) -> tuple[Any, ...]:
+    """The inputs on the device; floating ones in the module's precision."""
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return x.to(device, dtype) if x.is_floating_point() else x.to(device)
+
+    return tuple(one(x) for x in inputs)

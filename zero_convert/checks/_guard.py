@@ -1,0 +1,123 @@
+"""What a check must leave as it found it: random state, global switches of torch, a module's buffers and modes."""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+SEED = 20211021  # for modules that draw numbers in their forward; any constant does
+
+
+@contextmanager
+def pinned(device: str) -> Iterator[None]:
+    """Inside: full float32, deterministic algorithms, autocast off, no warnings. After: all as before, generators too.
+
+    TF32 would make identity layers inexact (1e-3), and timing-based algorithm search would make runs differ.
+    """
+    switches: list[tuple[Any, str, Any]] = [
+        (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
+        (torch.backends.cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+        (torch.backends.cudnn.rnn, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+        (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+        (torch.backends.mkldnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+        (torch.backends.cudnn, "benchmark", False),
+        (torch.backends.cudnn, "deterministic", True),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    kind = device.partition(":")[0]
+    generators = generator_states(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for owner, name, value in switches:
+                setattr(owner, name, value)
+            if kind == "cuda" and workspace is None:
+                os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS refuses to be deterministic
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            with torch.autocast(kind, enabled=False), torch.inference_mode(False):
+                yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            for owner, name, value in before:
+                setattr(owner, name, value)
+            if workspace is None:
+                os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+            _set_generators(device, generators)
+
+
+@contextmanager
+def kept(module: nn.Module) -> Iterator[None]:
+    """After: every buffer, gradient and training flag of the module as before, bit for bit.
+
+    A forward may change these; parameters it leaves alone.
+    """
+    modes = [(m, m.training) for m in module.modules()]
+    tensors = [(b, b.detach().clone()) for b in module.buffers()]
+    gradients = [(p, p.grad) for p in module.parameters()]
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+        with torch.no_grad():
+            for tensor, value in tensors:
+                tensor.copy_(value)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+
+
+def seed(device: str) -> None:
+    """The same start for every run of a module that draws numbers. Only inside `pinned`.
+
+    Only the generators that a forward on the device can draw from: `torch.manual_seed` would reach all devices.
+    """
+    torch.default_generator.manual_seed(SEED)
+    random.seed(SEED)
+    np.random.seed(SEED)
+    if device.startswith("cuda"):
+        torch.cuda.init()
+        torch.cuda.default_generators[torch.device(device).index or 0].manual_seed(SEED)
+    elif device == "mps":
+        torch.mps.manual_seed(SEED)
+
+
+def generator_states(device: str) -> tuple[Any, ...]:
+    """The states of torch's generators for the CPU and the device, and of Python's and numpy's."""
+    own: torch.Tensor | None = None
+    if device.startswith("cuda"):
+        own = torch.cuda.get_rng_state(torch.device(device))
+    elif device == "mps":
+        own = torch.mps.get_rng_state()
+    return torch.get_rng_state(), own, random.getstate(), np.random.get_state()
+
+
+def drew(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
+    """Whether a random number was drawn between two `generator_states`."""
+    tensors = zip(before[:2], after[:2], strict=True)
+    return (
+        any(a is not None and not torch.equal(a, b) for a, b in tensors)
+        or before[2] != after[2]
+        or before[3][2] != after[3][2]
+        or not np.array_equal(before[3][1], after[3][1])
+    )
+
+
+def _set_generators(device: str, states: tuple[Any, ...]) -> None:
+    torch.set_rng_state(states[0])
+    if device.startswith("cuda"):
+        torch.cuda.set_rng_state(states[1], torch.device(device))
+    elif device == "mps":
+        torch.mps.set_rng_state(states[1])
+    random.setstate(states[2])
+    np.random.set_state(states[3])

@@ -1,0 +1,66 @@
+"""Which tensors start at zero, from the plan's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from ..live import Subject
+from ..records import Assignment, Join, Layer
+
+ZERO = "constant 0"
+
+
+def rules_of(subject: Subject) -> dict[str, list[Assignment]]:
+    """Layer → the rules of its trainable tensors."""
+    found: dict[str, list[Assignment]] = {}
+    for assignment in subject.assignments:
+        if assignment.tensor.trainable:
+            found.setdefault(assignment.layer, []).append(assignment)
+    return found
+
+
+def all_zero(assignments: Iterable[Assignment]) -> bool:
+    """Whether there are tensors, and all of them are 0."""
+    rules = [assignment.rule for assignment in assignments]
+    return bool(rules) and all(rule == ZERO for rule in rules)
+
+
+def zero_joins(subject: Subject) -> tuple[list[Join], list[Join]]:
+    """Residual joins whose branch must add exactly 0, and the others.
+
+    It must where every last layer of the branch is 0, or is the output projection of an attention whose values V are.
+    """
+    rules = rules_of(subject)
+    layers = {layer.name: layer for layer in subject.structure.layers}
+    required, free = [], []
+    for join in subject.structure.joins:
+        last = [layer.name for layer in layers.values() if layer.role == "last" and layer.join == join.index]
+        if join.residual:
+            certain = bool(last) and all(_returns_zero(name, join, layers, rules) for name in last)
+            (required if certain else free).append(join)
+    return required, free
+
+
+def _returns_zero(name: str, join: Join, layers: Mapping[str, Layer], rules: Mapping[str, list[Assignment]]) -> bool:
+    own = rules.get(name, [])
+    if all_zero(own):
+        return True
+    before = name.rpartition(".")[0]  # nn.MultiheadAttention holds its output projection
+    if before not in layers or layers[before].kind != "attention":
+        at = join.branch.index(name) if name in join.branch else 0
+        before = join.branch[at - 1] if at else ""  # queries, keys and values from one linear layer
+        if before not in layers or layers[before].parts != 3:
+            return False
+    inside = rules.get(before, [])
+    biases = [a for a in (*own, *inside) if "bias" in a.tensor.local]
+    return any(_values_are_zero(a) for a in inside) and all(a.rule == ZERO for a in biases)
+
+
+def _values_are_zero(assignment: Assignment) -> bool:
+    """Whether the tensor holds the weights of V, last of three parts or alone, and they are 0."""
+    local, rule = assignment.tensor.local, assignment.rule
+    return (
+        rule.endswith(f"; {ZERO}")
+        if local in ("weight", "in_proj_weight")
+        else local == "v_proj_weight" and rule == ZERO
+    )

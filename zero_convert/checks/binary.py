@@ -1,0 +1,49 @@
+"""Is every trainable value 0 or 1, for a scheme that says so?
+
+Every element of every parameter that is trained is compared; frozen transforms are no parameters. What the user chose
+to keep as constructed is counted, and named in a warning.
+
+Fails on any other value.
+"""
+
+from __future__ import annotations
+
+from ..records import Check
+from ._bench import Bench
+
+QUESTION = "Is every trainable value exactly 0 or 1?"
+KEPT = "kept as constructed"
+
+
+def ask(bench: Bench) -> Check | None:
+    subject = bench.subject
+    if not subject.scheme.binary:
+        return None
+    kept = {a.tensor.name for a in subject.assignments if a.rule == KEPT}
+    zeros, ones, wrong, other = 0, 0, {}, []
+    for name, parameter in subject.traced.root.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        values = parameter.detach()
+        none, one = int((values == 0).sum()), int((values == 1).sum())
+        zeros, ones = zeros + none, ones + one
+        if none + one < values.numel():
+            if name in kept:
+                other.append(name)
+            else:
+                wrong[name] = values.numel() - none - one
+    numbers = {
+        "values": zeros + ones + sum(wrong.values()),
+        "zeros": zeros,
+        "ones": ones,
+        "other": wrong,
+        "kept": other,
+    }
+    if wrong:
+        summary = f"{sum(wrong.values()):,} values are neither 0 nor 1, in {', '.join(list(wrong)[:4])}"
+    else:
+        summary = f"{zeros + ones:,} trainable values: {zeros:,} zeros, {ones:,} ones"
+        summary += f"; other values kept in {', '.join(other[:4])}" if other else ""
+    return Check(
+        "binary", "fail" if wrong else "warn" if other else "pass", QUESTION, summary, numbers, "0 or 1 exactly"
+    )

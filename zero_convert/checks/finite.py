@@ -1,0 +1,50 @@
+"""Is every number a number?
+
+Looked at: every floating tensor of the state dict, and the outputs in training and evaluation mode. An infinity in a
+buffer is allowed and counted: attention masks hold them on purpose.
+
+Fails on any NaN, and on an infinity in a parameter or an output.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..records import Check
+from ._bench import Bench
+
+QUESTION = "Is every value of the state dict and of the outputs finite?"
+
+
+def ask(bench: Bench) -> Check:
+    root = bench.subject.traced.root
+    parameters = {name for name, _ in root.named_parameters(remove_duplicate=False)}
+    wrong, values, infinite = [], 0, 0
+    for name, tensor in root.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        values += tensor.numel()
+        if bool(torch.isfinite(tensor).all()):
+            continue
+        if bool(torch.isnan(tensor).any()) or name in parameters:
+            wrong.append(name)
+        else:
+            infinite += int(torch.isinf(tensor).sum())
+    magnitudes = {}
+    for mode in bench.modes:
+        outputs = bench.run(mode).outputs
+        if not all(bool(torch.isfinite(t).all()) for t in outputs):
+            wrong.append(f"the output in {mode} mode")
+        else:
+            magnitudes[mode] = max((float(t.abs().max()) for t in outputs if t.numel()), default=0.0)
+    return Check(
+        "finite",
+        "fail" if wrong else "pass",
+        QUESTION,
+        f"NaN or infinity in {', '.join(wrong[:4])}{' …' if len(wrong) > 4 else ''}"
+        if wrong
+        else f"{values:,} values and all outputs are finite (outputs up to {max(magnitudes.values(), default=0.0):.3g})",
+        {"values": values, "not_finite": wrong, "infinite_in_buffers": infinite, "largest_output": magnitudes}
+        | ({"refused": dict(bench.refused)} if bench.refused else {}),
+        "no NaN, no infinity",
+    )

@@ -1,0 +1,38 @@
+"""Does a head whose weights and biases are all 0 return exactly 0, in training and evaluation mode?
+
+Then the first loss is the same for every class, whatever the input, and only the head has a gradient in the first step.
+
+Fails on any magnitude above 0.
+"""
+
+from __future__ import annotations
+
+from ..records import Check
+from ._bench import Bench
+from ._rules import all_zero, rules_of
+
+QUESTION = "Are the logits of a head that starts at zero exactly 0?"
+
+
+def ask(bench: Bench) -> Check | None:
+    rules = rules_of(bench.subject)
+    layers = bench.subject.structure.layers
+    heads = [layer.name for layer in layers if layer.role == "head" and all_zero(rules.get(layer.name, ()))]
+    if not heads:
+        return None
+    seen: dict[str, dict[str, float]] = {}
+    for mode in bench.modes:
+        for name, value in bench.run(mode).logits.items():
+            if name in heads:
+                seen.setdefault(name, {})[mode] = value
+    wrong = [name for name, values in seen.items() if any(value != 0 for value in values.values())]
+    missed = [name for name in heads if name not in seen]
+    summary = (
+        f"{', '.join(wrong)} returns up to {max(max(seen[name].values()) for name in wrong):.3g}"
+        if wrong
+        else f"exactly 0 from {', '.join(seen)}"
+        if seen
+        else "no head was reached"
+    )
+    numbers = {"heads": seen, "not_reached": missed}
+    return Check("logits", "fail" if wrong or missed else "pass", QUESTION, summary, numbers, "exactly 0")

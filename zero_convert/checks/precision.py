@@ -1,0 +1,76 @@
+"""How far is the model's own precision from float64?
+
+The same graph on the same inputs, in training and evaluation mode: once in the model's precision on the device, once
+in float64 on the CPU. Compared are what each head reads (the features) and the outputs; the number is the largest
+difference, beside the largest feature. A batch norm multiplies the rounding noise of a channel that is mathematically
+constant by up to 1/sqrt(eps) = 316, and several in a row do it again and again.
+
+Never fails. Warns if the difference is above 1e-3 of the largest value (for half precision, 64 times its rounding unit):
+rounding alone gives 1e-6 to 1e-5 in networks of this kind, and TF32, which many train in, 1e-3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..records import Check
+from ._bench import Bench
+from .channels import remedy
+
+QUESTION = "How much does the model's own precision differ from float64?"
+LIMIT = 1e-3
+MODES = {"train": "training", "evaluate": "evaluation"}
+
+
+def ask(bench: Bench) -> Check:
+    dtypes = {p.dtype for p in bench.module.parameters() if p.is_floating_point()}
+    dtype = min(dtypes, key=lambda d: torch.finfo(d).bits, default=torch.float32)
+    limit = max(LIMIT, 64 * torch.finfo(dtype).eps)
+    numbers: dict[str, dict[str, float]] = {}
+    drawn = []
+    for mode in bench.modes:
+        own, exact = bench.run(mode), bench.run(mode, exact=True)
+        if own.random:
+            drawn.append(mode)
+            continue
+        features = _difference([own.heads[n] for n in own.heads], [exact.heads[n] for n in own.heads])
+        outputs = _difference(own.outputs, exact.outputs)
+        numbers[mode] = {
+            "features": features[0],
+            "largest_feature": features[1],
+            "outputs": outputs[0],
+            "largest_output": outputs[1],
+        }
+    name = str(dtype).removeprefix("torch.")
+    over = [
+        mode
+        for mode, n in numbers.items()
+        if not (n["features"] <= limit * n["largest_feature"] and n["outputs"] <= limit * n["largest_output"])
+    ]
+    told = [
+        f"{n['features'] or n['outputs']:.1e} in {MODES[mode]} mode (values up to {n['largest_feature'] or n['largest_output']:.2g})"
+        for mode, n in numbers.items()
+    ]
+    if drawn:
+        told.append(f"not compared in {' and '.join(MODES[m] for m in drawn)} mode, which draws random numbers")
+    return Check(
+        "precision",
+        "warn" if over else "pass" if numbers else "skip",
+        QUESTION,
+        f"{name} differs from float64 by {', '.join(told)}" if numbers else "; ".join(told),
+        {"dtype": name, **numbers},
+        f"at most {limit:.0e} of the largest value",
+        remedy(bench.subject) if over else "",
+    )
+
+
+def _difference(
+    own: "list[Tensor] | tuple[Tensor, ...]", exact: "list[Tensor] | tuple[Tensor, ...]"
+) -> tuple[float, float]:
+    """The largest difference and the largest magnitude in float64."""
+    pairs = [(a.double(), b.double()) for a, b in zip(own, exact, strict=True) if b.numel()]
+    return (
+        max((float((a - b).abs().max()) for a, b in pairs), default=0.0),
+        max((float(b.abs().max()) for _, b in pairs), default=0.0),
+    )

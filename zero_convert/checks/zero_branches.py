@@ -1,0 +1,51 @@
+"""Does every branch that starts at zero add exactly 0 to its shortcut?
+
+At each such join the branch operand is looked at the moment before it is added, in training and evaluation mode, so
+that an in-place operation that changed it on the way is seen. Required of a residual join whose branch ends in layers
+with the rule "constant 0", or in an attention whose values V are 0; other joins are counted.
+
+Fails on any magnitude above 0: the sum of zeros is exact in every precision and order.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..records import Check
+from ._bench import Bench
+from ._rules import zero_joins
+
+QUESTION = "Does each residual branch that starts at zero contribute exactly 0 to its join?"
+
+
+def ask(bench: Bench) -> Check | None:
+    required, free = zero_joins(bench.subject)
+    if not required:
+        return None
+    seen: dict[str, float] = {}
+    for mode in bench.modes:
+        branches = bench.run(mode).branches
+        for join in required:
+            if join.index in branches:
+                seen[join.node] = _larger(seen.get(join.node, 0.0), branches[join.index])
+    wrong = {node: value for node, value in seen.items() if value != 0}
+    missed = [join.node for join in required if join.node not in seen]
+    numbers = {
+        "joins": len(seen),
+        "not_required": [join.node for join in free],
+        "not_reached": missed,
+        "not_zero": wrong,
+    }
+    if wrong:
+        summary = f"{len(wrong)} of {len(seen)} branches add something: " + ", ".join(
+            f"{value:.3g} at {node}" for node, value in list(wrong.items())[:4]
+        )
+    else:
+        summary = f"{len(seen)} branches add exactly 0"
+        summary += f"; {len(free)} residual joins start with a branch of their own" if free else ""
+        summary += f"; {len(missed)} joins were not reached" if missed else ""
+    return Check("zero_branches", "fail" if wrong or missed else "pass", QUESTION, summary, numbers, "exactly 0")
+
+
+def _larger(a: float, b: float) -> float:
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
