@@ -125,12 +125,10 @@ def summary(screen: Screen, result: Result) -> None:
     _add_capture(facts, plan)
     _add_joins(facts, plan)
     _add_edits(facts, plan.edits)
-    for index, (rule, assignments) in enumerate(by_rule(plan.assignments).items()):
-        facts.add_row(Text("" if index else "values", "dim"), _rule_line(rule, assignments))
+    facts.add_row(Text("values", "dim"), _rules(plan.assignments))
     if result.checks:
         facts.add_row(Text("device", "dim"), Text(result.device))
-    for index, check in enumerate(result.checks):
-        facts.add_row(Text("" if index else "checks", "dim"), _check(check))
+        facts.add_row(Text("checks", "dim"), _checks(result.checks))
     screen.tell(Padding(facts, (0, 0, 0, 2)))
     declined = [edit for edit in plan.edits if not edit.applied]
     if declined and screen.verbose:
@@ -200,9 +198,10 @@ def rewritten_joins(plan: Plan) -> tuple[Join, ...]:
 
 
 def _add_edits(facts: Table, edits: Sequence[Edit]) -> None:
-    applied = _counted(edit.rewrite.replace("_", " ") for edit in edits if edit.applied)
+    applied = Counter(edit.rewrite.replace("_", " ") for edit in edits if edit.applied)
     if applied:
-        facts.add_row(Text("edits", "dim"), Text(applied))
+        counts = ", ".join(f"{rewrite} {count}" for rewrite, count in applied.items())
+        facts.add_row(Text("edits", "dim"), Text(counts))
     reasons: dict[tuple[str, str], list[Edit]] = {}
     for edit in edits:
         if not edit.applied:
@@ -220,10 +219,14 @@ def by_rule(assignments: Sequence[Assignment]) -> dict[str, list[Assignment]]:
     return groups
 
 
-def _rule_line(rule: str, assignments: Sequence[Assignment]) -> Text:
-    count, values = len(assignments), sum(prod(a.tensor.shape) for a in assignments)
-    tensors = "1 tensor" if count == 1 else f"{count:,} tensors"
-    return Text(f"{rule}: {tensors}, {values:,} values")
+def _rules(assignments: Sequence[Assignment]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for justify in ("left", "right", "right"):
+        table.add_column(justify=justify)
+    for rule, group in by_rule(assignments).items():
+        count, values = len(group), sum(prod(each.tensor.shape) for each in group)
+        table.add_row(Text(rule), f"{count:,} tensor{'s' if count > 1 else ' '}", f"{values:,} values")
+    return table
 
 
 def _edits(edits: Sequence[Edit]) -> RenderableType:
@@ -251,16 +254,18 @@ def _by_layer(assignments: Sequence[Assignment]) -> Iterator[tuple[str, str, lis
             yield "" if index else layer or "(the model itself)", rule, same
 
 
-def _check(check: Check) -> Text:
-    mark, style = _MARKS[check.status]
-    line = Text.assemble(
-        (f"{mark} ", style), (f"{check.name}: ", "bold" if check.status == "fail" else ""), check.summary
-    )
-    if check.status == "fail" and check.threshold:
-        line.append(f" (required: {check.threshold})")
-    if check.remedy and check.status in ("warn", "fail"):
-        line.append(f"\n    → {check.remedy}", style)
-    return line
+def _checks(checks: Sequence[Check]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    for check in checks:
+        mark, style = _MARKS[check.status]
+        answer = Text(check.summary)
+        if check.status == "fail" and check.threshold:
+            answer.append(f"; required: {check.threshold}")
+        if check.remedy and check.status in ("warn", "fail"):
+            answer.append(f"\n→ {check.remedy}", style)
+        table.add_row(Text.assemble((mark, style), f" {check.name.replace('_', ' ')}"), answer)
+    return table
 
 
 # ---------------------------------------------------------------------------------------------------------------------
