@@ -184,7 +184,7 @@ def add_module(root: nn.Module, path: str, module: nn.Module) -> str:
 
 
 def memory(root: nn.Module, key: str) -> dict[Any, Any]:
-    """What rewrites remember from one graph to the other. It goes with `root` when the converted module is assembled."""
+    """What rewrites remember from one graph to the other; it goes with `root` when the new module is assembled."""
     found: dict[Any, Any] = root.__dict__.setdefault("_rewrites", {}).setdefault(key, {})
     return found
 

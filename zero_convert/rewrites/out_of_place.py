@@ -1,6 +1,10 @@
-"""In-place operations become out-of-place.
+"""In-place operations become out-of-place, and the network computes what it computed before.
 
-An in-place activation on the value that a skip carries changes the skip; a zero branch would no longer be harmless.
+    before   b = C(relu_(x)) + x        after   a = relu(x);  b = C(a) + a
+
+Whoever reads the value after the operation reads the operation's result: an in-place activation on the value that a
+skip carries is seen on the skip, as in the network as given. Where other views of the value are read later, no single
+result stands for all of them, and the operation stays in place.
 """
 
 from __future__ import annotations
@@ -13,37 +17,110 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from ..graphs import kind, memory
 from ..records import Edit, Option, Structure
 
-OUT_OF_PLACE: dict[Any, Any] = {
+NAME = "out_of_place"
+FUNCTIONS: dict[Any, Any] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
     operator.itruediv: operator.truediv,
-    F.relu_: F.relu,
-    torch.relu_: torch.relu,
     F.elu_: F.elu,
+    F.hardtanh_: F.hardtanh,
     F.leaky_relu_: F.leaky_relu,
-    **{f"{name}_": name for name in ("add", "sub", "mul", "div", "relu", "sigmoid", "tanh", "clamp")},
+    F.relu_: F.relu,
+    F.rrelu_: F.rrelu,
+    F.selu_: F.selu,
+    F.celu_: F.celu,
+    torch.relu_: torch.relu,
 }
+WITH_FLAG = frozenset({F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.mish})  # (input, inplace)
+FILLS = frozenset({"bernoulli_", "copy_", "fill_", "zero_"})  # they do not read what they overwrite
+VIEWS: frozenset[Any] = frozenset(
+    {
+        *("chunk", "detach", "diagonal", "expand", "expand_as", "flatten", "movedim", "narrow", "permute", "reshape"),
+        *("select", "split", "squeeze", "swapaxes", "t", "transpose", "unbind", "unflatten", "unfold", "unsqueeze"),
+        *("contiguous", "view", "view_as", operator.getitem, torch.chunk, torch.flatten, torch.movedim, torch.narrow),
+        *(torch.permute, torch.reshape, torch.select, torch.split, torch.squeeze, torch.swapaxes, torch.transpose),
+        *(torch.unbind, torch.unflatten, torch.unsqueeze),
+    }
+)
 
 
 def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
-    count = 0
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    in_place: dict[str, bool] = memory(root, NAME)  # module path → whether it was before the other graph was rewritten
+    count, edits, stay = 0, [], set()
     for node in graph.nodes:
-        if node.op == "call_module":
-            module = root.get_submodule(str(node.target))
-            if getattr(module, "inplace", False) is True:
-                setattr(module, "inplace", False)  # noqa: B010 - not every module class has it
-                count += 1
-        elif node.op in ("call_function", "call_method"):
-            if node.target in OUT_OF_PLACE:
-                node.target = OUT_OF_PLACE[node.target]
-                count += 1
-            if node.kwargs.get("inplace") is True:
-                node.kwargs = {**node.kwargs, "inplace": False}
-                count += 1
-            elif node.target in (F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.mish) and True in node.args[1:]:
-                node.args = node.args[:1]
-                count += 1
-    return [Edit("out_of_place", "*", f"{count} in-place operations made out-of-place")] if count else []
+        if not _works_in_place(root, node, in_place):
+            continue
+        value = node.all_input_nodes[0]
+        if value.op == "get_attr":
+            continue  # state that the module changes
+        if any(order[u] > order[node] for other in _other_views(root, value, order[node], order) for u in other.users):
+            edits.append(Edit(NAME, node.name, "left in place", False, "other views of its value are read later"))
+            stay.add(str(node.target))
+            continue
+        _make_pure(node)
+        value.replace_all_uses_with(node, lambda user, at=order[node]: order[user] > at)
+        count += 1
+    for path in in_place.keys() - stay:
+        setattr(root.get_submodule(path), "inplace", False)  # noqa: B010 - not every module class has it
+    return [Edit(NAME, "*", f"{count} in-place operations made out-of-place"), *edits] if count else edits
+
+
+def _works_in_place(root: nn.Module, node: fx.Node, modules: dict[str, bool]) -> bool:
+    if node.op == "call_module":
+        path = str(node.target)
+        if getattr(root.get_submodule(path), "inplace", False) is True:
+            modules[path] = True
+        return path in modules
+    if node.op not in ("call_function", "call_method") or not node.all_input_nodes:
+        return False
+    if node.target in FUNCTIONS:
+        return node.meta.get("shape") is not None  # sizes are Python numbers: nobody else sees the change
+    return node.kwargs.get("inplace") is True or _pure_method(node) != "" or _flagged(node)
+
+
+def _pure_method(node: fx.Node) -> str:
+    """The method without the underscore; "" for one that has no such form."""
+    name = str(node.target) if node.op == "call_method" else ""
+    pure = name.removesuffix("_")
+    known = name.endswith("_") and not name.endswith("__") and name not in FILLS
+    return pure if known and callable(getattr(torch.Tensor, pure, None)) else ""
+
+
+def _flagged(node: fx.Node) -> bool:
+    return node.target in WITH_FLAG and True in node.args[1:]
+
+
+def _make_pure(node: fx.Node) -> None:
+    if node.op == "call_module":
+        return
+    if _flagged(node):
+        node.args = node.args[:1]
+    node.target = FUNCTIONS.get(node.target, _pure_method(node) or node.target)
+    if "inplace" in node.kwargs:
+        node.kwargs = {**node.kwargs, "inplace": False}
+
+
+def _other_views(root: nn.Module, value: fx.Node, before: int, order: Mapping[fx.Node, int]) -> list[fx.Node]:
+    """Nodes that may share memory with the value when the operation at position `before` runs."""
+    found, todo = {value: None}, [value]
+    while todo:
+        node = todo.pop()
+        near = [user for user in node.users if order[user] < before and _is_view(root, user)]
+        near += node.all_input_nodes[:1] if _is_view(root, node) else []
+        for other in near:
+            if other not in found:
+                found[other] = None
+                todo.append(other)
+    return [node for node in found if node is not value]
+
+
+def _is_view(root: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        return isinstance(module, nn.Flatten | nn.Identity | nn.Unflatten) or kind(node, root) == "drop"
+    return node.op in ("call_function", "call_method") and node.target in VIEWS
