@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from ..errors import TraceError
@@ -26,6 +27,19 @@ class _Recorder(fx.Interpreter):
             tensors = [v for v in tree_leaves(value) if isinstance(v, torch.Tensor)]
             n.meta["outputs"] = tuple((tuple(v.shape), str(v.dtype).removeprefix("torch.")) for v in tensors)
         return value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not kwargs and _keeps_shape(self.fetch_attr(target), *args):
+            return args[0]
+        return super().call_module(target, args, kwargs)
+
+
+def _keeps_shape(module: Any, x: Any = None, *more: Any) -> bool:
+    """Whether this is a batch norm on a fake tensor that fits it: torch spells it out in twenty operations."""
+    if type(module).forward is not _BatchNorm.forward or not isinstance(x, FakeTensor) or more:
+        return False
+    module._check_input_dim(x)
+    return bool(x.shape[1] == module.num_features) and x.is_floating_point()
 
 
 def _record(module: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
