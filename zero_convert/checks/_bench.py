@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from ..errors import DeviceError, ZeroConvertError
+from ..errors import DeviceError
 from ..hashing import words
 from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Subject
@@ -31,6 +31,10 @@ SIDES = (96, 160)  # images are cropped to the first of these that the network a
 SMALL_SIDES = (64, *SIDES)  # where many runs are needed
 LARGE = 128 * 128  # positions from which on a network that takes no other size gets only half the batch
 LOW_VARIANCE = 1e-6  # a batch norm adds 1e-5 to the variance: below a tenth of that the channel carries no signal
+
+
+# Inputs on the CPU for training mode, and for evaluation mode, where samples do not mix, so that one is enough.
+Batches = tuple[tuple[Any, ...], tuple[Any, ...]]
 
 
 @dataclass
@@ -125,47 +129,50 @@ class Bench:
     # -- inputs --------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def inputs(self) -> tuple[Any, ...]:
-        """The batch for the runs: on the CPU, small images where the network takes them."""
-        return self._fit(SIDES)
+    def inputs(self) -> Batches:
+        """For the runs that are looked at."""
+        return self._fit(SIDES, self._modes, keep=True)
 
     @cached_property
-    def small_inputs(self) -> tuple[Any, ...]:
-        """The batch for what has to be repeated often."""
-        return self._fit(SMALL_SIDES)
+    def small_inputs(self) -> Batches:
+        """For what has to be repeated often."""
+        return self._fit(SMALL_SIDES, self.modes[:1], keep=False)
 
-    def _fit(self, sides: tuple[int, ...]) -> tuple[Any, ...]:
-        """The first of the candidate batches that the network takes in all its modes, with outputs like the example's."""
+    def _fit(self, sides: tuple[int, ...], modes: tuple[str, ...], *, keep: bool) -> Batches:
+        """The first candidates that the network takes in these modes, outputs like the example's; else the example.
+
+        With `keep` the runs are remembered, and so is what the network says where it does not take the example either.
+        """
         given = self.subject.inputs
-        candidates = [batch(given, side) for side in (*sides, None) if side is None or crops(given, side)]
-        failures: dict[str, str] = {}
-        for candidate in (*candidates, given):
-            failures = self._try(candidate)
-            if not failures:
-                break
-        self.refused |= failures
-        return candidate
+        chosen, failures = (given, given), {}
+        for side in (*sides, None):
+            if side is None or crops(given, side):
+                chosen = batches(given, side)
+                if not self._try(chosen, modes, keep):
+                    return chosen
+        failures = self._try((given, given), modes, keep)
+        if keep:
+            self.refused |= failures
+        return given, given
 
-    def _try(self, inputs: tuple[Any, ...]) -> dict[str, str]:
-        """Mode → why it fails; the runs that succeed are remembered."""
-        failures, runs = {}, {}
-        for mode in self._modes:
+    def _try(self, candidate: Batches, modes: tuple[str, ...], keep: bool) -> dict[str, str]:
+        """Mode → why it fails."""
+        failures: dict[str, str] = {}
+        runs: dict[tuple[str, bool], Run] = {}
+        for mode in modes:
             try:
-                runs[mode, False] = run = self._measure(mode, self.module, inputs, self.device)
+                runs[mode, False] = run = self._measure(mode, self.module, candidate, self.device)
             except torch.OutOfMemoryError as error:
                 raise self.out_of_memory() from error
-            except ZeroConvertError:
-                raise
             except Exception as error:  # whatever the network says to a batch it does not take
                 failures[mode] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
-                continue
-            expected = [s for s, dtype in self.subject.outputs.get(mode, ()) if "float" in dtype]
+                break
+            expected = [shape for shape, dtype in self.subject.outputs.get(mode, ()) if "float" in dtype]
             found = [tuple(t.shape) for t in run.outputs]
-            if [s[1:2] for s in expected] != [s[1:2] for s in found] or list(map(len, expected)) != list(
-                map(len, found)
-            ):
+            if [(len(s), s[1:2]) for s in expected] != [(len(s), s[1:2]) for s in found]:
                 failures[mode] = f"outputs of shape {found}"
-        if not failures and "inputs" not in self.__dict__:
+                break
+        if keep and (not failures or candidate[0] is self.subject.inputs):
             self._runs |= runs
         return failures
 
@@ -173,13 +180,13 @@ class Bench:
 
     def run(self, mode: str, *, exact: bool = False) -> Run:
         """The run in a mode of `modes`, on the device in the model's precision or on the CPU in float64."""
-        inputs = self.inputs
+        found = self.inputs
         if (mode, exact) not in self._runs:
             module, device = (self.exact, "cpu") if exact else (self.module, self.device)
-            self._runs[mode, exact] = self._measure(mode, module, inputs, device)
+            self._runs[mode, exact] = self._measure(mode, module, found, device)
         return self._runs[mode, exact]
 
-    def _measure(self, mode: str, module: nn.Module, inputs: tuple[Any, ...], device: str) -> Run:
+    def _measure(self, mode: str, module: nn.Module, inputs: Batches, device: str) -> Run:
         traced = self.subject.traced
         graph = traced.train if mode == "train" else traced.evaluate
         with _guard.kept(module), torch.no_grad():
@@ -187,7 +194,7 @@ class Bench:
             _guard.seed(device)
             before = _guard.generator_states(device)
             recorder = _Recorder(module, graph, self.subject)
-            values = recorder.run(*moved(inputs, module, device))
+            values = recorder.run(*moved(inputs[mode != "train"], module, device))
             recorder.seen.random = _guard.drew(before, _guard.generator_states(device))
             recorder.seen.outputs = tuple(t.cpu() for t in floats(values))
         return recorder.seen
@@ -214,7 +221,7 @@ class _Recorder(fx.Interpreter):
         layer = self._layers.get(_owner(n))
         if layer is not None:
             read = next((self.env[i] for i in n.all_input_nodes if i.op != "get_attr"), None)
-            if is_float(read):
+            if isinstance(read, Tensor) and read.is_floating_point():
                 self._before(layer, read)
         value = super().run_node(n)
         if layer is not None:
@@ -288,8 +295,8 @@ def crops(given: tuple[Any, ...], side: int) -> bool:
     return any(_is_image(x) and min(x.shape[-2:]) > side for x in given)
 
 
-def batch(given: tuple[Any, ...], side: int | None) -> tuple[Any, ...]:
-    """A batch like the example inputs: images cropped to `side` (None: as large as given), values from integer hashes.
+def batches(given: tuple[Any, ...], side: int | None) -> Batches:
+    """Like the example inputs: images cropped to `side` (None: as large as given), values from integer hashes.
 
     Floating tensors get the reference values; integers and bools are drawn from the example's own, by hash, so that
     they stay indices and masks that the network understands. A first dimension that the inputs share is the batch.
@@ -297,14 +304,13 @@ def batch(given: tuple[Any, ...], side: int | None) -> tuple[Any, ...]:
     tensors = [x for x in given if isinstance(x, Tensor) and x.ndim]
     shared = len({x.shape[0] for x in tensors}) == 1
     large = side is None and any(_is_image(x) and math.prod(x.shape[-2:]) > LARGE for x in tensors)
-    rows = BATCH // 2 if large else BATCH
 
     def one(x: Any) -> Any:
         if not isinstance(x, Tensor) or not x.ndim or not x.numel():
             return x
         shape = list(x.shape)
         if shared:
-            shape[0] = max(shape[0], rows)
+            shape[0] = BATCH // 2 if large else BATCH
         if side is not None and _is_image(x):
             shape[-2:] = [min(side, size) for size in shape[-2:]]
         if is_float(x) and bool(torch.isfinite(x).all()):
@@ -312,7 +318,8 @@ def batch(given: tuple[Any, ...], side: int | None) -> tuple[Any, ...]:
         chosen = words(0, "check inputs", 0, math.prod(shape)) % x.numel()
         return x.flatten()[torch.from_numpy(chosen.astype("int64"))].reshape(shape)
 
-    return tuple(one(x) for x in given)
+    whole = tuple(one(x) for x in given)
+    return whole, tuple(x[:1] if shared and isinstance(x, Tensor) and x.ndim else x for x in whole)
 
 
 def _is_image(x: Any) -> bool:

@@ -25,7 +25,7 @@ def pinned(device: str) -> Iterator[None]:
     switches: list[tuple[Any, str, Any]] = [
         (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
         (torch.backends.cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
-        (torch.backends.cudnn.rnn, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
+        (torch.backends.cudnn.rnn, "fp32_precision", "ieee"),
         (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
         (torch.backends.mkldnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
         (torch.backends.cudnn, "benchmark", False),
@@ -86,7 +86,7 @@ def seed(device: str) -> None:
     random.seed(SEED)
     np.random.seed(SEED)
     if device.startswith("cuda"):
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.default_generators[torch.device(device).index or 0].manual_seed(SEED)
     elif device == "mps":
         torch.mps.manual_seed(SEED)

@@ -32,7 +32,8 @@ def zero_joins(subject: Subject) -> tuple[list[Join], list[Join]]:
     """
     rules = rules_of(subject)
     layers = {layer.name: layer for layer in subject.structure.layers}
-    required, free = [], []
+    required: list[Join] = []
+    free: list[Join] = []
     for join in subject.structure.joins:
         last = [layer.name for layer in layers.values() if layer.role == "last" and layer.join == join.index]
         if join.residual:
@@ -59,8 +60,6 @@ def _returns_zero(name: str, join: Join, layers: Mapping[str, Layer], rules: Map
 def _values_are_zero(assignment: Assignment) -> bool:
     """Whether the tensor holds the weights of V, last of three parts or alone, and they are 0."""
     local, rule = assignment.tensor.local, assignment.rule
-    return (
-        rule.endswith(f"; {ZERO}")
-        if local in ("weight", "in_proj_weight")
-        else local == "v_proj_weight" and rule == ZERO
-    )
+    if local == "v_proj_weight":
+        return rule == ZERO
+    return local in ("weight", "in_proj_weight") and rule.endswith(f"; {ZERO}")

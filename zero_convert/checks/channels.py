@@ -7,9 +7,9 @@ them treats them alike, so they may never part. A channel is of low variance if 
 and multiplies rounding noise by up to 316), and it carries no signal.
 
 Never fails: it is a property of the start, not an error. Warns if a head reads less than half as many different
-features as it has inputs, or if at least half of the channels that some norm returns are of low variance. Half, because one
-Hadamard transform of features that come in pairs leaves half of them; less has another cause. The remedy depends on
-the scheme.
+features as it has inputs, or if at least half of the channels that some norm returns are of low variance (a norm after
+a zero layer returns only zeros, and does not count). Half, because features that come in pairs are what mixing=signs
+leaves, and it trains well; less has another cause. The remedy depends on the scheme.
 """
 
 from __future__ import annotations
@@ -22,51 +22,48 @@ from ._channels import Channels
 QUESTION = "How many channels are distinct, duplicate or of almost no variance?"
 FEW = 0.5  # part of a head's features
 MANY = 0.5  # part of a norm's channels
-SMALL = 16  # a norm over fewer channels is not judged
+SMALL = 16  # norms over fewer channels are not judged
 
 
 def ask(bench: Bench) -> Check:
     if "train" not in bench.modes:
         return Check("channels", "skip", QUESTION, f"does not run in training mode: {bench.refused['train']}")
     seen, exact = bench.run("train"), bench.run("train", exact=True)
-    heads = [
-        layer.name for layer in bench.subject.structure.layers if layer.role == "head" and layer.name in exact.reads
-    ]
-    layers = {
-        name: {
-            "channels": c.total,
-            "distinct": c.distinct,
-            "duplicate": c.total - c.distinct,
-            "zero": c.zero,
-            "low_variance": c.low_variance,
-        }
-        for name, c in (*exact.reads.items(), *seen.returns.items())
-    }
-    norms = {
-        name: c for name, c in seen.returns.items() if c.zero < c.total
-    }  # after a zero layer there is nothing to see
-    worst = max(norms.items(), key=lambda item: _low(item[1]), default=None)
-    few = [name for name in heads if exact.reads[name].distinct < FEW * exact.reads[name].total]
-    many = worst is not None and worst[1].total >= SMALL and _low(worst[1]) >= MANY
-    parts = [
-        f"distinct features at the head's input: {exact.reads[n].distinct} of {exact.reads[n].total}" for n in heads
-    ]
-    if worst is not None:
-        parts.append(f"up to {_low(worst[1]):.0%} near-zero-variance channels of a norm ({worst[0]})")
+    roles = {layer.name: layer.role for layer in bench.subject.structure.layers}
+    heads = {name: c for name, c in exact.reads.items() if roles[name] == "head"}
+    norms = {name: c for name, c in seen.returns.items() if c.zero < c.total and c.total >= SMALL}
+    worst = max(norms, key=lambda name: _low(norms[name]), default="")
+    low = _low(norms[worst]) if worst else 0.0
+    warn = low >= MANY or any(c.distinct < FEW * c.total for c in heads.values())
+    parts = [f"distinct features at the head's input: {c.distinct} of {c.total}" for c in heads.values()]
+    if worst:
+        parts.append(
+            f"up to {low:.0%} near-zero-variance channels of a norm ({worst})" if low else "none of low variance"
+        )
     return Check(
         "channels",
-        "warn" if few or many else "pass",
+        "warn" if warn else "pass",
         QUESTION,
         "; ".join(parts) or "no head and no norm to look at",
         {
-            "heads": {name: [exact.reads[name].distinct, exact.reads[name].total] for name in heads},
-            "worst_norm": worst[0] if worst else "",
-            "worst_low_variance": _low(worst[1]) if worst else 0.0,
-            "layers": layers,
+            "heads": {name: [c.distinct, c.total] for name, c in heads.items()},
+            "worst_norm": worst,
+            "worst_low_variance": low,
+            "layers": {name: _numbers(c) for name, c in (*exact.reads.items(), *seen.returns.items())},
         },
         f"at least {FEW:.0%} distinct features, less than {MANY:.0%} of a norm's channels below a variance of 1e-6",
-        remedy(bench.subject) if few or many else "",
+        remedy(bench.subject) if warn else "",
     )
+
+
+def _numbers(channels: Channels) -> dict[str, int]:
+    return {
+        "channels": channels.total,
+        "distinct": channels.distinct,
+        "duplicate": channels.total - channels.distinct,
+        "zero": channels.zero,
+        "low_variance": channels.low_variance,
+    }
 
 
 def _low(channels: Channels) -> float:

@@ -37,13 +37,14 @@ def ask(bench: Bench) -> Check:
             wrong.append(f"the output in {mode} mode")
         else:
             magnitudes[mode] = max((float(t.abs().max()) for t in outputs if t.numel()), default=0.0)
+    summary = f"{values:,} values and all outputs are finite"
+    if wrong:
+        summary = f"NaN or infinity in {', '.join(wrong[:4])}{' …' if len(wrong) > 4 else ''}"
     return Check(
         "finite",
         "fail" if wrong else "pass",
         QUESTION,
-        f"NaN or infinity in {', '.join(wrong[:4])}{' …' if len(wrong) > 4 else ''}"
-        if wrong
-        else f"{values:,} values and all outputs are finite (outputs up to {max(magnitudes.values(), default=0.0):.3g})",
+        summary,
         {"values": values, "not_finite": wrong, "infinite_in_buffers": infinite, "largest_output": magnitudes}
         | ({"refused": dict(bench.refused)} if bench.refused else {}),
         "no NaN, no infinity",

@@ -21,6 +21,7 @@ from collections import Counter
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..graphs import Reach, only_user
@@ -83,9 +84,9 @@ def ask(bench: Bench) -> Check:
 
 
 def _train(bench: Bench, cancelled: set[str], limit: int) -> tuple[dict[str, int], list[str], list[str], int]:
-    """First step by parameter, parameters without a path to the loss, those whose gradient is not finite, steps made."""
+    """First step by parameter; parameters without a path to the loss; gradients that are not finite; steps made."""
     module = still(bench.fresh().train())
-    inputs = moved(bench.small_inputs, module, bench.device)
+    inputs = moved(bench.small_inputs[0], module, bench.device)
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     first: dict[str, int] = {}
     unused: list[str] = []
@@ -149,9 +150,10 @@ def cancelled_biases(subject: Subject) -> set[str]:
             continue
         module, norm = root.get_submodule(str(node.target)), root.get_submodule(str(user.target))
         bias = getattr(module, "bias", None)
-        if isinstance(norm, _BatchNorm | _InstanceNorm) and isinstance(bias, nn.Parameter) and bias.requires_grad:
-            if isinstance(module, nn.modules.conv._ConvNd | nn.Linear):
-                found.add(f"{node.target}.bias")
+        if not isinstance(norm, _BatchNorm | _InstanceNorm) or not isinstance(module, _ConvNd | nn.Linear):
+            continue
+        if isinstance(bias, nn.Parameter) and bias.requires_grad:
+            found.add(f"{node.target}.bias")
     return found
 
 

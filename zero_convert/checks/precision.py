@@ -5,11 +5,13 @@ in float64 on the CPU. Compared are what each head reads (the features) and the 
 difference, beside the largest feature. A batch norm multiplies the rounding noise of a channel that is mathematically
 constant by up to 1/sqrt(eps) = 316, and several in a row do it again and again.
 
-Never fails. Warns if the difference is above 1e-3 of the largest value (for half precision, 64 times its rounding unit):
-rounding alone gives 1e-6 to 1e-5 in networks of this kind, and TF32, which many train in, 1e-3.
+Never fails. Warns if the difference is above 1e-3 of the largest value (in half precision, 64 times its rounding
+unit): rounding alone gives 1e-6 to 1e-5 in networks of this kind, and TF32, which many train in, 1e-3.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -49,7 +51,8 @@ def ask(bench: Bench) -> Check:
         if not (n["features"] <= limit * n["largest_feature"] and n["outputs"] <= limit * n["largest_output"])
     ]
     told = [
-        f"{n['features'] or n['outputs']:.1e} in {MODES[mode]} mode (values up to {n['largest_feature'] or n['largest_output']:.2g})"
+        f"{n['features'] or n['outputs']:.1e} in {MODES[mode]} mode "
+        f"(values up to {n['largest_feature'] or n['largest_output']:.2g})"
         for mode, n in numbers.items()
     ]
     if drawn:
@@ -65,9 +68,7 @@ def ask(bench: Bench) -> Check:
     )
 
 
-def _difference(
-    own: "list[Tensor] | tuple[Tensor, ...]", exact: "list[Tensor] | tuple[Tensor, ...]"
-) -> tuple[float, float]:
+def _difference(own: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[float, float]:
     """The largest difference and the largest magnitude in float64."""
     pairs = [(a.double(), b.double()) for a, b in zip(own, exact, strict=True) if b.numel()]
     return (
