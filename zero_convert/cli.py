@@ -213,7 +213,7 @@ def convert(
     if not as_json:
         display.summary(screen, result)
     try:
-        with screen.progress() as progress, _third_party_warnings(verbose):
+        with screen.progress(keep=False) as progress, _third_party_warnings(verbose):
             saved = _save(result, outputs, format_, force, progress)
     except FindingError as error:
         if as_json:

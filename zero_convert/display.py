@@ -63,16 +63,16 @@ class Screen:
         return self._out.is_terminal
 
     @contextlib.contextmanager
-    def progress(self) -> Iterator[Progress]:
+    def progress(self, keep: bool = True) -> Iterator[Progress]:
         """A function to call with (step, detail) as each step starts.
 
-        A terminal shows the running step with a spinner and each finished one with its time; a pipe shows the
-        finished ones, and only with -v.
+        A terminal shows the running step with a spinner and, with `keep`, each finished one with its time; a pipe
+        shows the finished ones, and only with -v.
         """
         running: tuple[str, str, float] | None = None
 
         def finish(mark: str, style: str) -> None:
-            if running is not None and (self._err.is_terminal or self.verbose):
+            if running is not None and (keep and live or self.verbose):
                 step, detail, start = running
                 line = Text.assemble((f"{mark} ", style), (f"{step:<12}", "bold"), f"{detail}  " if detail else "")
                 self.tell(line.append(f"{time.monotonic() - start:.1f} s", "dim"))
@@ -93,7 +93,7 @@ class Screen:
                 finish("✗", "red")
                 raise
             finish("✓", "green")
-            if running is not None and live:
+            if running is not None and keep and live:
                 self.tell("")
             running = None
 
@@ -120,7 +120,7 @@ def error(failure: ZeroConvertError) -> None:
 def summary(screen: Screen, result: Result) -> None:
     """After the work: joins found and rewritten, tensors per rule, what was declined, checks with their numbers."""
     plan = result.plan
-    screen.tell("", Text(_headline(result.recipe.model or result.recipe.source, plan, result.recipe.dtype), "bold"), "")
+    screen.tell(Text(_headline(result.recipe.model or result.recipe.source, plan, result.recipe.dtype), "bold"), "")
     facts = _facts()
     _add_capture(facts, plan)
     _add_joins(facts, plan)
