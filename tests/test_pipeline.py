@@ -232,6 +232,18 @@ def test_old_files_are_not_overwritten_without_force(tmp_path: Path) -> None:
         result.save(tmp_path / "a.bin")
 
 
+def test_a_file_is_the_start_and_never_a_trained_state(tmp_path: Path) -> None:
+    result = zc.convert(Tiny(), (X,), validate="none")
+    digest = result.weights_digest
+    result.module.train()(X)  # moves batch statistics
+    (saved,) = result.save(tmp_path / "a.safetensors")
+    assert saved.weights_digest == digest
+    with torch.no_grad():
+        result.module.fc.bias.add_(1)
+    with pytest.raises(UsageError, match=r"fc\.bias"):
+        result.save(tmp_path / "b.safetensors")
+
+
 def test_the_receipt_says_what_was_done(tmp_path: Path) -> None:
     result = zc.convert(Tiny(), (X,))
     (saved,) = result.save(tmp_path / "a.safetensors")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,10 @@ class Result:
     fingerprint: str
     device: str
     _digest: str = field(default="", repr=False)
+    _start: _Start = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._start = _Start.of(self.module)
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -91,7 +96,8 @@ class Result:
     def weights_digest(self) -> str:
         """The `zc1` digest of the state dict, 64 hex digits; the same in every file format."""
         if not self._digest:
-            leaves = {e.name: leaf_digest(e.name, e.dtype, e.shape, e.data()) for e in _entries(self.module)}
+            entries = self._start.entries(self.module)
+            leaves = {e.name: leaf_digest(e.name, e.dtype, e.shape, e.data()) for e in entries}
             self._digest = weights_digest(leaves)
         return self._digest
 
@@ -105,13 +111,16 @@ class Result:
     ) -> tuple[Saved, ...]:
         """What was written: the artifact at each path, whole or not at all, and its receipt beside it.
 
+        The file holds the start that the recipe makes. A forward in training mode since then (batch statistics) does
+        not change it; a module that was trained is refused.
+
         Args:
             path: where to; the suffix says the format (`.safetensors`) unless `format` does.
             force: existing files may be replaced.
 
         Raises:
             CheckError: a check failed; nothing is written.
-            UsageError: a file exists and `force` is not given, or no such format.
+            UsageError: a file exists and `force` is not given, no such format, or the module was trained.
             StorageError: the file system said no; old files are as they were.
         """
         paths = [path, *more]
@@ -133,7 +142,7 @@ class Result:
 
     def write(self, stream: Any) -> Written:
         """The digests of the safetensors file that was written to the binary stream."""
-        written = safetensors.write(stream, _entries(self.module), receipt.metadata(self.recipe))
+        written = safetensors.write(stream, self._start.entries(self.module), receipt.metadata(self.recipe))
         self._digest = written.weights_digest
         return written
 
@@ -289,10 +298,11 @@ def load(
     recipe = receipt.recipe_from_metadata(header.metadata, where)
     if recipe is None:
         raise MalformedError("the file has no recipe", where=where, expected="a file that zero-convert wrote")
+    arguments = None
     if model is None:
-        model = _named_model(recipe, where, trust)
-    arguments = recipe.model_args if isinstance(model, str) else None
-    made = _prepare(model, example_inputs, recipe.scheme, recipe.options, arguments, "keep", None)
+        model, arguments = _named_model(recipe, where, trust), recipe.model_args
+    folders = [str(Path(path).parent)]
+    made = _prepare(model, example_inputs, recipe.scheme, recipe.options, arguments, "keep", None, folders)
     module = made.traced.root
     module.to(getattr(torch, recipe.dtype))
     _fill_from(module, path, recipe, where)
@@ -363,11 +373,12 @@ def _prepare(
     model_args: Mapping[str, Any] | None,
     leftovers: str,
     progress: Progress | None,
+    folders: Sequence[str] = (),
 ) -> _Made:
     _one_of("leftovers", leftovers, LEFTOVERS)
     scheme = schemes.get(scheme_name)
     chosen = schemes.complete_options(scheme, options or {})
-    loaded = _load(model, model_args, example_inputs, progress)
+    loaded = _load(model, model_args, example_inputs, progress, folders)
     mark, training = fingerprint(loaded.module), loaded.module.training
     _tell(progress, "trace", loaded.source)
     inputs = tuple(loaded.example_inputs or ())
@@ -386,10 +397,11 @@ def _load(
     model_args: Mapping[str, Any] | None,
     example_inputs: Sequence[Any] | None,
     progress: Progress | None,
+    folders: Sequence[str] = (),
 ) -> sources.Loaded:
     _tell(progress, "load", model if isinstance(model, str) else type(model).__qualname__)
     if isinstance(model, str):
-        loaded = sources.load(model, model_args or {}, inputs=example_inputs)
+        loaded = sources.load(model, model_args or {}, inputs=example_inputs, folders=folders)
     else:
         loaded = sources.adopt(model, example_inputs)
     if loaded.example_inputs is None:
@@ -444,18 +456,43 @@ def _fill_from(module: nn.Module, path: str | PathLike[str], recipe: Recipe, whe
             state[name].copy_(tensors[name])
 
 
-def _entries(module: nn.Module) -> list[safetensors.Entry]:
-    """The tensors of the state dict, ties resolved, as the exporter takes them."""
-    state = module.state_dict(keep_vars=True)
-    return [
-        safetensors.Entry(
-            name,
-            SAFETENSORS_DTYPES[state[name].dtype],
-            tuple(state[name].shape),
-            lambda tensor=state[name]: _bytes(tensor),  # type: ignore[misc]
-        )
-        for name in dict.fromkeys(ties(state).values())
-    ]
+@dataclass(frozen=True)
+class _Start:
+    """What tells the converted module from the same module after a step of training.
+
+    Attributes:
+        buffers: copies of the stored buffers.
+        versions: how often each stored parameter had been written to.
+    """
+
+    buffers: Mapping[str, torch.Tensor]
+    versions: Mapping[str, int]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _Start:
+        state = module.state_dict(keep_vars=True)
+        parameters = {name: value._version for name, value in state.items() if isinstance(value, nn.Parameter)}
+        return cls({name: value.clone() for name, value in state.items() if name not in parameters}, parameters)
+
+    def entries(self, module: nn.Module) -> list[safetensors.Entry]:
+        """The tensors of the state dict, ties resolved, as the exporter takes them.
+
+        Raises:
+            UsageError: a parameter was written to.
+        """
+        state = module.state_dict(keep_vars=True)
+        moved = [name for name, version in self.versions.items() if state[name]._version != version]
+        if moved:
+            raise UsageError(
+                "the module was changed after its conversion, and the recipe would not make these values again",
+                where=", ".join(moved[:6]),
+                fix="Save before training, or write trained weights with a tool of your own.",
+            )
+        stored = {name: self.buffers.get(name, state[name]) for name in dict.fromkeys(ties(state).values())}
+        return [
+            safetensors.Entry(name, SAFETENSORS_DTYPES[value.dtype], tuple(value.shape), partial(_bytes, value))
+            for name, value in stored.items()
+        ]
 
 
 def _bytes(tensor: torch.Tensor) -> Any:
