@@ -217,7 +217,7 @@ FAILURES: list[tuple[int, str, tuple[str, ...]]] = [
     (2, "safetensors", ("resnet50", "--out", "new.onnx")),
     (2, "safetensors", ("resnet50", "--out", "new")),
     (2, "--dry-run", ("resnet50",)),
-    (2, "twice", ("resnet50", *OUT, *OUT)),
+    (2, "twice", ("resnet50", *OUT, "--out", "./new.safetensors")),
     (2, "stdout", ("resnet50", "--out", "-", *OUT)),
     (2, "float16", ("resnet50", *OUT, "--dtype", "float8")),
     (2, "--force", ("resnet50", *OUT, "--forse")),
@@ -307,7 +307,8 @@ def test_a_failed_check_is_a_finding_with_its_numbers_in_json(run: Run) -> None:
 def test_an_interrupted_run_ends_with_130(run: Run) -> None:
     before = _files()
     ran = run("net.py:interrupted", *OUT)
-    assert (ran.code, ran.out) == (130, "")
+    assert (ran.code, ran.out, ran.err) == (130, "", "error: interrupted\n")
+    assert json.loads(run("net.py:interrupted", *OUT, "--json").out)["exit_code"] == 130
     assert _files() == before
 
 

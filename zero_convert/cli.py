@@ -347,14 +347,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except typer.Exit as end:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return _report(_Interrupted("interrupted"), arguments)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return StorageError.exit_code
     except Exception as error:
         return _report(error, arguments)
     return 0
+
+
+class _Interrupted(ZeroConvertError):
+    """Somebody pressed Ctrl-C."""
+
+    exit_code = INTERRUPTED
 
 
 class _InternalError(ZeroConvertError):
@@ -411,21 +416,22 @@ def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_jso
 
     if not outputs:
         raise UsageError("no output is named", expected="--out FILE", fix="Or look at the plan with --dry-run.")
-    if len(set(outputs)) < len(outputs):
-        raise UsageError("an output is named twice", where="--out", got=", ".join(outputs))
-    for output in outputs:
-        if output != "-":
-            exporters.format_of(output, name)
-            check_target(output, force)
-            check_target(receipt_path(output), force)
-        elif len(outputs) > 1:
+    if "-" in outputs:
+        if len(outputs) > 1:
             raise UsageError("stdout takes one output only", where="--out -", got=", ".join(outputs))
-        elif as_json:
+        if as_json:
             raise UsageError("stdout cannot take a file and a JSON object", where="--out -", got="--json")
-        elif sys.stdout.isatty():
+        if sys.stdout.isatty():
             raise UsageError("a terminal cannot show a model", where="--out -", fix="Send stdout to a file or a pipe.")
-        elif name is not None:
-            exporters.format_of(output, name)
+        exporters.format_of("-", name or "safetensors")
+        return
+    targets = set()
+    for output in outputs:
+        exporters.format_of(output, name)
+        targets.add(check_target(output, force))
+        check_target(receipt_path(output), force)
+    if len(targets) < len(outputs):
+        raise UsageError("an output is named twice", where="--out", got=", ".join(outputs))
 
 
 def _is_file(target: str) -> bool:

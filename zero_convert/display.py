@@ -72,7 +72,7 @@ class Screen:
         running: tuple[str, str, float] | None = None
 
         def finish(mark: str, style: str) -> None:
-            if running is not None and (keep and live or self.verbose):
+            if running is not None and ((keep and live) or self.verbose):
                 step, detail, start = running
                 line = Text.assemble((f"{mark} ", style), (f"{step:<12}", "bold"), f"{detail}  " if detail else "")
                 self.tell(line.append(f"{time.monotonic() - start:.1f} s", "dim"))
