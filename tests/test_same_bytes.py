@@ -1,0 +1,175 @@
+"""The same bytes everywhere: golden digests, and one sha256 whatever surrounds the process."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import goldens, probe
+
+ROOT = Path(__file__).parents[1]
+JOBS = ("resnet50:zero-2021", "resnet50:zero-2022")
+
+# -- golden digests ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.key, marks=() if c.quick else pytest.mark.zoo) for c in goldens.CASES]
+)
+def test_digests_stay_what_they_were(case: goldens.Case) -> None:
+    message = goldens.moved(case, goldens.digests(case))
+    assert not message, message
+
+
+def test_every_case_has_golden_digests_of_its_own() -> None:
+    table = goldens.golden()
+    assert list(table) == [case.key for case in goldens.CASES]
+    assert len({row["sha256"] for row in table.values()}) == len(table) >= 14
+
+
+def test_a_moved_golden_says_which_and_how_to_update() -> None:
+    case = goldens.CASES[0]
+    good = goldens.golden()[case.key]
+    assert goldens.moved(case, good) == ""
+    message = goldens.moved(case, {**good, "sha256": "0" * 64})
+    assert case.key in message
+    assert "same values, other file" in message
+    assert "--update" in message
+    assert "the values moved" in goldens.moved(case, {**good, "weights_digest": "0" * 64})
+
+
+# -- surroundings ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a process is started in."""
+
+    threads: str = "2"
+    hash_seed: str = "0"
+    locale: str = "C.UTF-8"
+    time_zone: str = "UTC"
+    umask: int = 0o022
+    folder: str = "here"
+    name: str = "zero.safetensors"
+    processor: str = ""
+    flags: tuple[str, ...] = ()
+    home: str = "home"
+    changed: tuple[str, ...] = field(default=(), compare=False)
+
+
+def installed_locale() -> str:
+    """A locale that is neither C nor UTF-8 English, or else plain C."""
+    known = subprocess.run(["locale", "-a"], capture_output=True, text=True, check=False).stdout.split()
+    return next((name for name in known if name[0].islower()), "C")
+
+
+PLAIN = Surroundings()
+X86 = platform.machine() in ("x86_64", "AMD64")  # elsewhere torch has one level of vector instructions
+ONE_BY_ONE = {
+    "one thread": Surroundings(threads="1", changed=("threads",)),
+    "three threads": Surroundings(threads="3", changed=("threads",)),
+    "hash seed 1": Surroundings(hash_seed="1", changed=("hash seed",)),
+    "hash seed 4294967295": Surroundings(hash_seed="4294967295", changed=("hash seed",)),
+    "locale C": Surroundings(locale="C", changed=("locale",)),
+    "an installed locale": Surroundings(locale=installed_locale(), changed=("locale",)),
+    "Kathmandu": Surroundings(time_zone="Asia/Kathmandu", changed=("time zone",)),
+    "umask 077": Surroundings(umask=0o077, changed=("umask",)),
+    "another folder": Surroundings(folder="é è/there", changed=("folder",)),
+    "another name": Surroundings(name="ünï cödé.safetensors", changed=("name",)),
+    "-O": Surroundings(flags=("-O",), changed=("-O",)),
+    "-OO": Surroundings(flags=("-OO",), changed=("-O",)),
+    "-X dev": Surroundings(flags=("-X", "dev"), changed=("-X dev",)),
+    "no vector instructions": Surroundings(processor="default", changed=("processor",) if X86 else ()),
+    "AVX2": Surroundings(processor="avx2"),
+    "AVX-512": Surroundings(processor="avx512"),
+    "another home": Surroundings(home="elsewhere", changed=("home",)),
+}
+# Without -O, under which Python compiles all of torch anew: a quarter of a minute.
+ALL_AT_ONCE = Surroundings(
+    *("1", "7", "C", "Asia/Kathmandu", 0o077, "é è/there", "ünï cödé.safetensors", "default"),
+    flags=("-X", "dev"),
+    home="elsewhere",
+    changed=tuple(name for name in probe.LEAKS if name != "-O" and (X86 or name != "processor")),
+)
+
+
+def run(surroundings: Surroundings) -> dict[str, Any]:
+    """What `probe.py` prints there."""
+    with tempfile.TemporaryDirectory() as top:
+        folder, home = Path(top, surroundings.folder), Path(top, surroundings.home)
+        for each in (folder, home):
+            each.mkdir(parents=True)
+        chosen = {
+            "OMP_NUM_THREADS": surroundings.threads,
+            "PYTHONHASHSEED": surroundings.hash_seed,
+            "LC_ALL": surroundings.locale,
+            "TZ": surroundings.time_zone,
+            "HOME": str(home),
+            "PYTHONPATH": str(ROOT),
+        }
+        dropped = ("MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY", "PYTHONWARNINGS", "PYTHONDEVMODE", "PYTHONOPTIMIZE")
+        environment = {name: value for name, value in os.environ.items() if name not in dropped} | chosen
+        if surroundings.processor:
+            environment["ATEN_CPU_CAPABILITY"] = surroundings.processor
+        done = subprocess.run(
+            [sys.executable, *surroundings.flags, str(ROOT / "tests" / "probe.py"), surroundings.name, *JOBS],
+            cwd=folder,
+            env=environment,
+            umask=surroundings.umask,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return {**answer, "folder": top}
+
+
+@cache
+def plain() -> dict[str, Any]:
+    return run(PLAIN)
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names under which the two hold different digests: the comparison that all tests below go through."""
+    return [name for name in one if one[name] != other[name]]
+
+
+def check(surroundings: Surroundings, found: Mapping[str, Any]) -> None:
+    assert differing(plain()["found"], found["found"]) == []
+    caught = differing(plain()["leaks"], found["leaks"])
+    missed = [name for name in surroundings.changed if name not in caught]
+    assert not missed, f"these were to change, and a writer that leaks them went unnoticed: {missed}"
+
+
+def test_everything_around_the_process_at_once_leaves_the_bytes_alone() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(plain)
+        found = pool.submit(run, ALL_AT_ONCE)
+    check(ALL_AT_ONCE, found.result())
+
+
+def test_the_command_writes_the_golden_bytes() -> None:
+    table = goldens.golden()
+    for job, found in plain()["found"].items():
+        assert (found["file"], found["weights"]) == tuple(table[job.replace(":", " ")].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONE_BY_ONE)
+def test_one_thing_around_the_process_leaves_the_bytes_alone(name: str) -> None:
+    check(ONE_BY_ONE[name], run(ONE_BY_ONE[name]))
