@@ -11,6 +11,7 @@ import inspect
 import math
 import operator
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -115,7 +116,7 @@ class _Analysis:
                     joins.append(join)
         if concatenations:
             self.notes.append(f"{concatenations} concatenations: no residual joins, left as they are")
-        return tuple(joins)
+        return self._without_certain_zero(joins)
 
     def _join(self, index: int, node: fx.Node, fork: fx.Node, left: fx.Node, right: fx.Node) -> Join | None:
         sides = [[] if operand is fork else self.reach.between(fork, operand) for operand in (left, right)]
@@ -147,7 +148,7 @@ class _Analysis:
             shortcut=self._shortcut_kind(shortcut, shortcut_layers),
             branch=self._names(branch),
             shortcut_layers=self._names(shortcut_layers),
-            order=self._order(node, fork, chain, user),
+            order=self._order(node, fork, chain, user, bool(shortcut_layers)),
             chain=tuple(n.name for n in chain),
             activation=user.name if user is not None and self.kinds[user] == "activation" else "",
             in_channels=first.in_channels if first else 0,
@@ -192,6 +193,34 @@ class _Analysis:
                 count[node] = min(ways) + (node in self.weights and node not in self.gate_of)
         return count[end]
 
+    def _finals(self, fork: fx.Node, end: fx.Node) -> dict[fx.Node, None]:
+        """The weight layers with no other behind them on some way from fork to end: all 0, the value at end is 0."""
+        finals: dict[fx.Node, None] = {}
+        seen, todo = {fork}, [end]
+        while todo:
+            node = todo.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in self.weights and node not in self.gate_of:
+                finals[node] = None
+            else:
+                todo += [n for n in tensors_in(node) if self.reach.reaches(fork, n)]
+        return finals
+
+    def _without_certain_zero(self, joins: list[Join]) -> tuple[Join, ...]:
+        """Joins whose branch ends in the projection of another (a feature pyramid) are no residual joins."""
+        nodes = {node.name: node for node in self.graph.nodes}
+        projections = {path: join for join in joins if join.residual for path in join.shortcut_layers}
+        kept = []
+        for join in joins:
+            ends = self._names(self._finals(nodes[join.fork], nodes[join.branch_node])) if join.residual else ()
+            other = next((projections[path] for path in ends if path in projections), None)
+            if other is not None:
+                join = replace(join, residual=False, reason=f"its branch ends in the shortcut of {other.node}")
+            kept.append(join)
+        return tuple(kept)
+
     def _shortcut_kind(self, side: list[fx.Node], layers: list[fx.Node]) -> str:
         if layers:
             return "projection"
@@ -200,13 +229,16 @@ class _Analysis:
             return "transform" if any(self.kinds[n] == "transform" for n in side) else "identity"
         return "pooling" if any(self.kinds[n] == "pool" for n in active) else "other"
 
-    def _order(self, node: fx.Node, fork: fx.Node, chain: list[fx.Node], user: fx.Node | None) -> str:
+    def _order(self, node: fx.Node, fork: fx.Node, chain: list[fx.Node], user: fx.Node | None, projects: bool) -> str:
         if "order" in node.meta:  # a rewrite knows
             return str(node.meta["order"])
         first = next((n for n in chain if self.kinds[n] != "drop"), None)
         if first is not None and self.kinds[first] in ("norm", "activation", "bias"):
             return "pre-activation"
-        return "post-activation" if user is not None and self.kinds[user] == "activation" else "plain"
+        if user is not None and self.kinds[user] == "activation":
+            return "post-activation"
+        shared = projects and self.kinds[fork] == "activation"  # its projection reads the activated signal as well
+        return "pre-activation" if shared else "plain"
 
     def _is_join_between(self, node: fx.Node, fork: fx.Node) -> bool:
         operands = tensors_in(node)
@@ -324,12 +356,13 @@ class _Analysis:
             if not join.residual:
                 continue
             fork, end = by_name[join.fork], by_name[join.branch_node]
-            layers = [n for n in self.reach.between(fork, end) if n in self.weights and n not in self.gate_of]
-            for node in layers:
-                later = any(other is not node and self.reach.reaches(node, other) for other in layers)
+            finals = self._finals(fork, end)
+            for node in self.reach.between(fork, end):
+                if node not in self.weights or node in self.gate_of:
+                    continue
                 *first, last = self.paths[node]
-                if not later or roles[last][0] != "last":
-                    roles[last] = ("branch" if later else "last", join.index)
+                if node in finals or roles[last][0] != "last":
+                    roles[last] = ("last" if node in finals else "branch", join.index)
                 roles |= dict.fromkeys(first, ("branch", join.index))
             for path in join.shortcut_layers:
                 roles[path] = ("shortcut", join.index)

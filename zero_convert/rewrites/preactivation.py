@@ -83,11 +83,24 @@ def _block(root: nn.Module, nodes: Mapping[str, fx.Node], join: Join) -> _Block 
         g = geometry(root.get_submodule(str(node.target)))
         if norm is not None and (g is None or new_norm(root.get_submodule(str(norm.target)), g.in_channels) is None):
             return f"its {type(root.get_submodule(str(norm.target))).__name__} cannot be moved before its layer"
+        if norm is not None and g is not None and not _all_read_from(root, norm, g.in_channels):
+            return f"{norm.target} is used after layers of different widths"
         units.append(_Unit(node, norm))
     if not units or units[0].weight is not chain[0]:
         return "its branch does not begin with a weight layer"
     node = nodes[join.node]
     return _Block(join, node, nodes[join.fork], nodes[join.activation], nodes[join.shortcut_node], tuple(units))
+
+
+def _all_read_from(root: nn.Module, norm: fx.Node, channels: int) -> bool:
+    """Whether every layer that this norm's module follows has so many inputs: it can be given but one width."""
+    for node in norm.graph.nodes:
+        if node.op == "call_module" and node.target == norm.target:
+            above = tensors_in(node)[0]
+            g = geometry(root.get_submodule(str(above.target))) if above.op == "call_module" else None
+            if g is None or g.in_channels != channels:
+                return False
+    return True
 
 
 def _reorder(root: nn.Module, graph: fx.Graph, block: _Block, raw: Mapping[fx.Node, fx.Node]) -> Edit:
