@@ -5,6 +5,7 @@ A leaf whose control flow depends on values cannot run on fake tensors; then the
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -60,6 +61,27 @@ def _untouched(module: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What fake tensors log when an operation fails stays off the screen: the error itself is reported."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def _own_error(module: nn.Module, inputs: Sequence[Any]) -> Exception | None:
+    """What the module's own forward raises: its traceback leads to the user's source, a graph's does not."""
+    try:
+        with torch.no_grad(), _untouched(module):
+            module(*inputs)
+    except Exception as error:
+        return error
+    return None
+
+
 def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequence[Any]) -> None:
     """Writes `node.meta["shape"]` (None for what is no tensor) for every node of the graph.
 
@@ -68,7 +90,7 @@ def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequenc
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with torch.no_grad(), mode:
+        with torch.no_grad(), mode, _quiet():
             _record(module, graph, [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in example_inputs])
         return
     except Exception:  # the reason that counts is the one that real tensors give
@@ -76,7 +98,8 @@ def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequenc
     try:
         with torch.no_grad(), _untouched(module):
             _record(module, graph, [x.clone() if isinstance(x, torch.Tensor) else x for x in example_inputs])
-    except Exception as error:
+    except Exception as in_graph:
+        error = _own_error(module, example_inputs) or in_graph
         shapes = ", ".join(
             "×".join(map(str, x.shape)) if isinstance(x, torch.Tensor) else repr(x) for x in example_inputs
         )
