@@ -109,7 +109,7 @@ class _Analysis:
             shapes = [operand.meta.get("shape") for operand in operands]
             if None not in shapes and shapes[0] != shapes[1]:
                 continue  # a broadcast sum is a bias, not a join
-            fork = self.reach.nearest_common(*operands)
+            fork = self._fork(operands[0], operands[1], joins)
             if fork is not None:
                 join = self._join(len(joins), node, fork, operands[0], operands[1])
                 if join is not None:
@@ -117,6 +117,19 @@ class _Analysis:
         if concatenations:
             self.notes.append(f"{concatenations} concatenations: no residual joins, left as they are")
         return self._without_certain_zero(joins)
+
+    def _fork(self, left: fx.Node, right: fx.Node, before: list[Join]) -> fx.Node | None:
+        """The nearest common ancestor; for x + a(n(x)) + b(n(x)) not n(x) but x, which the inner sum carries along."""
+        nearest = self.reach.nearest_common(left, right)
+        if nearest is None or min(self._fewest_layers(nearest, operand) for operand in (left, right)) == 0:
+            return nearest
+        for sum_, other in ((left, right), (right, left)):
+            inner = next((join for join in before if join.node == sum_.name and join.residual), None)
+            if inner is not None and not inner.shortcut_layers:
+                fork: fx.Node = next(n for n in self.reach.nodes if n.name == inner.fork)
+                if self.reach.reaches(fork, other):
+                    return fork
+        return nearest
 
     def _join(self, index: int, node: fx.Node, fork: fx.Node, left: fx.Node, right: fx.Node) -> Join | None:
         sides = [[] if operand is fork else self.reach.between(fork, operand) for operand in (left, right)]
@@ -126,7 +139,8 @@ class _Analysis:
         depth = [self._fewest_layers(fork, operand) for operand in (left, right)]
         choice, residual, reason = self._choose(sides, layers, depth)
         branch_end, shortcut_end = (left, right) if choice == 1 else (right, left)
-        branch, shortcut = layers[1 - choice], sides[choice]
+        branch = layers[1 - choice]
+        shortcut = sides[choice] if depth[choice] else self._weightless(fork, shortcut_end)
         shortcut_layers = layers[choice] if depth[choice] else []
         first, last = self._geometry(branch[0]), self._geometry(branch[-1])
         chain = self._chain(fork, branch_end)
@@ -192,6 +206,19 @@ class _Analysis:
             if ways:
                 count[node] = min(ways) + (node in self.weights and node not in self.gate_of)
         return count[end]
+
+    def _weightless(self, fork: fx.Node, end: fx.Node) -> list[fx.Node]:
+        """What acts on the ways from fork to end that pass no weight layer; sums on them pass the value on."""
+        found: dict[fx.Node, None] = {}
+        todo = [end]
+        while todo:
+            node = todo.pop()
+            if node is fork or node in found or node in self.weights or not self.reach.reaches(fork, node):
+                continue
+            if self._fewest_layers(fork, node) == 0:
+                found[node] = None
+                todo += tensors_in(node)
+        return [node for node in found if not (self.kinds[node] == "add" and len(tensors_in(node)) == 2)]
 
     def _finals(self, fork: fx.Node, end: fx.Node) -> dict[fx.Node, None]:
         """The weight layers with no other behind them on some way from fork to end: all 0, the value at end is 0."""
