@@ -59,10 +59,11 @@ class WrongChannels(Net):
     def forward(self, x):
         return super().forward(x[:, :2])
 
-def noisy():
-    print("printed by the model")
-    os.write(1, b"written by the model")
-    return Net()
+class Noisy(Net):
+    def forward(self, x):
+        print("printed by the model")
+        os.write(1, b"written by the model")
+        return super().forward(x)
 
 def fails():
     raise RuntimeError("no such dataset")
@@ -136,7 +137,7 @@ def test_two_outputs_hold_the_same_bytes(run: Run) -> None:
 
 
 def test_stdout_takes_the_bytes_of_the_file(folder: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    question = ("net.py:noisy", *SMALL, "--validate", "none")
+    question = ("net.py:Noisy", *SMALL, "--validate", "none")
     assert cli.main([*question, "--out", "-"]) == 0
     bytes_ = capfdbinary.readouterr().out
     assert cli.main([*question, "--out", "a.safetensors"]) == 0
@@ -144,7 +145,7 @@ def test_stdout_takes_the_bytes_of_the_file(folder: Path, capfdbinary: pytest.Ca
 
 
 def test_json_is_one_object_even_if_the_model_prints(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["net.py:noisy", "--json", "--out", "a.safetensors", *SMALL]) == 0
+    assert cli.main(["net.py:Noisy", "--json", "--out", "a.safetensors", *SMALL]) == 0
     out, err = capfd.readouterr()
     answer = json.loads(out)
     assert answer["exit_code"] == 0
