@@ -45,7 +45,7 @@ def run(subject: Subject, *, level: str, device: str, progress: Progress | None 
     """The answers, in the order of `CHECKS`. The subject is left as it was, bit for bit.
 
     Args:
-        level: "quick" (small images, a few seconds) or "full" (also the example inputs' own size, and gradients twice).
+        level: "quick" (small images, a few seconds) or "full" (images as large as the example, gradients repeated)
         device: from `resolve`.
         progress: called with ("validate", name of the check) when one begins.
 
