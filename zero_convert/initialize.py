@@ -15,10 +15,12 @@ from .formulas import Constant, Formula
 from .live import Traced
 from .records import Assignment, Layer, Option, Structure, Tensor
 from .scheme import Kept, Scheme
+from .threads import one_thread
 
 SHOWN = 6  # tensors named in an error
 
 
+@one_thread()
 def initialize(
     traced: Traced,
     structure: Structure,
@@ -120,6 +122,7 @@ def _write(target: torch.Tensor, rule: Formula) -> None:
         target.copy_(values)
 
 
+@one_thread()
 def nan_names(module: nn.Module) -> list[str]:
     """Names of state dict tensors that hold a NaN: nothing random may slip through, so there must be none."""
     return [

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zero_convert.errors import LoadError
+from zero_convert.threads import one_thread
 
 _RANDOM_NAMES = """
     uniform normal normal_functional rand randn rand_like randn_like randint randint_like randperm random
@@ -209,7 +210,7 @@ def poisoned() -> Iterator[Poison]:
         LoadError: from inside the block, when a constructor redraws until a condition holds.
     """
     poison = Poison()
-    with _one_thread(), _generators_restored(poison), _quick_inits(poison), poison:
+    with one_thread(), _generators_restored(poison), _quick_inits(poison), poison:
         yield poison
 
 
@@ -221,7 +222,7 @@ def skeleton() -> Iterator[None]:
     almost no time or memory, because untouched pages are never committed.
     """
     poison = Poison(write=False)
-    with _one_thread(), _generators_restored(poison), _quick_inits(poison), poison:
+    with one_thread(), _generators_restored(poison), _quick_inits(poison), poison:
         yield
 
 
@@ -230,7 +231,7 @@ def poisoned_names(module: nn.Module) -> frozenset[str]:
 
     One pass over memory at most: a NaN in front decides at once, a finite sum proves that there is none.
     """
-    with _one_thread():
+    with one_thread():
         return frozenset(name for name, tensor in _tensors(module) if _has_nan(tensor))
 
 
@@ -353,17 +354,6 @@ def _generators_restored(poison: Poison) -> Iterator[None]:
 def _numpy_position() -> tuple[Any, ...]:
     state: Any = np.random.get_state()
     return (state[0], state[1].tobytes(), *state[2:])
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Fills are bound by memory: a second thread gains nothing, and waits for the first on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager
