@@ -17,7 +17,6 @@ first use of a name above does.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from .errors import ZeroConvertError as ZeroConvertError
@@ -34,15 +33,11 @@ if TYPE_CHECKING:
 _PIPELINE = ("Inspection", "Result", "Saved", "convert", "inspect_model", "load", "plan")
 __all__ = ["Inspection", "Result", "Saved", "ZeroConvertError", "convert", "inspect_model", "load", "plan"]
 
-try:
-    __version__ = version("zero-convert")
-except PackageNotFoundError:
-    __version__ = "0+unknown"
-
-
 def __getattr__(name: str) -> Any:
     if name in _PIPELINE:
         return getattr(import_module(".pipeline", __name__), name)
+    if name == "__version__":
+        return import_module("importlib.metadata").version("zero-convert")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

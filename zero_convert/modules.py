@@ -56,8 +56,8 @@ class HadamardTransform(nn.Module):
 
     H is the Sylvester matrix of order d, the Paley ⊗ Sylvester one where only that exists, and otherwise the top left
     d×d part of the next larger Sylvester matrix (then no isometry). Up to `DENSE` channels it is applied as in the
-    authors' network, as one product with the float32 matrix H/sqrt(d), so that training follows theirs bit
-    for bit; beyond that as a Kronecker product of two small ±1 matrices and one scaling, which needs d, not d², numbers.
+    authors' network, as one product with the float32 matrix H/sqrt(d), so that training follows theirs bit for bit;
+    beyond that as a Kronecker product of two small ±1 matrices and one scaling, which needs d, not d², numbers.
 
     Args:
         channels: d.
