@@ -28,7 +28,7 @@ NAMES = [f"layer{i}.weight" for i in range(64)]
 def leak_threads() -> str:
     import torch
 
-    return str(torch.get_num_threads())
+    return f"{torch.get_num_threads()} of {os.environ.get('OMP_NUM_THREADS')}"
 
 
 def leak_processor() -> str:
