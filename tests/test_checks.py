@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from zero_convert import checks, rewrites, schemes
 from zero_convert.checks import channels, precision
 from zero_convert.checks._bench import Bench
 from zero_convert.checks._channels import distinct
-from zero_convert.checks._guard import pinned
+from zero_convert.checks._guard import kept, pinned
 from zero_convert.errors import DeviceError, UsageError
 from zero_convert.initialize import initialize
 from zero_convert.live import Subject
@@ -101,7 +101,7 @@ def world(subject: Subject) -> dict[str, Any]:
     """Everything that a check might leave changed, as comparable values."""
     root = subject.traced.root
     flags = (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic)
-    kept: Mapping[str, Any] = {
+    return {
         "tensors": {name: t.numpy().tobytes() for name, t in root.state_dict().items()},
         "writes": {name: t._version for name, t in root.state_dict(keep_vars=True).items()},
         "gradients": {
@@ -114,13 +114,34 @@ def world(subject: Subject) -> dict[str, Any]:
         "numpy": [str(part) for part in np.random.get_state()],
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "cudnn": flags,
-        "precision": (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision),
+        "precision": [owner.fp32_precision for owner in (torch.backends.mkldnn.conv, torch.backends.mkldnn.matmul)],
         "environment": dict(os.environ),
         "grad mode": torch.is_grad_enabled(),
     }
-    return dict(kept)
 
 
+@pytest.fixture
+def switches_of_their_own() -> Iterator[None]:
+    """Torch's switches at other values than the checks use."""
+    backends = torch.backends
+    chosen = [
+        (backends.cudnn, "benchmark", True),
+        (backends.cudnn, "deterministic", False),
+        (backends.mkldnn.conv, "fp32_precision", "bf16"),
+        (backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in chosen]
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    for owner, name, value in chosen:
+        setattr(owner, name, value)
+    torch.use_deterministic_algorithms(False)
+    yield
+    for owner, name, value in before:
+        setattr(owner, name, value)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.mark.usefixtures("switches_of_their_own")
 @pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
 def test_checks_leave_the_model_and_the_process_as_they_were(scheme: str) -> None:
     subject = convert(Everything(), torch.zeros(2, 3, 16, 16), scheme)
@@ -132,6 +153,38 @@ def test_checks_leave_the_model_and_the_process_as_they_were(scheme: str) -> Non
     before = world(subject)
     checks.run(subject, level="full", device="cpu")
     assert world(subject) == before
+
+
+@pytest.mark.usefixtures("switches_of_their_own")
+def test_inside_the_checks_float32_is_float32_and_algorithms_are_deterministic() -> None:
+    with pinned("cpu"):
+        assert torch.backends.mkldnn.conv.fp32_precision in ("none", "ieee")
+        assert torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.mkldnn.conv.fp32_precision == "bf16"
+
+
+def test_a_run_leaves_the_copy_that_the_next_one_uses_as_it_was() -> None:
+    module = Everything().train()
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    with kept(module):
+        module.eval().train()
+        module.norm.eval()
+        module(torch.rand(4, 3, 8, 8)).sum().backward()
+        module.train()(torch.rand(4, 3, 8, 8))
+        assert not torch.equal(module.norm.running_mean, before["norm.running_mean"])
+    assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
+    assert module.norm.training
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_random_numbers_in_a_forward_are_the_same_in_every_run() -> None:
+    subject = convert(Everything(), torch.zeros(2, 3, 16, 16), "zero-2022")
+    with pinned("cpu"):
+        first, second = (Bench(subject, "quick", "cpu").run("train") for _ in range(2))
+    assert first.random
+    assert all(torch.equal(a, b) for a, b in zip(first.outputs, second.outputs, strict=True))
 
 
 def test_the_progress_names_each_check_and_the_device() -> None:
@@ -226,6 +279,9 @@ def test_attention_without_values_must_add_exactly_zero() -> None:
     assert (check.status, check.numbers["joins"], len(check.numbers["not_required"])) == ("pass", 1, 1)
     parameter(subject, "attention.in_proj_weight")[16, 0] = 1  # the first value
     assert answers(subject)["zero_branches"].status == "fail"
+    for name, rule in (("in_proj_weight", "identity 24×8"), ("in_proj_bias", "constant 1")):
+        rules = tuple(replace(a, rule=rule) if a.tensor.local == name else a for a in subject.assignments)
+        assert "zero_branches" not in answers(replace(subject, assignments=rules))  # nothing is required any more
 
 
 def test_a_value_that_is_neither_zero_nor_one_is_found() -> None:
@@ -280,6 +336,7 @@ def test_parameters_without_effect_are_told_apart_from_dead_weights() -> None:
     assert check.numbers["dead"] == ["muted"]
     assert check.numbers["unused"] == ["unread.weight", "unread.bias"]
     assert check.numbers["cancelled"] == ["conv.bias"]
+    assert set(check.numbers["first_step"]) == {"conv.weight", "norm.weight", "norm.bias", "head.weight", "head.bias"}
 
 
 def test_a_gradient_that_is_not_finite_is_found() -> None:
@@ -371,6 +428,12 @@ def test_channels_that_are_constant_up_to_rounding_are_counted() -> None:
         bench._runs.clear()
         check = channels.ask(bench)
     assert (check.status, check.numbers["layers"]["0"]["low_variance"]) == ("warn", 24)
+
+
+def test_a_norm_after_a_zero_layer_is_not_blamed_for_its_silence() -> None:
+    check = answers(convert(nets.tiny_resnet(), IMAGES, "zero-2022"))["channels"]
+    assert check.numbers["layers"]["blocks.1.bn2"]["zero"] == 16
+    assert check.numbers["worst_norm"] not in ("blocks.0.bn2", "blocks.1.bn2")
 
 
 def test_a_network_that_breaks_on_the_way_is_a_failed_check_and_no_traceback() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+EXACT = ("none", "ieee")
 SEED = 20211021  # for modules that draw numbers in their forward; any constant does
 
 
@@ -22,26 +23,27 @@ def pinned(device: str) -> Iterator[None]:
 
     TF32 would make identity layers inexact (1e-3), and timing-based algorithm search would make runs differ.
     """
+    kind = device.partition(":")[0]
     switches: list[tuple[Any, str, Any]] = [
-        (torch.backends.cuda.matmul, "fp32_precision", "ieee"),
-        (torch.backends.cudnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
-        (torch.backends.cudnn.rnn, "fp32_precision", "ieee"),
-        (torch.backends.mkldnn.matmul, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
-        (torch.backends.mkldnn.conv, "fp32_precision", "ieee"),  # type: ignore[attr-defined]
         (torch.backends.cudnn, "benchmark", False),
         (torch.backends.cudnn, "deterministic", True),
+        *((owner, "fp32_precision", None) for owner in _rounding(kind)),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    kind = device.partition(":")[0]
     generators = generator_states(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             for owner, name, value in switches:
-                setattr(owner, name, value)
+                if value is not None:
+                    setattr(owner, name, value)
+                    continue
+                owner.fp32_precision = "none"  # off, and what the older `allow_tf32` calls off
+                if owner.fp32_precision not in EXACT:  # inherited from a general switch
+                    owner.fp32_precision = "ieee"
             if kind == "cuda" and workspace is None:
                 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS refuses to be deterministic
             torch.use_deterministic_algorithms(True, warn_only=True)
@@ -54,6 +56,16 @@ def pinned(device: str) -> Iterator[None]:
             if workspace is None:
                 os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
             _set_generators(device, generators)
+
+
+def _rounding(kind: str) -> list[Any]:
+    """Torch's switches for the device that now let float32 products be rounded to less."""
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    owners: dict[str, list[Any]] = {
+        "cuda": [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn],  # type: ignore[attr-defined]
+        "cpu": [mkldnn.matmul, mkldnn.conv, mkldnn.rnn],  # type: ignore[attr-defined]
+    }
+    return [owner for owner in owners.get(kind, []) if owner.fp32_precision not in EXACT]
 
 
 @contextmanager
