@@ -61,7 +61,7 @@ class _Analysis:
         self.reach = Reach(graph)
         self.kinds = {node: kind(node, root) for node in graph.nodes}
         self.paths = {node: paths for node in graph.nodes if (paths := self._weight_layers(node))}
-        self.weights = list(self.paths)
+        self.weights = self.paths.keys()
         self.gates, self.gate_of = self._find_gates()
         self.notes: list[str] = []
 
