@@ -28,7 +28,7 @@ from ._channels import Channels, as_rows, statistics
 
 BATCH = 4  # with fewer, a batch norm over single values has no gradient to speak of
 SIDES = (96, 160)  # images are cropped to the first of these that the network accepts
-SMALL_SIDES = (64, *SIDES)  # where many runs are needed
+SMALL_SIDES = (48, 64, *SIDES)  # where many runs are needed
 LARGE = 128 * 128  # positions from which on a network that takes no other size gets only half the batch
 LOW_VARIANCE = 1e-6  # a batch norm adds 1e-5 to the variance: below a tenth of that the channel carries no signal
 

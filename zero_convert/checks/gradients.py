@@ -107,7 +107,7 @@ def _train(bench: Bench, cancelled: set[str], limit: int) -> tuple[dict[str, int
                 elif gradient is not None and largest > 0:
                     if name not in cancelled:
                         first.setdefault(name, step)
-                    _move(parameter, gradient / largest)
+                    _move(parameter, gradient, largest)
             if broken:
                 return first, unused, broken, step
             if len(first) + len(unused) + len(cancelled) >= len(named):
@@ -116,12 +116,16 @@ def _train(bench: Bench, cancelled: set[str], limit: int) -> tuple[dict[str, int
 
 
 def _largest(gradient: Tensor | None) -> float:
-    return 0.0 if gradient is None or not gradient.numel() else float(gradient.abs().max())
+    if gradient is None or not gradient.numel():
+        return 0.0
+    return float(torch.linalg.vector_norm(gradient, float("inf")))
 
 
 @torch.no_grad()
-def _move(parameter: nn.Parameter, direction: Tensor) -> None:
-    parameter.sub_(direction * (STEP / float(torch.linalg.vector_norm(direction))))
+def _move(parameter: nn.Parameter, gradient: Tensor, largest: float) -> None:
+    if not 1e-15 < largest < 1e15:  # else squares could under- or overflow
+        gradient = gradient / largest
+    parameter.sub_(gradient, alpha=STEP / float(torch.linalg.vector_norm(gradient)))
 
 
 def longest_branch(subject: Subject) -> int:
