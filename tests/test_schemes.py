@@ -169,7 +169,6 @@ def test_a_missing_bias_is_no_trouble_and_a_present_one_is_zero(scheme: str) -> 
     ("scheme", "use", "value"),
     [
         ("zero-2021", "added", 0),
-        ("zero-2021", "concatenated", 0),
         ("zero-2021", "indexed", 0),
         ("zero-2021", "multiplied", 1),
         ("zero-2021", "temperature", 1),
@@ -181,6 +180,17 @@ def test_a_missing_bias_is_no_trouble_and_a_present_one_is_zero(scheme: str) -> 
 def test_raw_parameters_follow_their_use(scheme: str, use: str, value: float) -> None:
     what = layer("parameter", "trunk", tensor("a.p", 3), uses=(("p", use),))
     assert np.array_equal(fill(scheme, what)["p"], [value] * 3, equal_nan=True)
+
+
+def test_tokens_are_rows_of_the_partial_identity() -> None:
+    """A class token of zeros would stay zero through every zero branch, and all before the head would be dead."""
+    one = layer("parameter", "trunk", tensor("a.p", 1, 1, 3), uses=(("p", "concatenated"),))
+    two = layer("parameter", "trunk", tensor("a.p", 1, 2, 3), uses=(("p", "concatenated"),))
+    flat = layer("parameter", "trunk", tensor("a.p", 3), uses=(("p", "concatenated"),))
+    assert fill("zero-2021", one)["p"].tolist() == [[[1, 0, 0]]]
+    assert fill("zero-2021", two)["p"].tolist() == [[[1, 0, 0], [0, 1, 0]]]
+    assert fill("zero-2021", flat)["p"].tolist() == [1, 0, 0]
+    assert not fill("zero-2022", two)["p"].any()
 
 
 @pytest.mark.parametrize("scheme", schemes.names())

@@ -312,6 +312,34 @@ class Patch(Formula):
 
 
 @dataclass(frozen=True, slots=True)
+class Rows(Formula):
+    """A matrix whose rows are spread over all axes but the last: tokens, tables.  # (…, n) with … of product m"""
+
+    matrix: Matrix
+    shape: tuple[int, ...] = field()
+
+    def __post_init__(self) -> None:
+        if (math.prod(self.shape[:-1]), self.shape[-1]) != self.matrix.shape:
+            raise UsageError(
+                "the matrix does not have these rows",
+                where=self.matrix.rule,
+                got=f"{self.matrix.m} rows of {self.matrix.n}",
+                expected=_times(self.shape),
+            )
+
+    @property
+    def rule(self) -> str:
+        return f"rows of {self.matrix.rule}"
+
+    def write(self, out: Floats, start: int) -> None:
+        if len(self.shape) == 1:
+            out[...] = self.matrix.window(0, 1, out.dtype)[0, start : start + len(out)]
+            return
+        each = math.prod(self.shape[1:-1])
+        out[...] = self.matrix.window(start * each, (start + len(out)) * each, out.dtype).reshape(out.shape)
+
+
+@dataclass(frozen=True, slots=True)
 class Stack(Formula):
     """Formulas one after the other along the first axis."""
 

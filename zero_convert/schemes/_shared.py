@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from ..formulas import Constant, Formula, Kernel, Matrix, Patch
+from ..formulas import Constant, Formula, Kernel, Matrix, PartialIdentity, Patch, Rows
 from ..records import Geometry, Layer, Tensor
 from ..scheme import Kept
 
@@ -21,6 +21,12 @@ def norm(layer: Layer) -> Mapping[str, Formula] | None:
 
 def zeros(tensor: Tensor) -> Formula:
     return Constant(tensor.shape, 0.0)
+
+
+def tokens(tensor: Tensor) -> Formula:
+    """Token i is row i of the partial identity: 1 at position i. Shape (…, n, d) or (d,)."""
+    shape = tensor.shape
+    return Rows(PartialIdentity(math.prod(shape[:-1]), shape[-1]), shape) if shape else zeros(tensor)
 
 
 def buffers(layer: Layer) -> dict[str, Formula]:

@@ -21,7 +21,9 @@ special cases: in a branch, a layer that keeps its channels and sees more than o
 own; a layer that shrinks, or a 1×1 layer, is I*; one that grows is I* followed by T; the last is 0. Outside branches
 the same without the zeros. In a gate (squeeze-excitation) the last layer is 0, the others I*. Attention: queries, keys
 and values are identities, the output projection is 0 where a shortcut covers it. Tables that are added (positions,
-relative biases) and tokens are 0, factors (layer scale, temperature) are 1. Groups: the rule per group.
+relative biases) are 0, factors (layer scale, temperature) are 1, tokens that are concatenated are rows of I* (a class
+token of zeros would stay 0 through every zero branch, and nothing before the head would get a gradient). Groups: the
+rule per group.
 
 Applies to: networks of convolutions, linear layers, norms and attention. The classifier starts at 0, so all logits are
 exactly 0 and its own gradient is the only one of the first step.
@@ -40,7 +42,7 @@ from collections.abc import Mapping
 from ..formulas import Constant, Formula, PartialIdentity, Stack
 from ..records import Layer, Option, Structure
 from ..scheme import Kept, OptionSpec, Scheme
-from ._shared import buffers, norm, place, zeros
+from ._shared import buffers, norm, place, tokens, zeros
 
 ZERO = ("last", "head", "gate-last")  # roles whose weights start at 0: a skip, a constant or the loss covers for them
 
@@ -73,8 +75,10 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
             t = next(t for t in layer.tensors if t.local == name)
             if t.buffer:
                 continue
-            if use in ("added", "concatenated", "indexed"):
+            if use in ("added", "indexed"):
                 values[name] = zeros(t)
+            elif use == "concatenated":
+                values[name] = tokens(t)
             elif use in ("multiplied", "temperature"):
                 values[name] = Constant(t.shape, 1.0)
             elif not t.trainable:
