@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _PIPELINE = ("Inspection", "Result", "Saved", "convert", "inspect_model", "load", "plan")
 __all__ = ["Inspection", "Result", "Saved", "ZeroConvertError", "convert", "inspect_model", "load", "plan"]
 
+
 def __getattr__(name: str) -> Any:
     if name in _PIPELINE:
         return getattr(import_module(".pipeline", __name__), name)
