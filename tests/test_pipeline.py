@@ -6,6 +6,7 @@ import copy
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -60,6 +61,25 @@ class Raw(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.where(x > self.odd, self.fc(x), x)
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale: torch.Tensor, noise: torch.Tensor) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.scale = nn.Parameter(scale)
+        self.register_buffer("noise", noise, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x) * self.scale + self.noise
+
+
+def make_numpy_scaled() -> nn.Module:
+    return Scaled(torch.from_numpy(np.random.default_rng().normal(size=4)).float(), torch.zeros(4))
+
+
+def make_noisy() -> nn.Module:
+    return Scaled(torch.ones(4), torch.randn(4))
 
 
 def make_tiny() -> nn.Module:
@@ -168,6 +188,52 @@ def test_the_converted_network_trains() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_file_remembers_inputs_and_leftovers_that_are_not_the_usual(tmp_path: Path) -> None:
+    arguments = {"input_size": (448, 448)}
+    plain = zc.convert("squeezenet1_1", validate="none").recipe
+    assert (plain.inputs, plain.leftovers) == ((), "error")
+    x = torch.from_numpy(reference_values((1, 3, 448, 448)))
+    result = zc.convert("maxvit_t", (x,), model_args=arguments, scheme="zero-2022", validate="none")
+    assert result.recipe.inputs == ("1x3x448x448:float32",)
+    result.save(tmp_path / "a.safetensors")
+    assert torch.equal(
+        zc.load(tmp_path / "a.safetensors").state_dict()["stem.0.0.weight"], result.module.stem[0][0].weight
+    )
+    recipes = [zc.convert(Raw(), (torch.ones(1, 4),), validate="none", leftovers="zeros").recipe]
+    recipes.append(zc.convert(Tiny(), (X,), validate="none").recipe)
+    assert [recipe.leftovers for recipe in recipes] == ["zeros", "error"]
+
+
+def test_a_value_drawn_by_another_librarys_generator_is_not_kept_silently() -> None:
+    with pytest.raises(CoverageError, match="scale"):
+        zc.convert("tests.test_pipeline:make_numpy_scaled", (torch.ones(1, 4),), scheme="zero-2022", validate="none")
+
+
+def test_random_values_outside_the_state_dict_stop_the_run() -> None:
+    with pytest.raises(CoverageError, match="noise"):
+        zc.convert("tests.test_pipeline:make_noisy", (torch.ones(1, 4),), validate="none")
+
+
+def test_layers_that_pad_in_their_own_forward_get_no_skip_of_the_wrong_size() -> None:
+    class Same(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.fc = Same(3, 8, 3), nn.Linear(8, 5)
+            self.a, self.b, self.c = nn.Conv2d(8, 4, 1), Same(4, 4, 3), nn.Conv2d(4, 8, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x).relu()
+            return self.fc((x + self.c(self.b(self.a(x).relu()).relu())).relu().mean((2, 3)))
+
+    result = zc.convert(Net(), (X,))
+    assert not result.failed
+    assert {e.target for e in result.plan.edits if not e.applied} == {"stem", "b"}
 
 
 def test_copies_are_independent() -> None:

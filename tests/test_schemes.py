@@ -99,6 +99,21 @@ def test_the_last_convolution_of_a_branch_is_zero_and_a_transformers_is_not() ->
     assert fill("zero-2022", last, structure(linear(8, 4), last))["weight"].any()
 
 
+def test_a_branch_with_convolution_and_attention_does_not_end_in_zero() -> None:
+    """Its values V are 0 already; with the output projection 0 as well, neither would ever get a gradient."""
+    join = Join(0, "add", "x", "b", "x", "identity", ("conv", "qkv", "a"), (), "plain", (), "", 4, 4, 1)
+    qkv = Layer("qkv", "linear", "", "branch", (), Geometry(12, 4), parts=3)
+    last = linear(4, 4, "last", join=0)
+    structure = Structure((Layer("conv", "convolution", "", "branch", (), None), qkv, last), (join,))
+    assert fill("zero-2022", last, structure)["weight"].any()
+
+
+@pytest.mark.parametrize(("scheme", "value"), [("zero-2021", 1), ("zero-2022", np.nan)])
+def test_slopes_of_activations(scheme: str, value: float) -> None:
+    slope = layer("activation", "trunk", tensor("a.weight", 1))
+    assert np.array_equal(fill(scheme, slope)["weight"], [value], equal_nan=True)
+
+
 def test_attention_starts_with_queries_only() -> None:
     attention = layer("attention", "branch", tensor("a.in_proj_weight", 6, 2), geometry=Geometry(2, 2))
     assert fill("zero-2022", attention)["in_proj_weight"].tolist() == [[1, 0], [0, 1]] + [[0, 0]] * 4

@@ -6,7 +6,7 @@ Knows nothing of schemes or residual blocks.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -221,7 +221,3 @@ def only_user(node: fx.Node) -> fx.Node | None:
     """The node's user, if there is exactly one apart from reads of its size."""
     users = [user for user in node.users if not is_size(user)]
     return users[0] if len(users) == 1 else None
-
-
-def first_of(nodes: Sequence[fx.Node], predicate: Callable[[fx.Node], bool]) -> fx.Node | None:
-    return next((node for node in nodes if predicate(node)), None)

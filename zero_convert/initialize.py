@@ -38,8 +38,8 @@ def initialize(
         traced: the model after rewriting; its parameters and buffers are overwritten.
         drawn: names of integer tensors that a constructor drew at random.
         leftovers: "error", "zeros" or "keep" for trainable tensors without a rule.
-        constructed: the module comes from a poisoned constructor, so that what is not NaN is a constant. Otherwise a
-            tensor may be kept only if it is a buffer, frozen, or has the same value everywhere.
+        constructed: the module comes from a poisoned constructor, so that what is not NaN is a constant, and "keep"
+            may keep it. Otherwise a trainable tensor is kept only if it has the same value everywhere.
 
     Raises:
         CoverageError: tensors without a rule, or values to be kept that were drawn at random.
@@ -75,7 +75,7 @@ def initialize(
         for name, (_, tensor, rule) in rules.items()
         if isinstance(rule, Kept)
         and first[name] == name
-        and (name in drawn or not _is_constant(state[name], tensor, constructed))
+        and (name in drawn or not _is_constant(state[name], tensor, constructed and leftovers == "keep"))
     ]
     if random:
         raise CoverageError(
@@ -103,12 +103,17 @@ def ties(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {name: names[id(state[name])] for name in state}
 
 
-def _is_constant(value: torch.Tensor, tensor: Tensor, constructed: bool) -> bool:
+def _is_constant(value: torch.Tensor, tensor: Tensor, trusted: bool) -> bool:
+    """Whether a tensor may stay as it is.
+
+    A trainable one with different values may come from a generator that nobody saw, such as NumPy's: the user has to
+    ask for it.
+    """
     if not value.is_floating_point() or value.numel() == 0:
         return True
     if bool(torch.isnan(value).any()):
         return False
-    return constructed or not tensor.trainable or bool((value == value.reshape(-1)[0]).all())
+    return trusted or not tensor.trainable or bool((value == value.reshape(-1)[0]).all())
 
 
 def _write(target: torch.Tensor, rule: Formula) -> None:
@@ -124,9 +129,9 @@ def _write(target: torch.Tensor, rule: Formula) -> None:
 
 @one_thread()
 def nan_names(module: nn.Module) -> list[str]:
-    """Names of state dict tensors that hold a NaN: nothing random may slip through, so there must be none."""
+    """Names of parameters and buffers, stored or not, that hold a NaN: drawn at random, and no rule wrote them."""
     return [
         name
-        for name, value in module.state_dict().items()
+        for name, value in (*module.named_parameters(), *module.named_buffers())
         if value.is_floating_point() and bool(torch.isnan(value.sum())) and bool(torch.isnan(value).any())
     ]

@@ -19,20 +19,31 @@ from torch import nn
 from . import checks, exporters, receipt, rewrites, schemes, sources
 from .atomic import atomic_write, check_target
 from .digests import Written, leaf_digest, weights_digest
-from .errors import CheckError, CoverageError, LoadError, MalformedError, UntrustedError, UsageError
+from .errors import (
+    CheckError,
+    CoverageError,
+    LoadError,
+    MalformedError,
+    ModelError,
+    TraceError,
+    UntrustedError,
+    UsageError,
+)
 from .exporters import safetensors
 from .initialize import initialize, nan_names, ties
 from .live import Subject, Traced
 from .records import Assignment, Check, Edit, Option, Plan, Recipe, Structure
 from .scheme import Scheme
+from .sources.inputs import parse_input
 from .sources.recognize import fingerprint
 from .structure import SAFETENSORS_DTYPES, analyze
 from .tracing import trace
+from .tracing.shapes import propagate_shapes, runs
 
 Progress = Callable[[str, str], None]
+Outputs = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each tensor that a forward returns
 DTYPES = ("float32", "float16", "bfloat16")
 VALIDATE = ("quick", "full", "none")
-LEFTOVERS = ("error", "zeros", "keep")
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class Result:
 
     Attributes:
         module: the network, initialized; trainable, deep-copyable, compilable; its state dict is what `save` writes.
-        plan: every edit and every tensor's rule.
+        plan: every edit and every tensor's rule; its joins are those of the model as given.
         checks: the measured answers; empty for `validate="none"`.
         recipe: what makes the bytes.
         structure: layers and joins of the converted network.
@@ -209,7 +220,7 @@ def convert(
     where, note = checks.resolve(device)
     made = _prepare(model, example_inputs, scheme, options, model_args, leftovers, progress)
     _tell(progress, "initialize", made.scheme.name)
-    assignments = made.fill(leftovers, write=True)
+    assignments = made.fill(write=True)
     made.traced.root.train(made.training)
     if nan := nan_names(made.traced.root):
         raise CoverageError("values are left that no rule wrote", where=", ".join(nan[:6]), got="NaN")
@@ -244,7 +255,7 @@ def plan(
 ) -> Plan:
     """Every edit and every tensor's rule, without writing a value. Arguments and errors as for `convert`."""
     made = _prepare(model, example_inputs, scheme, options, model_args, leftovers, progress)
-    return made.plan(made.fill(leftovers, write=False))
+    return made.plan(made.fill(write=False))
 
 
 def inspect_model(
@@ -301,11 +312,15 @@ def load(
     arguments = None
     if model is None:
         model, arguments = _named_model(recipe, where, trust), recipe.model_args
+    if example_inputs is None and recipe.inputs:
+        example_inputs = tuple(parse_input(text) for text in recipe.inputs)
     folders = [str(Path(path).parent)]
     made = _prepare(model, example_inputs, recipe.scheme, recipe.options, arguments, "keep", None, folders)
     module = made.traced.root
     module.to(getattr(torch, recipe.dtype))
     _fill_from(module, path, recipe, where)
+    if nan := nan_names(module):
+        raise MalformedError("values are left that the file does not hold", where=", ".join(nan[:6]), got="NaN")
     return module.train()
 
 
@@ -324,17 +339,19 @@ class _Made:
     structure: Structure
     edits: tuple[Edit, ...]
     inputs: tuple[Any, ...]
-    outputs: Mapping[str, tuple[tuple[tuple[int, ...], str], ...]]
+    outputs: Mapping[str, Outputs]
     fingerprint: str
     training: bool
+    leftovers: str
+    needed: tuple[str, ...]
 
-    def fill(self, leftovers: str, *, write: bool) -> tuple[Assignment, ...]:
+    def fill(self, *, write: bool) -> tuple[Assignment, ...]:
         return initialize(
             self.traced,
             self.structure,
             self.scheme,
             self.options,
-            leftovers=leftovers,
+            leftovers=self.leftovers,
             constructed=self.loaded.poisoned,
             drawn=self.loaded.drawn,
             write=write,
@@ -362,6 +379,8 @@ class _Made:
             dtype=dtype,
             ties={name: first for name, first in stored.items() if name != first},
             source=self.loaded.source,
+            leftovers=self.leftovers,
+            inputs=self.needed,
         )
 
 
@@ -375,13 +394,14 @@ def _prepare(
     progress: Progress | None,
     folders: Sequence[str] = (),
 ) -> _Made:
-    _one_of("leftovers", leftovers, LEFTOVERS)
+    _one_of("leftovers", leftovers, receipt.LEFTOVERS)
     scheme = schemes.get(scheme_name)
     chosen = schemes.complete_options(scheme, options or {})
     loaded = _load(model, model_args, example_inputs, progress, folders)
     mark, training = fingerprint(loaded.module), loaded.module.training
     _tell(progress, "trace", loaded.source)
     inputs = tuple(loaded.example_inputs or ())
+    needed = _needed_inputs(loaded) if example_inputs is not None else ()
     traced = trace(loaded.module, inputs)
     outputs = {mode: _outputs(graph) for mode, graph in (("train", traced.train), ("evaluate", traced.evaluate))}
     _tell(progress, "analyze", f"{len(list(traced.train.nodes))} nodes")
@@ -389,7 +409,45 @@ def _prepare(
     _tell(progress, "rewrite", f"{sum(join.residual for join in before.joins)} residual joins")
     traced, edits = rewrites.apply(traced, scheme.rewrites(chosen), chosen)
     after = analyze(traced) if edits else before
-    return _Made(loaded, scheme, chosen, traced, before, after, edits, inputs, outputs, mark, training)
+    if edits:
+        _same_outputs(traced, inputs, outputs, scheme)
+    return _Made(
+        loaded, scheme, chosen, traced, before, after, edits, inputs, outputs, mark, training, leftovers, needed
+    )
+
+
+def _needed_inputs(loaded: sources.Loaded) -> tuple[str, ...]:
+    """The given example inputs as the recipe spells them, where the source's own would not do to trace the model."""
+    usual, given = sources.conventional_inputs(loaded), tuple(loaded.example_inputs or ())
+    if usual is None or not all(isinstance(x, torch.Tensor) for x in given):
+        return ()
+    if len(usual) == len(given) and runs(loaded.module, usual):
+        return ()
+    return tuple(f"{'x'.join(map(str, x.shape))}:{str(x.dtype).removeprefix('torch.')}" for x in given)
+
+
+def _same_outputs(traced: Traced, inputs: Sequence[Any], outputs: Mapping[str, Outputs], scheme: Scheme) -> None:
+    """Raises ModelError if the rewritten network does not run, or returns other shapes than the original."""
+    modes = {m: m.training for m in traced.root.modules()}
+    traced.root.eval()
+    for mode, graph in (("train", traced.train), ("evaluate", traced.evaluate)):
+        try:
+            propagate_shapes(traced.root, graph, inputs)
+            made = _outputs(graph)
+        except TraceError as error:
+            made, cause = (), error.got
+        else:
+            cause = str(made)
+        if made != outputs[mode]:
+            raise ModelError(
+                f"the rewrites of {scheme.name} do not fit this model",
+                where=f"{type(traced.root).__name__}, {mode} mode",
+                got=cause,
+                expected=f"the original's outputs {outputs[mode]}",
+                fix="--scheme zero-2022 leaves the architecture as it is. Please report the model.",
+            )
+    for m, training in modes.items():
+        m.training = training
 
 
 def _load(
@@ -500,10 +558,8 @@ def _bytes(tensor: torch.Tensor) -> Any:
     return plain.reshape(-1).view(torch.uint8).numpy() if plain.dtype is not torch.bool else plain.numpy()
 
 
-def _outputs(graph: torch.fx.Graph) -> tuple[tuple[tuple[int, ...], str], ...]:
-    outputs: tuple[tuple[tuple[int, ...], str], ...] = next(
-        node.meta["outputs"] for node in graph.nodes if node.op == "output"
-    )
+def _outputs(graph: torch.fx.Graph) -> Outputs:
+    outputs: Outputs = next(node.meta["outputs"] for node in graph.nodes if node.op == "output")
     return outputs
 
 

@@ -29,7 +29,10 @@ from .errors import MalformedError, StorageError, UsageError
 RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
+LEFTOVERS = ("error", "zeros", "keep")
+
 _FORMAT = 1
+_OPTIONAL: Mapping[str, Any] = {"leftovers": "error", "inputs": ()}  # fields that are left out at these values
 _LIMIT = 256 << 20  # bytes; a receipt of a million tensors has about 150 MB
 
 
@@ -195,6 +198,7 @@ def recipe_json(recipe: records.Recipe) -> dict[str, Any]:
         UsageError: a factory argument or an option is not a plain value, so that nobody could repeat the recipe.
     """
     obj = {spec.name: getattr(recipe, spec.name) for spec in dataclasses.fields(recipe)}
+    obj = {name: value for name, value in obj.items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
     try:
         plain: dict[str, Any] = parse_json(canonical_json(_plain(obj)).encode("ascii"), "recipe")
         recipe_from_json(plain, "recipe")
@@ -215,7 +219,8 @@ def recipe_from_json(obj: object, where: str = "recipe") -> records.Recipe:
     Raises:
         MalformedError: it spells none, or one of a format that this version does not know.
     """
-    fields = _Fields.of(obj, where, (spec.name for spec in dataclasses.fields(records.Recipe)))
+    complete = {**_OPTIONAL, **obj} if isinstance(obj, dict) else obj
+    fields = _Fields.of(complete, where, (spec.name for spec in dataclasses.fields(records.Recipe)))
     version = fields.raw["format"]
     if type(version) is not int or version != _FORMAT:
         raise MalformedError(
@@ -233,6 +238,8 @@ def recipe_from_json(obj: object, where: str = "recipe") -> records.Recipe:
         dtype=fields.take("dtype", lambda value: value in DTYPES, "one of " + ", ".join(DTYPES)),
         ties=fields.mapping("ties", _is_text, "a tensor's name"),
         source=fields.text("source"),
+        leftovers=fields.take("leftovers", lambda value: value in LEFTOVERS, "one of " + ", ".join(LEFTOVERS)),
+        inputs=tuple(fields.take("inputs", _is_texts, "a list of shapes")),
         format=_FORMAT,
     )
 
@@ -308,6 +315,10 @@ class _Fields:
 
 def _is_text(value: object) -> bool:
     return isinstance(value, str) and is_plain_text(value)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_text, value))
 
 
 def _is_digest(value: object) -> bool:

@@ -63,7 +63,8 @@ class Layer:
 
     Attributes:
         name: module path in the model ("layer1.0.conv1"; "" is the model itself).
-        kind: "convolution", "linear", "norm", "attention", "embedding", "bias", "scale", "parameter" or "buffers".
+        kind: "convolution", "linear", "norm", "attention", "embedding", "activation", "bias", "scale", "parameter" or
+            "buffers".
         role: what it does in the network:
             "stem"      first weight layer on the way from an input
             "branch"    inside a residual branch, not its last weight layer
@@ -136,6 +137,7 @@ class Structure:
     notes: tuple[str, ...] = ()  # concatenations, sums that are no residual joins, …
 
     def layer(self, name: str) -> Layer:
+        """The layer at a module path."""
         return next(layer for layer in self.layers if layer.name == name)
 
 
@@ -192,7 +194,11 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What makes the bytes: model source, scheme, options, format version, dtype, ties."""
+    """What makes the bytes: model source, scheme, options, format version, dtype, ties.
+
+    `leftovers` and `inputs` are written down only where they are not the default: `inputs`, as "1x3x448x448:float32",
+    where the source's own example inputs would not do.
+    """
 
     model: str  # the MODEL string, or "" when a live module was given and no name is known for it
     model_args: Mapping[str, Any]
@@ -201,4 +207,6 @@ class Recipe:
     dtype: str  # "float32", …
     ties: Mapping[str, str]  # alias name → the name that is stored
     source: str  # class of the model, "torchvision.models.resnet.ResNet"
+    leftovers: str = "error"
+    inputs: tuple[str, ...] = ()
     format: int = 1

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .formulas import Floats, Formula
-from .records import Layer, Option, Structure
+from .records import Join, Layer, Option, Structure
 
 Fill = Callable[[Layer, Structure, Mapping[str, Option]], Mapping[str, Formula] | None]
 
@@ -36,6 +36,8 @@ class Scheme:
         rewrites: names under `rewrites/`, in order, for these options.
         fill: pure; the formula of each tensor of a layer by its local name, or None for a layer it does not cover.
         binary: every trainable value is 0 or 1.
+        zero_branch: whether the branch of this residual join must add exactly 0 at the start; the checks hold the
+            scheme to it, whatever its rules say.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Scheme:
     fill: Fill
     aliases: tuple[str, ...] = ()
     binary: bool = False
+    zero_branch: Callable[[Join, Structure], bool] = lambda join, structure: False
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ def all_zero(assignments: Iterable[Assignment]) -> bool:
 def zero_joins(subject: Subject) -> tuple[list[Join], list[Join]]:
     """Residual joins whose branch must add exactly 0, and the others.
 
-    It must where every last layer of the branch is 0, or is the output projection of an attention whose values V are.
+    It must where the scheme asks for it, and where every last layer of the branch is 0, or is the output projection of
+    an attention whose values V are.
     """
     rules = rules_of(subject)
     layers = {layer.name: layer for layer in subject.structure.layers}
@@ -38,7 +39,8 @@ def zero_joins(subject: Subject) -> tuple[list[Join], list[Join]]:
         last = [layer.name for layer in layers.values() if layer.role == "last" and layer.join == join.index]
         if join.residual:
             certain = bool(last) and all(_returns_zero(name, join, layers, rules) for name in last)
-            (required if certain else free).append(join)
+            asked = subject.scheme.zero_branch(join, subject.structure)
+            (required if asked or certain else free).append(join)
     return required, free
 
 

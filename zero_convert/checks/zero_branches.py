@@ -1,8 +1,9 @@
 """Does every branch that starts at zero add exactly 0 to its shortcut?
 
 At each such join the branch operand is looked at the moment before it is added, in training and evaluation mode, so
-that an in-place operation that changed it on the way is seen. Required of a residual join whose branch ends in layers
-with the rule "constant 0", or in an attention whose values V are 0; other joins are counted.
+that an in-place operation that changed it on the way is seen. Required of the residual joins that the scheme names,
+whatever the rules say, and of those whose branch ends in layers with the rule "constant 0" or in an attention whose
+values V are 0; other joins are counted.
 
 Fails on any magnitude above 0: the sum of zeros is exact in every precision and order.
 """

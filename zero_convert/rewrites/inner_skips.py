@@ -70,6 +70,14 @@ def centre_sides(g: Geometry) -> tuple[tuple[int, int], ...]:
     return tuple(sides)
 
 
+def sampled(shape: tuple[int, ...], stride: tuple[int, ...], sides: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
+    """Sizes of the trailing dimensions after `modules.subsample`."""
+    trailing = shape[len(shape) - len(stride) :]
+    return tuple(
+        max(0, -(-(n - left - right) // s)) for n, s, (left, right) in zip(trailing, stride, sides, strict=True)
+    )
+
+
 def _end(root: nn.Module, chain: list[fx.Node], node: fx.Node) -> fx.Node:
     """The last of the scalar biases and scales that directly follow the layer, or the layer."""
     at = chain.index(node)
@@ -121,12 +129,16 @@ def _own_skip(graph: fx.Graph, before: fx.Node, node: fx.Node, end: fx.Node, g: 
         reason = "what stands before the layer changes the shape"
         return [Edit(NAME, str(node.target), "no skip of its own", False, reason)]
     sides = centre_sides(g)
+    made = end.meta.get("shape") or ()
+    if made[len(made) - len(g.stride) :] != sampled(before.meta.get("shape") or (), g.stride, sides):
+        reason = "its output has another size than a convolution with its stride and padding makes"
+        return [Edit(NAME, str(node.target), "no skip of its own", False, reason)]
     skip = before
     if max(g.stride) > 1 or any(map(any, sides)):
         with graph.inserting_after(before):
             skip = graph.call_function(subsample, (before, g.stride, sides))
         skip.meta["shape"] = end.meta.get("shape")
-    made = insert_after(graph, end, operator.add, lambda n: (n, skip))
-    made.meta["order"] = "pre-activation"
+    joined = insert_after(graph, end, operator.add, lambda n: (n, skip))
+    joined.meta["order"] = "pre-activation"
     what = "identity skip" if skip is before else f"skip that takes every {'×'.join(map(str, g.stride))} position"
     return [Edit(NAME, str(node.target), what)]

@@ -21,7 +21,7 @@ from torch.nn.modules.pooling import _MaxPoolNd
 from ..graphs import add_module, insert_after, kind, only_user, tensors_in
 from ..modules import HadamardTransform, pad_channels, subsample
 from ..records import Edit, Geometry, Option, Structure
-from .inner_skips import centre_sides
+from .inner_skips import centre_sides, sampled
 
 NAME = "stem_skip"
 
@@ -34,6 +34,11 @@ def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Map
         if g is None or kind(node, root) not in ("convolution", "linear"):
             continue
         if g.out_channels > g.in_channels and not g.patchify and not g.transposed:
+            shape, value = node.meta.get("shape") or (), tensors_in(node)[0].meta.get("shape") or ()
+            if g.kernel and shape[len(shape) - len(g.stride) :] != sampled(value, g.stride, centre_sides(g)):
+                reason = "its output has another size than a convolution with its stride and padding makes"
+                edits.append(Edit(NAME, str(node.target), "no parallel skip", False, reason))
+                continue
             edits.append(_skip(root, graph, node, g, str(options["mixing"])))
     return edits
 
@@ -84,13 +89,13 @@ def _pool_size(root: nn.Module, node: fx.Node, g: Geometry) -> bool:
 
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        if not isinstance(module, _MaxPoolNd) or module.ceil_mode:
+        if not isinstance(module, _MaxPoolNd) or module.ceil_mode or module.return_indices:
             return False
         given = {name: getattr(module, name) for name in ("kernel_size", "stride", "padding", "dilation")}
     elif node.target in (F.max_pool1d, F.max_pool2d, F.max_pool3d):
-        names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
         given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        if given.get("ceil_mode", False):
+        if given.get("ceil_mode", False) or given.get("return_indices", False):
             return False
     else:
         return False

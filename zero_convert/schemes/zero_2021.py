@@ -21,9 +21,9 @@ special cases: in a branch, a layer that keeps its channels and sees more than o
 own; a layer that shrinks, or a 1×1 layer, is I*; one that grows is I* followed by T; the last is 0. Outside branches
 the same without the zeros. In a gate (squeeze-excitation) the last layer is 0, the others I*. Attention: queries, keys
 and values are identities, the output projection is 0 where a shortcut covers it. Tables that are added (positions,
-relative biases) are 0, factors (layer scale, temperature) are 1, tokens that are concatenated are rows of I* (a class
-token of zeros would stay 0 through every zero branch, and nothing before the head would get a gradient). Groups: the
-rule per group.
+relative biases) are 0, factors (layer scale, temperature) and the slopes of PReLUs are 1, tokens that are
+concatenated are rows of I* (a class token of zeros would stay 0 through every zero branch, and nothing before the head
+would get a gradient). Groups: the rule per group.
 
 Applies to: networks of convolutions, linear layers, norms and attention. The classifier starts at 0, so all logits are
 exactly 0 and its own gradient is the only one of the first step.
@@ -54,6 +54,8 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         return norm(layer)
     if layer.kind in ("bias", "scale"):
         return {t.local: Constant(t.shape, 0.0 if layer.kind == "bias" else 1.0) for t in trainable}
+    if layer.kind == "activation":  # PReLU: with slope 0 nothing behind a zero layer would get a gradient
+        return {t.local: Constant(t.shape, 1.0) for t in trainable}
     if layer.kind in ("convolution", "linear") and layer.geometry is not None:
         for t in trainable:
             if t.local not in ("weight", "bias"):
@@ -129,4 +131,5 @@ SCHEME = Scheme(
     rewrites=rewrites,
     fill=fill,
     binary=True,
+    zero_branch=lambda join, structure: True,
 )

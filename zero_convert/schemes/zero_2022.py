@@ -16,7 +16,8 @@ projection and both MLP matrices by the matrix rule. (V and O both 0 would never
 What is whose. [2], from the text: the rules above; [A], the authors' notebook: matrix and convolution, c. [X], ours:
 groups and depthwise layers per group; even kernels at tap k//2; a layer that cuts patches is one matrix on the
 flattened patch n·k·k; transposed convolutions by adjoint; `in_proj_weight` and fused query-key-value layers as three
-square parts; a branch with convolutions ends in 0 also where its last layer is linear (ConvNeXt); embeddings are
+square parts (three separate linear layers follow the matrix rule: the graph does not tell them apart); a branch with
+convolutions and no attention ends in 0 also where its last layer is linear (ConvNeXt); embeddings are
 Hadamard codes of unit norm; positions and tokens 0; layer scale and other constants as constructed.
 
 Options [D]. columns=spanning: the first n Sylvester columns see only the low ceil(log2 n) bits of the row, so that
@@ -34,7 +35,7 @@ from collections.abc import Callable, Mapping
 
 from ..formulas import Codes, Constant, Formula, Hadamard, Matrix, PartialIdentity, Stack
 from ..hadamard import matrix_for
-from ..records import Layer, Option, Structure, Tensor
+from ..records import Join, Layer, Option, Structure, Tensor
 from ..scheme import Kept, OptionSpec, Scheme
 from ._shared import buffers, norm, place, zeros
 
@@ -60,6 +61,8 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
     g = layer.geometry
     if layer.kind == "norm":
         return norm(layer)
+    if layer.kind == "activation":
+        return {t.local: Kept(t.shape) for t in trainable}
     if layer.kind in ("convolution", "linear") and g is not None:
         for t in trainable:
             if t.local not in ("weight", "bias"):
@@ -91,10 +94,14 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
 
 
 def _ends_convolutional_branch(layer: Layer, structure: Structure) -> bool:
-    if layer.role != "last" or layer.join is None:
-        return False
-    branch = structure.joins[layer.join].branch
-    return any(other.kind == "convolution" for other in structure.layers if other.name in branch)
+    return layer.role == "last" and layer.join is not None and _convolutional(structure.joins[layer.join], structure)
+
+
+def _convolutional(join: Join, structure: Structure) -> bool:
+    """A branch with convolutions ends in 0; not one with attention, whose values V are 0 already."""
+    branch = [layer for layer in structure.layers if layer.name in join.branch]
+    attention = any(layer.kind == "attention" or layer.parts == 3 for layer in branch)
+    return not attention and any(layer.kind == "convolution" for layer in branch)
 
 
 def _query_key_value(n: int) -> Formula:
@@ -119,4 +126,5 @@ SCHEME = Scheme(
     ),
     rewrites=lambda options: (),
     fill=fill,
+    zero_branch=_convolutional,
 )

@@ -141,6 +141,15 @@ def adopt(module: nn.Module, example_inputs: Sequence[Any] | None = None) -> Loa
     )
 
 
+def conventional_inputs(loaded: Loaded) -> tuple[Any, ...] | None:
+    """The example inputs that `load` would give a model of this name; None for one without a name."""
+    prefix, _, name = loaded.name.partition(":")
+    if prefix in ORIGINS:
+        inputs: tuple[Any, ...] | None = _origin(prefix).example_inputs(name, loaded.module)
+        return inputs
+    return _convention(loaded.module, None) if loaded.name else None
+
+
 def names(pattern: str | None = None) -> dict[str, list[str]]:
     """Every model name that can be typed, by source: {"torchvision": ["alexnet", …], "timm": […]}.
 

@@ -15,7 +15,6 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from ..errors import TraceError
@@ -78,16 +77,3 @@ def _climb(module: nn.Module, inputs: int, leaves: list[str], failed: list[str],
                 ) from failure.cause
             leaves.append(failure.path)
             failed.append(f"{failure.path} kept whole: {cause[:160]} ({where})")
-
-
-def run(module: nn.Module, example_inputs: Sequence[Any]) -> Any:
-    """The module's output for the example inputs, without gradients; its buffers are restored."""
-    saved = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    try:
-        with torch.no_grad():
-            return module(*example_inputs)
-    finally:
-        with torch.no_grad():
-            for name, buffer in module.named_buffers():
-                if name in saved:
-                    buffer.copy_(saved[name])

@@ -82,6 +82,21 @@ def _own_error(module: nn.Module, inputs: Sequence[Any]) -> Exception | None:
     return None
 
 
+def runs(module: nn.Module, inputs: Sequence[Any]) -> bool:
+    """Whether the module's forward accepts these inputs in evaluation mode; on fake tensors, so nothing is computed."""
+    mode, modes = FakeTensorMode(allow_non_fake_inputs=True), {m: m.training for m in module.modules()}
+    try:
+        module.eval()
+        with torch.no_grad(), mode, _quiet():
+            module(*[mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs])
+    except Exception:
+        return False
+    finally:
+        for m, training in modes.items():
+            m.training = training
+    return True
+
+
 def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequence[Any]) -> None:
     """Writes `node.meta["shape"]` (None for what is no tensor) for every node of the graph.
 
