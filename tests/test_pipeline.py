@@ -283,6 +283,11 @@ def test_a_failed_check_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_scheme_that_forgets_its_zeros_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zero_convert.schemes.zero_2021.ZERO", ("head", "gate-last"))
+    assert "zero_branches" in [check.name for check in zc.convert(Tiny(), (X,)).failed]
+
+
 def test_old_files_are_not_overwritten_without_force(tmp_path: Path) -> None:
     result = zc.convert(Tiny(), (X,), validate="none")
     old = tmp_path / "a.safetensors"

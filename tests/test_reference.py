@@ -63,6 +63,34 @@ def test_resnet50_features_equal_the_authors_network_in_both_modes(r50: nn.Modul
     r50.float().load_state_dict(start)
 
 
+def dense(m: int, n: int) -> torch.Tensor:
+    """Algorithm 1 as printed, with dense products in float64 and the released scale."""
+    if m <= n:
+        return torch.eye(m, n)
+    k = (m - 1).bit_length()
+    h = torch.ones(1, 1, dtype=torch.float64)
+    for _ in range(k):
+        h = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64), h)
+    eyes = torch.eye(m, 2**k, dtype=torch.float64), torch.eye(2**k, n, dtype=torch.float64)
+    return (eyes[0] @ h @ eyes[1] / 2 ** (k / 2)).float()
+
+
+def test_every_element_of_a_whole_network_equals_the_published_formula() -> None:
+    model = resnet50()
+    converted = zc.convert(model, scheme="zero-2022", validate="none").module
+    last = {f"layer{i}.{j}.conv3" for i, depth in enumerate([3, 4, 6, 3], 1) for j in range(depth)}
+    for name, module in converted.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            expected = torch.zeros_like(module.weight)
+            if name not in last:
+                centre = tuple(k // 2 for k in expected.shape[2:])
+                expected[(..., *centre)] = dense(*expected.shape[:2])
+            assert torch.equal(module.weight, expected), name
+            assert module.bias is None or not module.bias.any()
+        elif isinstance(module, nn.BatchNorm2d):
+            assert (module.weight == 1).all() and not module.bias.any()
+
+
 def steps(module: nn.Module, x: torch.Tensor, count: int, rate: float) -> tuple[list[float], list[float], torch.Tensor]:
     """Losses, gradient norms and the logits afterwards, of plain SGD in float64."""
     module = module.double().train()

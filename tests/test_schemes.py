@@ -127,6 +127,14 @@ def test_spanning_columns_tell_all_rows_apart() -> None:
     assert len(np.unique(spanning, axis=0)) == 2048
 
 
+@pytest.mark.parametrize("m", [96, 192, 320, 384, 768, 1280, 1536, 3072])
+@pytest.mark.parametrize("order", ["sylvester", "exact"])
+def test_spanning_columns_tell_all_rows_apart_at_usual_widths(m: int, order: str) -> None:
+    for n in (m // 2, m // 4):
+        weight = fill("zero-2022", linear(m, n), columns="spanning", order=order)["weight"]
+        assert len(np.unique(np.packbits(weight > 0, axis=1), axis=0)) == m
+
+
 def test_exact_orders_are_isometries_where_a_crop_is_not() -> None:
     exact = fill("zero-2022", linear(768, 588), order="exact")["weight"].astype(np.float64)
     cropped = fill("zero-2022", linear(768, 588))["weight"].astype(np.float64)
