@@ -240,7 +240,7 @@ class TinyViT(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = FusedAttention(width, 3)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-        self.gamma = nn.Parameter(torch.full((width,), 0.1))
+        self.gamma = nn.Parameter(torch.full((width,), 0.1)) if not parallel else None
         self.head = nn.Linear(width, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -571,6 +571,162 @@ def separate_attention() -> nn.Module:
     )
 
 
+class InnerSumLast(nn.Module):
+    """A branch that ends in a residual sum of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = (nn.Conv2d(n, 8, 3, padding=1) for n in (3, 8, 8))
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.a(F.relu(x))
+        y = y + self.b(F.relu(y))
+        return self.head(x + y)
+
+
+class NamedArguments(nn.Module):
+    """Operands given by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv1, self.conv2 = (nn.Conv2d(n, 8, 3, padding=1) for n in (3, 8, 8))
+        self.norm1, self.norm2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.conv1(F.relu(input=self.norm1(x)))
+        x = torch.add(input=x, other=self.conv2(F.gelu(input=self.norm2(y))))
+        return self.head(F.relu(input=x))
+
+
+class SharedNorm(nn.Module):
+    """One norm behind layers of different widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.down, self.up, self.norm = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8)
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = F.relu(x + self.norm(self.a(x)))
+        return self.head(F.relu(x + self.norm(self.up(F.relu(self.down(x))))))
+
+
+class GatedMlp(nn.Module):
+    """Two layers multiplied inside the branch, as in SwiGLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.out = nn.Linear(7, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+        self.gate, self.up, self.down = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        y = self.norm(x)
+        return self.out(x + self.down(F.silu(self.gate(y)) * self.up(y)))
+
+
+class Denoiser(nn.Module):
+    """The input minus what the network makes of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 3, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - self.net(x)
+
+
+class WaveNet(nn.Module):
+    """Dilated causal convolutions, gates of two layers, a sum of skips beside the residual path."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv1d(3, 8, 1)
+        self.filters, self.gates = (
+            nn.ModuleList(nn.Conv1d(8, 8, 2, dilation=2**i) for i in range(3)) for _ in range(2)
+        )
+        self.project = nn.ModuleList(nn.Conv1d(8, 8, 1) for _ in range(3))
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        skips = torch.zeros_like(x)
+        for i in range(3):
+            y = F.pad(x, (2**i, 0))
+            y = self.project[i](torch.tanh(self.filters[i](y)) * torch.sigmoid(self.gates[i](y)))
+            skips, x = skips + y, x + y
+        return self.head(x + skips)
+
+
+class TwoModes(nn.Module):
+    """Dropout as a function, and an auxiliary head in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.aux, self.head = nn.Linear(8, 2), Head(8)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = F.dropout(F.relu(self.stem(x)), 0.1, self.training)
+        x = x + self.block(x)
+        return (self.head(x), self.aux(x.mean((2, 3)))) if self.training else self.head(x)
+
+
+class ConvNeXt(nn.Module):
+    """Patches, depthwise 7×7, channels-last linear layers, layer scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.depthwise = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(8, 8, 7, padding=3, groups=8)
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 32), nn.Linear(32, 8)
+        self.gamma = nn.Parameter(1e-6 * torch.ones(8))
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
+        y = (self.gamma * self.down(F.gelu(self.up(y)))).permute(0, 3, 1, 2)
+        return self.head(x + y)
+
+
+class SamePadding(nn.Module):
+    """padding="same" for even and dilated kernels, and "valid"."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 4, padding="same")
+        self.b = nn.Conv2d(8, 8, (2, 5), padding="same", dilation=2)
+        self.c = nn.Conv2d(8, 8, 3, padding="valid")
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.head(F.relu(self.c(x + self.b(F.relu(x)))))
+
+
+class ActivatedBranch(nn.Module):
+    """Branches that end in an activation."""
+
+    def __init__(self, act: type[nn.Module]) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.block = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), act())
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.block(x))
+
+
 @dataclass(frozen=True)
 class Odd:
     """How to build a network, shapes of its inputs, and whether they are indices below 11."""
@@ -637,6 +793,38 @@ ODD: dict[str, Odd] = {
     "highway": Odd(Highway, ((4, 7),)),
     "two_stems": Odd(TwoStems, IMAGE),
     "dense_concat": Odd(DenseConcat, IMAGE),
+    "inner_sum_last": Odd(InnerSumLast, IMAGE),
+    "named_arguments": Odd(NamedArguments, IMAGE),
+    "shared_norm": Odd(SharedNorm, IMAGE),
+    "gated_mlp": Odd(GatedMlp, ((4, 7),)),
+    "denoiser": Odd(Denoiser, IMAGE),
+    "wavenet": Odd(WaveNet, ((2, 3, 9),)),
+    "two_modes": Odd(TwoModes, IMAGE),
+    "convnext": Odd(ConvNeXt, IMAGE),
+    "same_padding": Odd(SamePadding, IMAGE),
+    "activated_branch": Odd(lambda: ActivatedBranch(nn.SiLU), IMAGE),
+    "relu_branch": Odd(lambda: ActivatedBranch(nn.ReLU), IMAGE),
+    "first_block": Odd(lambda: nn.Sequential(Residual(nn.Conv2d(3, 3, 3, padding=1), after=nn.ReLU()), Head(3)), IMAGE),
+    "encoder_layers": Odd(
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 3)),
+        ((2, 6, 5),),
+    ),
+    "transposed": Odd(
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(3, 8, 2, 2), nn.ReLU(), nn.ConvTranspose2d(8, 16, 3, 2, 1, 1, groups=2), Head(16)
+        ),
+        IMAGE,
+    ),
+    "grouped_growth": Odd(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 9, 3, 1, 1, groups=3), nn.ReLU(), nn.Conv2d(9, 12, 3, 1, 1, groups=3), Head(12)
+        ),
+        IMAGE,
+    ),
+    "circular": Odd(
+        lambda: conv_net(nn.BatchNorm2d, conv=lambda *a, **k: nn.Conv2d(*a, padding_mode="circular", **k)), IMAGE
+    ),
+    "double": Odd(lambda: conv_net(nn.BatchNorm2d).double(), IMAGE),
     "only_linear": Odd(lambda: nn.Linear(7, 3), ((4, 7),)),
     "plain_mlp": Odd(
         lambda: nn.Sequential(nn.Linear(7, 16), nn.ReLU(), nn.Linear(16, 6), nn.Tanh(), nn.Linear(6, 3)), ((4, 7),)
