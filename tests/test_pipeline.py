@@ -21,6 +21,7 @@ from zero_convert.errors import (
     LoadError,
     MalformedError,
     StorageError,
+    TraceError,
     UntrustedError,
     UsageError,
 )
@@ -263,6 +264,42 @@ def test_tied_weights_are_written_once_and_named_in_the_recipe(scheme: str, tmp_
     assert back.b.weight is back.a.weight and torch.equal(back.a.weight, result.module.a.weight)
 
 
+@pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
+def test_modules_with_two_names_get_their_rule(scheme: str) -> None:
+    """The name that is stored may be another than the one under which the module is met first."""
+
+    class Aliased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.mid, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+            self.layers = nn.ModuleList([self.stem, self.mid])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            return self.head(x + self.mid(x.relu()))
+
+    module = zc.convert(Aliased(), (torch.ones(2, 4),), scheme=scheme, validate="none").module
+    assert torch.equal(module.stem.weight, torch.eye(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_precision_of_the_given_module_does_not_matter(dtype: torch.dtype) -> None:
+    for options in ({}, {"norm": "none"}):
+        expected = zc.convert(Tiny(), (X,), options=options, validate="none").weights_digest
+        result = zc.convert(Tiny().to(dtype), (X.to(dtype),), options=options)
+        assert not result.failed and result.weights_digest == expected
+
+
+def test_odd_but_honest_models_pass_their_checks() -> None:
+    for model, x in ((nn.Linear(4, 3), torch.ones(2, 4)), (Tiny().requires_grad_(False), X), (nn.Flatten(), X)):
+        assert not zc.convert(model, (x,)).failed
+
+
+def test_more_inputs_than_forward_takes_are_refused() -> None:
+    with pytest.raises(TraceError, match="forward fails"):
+        zc.convert(Tiny(), (X, X))
+
+
 def test_what_no_rule_covers_stops_the_run_and_is_named() -> None:
     x = torch.ones(1, 4)
     with pytest.raises(CoverageError, match=r"odd \(4, Raw, read\)"):
@@ -301,6 +338,8 @@ def test_old_files_are_not_overwritten_without_force(tmp_path: Path) -> None:
         result.save(tmp_path / "missing" / "a.safetensors")
     with pytest.raises(UsageError, match="suffix"):
         result.save(tmp_path / "a.bin")
+    with pytest.raises(UsageError, match="one file"):
+        result.save(old, f"{old}.receipt.json", format="safetensors", force=True)
 
 
 def test_a_file_is_the_start_and_never_a_trained_state(tmp_path: Path) -> None:

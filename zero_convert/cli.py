@@ -337,6 +337,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments, by default the process's own.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):  # a closed stream is None; what nobody reads goes nowhere
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # "✓" or a file's name on a stream without Unicode
@@ -351,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return StorageError.exit_code
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return _report(error, arguments)
     return 0
 
@@ -368,7 +371,7 @@ class _InternalError(ZeroConvertError):
     exit_code = INTERNAL
 
 
-def _report(error: Exception, arguments: Sequence[str]) -> int:
+def _report(error: BaseException, arguments: Sequence[str]) -> int:
     """The exit code of an error, after its one message."""
     failure = _in_our_words(error)
     if _verbosity(arguments) > 1:
@@ -382,7 +385,7 @@ def _report(error: Exception, arguments: Sequence[str]) -> int:
     return failure.exit_code
 
 
-def _in_our_words(error: Exception) -> ZeroConvertError:
+def _in_our_words(error: BaseException) -> ZeroConvertError:
     if isinstance(error, ZeroConvertError):
         return error
     if hasattr(error, "format_message"):  # what Typer raises for arguments it cannot parse; the class moved over time
@@ -425,13 +428,12 @@ def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_jso
             raise UsageError("a terminal cannot show a model", where="--out -", fix="Send stdout to a file or a pipe.")
         exporters.format_of("-", name or "safetensors")
         return
-    targets = set()
+    targets = []
     for output in outputs:
         exporters.format_of(output, name)
-        targets.add(check_target(output, force))
-        check_target(receipt_path(output), force)
-    if len(targets) < len(outputs):
-        raise UsageError("an output is named twice", where="--out", got=", ".join(outputs))
+        targets += [check_target(output, force), check_target(receipt_path(output), force)]
+    if len(set(targets)) < len(targets):
+        raise UsageError("two outputs, or an output and a receipt, are one file", where="--out", got=", ".join(outputs))
 
 
 def _is_file(target: str) -> bool:

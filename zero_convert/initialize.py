@@ -70,11 +70,15 @@ def initialize(
             expected="a rule for every trainable tensor",
             fix="Pass --leftovers zeros or --leftovers keep to say what they should be, or use another scheme.",
         )
+    chosen: dict[str, str] = {}  # stored name → the name, first in order of execution, whose rule its values follow
+    for name in rules:
+        chosen.setdefault(first[name], name)
+    assert chosen.keys() == set(first.values()), "every tensor of the state dict belongs to a layer"
     random = [
         name
         for name, (_, tensor, rule) in rules.items()
         if isinstance(rule, Kept)
-        and first[name] == name
+        and chosen[first[name]] == name
         and (name in drawn or not _is_constant(state[name], tensor, constructed and leftovers == "keep"))
     ]
     if random:
@@ -87,10 +91,12 @@ def initialize(
     if write:
         with torch.no_grad():
             for name, (_, _, rule) in rules.items():
-                if first[name] == name and not isinstance(rule, Kept):
+                if chosen[first[name]] == name and not isinstance(rule, Kept):
                     _write(state[name], rule)
     return tuple(
-        Assignment(tensor, layer.name, layer.role, rule.rule if first[name] == name else f"tied to {first[name]}")
+        Assignment(
+            tensor, layer.name, layer.role, rule.rule if (own := chosen[first[name]]) == name else f"tied to {own}"
+        )
         for name, (layer, tensor, rule) in rules.items()
     )
 

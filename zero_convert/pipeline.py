@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -135,10 +135,12 @@ class Result:
             StorageError: the file system said no; old files are as they were.
         """
         paths = [path, *more]
+        targets = []
         for target in paths:
             exporters.format_of(target, format)
-            check_target(target, force)
-            check_target(receipt.receipt_path(target), force)
+            targets += [check_target(target, force), check_target(receipt.receipt_path(target), force)]
+        if len(set(targets)) < len(targets):
+            raise UsageError("two outputs, or an output and a receipt, are one file", got=", ".join(map(str, paths)))
         refuse_failed(self.failed)
         return tuple(self._save(target, force, format, progress) for target in paths)
 
@@ -398,6 +400,7 @@ def _prepare(
     scheme = schemes.get(scheme_name)
     chosen = schemes.complete_options(scheme, options or {})
     loaded = _load(model, model_args, example_inputs, progress, folders)
+    loaded = _single_precision(loaded)
     mark, training = fingerprint(loaded.module), loaded.module.training
     _tell(progress, "trace", loaded.source)
     inputs = tuple(loaded.example_inputs or ())
@@ -414,6 +417,17 @@ def _prepare(
     return _Made(
         loaded, scheme, chosen, traced, before, after, edits, inputs, outputs, mark, training, leftovers, needed
     )
+
+
+def _single_precision(loaded: sources.Loaded) -> sources.Loaded:
+    """The model in float32, in which it is rewritten and checked; what is written has the dtype that was asked for."""
+    inputs = loaded.example_inputs
+    if all(t.dtype is torch.float32 for t in loaded.module.state_dict().values() if t.is_floating_point()):
+        return loaded
+    loaded.module.float()
+    if inputs is not None:
+        inputs = tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
+    return replace(loaded, example_inputs=inputs)
 
 
 def _needed_inputs(loaded: sources.Loaded) -> tuple[str, ...]:

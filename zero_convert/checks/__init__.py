@@ -71,7 +71,7 @@ def _answer(name: str, bench: Bench) -> Check | None:
         answer: Check | None = room.ask(bench)
     except ZeroConvertError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = (str(error).strip().splitlines() or [""])[0]
         return Check(name, "fail", room.QUESTION, f"could not be answered: {type(error).__name__}: {line}"[:300])
     return answer

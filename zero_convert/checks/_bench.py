@@ -218,7 +218,8 @@ class _Recorder(fx.Interpreter):
             operand = self._nodes.get(join.branch_node)
             if operand in n.all_input_nodes:  # the other mode's graph may have other names
                 self.seen.branches[join.index] = largest(self.env[operand])
-        layer = self._layers.get(_owner(n))
+        owner = _owner(n)
+        layer = None if owner is None else self._layers.get(owner)
         if layer is not None:
             read = next((self.env[i] for i in n.all_input_nodes if i.op != "get_attr"), None)
             if isinstance(read, Tensor) and read.is_floating_point():
@@ -247,7 +248,7 @@ class _Recorder(fx.Interpreter):
         return self._root.get_submodule(layer.name)
 
 
-def _owner(n: fx.Node) -> str:
+def _owner(n: fx.Node) -> str | None:
     """Path of the module the node applies: the called one, or the owner of the weights that a function is given."""
     if n.op == "call_module":
         return str(n.target)
@@ -255,7 +256,7 @@ def _owner(n: fx.Node) -> str:
         for i in n.all_input_nodes:
             if i.op == "get_attr":
                 return str(i.target).rpartition(".")[0]
-    return ""
+    return None
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -2,10 +2,10 @@
 
 A layer at zero gives what stands before it no gradient, so some parameters have to wait until others have moved. A
 copy is trained on one batch of the check's inputs with hashed classes, until every parameter has had a nonzero gradient
-or as many steps were made as the longest branch has weight layers, plus one each for stem and head: later than that is
-never. Dropout is off. In each step every parameter moves by `STEP` in the direction of its own gradient, measured in
-the Euclidean norm; so a norm layer after a zero layer, which amplifies gradients by 1/sqrt(eps) = 316, cannot blow up
-the run, and no matrix grows by more than `STEP` in the spectral norm.
+or as many steps were made as the longest branch has weight layers, plus one each for stem and head, and a further step
+woke no other parameter: later than that is never. Dropout is off. In each step every parameter moves by `STEP` in the
+direction of its own gradient, measured in the Euclidean norm; so a norm layer after a zero layer, which amplifies
+gradients by 1/sqrt(eps) = 316, cannot blow up the run, and no matrix grows by more than `STEP` in the spectral norm.
 
 "Nonzero" is exact. A bias directly before a batch norm is subtracted again by it; what gradient it shows is rounding,
 and it is listed as "cancelled". A parameter that the output does not depend on in training mode is listed as "unused".
@@ -40,6 +40,8 @@ def ask(bench: Bench) -> Check:
     subject = bench.subject
     if "train" not in bench.modes:
         return Check("gradients", "skip", QUESTION, f"does not run in training mode: {bench.refused['train']}")
+    if not any(p.requires_grad for p in subject.traced.root.parameters()):
+        return Check("gradients", "skip", QUESTION, "nothing is trainable")
     cancelled = cancelled_biases(subject)
     limit = longest_branch(subject) + 2
     first, unused, broken, steps = _train(bench, cancelled, limit)
@@ -78,7 +80,7 @@ def ask(bench: Bench) -> Check:
         QUESTION,
         summary,
         numbers,
-        f"alive within {limit} steps, the weight layers of the longest branch plus stem and head",
+        f"alive within {limit} steps (longest branch, stem, head), or while each step wakes more",
         "Parameters without a gradient keep their first value: see what stands after them." if dead else "",
     )
 
@@ -91,7 +93,9 @@ def _train(bench: Bench, cancelled: set[str], limit: int) -> tuple[dict[str, int
     first: dict[str, int] = {}
     unused: list[str] = []
     with torch.enable_grad():
-        for step in range(1, limit + 1):
+        step, fresh = 0, True
+        while step < limit or fresh:
+            step, known = step + 1, len(first)
             _guard.seed(bench.device)
             try:
                 made = torch.autograd.grad(loss(floats(module(*inputs))), [p for _, p in named], allow_unused=True)
@@ -110,6 +114,7 @@ def _train(bench: Bench, cancelled: set[str], limit: int) -> tuple[dict[str, int
                     _move(parameter, gradient, largest)
             if broken:
                 return first, unused, broken, step
+            fresh = len(first) > known
             if len(first) + len(unused) + len(cancelled) >= len(named):
                 break
     return first, unused, [], step

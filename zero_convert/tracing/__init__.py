@@ -20,7 +20,7 @@ from torch import fx, nn
 from ..errors import TraceError
 from ..live import Traced
 from ..locate import user_frame
-from .shapes import propagate_shapes
+from .shapes import propagate_shapes, refuse_failing_forward
 from .tracer import LayerTracer, TraceFailure
 
 MAX_LEAVES = 256  # a model that needs more opaque leaves than this has no structure worth the name
@@ -40,10 +40,10 @@ def trace(module: nn.Module, example_inputs: Sequence[Any]) -> Traced:
     failed: list[str] = []
     try:
         leaves: list[str] = []
-        train = _climb(module, len(example_inputs), leaves, failed, training=True)
-        evaluate = _climb(module, len(example_inputs), leaves, failed, training=False)
+        train = _climb(module, example_inputs, leaves, failed, training=True)
+        evaluate = _climb(module, example_inputs, leaves, failed, training=False)
         if leaves:  # a leaf found in evaluation mode must be one in training mode as well
-            train = _climb(module, len(example_inputs), leaves, failed, training=True)
+            train = _climb(module, example_inputs, leaves, failed, training=True)
         if str(train) == str(evaluate):
             evaluate = train
         module.eval()  # in training mode a batch norm refuses a single value per channel; shapes are the same
@@ -55,18 +55,21 @@ def trace(module: nn.Module, example_inputs: Sequence[Any]) -> Traced:
     return Traced(module, train, evaluate, "fx+leaf" if leaves else "fx", tuple(failed), tuple(leaves))
 
 
-def _climb(module: nn.Module, inputs: int, leaves: list[str], failed: list[str], *, training: bool) -> fx.Graph:
+def _climb(
+    module: nn.Module, inputs: Sequence[Any], leaves: list[str], failed: list[str], *, training: bool
+) -> fx.Graph:
     """Trace in one mode; a submodule that fx cannot follow is added to `leaves`, its cause to `failed`."""
     module.train(training)
     while True:
         try:
-            return LayerTracer(leaves, inputs).trace(module)
+            return LayerTracer(leaves, len(inputs)).trace(module)
         except TraceFailure as failure:
             cause = (
                 f"{type(failure.cause).__name__}: {str(failure.cause).splitlines()[0] if str(failure.cause) else ''}"
             )
             where = user_frame(failure.cause, module) or inspect.getsourcefile(type(module)) or ""
             if not failure.path or len(leaves) >= MAX_LEAVES:
+                refuse_failing_forward(module, inputs)
                 raise TraceError(
                     "the model cannot be traced",
                     where=", ".join(filter(None, (type(module).__qualname__, failure.path, where))),

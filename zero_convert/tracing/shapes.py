@@ -72,14 +72,35 @@ def _quiet() -> Iterator[None]:
         log.disabled = before
 
 
-def _own_error(module: nn.Module, inputs: Sequence[Any]) -> Exception | None:
+FAILURES = (Exception, SystemExit)  # a forward that ends the program is one that fails
+
+
+def _own_error(module: nn.Module, inputs: Sequence[Any]) -> BaseException | None:
     """What the module's own forward raises: its traceback leads to the user's source, a graph's does not."""
     try:
         with torch.no_grad(), _untouched(module):
             module(*inputs)
-    except Exception as error:
+    except FAILURES as error:
         return error
     return None
+
+
+def refuse_failing_forward(module: nn.Module, inputs: Sequence[Any]) -> None:
+    """Raises TraceError if the module's own forward fails for these inputs; so tracing is not to blame."""
+    error = _own_error(module, inputs)
+    if error is not None:
+        raise _failing(module, inputs, error) from error
+
+
+def _failing(module: nn.Module, inputs: Sequence[Any], error: BaseException) -> TraceError:
+    shapes = ", ".join("×".join(map(str, x.shape)) if isinstance(x, torch.Tensor) else repr(x) for x in inputs)
+    return TraceError(
+        "the model's forward fails for the example input",
+        where=f"{type(module).__qualname__} {user_frame(error, module)}".strip(),
+        got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300],
+        expected=f"an output for inputs of shape {shapes}",
+        fix="Give example inputs that fit the model (--input 1x3x224x224, or example_inputs= in Python).",
+    )
 
 
 def runs(module: nn.Module, inputs: Sequence[Any]) -> bool:
@@ -89,7 +110,7 @@ def runs(module: nn.Module, inputs: Sequence[Any]) -> bool:
         module.eval()
         with torch.no_grad(), mode, _quiet():
             module(*[mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs])
-    except Exception:
+    except FAILURES:
         return False
     finally:
         for m, training in modes.items():
@@ -108,20 +129,11 @@ def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequenc
         with torch.no_grad(), mode, _quiet():
             _record(module, graph, [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in example_inputs])
         return
-    except Exception:  # the reason that counts is the one that real tensors give
+    except FAILURES:  # the reason that counts is the one that real tensors give
         pass
     try:
         with torch.no_grad(), _untouched(module):
             _record(module, graph, [x.clone() if isinstance(x, torch.Tensor) else x for x in example_inputs])
-    except Exception as in_graph:
+    except FAILURES as in_graph:
         error = _own_error(module, example_inputs) or in_graph
-        shapes = ", ".join(
-            "×".join(map(str, x.shape)) if isinstance(x, torch.Tensor) else repr(x) for x in example_inputs
-        )
-        raise TraceError(
-            "the model's forward fails for the example input",
-            where=f"{type(module).__qualname__} {user_frame(error, module)}".strip(),
-            got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300],
-            expected=f"an output for inputs of shape {shapes}",
-            fix="Give example inputs that fit the model (--input 1x3x224x224, or example_inputs= in Python).",
-        ) from error
+        raise _failing(module, example_inputs, error) from error

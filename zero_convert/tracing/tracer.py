@@ -15,7 +15,7 @@ from ..layers import is_layer
 class TraceFailure(Exception):
     """What stopped fx, and the path of the innermost submodule it happened in ("" is the model itself)."""
 
-    def __init__(self, path: str, cause: Exception) -> None:
+    def __init__(self, path: str, cause: BaseException) -> None:
         super().__init__(path)
         self.path, self.cause = path, cause
 
@@ -42,7 +42,7 @@ class LayerTracer(fx.Tracer):
             return super().call_module(m, forward, args, kwargs)
         except TraceFailure:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TraceFailure(self.path_of_module(m), error) from error
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -50,7 +50,7 @@ class LayerTracer(fx.Tracer):
             graph = super().trace(root, concrete_args)
         except TraceFailure:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TraceFailure("", error) from error
         for node in reversed(graph.nodes):  # `x, _ = attention(…)` leaves a part that nobody reads
             if node.target is operator.getitem and not node.users:
@@ -66,5 +66,7 @@ class LayerTracer(fx.Tracer):
                 names += [f"{parameter.name}_{i}" for i in range(self._inputs - len(names))]
             elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
                 names.append(parameter.name)
+        if self._inputs > len(names):
+            raise TypeError(f"forward takes {len(names)} positional inputs, {self._inputs} were given")
         proxies = [self.create_proxy("placeholder", name, (), {}) for name in names[: self._inputs]]
         return root_fn, [self.root, *proxies]
