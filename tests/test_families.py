@@ -86,7 +86,7 @@ def test_families_convert_save_and_load(name: str, scheme: str, tmp_path: Path) 
     checked = name in CHECKED or name not in SMALL
     result = zc.convert(f"torchvision:{name}", scheme=scheme, device="cpu", validate="quick" if checked else "none")
     assert not [f"{check.name}: {check.summary}" for check in result.failed]
-    assert len(result.checks) >= 7 * checked
+    assert not checked or {"outputs", "finite", "gradients", "repeat"} <= {check.name for check in result.checks}
     joins = [join for join in result.plan.joins if join.residual]
     assert len(joins) == FAMILIES[name]
     assert not [join for join in result.plan.joins if not join.residual], "no sum is left over"
@@ -142,8 +142,9 @@ def assert_every_join_is_rewritten_or_declined(result: Any) -> None:
         told[edit.target] = edit.applied
     for join in result.plan.joins:
         about = {join.node, *join.branch, *join.shortcut_layers}
-        single = len(join.branch) == 1 or join.order == "plain"
-        assert about & set(told) or single, f"nothing is said about {join.node}"
+        kinds = {result.structure.layer(name).kind for name in join.branch}
+        nothing_to_do = join.order == "plain" or len(join.branch) == 1 or "convolution" not in kinds
+        assert about & set(told) or nothing_to_do, f"nothing is said about {join.node}"
 
 
 def assert_loads_into_the_original(name: str, values: dict[str, Tensor]) -> None:

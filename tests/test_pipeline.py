@@ -338,7 +338,7 @@ def test_old_files_are_not_overwritten_without_force(tmp_path: Path) -> None:
         result.save(tmp_path / "missing" / "a.safetensors")
     with pytest.raises(UsageError, match="suffix"):
         result.save(tmp_path / "a.bin")
-    with pytest.raises(UsageError, match="one file"):
+    with pytest.raises(UsageError, match="named twice"):
         result.save(old, f"{old}.receipt.json", format="safetensors", force=True)
 
 

@@ -140,7 +140,7 @@ class Result:
             exporters.format_of(target, format)
             targets += [check_target(target, force), check_target(receipt.receipt_path(target), force)]
         if len(set(targets)) < len(targets):
-            raise UsageError("two outputs, or an output and a receipt, are one file", got=", ".join(map(str, paths)))
+            raise UsageError("an output is named twice, or is the receipt of another", got=", ".join(map(str, paths)))
         refuse_failed(self.failed)
         return tuple(self._save(target, force, format, progress) for target in paths)
 
