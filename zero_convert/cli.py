@@ -433,7 +433,9 @@ def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_jso
         exporters.format_of(output, name)
         targets += [check_target(output, force), check_target(receipt_path(output), force)]
     if len(set(targets)) < len(targets):
-        raise UsageError("an output is named twice, or is the receipt of another", where="--out", got=", ".join(outputs))
+        raise UsageError(
+            "an output is named twice, or is the receipt of another", where="--out", got=", ".join(outputs)
+        )
 
 
 def _is_file(target: str) -> bool:
