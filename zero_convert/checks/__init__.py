@@ -18,11 +18,13 @@ and torch's switches, `_device.py` finds the device. The model itself is never r
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 
 from ..errors import ZeroConvertError
 from ..live import Subject
 from ..records import Check
+from ..threads import one_thread
 from ._bench import Bench
 from ._device import resolve as resolve
 from ._guard import pinned
@@ -53,7 +55,8 @@ def run(subject: Subject, *, level: str, device: str, progress: Progress | None 
         DeviceError: the device's memory is too small.
     """
     found = []
-    with pinned(device):
+    small = level == "quick" and device == "cpu"  # many small operations: a second thread is waited for each time
+    with pinned(device), one_thread() if small else nullcontext():
         bench = Bench(subject, level, device)
         for name in CHECKS:
             if progress is not None:
