@@ -295,6 +295,10 @@ def test_odd_but_honest_models_pass_their_checks() -> None:
         assert not zc.convert(model, (x,)).failed
 
 
+def test_a_single_tensor_is_one_input() -> None:
+    assert zc.plan(Tiny(), X) == zc.plan(Tiny(), (X,))
+
+
 def test_more_inputs_than_forward_takes_are_refused() -> None:
     with pytest.raises(TraceError, match="forward fails"):
         zc.convert(Tiny(), (X, X))

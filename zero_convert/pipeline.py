@@ -472,6 +472,8 @@ def _load(
     folders: Sequence[str] = (),
 ) -> sources.Loaded:
     _tell(progress, "load", model if isinstance(model, str) else type(model).__qualname__)
+    if isinstance(example_inputs, torch.Tensor):
+        example_inputs = (example_inputs,)
     if isinstance(model, str):
         loaded = sources.load(model, model_args or {}, inputs=example_inputs, folders=folders)
     else:
