@@ -1,0 +1,26 @@
+"""Analyze: from a traced graph to layers with roles, residual joins and gates.
+
+The same analysis runs on the model as given and on the rewritten one. It changes nothing.
+
+    facts    kinds, reach, weight layers, gates
+    joins    residual joins: fork, branch, shortcut, order
+    layers   every module that owns tensors: kind, role, how raw parameters are used
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from ..live import Traced
+from ..records import Structure
+from .facts import Facts
+from .joins import find_joins
+from .layers import SAFETENSORS_DTYPES as SAFETENSORS_DTYPES
+from .layers import find_layers
+
+
+def analyze(traced: Traced, graph: fx.Graph | None = None) -> Structure:
+    """Layers, joins and gates of the training graph, or of another graph over the same modules."""
+    facts = Facts(traced.root, traced.train if graph is None else graph)
+    joins, notes = find_joins(facts)
+    return Structure(find_layers(facts, joins), joins, facts.gates, notes)

@@ -1,0 +1,92 @@
+"""What the analysis knows of a graph before it looks for joins: kinds, reach, weight layers, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx, nn
+
+from ..graphs import Reach, kind, tensors_in
+from ..layers import WEIGHT_KINDS, geometry, kind_of
+from ..records import Gate, Geometry
+
+
+class Facts:
+    """A graph, read once.
+
+    Attributes:
+        kinds: node → what it does, as `graphs.kind` says.
+        paths: node → paths of the weight layers it applies; `weights` are its keys.
+        gates: products of a signal with what weight layers compute from it.
+        gate_of: node of a weight layer inside a gate → the gate's product.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        self.root, self.graph = root, graph
+        self.reach = Reach(graph)
+        self.kinds = {node: kind(node, root) for node in graph.nodes}
+        self.paths = {node: paths for node in graph.nodes if (paths := self._weight_layers(node))}
+        self.weights = self.paths.keys()
+        self.gates, self.gate_of = self._find_gates()
+
+    def _weight_layers(self, node: fx.Node) -> tuple[str, ...]:
+        """Paths of the weight layers a node applies: the module it calls, or the owners of the weights it is given."""
+        if self.kinds[node] in WEIGHT_KINDS or self.kinds[node] == "opaque":
+            return (str(node.target),)
+        owners = dict.fromkeys(
+            str(n.target).rpartition(".")[0] for n in node.all_input_nodes if n.op == "get_attr" and node.op != "output"
+        )
+        return tuple(path for path in owners if kind_of(self.root.get_submodule(path)) in WEIGHT_KINDS)
+
+    def _find_gates(self) -> tuple[tuple[Gate, ...], dict[fx.Node, fx.Node]]:
+        """Products of a signal with what weight layers compute from it; and the product of each gate layer's node."""
+        gates: list[Gate] = []
+        owner: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.nodes:
+            if self.kinds[node] != "multiply" or len(tensors_in(node)) != 2:
+                continue
+            for signal, factor in (tensors_in(node), tensors_in(node)[::-1]):
+                if not self.reach.reaches(signal, factor):
+                    continue
+                layers = [n for n in self.reach.between(signal, factor) if n in self.weights]
+                if layers:
+                    gates.append(Gate(node.name, self.names(layers)))
+                    owner |= dict.fromkeys(layers, node)
+                break
+        return tuple(gates), owner
+
+    def pointwise(self, node: fx.Node) -> bool:
+        g = self.geometry(node)
+        return g is not None and self.kinds[node] in ("convolution", "linear") and all(k == 1 for k in g.kernel)
+
+    def fewest_layers(self, fork: fx.Node, end: fx.Node) -> int:
+        """The least number of weight layers on a path from fork to end; gates do not count."""
+        if end is fork:
+            return 0
+        count: dict[fx.Node, int] = {fork: 0}
+        for node in self.reach.between(fork, end):
+            ways = [count[n] for n in tensors_in(node) if n in count]
+            if ways:
+                count[node] = min(ways) + (node in self.weights and node not in self.gate_of)
+        return count[end]
+
+    def finals(self, fork: fx.Node, end: fx.Node) -> dict[fx.Node, None]:
+        """The weight layers with no other behind them on some way from fork to end: all 0, the value at end is 0."""
+        finals: dict[fx.Node, None] = {}
+        seen, todo = {fork}, [end]
+        while todo:
+            node = todo.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in self.weights and node not in self.gate_of:
+                finals[node] = None
+            else:
+                todo += [n for n in tensors_in(node) if self.reach.reaches(fork, n)]
+        return finals
+
+    def geometry(self, node: fx.Node) -> Geometry | None:
+        return geometry(self.root.get_submodule(self.paths[node][-1]))
+
+    def names(self, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(path for node in nodes for path in self.paths[node]))
