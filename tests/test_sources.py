@@ -17,6 +17,7 @@ from tests import nets
 from zero_convert import sources
 from zero_convert.errors import LoadError, UsageError
 from zero_convert.sources import inputs
+from zero_convert.sources.guess import guess
 from zero_convert.sources.poison import poisoned_names
 from zero_convert.sources.recognize import fingerprint, recognize
 
@@ -283,8 +284,8 @@ def test_a_bad_input_is_refused(text: str) -> None:
 )
 def test_the_input_of_an_unknown_network_is_one_that_it_accepts(module: nn.Module, shape: tuple[int, ...]) -> None:
     before = {name: t.clone() for name, t in module.state_dict().items()}
-    (guess,) = inputs.guess(module) or ()
-    assert tuple(guess.shape) == shape
+    (tensor,) = guess(module) or ()
+    assert tuple(tensor.shape) == shape
     assert all(torch.equal(t, before[name]) for name, t in module.state_dict().items())
 
 

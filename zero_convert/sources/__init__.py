@@ -245,7 +245,7 @@ def _convention(module: nn.Module, found: tuple[str, Mapping[str, Any]] | None) 
         prefix, _, name = found[0].partition(":")
         inputs: tuple[Any, ...] | None = _origin(prefix).example_inputs(name, module)
         return inputs
-    from zero_convert.sources.inputs import guess
+    from zero_convert.sources.guess import guess
 
     return guess(module)
 

@@ -25,7 +25,8 @@ from typing import Any
 from torch import nn
 
 from zero_convert.errors import LoadError, UsageError, ZeroConvertError
-from zero_convert.sources.inputs import guess
+from zero_convert.sources.guess import guess
+from zero_convert.sources.inputs import Inputs
 
 # sys.modules names of the files we run: never those of an installed module, always importable by pickle.
 FILE_MODULE = "zero_convert_file_"
@@ -64,7 +65,7 @@ class Origin:
                 made = _call(_attribute(_import(place), attribute, place), args)
         return made
 
-    def example_inputs(self, name: str, module: nn.Module) -> tuple[Any, ...] | None:
+    def example_inputs(self, name: str, module: nn.Module) -> Inputs | None:
         return guess(module)
 
     def _find(self, place: str) -> Path:

@@ -1,15 +1,15 @@
-"""Example inputs: deterministic values, shapes from the command line, and guesses for networks of unknown origin.
+"""Example inputs: deterministic values, shapes from the command line, and nests of tensors.
 
-No random numbers: element i of a tensor is a hash of i alone. Conventions of the model libraries are in their files.
+No random numbers: element i of a tensor is a hash of i alone. Conventions of the model libraries are in their files,
+guesses for networks of unknown origin in `guess.py`.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,18 +18,13 @@ from torch import nn
 
 from zero_convert.errors import UsageError
 
+# What a forward is called with: positional arguments, or keyword arguments by name.
+Inputs = tuple[Any, ...] | dict[str, Any]
+
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _FLOATS + _INTEGERS}
 MAX_ELEMENTS = 1 << 30
-
-# Sides tried for a network that was not built by a library. A first convolution with a stride expects photographs,
-# one without expects small images (CIFAR, MNIST); then what else is in use.
-SIDES = (224, 256, 299, 384, 512, 128, 96, 64, 32, 28)
-SMALL_SIDES = (32, 28, 64, 96, 128, 224, 256, 299, 384, 512)
-VOLUMES = (64, 32, 16, 112)
-LENGTHS = (1024, 128, 64, 256, 512, 4096, 16000)
-TOKENS = (16, 64, 128, 197, 512)
 
 
 def reference_values(shape: Sequence[int]) -> np.ndarray:
@@ -85,67 +80,33 @@ def parse_input(text: str) -> torch.Tensor:
 
 def copied(values: Any) -> Any:
     """The same nest of tuples, lists and dicts with every tensor detached, cloned and on the CPU."""
+    return _mapped(values, lambda tensor: tensor.detach().clone().cpu())
+
+
+def moved(values: Any, device: str) -> Any:
+    """The same nest with every tensor on `device`."""
+    return _mapped(values, lambda tensor: tensor.to(device))
+
+
+def as_inputs(values: Sequence[Any] | Mapping[str, Any] | torch.Tensor) -> Inputs:
+    """Example inputs as a tuple of positional arguments or a dict by name; a single tensor is one argument."""
     if isinstance(values, torch.Tensor):
-        return values.detach().clone().cpu()
+        return (values,)
+    return dict(values) if isinstance(values, Mapping) else tuple(values)
+
+
+def run(module: nn.Module, inputs: Inputs) -> Any:
+    """What the module returns for its inputs, by position or by name."""
+    return module(**inputs) if isinstance(inputs, dict) else module(*inputs)
+
+
+def _mapped(values: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(values, torch.Tensor):
+        return change(values)
     if isinstance(values, dict):
-        return {key: copied(value) for key, value in values.items()}
+        return {key: _mapped(value, change) for key, value in values.items()}
     if isinstance(values, tuple) and hasattr(values, "_fields"):
-        return type(values)(*map(copied, values))
+        return type(values)(*(_mapped(value, change) for value in values))
     if isinstance(values, (tuple, list)):
-        return type(values)(map(copied, values))
+        return type(values)(_mapped(value, change) for value in values)
     return values
-
-
-def guess(module: nn.Module) -> tuple[torch.Tensor, ...] | None:
-    """One input for the module's first weight layer: the first usual size that its forward accepts.
-
-    Tried on the meta device, where nothing is computed; then on a copy. If the forward refuses all of them the
-    first one is returned, and its failure is the pipeline's to report. None if there is no layer to go by.
-    """
-    options = list(_options(module))
-    if not options:
-        return None
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    tensors = [reference_tensor(shape, dtype if below == 0 else torch.int64, below or 2) for shape, below in options]
-    for device in ("meta", "cpu"):
-        try:
-            twin = copy.deepcopy(module).to(device).eval()
-        except Exception:
-            return (tensors[0],)
-        for tensor in tensors:
-            if _accepts(twin, tensor.to(device)):
-                return (tensor,)
-    return (tensors[0],)
-
-
-def _options(module: nn.Module) -> Iterator[tuple[tuple[int, ...], int]]:
-    """(shape, 0) for floats, (shape, n) for indices below n."""
-    for layer in module.modules():
-        if isinstance(layer, nn.modules.conv._ConvNd):
-            spatial = len(layer.kernel_size)
-            images = SIDES if max(layer.stride) > 1 else SMALL_SIDES
-            sides = {1: LENGTHS, 2: images, 3: VOLUMES}[spatial]
-            yield from (((1, layer.in_channels, *[side] * spatial), 0) for side in sides)
-            return
-        if isinstance(layer, nn.Linear):
-            yield (1, layer.in_features), 0
-            yield from (((1, length, layer.in_features), 0) for length in TOKENS)
-            return
-        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
-            yield from (((1, length), layer.num_embeddings) for length in TOKENS)
-            return
-        if isinstance(layer, nn.RNNBase):
-            yield from (((1, length, layer.input_size), 0) for length in TOKENS)
-            return
-        if isinstance(layer, nn.MultiheadAttention):
-            yield from (((1, length, layer.embed_dim), 0) for length in TOKENS)
-            return
-
-
-def _accepts(module: nn.Module, tensor: torch.Tensor) -> bool:
-    try:
-        with torch.no_grad():
-            module(tensor)
-    except Exception:
-        return False
-    return True

@@ -9,7 +9,8 @@ import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.sources.inputs import guess, reference_tensor
+from zero_convert.sources.guess import guess
+from zero_convert.sources.inputs import reference_tensor
 
 if TYPE_CHECKING:
     from torch import nn

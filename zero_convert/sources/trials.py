@@ -1,0 +1,109 @@
+"""Would this network's forward take these inputs? Asked of a copy that computes nothing, or of one that does.
+
+The network itself is never called: a forward may count batches or fill caches. No model library is known here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from zero_convert.sources.inputs import Inputs, moved, run
+
+
+class Trials:
+    """Copies of a network in evaluation mode, made when they are first needed.
+
+    Args:
+        module: its tensors are on the CPU; NaN may stand for values to come.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._lazy = bool(lazy_names(module))  # a forward gives such a copy its sizes, so each trial takes a new one
+        self._twins: dict[str, nn.Module | None] = {}
+
+    def accepts(self, inputs: Inputs, values: bool = True) -> bool:
+        """Whether the forward returns.
+
+        Asked without values first, which costs little. A forward that looks at values is asked again with them,
+        if `values` allows it or its sizes depend on them.
+        """
+        return self._runs("meta", inputs) or ((values or self._lazy) and self._runs("cpu", inputs))
+
+    def call(self, method: str, inputs: dict[str, Any]) -> Any:
+        """What another method of the network returns for keyword arguments, on the first device that can say.
+
+        Raises:
+            LookupError: no copy can be made, or the method fails on both.
+        """
+        for device in ("meta", "cpu"):
+            twin = self._twin(device)
+            if twin is not None:
+                with contextlib.suppress(Exception), _quietly():
+                    return getattr(twin, method)(**moved(inputs, device))
+        raise LookupError(method)
+
+    def _runs(self, device: str, inputs: Inputs) -> bool:
+        twin = self._twin(device)
+        if twin is None:
+            return False
+        try:
+            with _quietly():
+                run(twin, moved(inputs, device))
+        except Exception:
+            return False
+        return True
+
+    def _twin(self, device: str) -> nn.Module | None:
+        if self._lazy:
+            return copy.deepcopy(self._module).eval() if device == "cpu" else None
+        if device not in self._twins:
+            try:
+                twin = without_values(self._module) if device == "meta" else _with_values(self._module)
+            except Exception:
+                twin = None
+            self._twins[device] = twin.eval() if twin is not None else None
+        return self._twins[device]
+
+
+def lazy_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters and buffers that get their shape from the first input."""
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return tuple(name for name, tensor in tensors if nn.parameter.is_lazy(tensor))
+
+
+def without_values(module: nn.Module) -> nn.Module:
+    """A deep copy on the meta device; no value is copied on the way, so that size does not matter."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None and id(parameter) not in memo:
+                memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None and id(buffer) not in memo:
+                memo[id(buffer)] = buffer.detach().to("meta")
+    return copy.deepcopy(module, memo).to("meta")
+
+
+def _with_values(module: nn.Module) -> nn.Module:
+    """A deep copy with zeros for NaN: routers and samplers refuse NaN."""
+    twin = copy.deepcopy(module)
+    with torch.no_grad():
+        for tensor in (*twin.parameters(), *twin.buffers()):
+            if tensor.is_floating_point() or tensor.is_complex():
+                torch.nan_to_num_(tensor)
+    return twin
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
