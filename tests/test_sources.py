@@ -140,13 +140,19 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 def test_a_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from zero_convert.sources import timm
+    from zero_convert.sources import timm, transformers
 
     monkeypatch.setattr(timm, "available", lambda: False)
     with pytest.raises(UsageError, match="pip install timm"):
         sources.load("timm:resnet10t")
     with pytest.raises(UsageError, match="pip install timm"):
         sources.load("resnet10t")
+    assert list(sources.names()) == ["torchvision", "transformers"]
+    monkeypatch.setattr(transformers, "available", lambda: False)
+    with pytest.raises(UsageError, match="pip install transformers"):
+        sources.load("transformers:bert")
+    with pytest.raises(UsageError, match="transformers is not installed; `pip install transformers` adds"):
+        sources.load("bert")
     assert list(sources.names()) == ["torchvision"]
 
 

@@ -100,14 +100,6 @@ def checked(build: Callable[[], Any], model: str, args: Mapping[str, Any]) -> nn
             got=f"an object of type {type(made).__module__}.{type(made).__qualname__}",
             expected="an nn.Module",
         )
-    lazy = [n for n, p in made.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
-    if lazy:
-        raise LoadError(
-            "the model has parameters without a shape",
-            where=f"{model}, {lazy[0]}",
-            got=f"{len(lazy)} lazy parameters",
-            fix="Give the layers their input sizes, or run one forward pass in the factory.",
-        )
     return made
 
 
@@ -119,7 +111,12 @@ def on_cpu(module: nn.Module, model: str) -> nn.Module:
     """
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:
-            raise LoadError("a tensor has no values", where=f"{model}, {name}", got="the meta device")
+            raise LoadError(
+                "a tensor has no values",
+                where=f"{model}, {name}",
+                got="the meta device",
+                fix="Build the module on a device with memory, or give the function that builds it.",
+            )
     return module.cpu()
 
 

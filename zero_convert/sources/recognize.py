@@ -37,15 +37,13 @@ def recognize(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
     if any(_changed(part) for part in module.modules()):
         return None
     tree = _tree(module)
-    for prefix, name, args in sources.known_candidates(module):
-        twin = _skeleton_of(prefix, name, {})
-        if twin is None or _tree(twin) != tree:
-            continue
-        if _same(twin, module):
-            return f"{prefix}:{name}", {}
-        twin = _skeleton_of(prefix, name, args) if args else None
-        if twin is not None and _same(twin, module):
-            return f"{prefix}:{name}", args
+    for prefix, name, attempts in sources.known_candidates(module):
+        for args in attempts:
+            twin = _skeleton_of(prefix, name, args)
+            if twin is None or _tree(twin) != tree:
+                break
+            if _same(twin, module):
+                return f"{prefix}:{name}", args
     return None
 
 

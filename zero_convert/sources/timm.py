@@ -47,7 +47,7 @@ def example_inputs(name: str, module: nn.Module) -> tuple[Any, ...] | None:
     return (reference_tensor((1, *size)),) if size else guess(module)
 
 
-def candidates(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
+def candidates(module: nn.Module) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The architecture that the module's configuration names, with the module's number of classes."""
     import timm
 
@@ -55,4 +55,4 @@ def candidates(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     name = config.get("architecture") if isinstance(config, dict) else None
     if isinstance(name, str) and timm.is_model(name):
         classes = getattr(module, "num_classes", None)
-        yield name, {"num_classes": classes} if isinstance(classes, int) else {}
+        yield name, [{}, *([{"num_classes": classes}] if isinstance(classes, int) else [])]

@@ -69,7 +69,7 @@ def example_inputs(name: str, module: nn.Module) -> tuple[Any, ...]:
     return (reference_tensor((1, 3, side, side)),)
 
 
-def candidates(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
+def candidates(module: nn.Module) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Builders that live in the same file as the module's class, with the module's number of classes."""
     from torch import nn
     from torchvision import models
@@ -84,7 +84,7 @@ def candidates(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
     ]
     for name in names():
         if models.get_model_builder(name).__module__ == home:
-            yield name, {"num_classes": outputs[-1]} if outputs else {}
+            yield name, [{}, *([{"num_classes": outputs[-1]}] if outputs else [])]
 
 
 def _kind(name: str) -> str:

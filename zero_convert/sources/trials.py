@@ -83,10 +83,10 @@ def without_values(module: nn.Module) -> nn.Module:
     """A deep copy on the meta device; no value is copied on the way, so that size does not matter."""
     memo: dict[int, Any] = {}
     for part in module.modules():
-        for name, parameter in part._parameters.items():
+        for parameter in part._parameters.values():
             if parameter is not None and id(parameter) not in memo:
                 memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-        for name, buffer in part._buffers.items():
+        for buffer in part._buffers.values():
             if buffer is not None and id(buffer) not in memo:
                 memo[id(buffer)] = buffer.detach().to("meta")
     return copy.deepcopy(module, memo).to("meta")
