@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -43,6 +45,40 @@ class Optional(nn.Module):
         x = x * 2 if twice else x
         x = x if mask is None else x * mask
         return self.fc(x) + shift
+
+
+class DecidingItself(nn.Module):
+    """Control flow on what its own parameters made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = Residual(nn.Sequential(nn.Linear(4, 4))), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        return self.head(x) if bool(x.detach().sum() > -1e9) else x
+
+
+class SizeDependent(nn.Module):
+    """Loops, tests and reshapes by sizes; makes tensors of sizes, on the input's device and of its dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        if c % 2:
+            raise ValueError("odd")
+        h = math.ceil(c / 2)
+        mask = torch.ones(b, n, dtype=x.dtype, device=x.device)
+        x = x + self.fc(x) * mask[..., None]
+        x = x.reshape(b * n, 2, h).transpose(1, 2)
+        out = torch.zeros(b * n, h, 2)
+        out[:] = x
+        with torch.no_grad():
+            scale = len(x.shape) / float(h)
+        return out.view(b, n, -1) * scale
 
 
 class Variadic(nn.Module):
@@ -127,10 +163,10 @@ def test_variable_arguments_are_counted_by_the_example() -> None:
 def test_a_submodule_that_branches_on_values_becomes_a_leaf_and_costs_its_neighbours_nothing() -> None:
     module = WithLeaf()
     traced = trace(module, (IMAGE,))
-    assert traced.rung == "fx+leaf"
+    assert traced.rung == "values+leaf"
     assert traced.opaque == ("odd",)
-    [line] = traced.failed
-    assert line.startswith("odd kept whole")
+    symbols, line = traced.failed
+    assert symbols.startswith("fx: ") and line.startswith("odd kept whole")
     assert "odd_nets.py:" in line
     assert [join.branch for join in analyze(traced).joins] == [("block.branch.0", "block.branch.2")]
     assert next(n for n in traced.train.nodes if n.target == "fc").meta["shape"] == (2, 5)
@@ -156,10 +192,28 @@ def test_inputs_that_do_not_fit_are_named_by_file_line_and_shape() -> None:
     assert "2×3×12×12" in caught.value.expected
 
 
-def test_control_flow_on_values_in_the_model_itself_is_named() -> None:
-    with pytest.raises(TraceError, match=r"cannot be traced") as caught:
-        trace(Counting(4), (ramp(2, 4),))
-    assert "odd_nets.py:" in caught.value.where
+def test_a_model_that_asks_for_values_keeps_its_python_and_is_recorded() -> None:
+    module = DecidingItself()
+    traced = trace(module, (ramp(2, 4),))
+    assert (traced.rung, traced.whole) == ("regions", False)
+    assert [region.path for region in traced.regions] == ["body"]
+    [join] = analyze(traced).joins
+    assert join.branch == ("body.branch.0",)
+    assert torch.equal(run(traced.evaluate, module.eval(), ramp(2, 4)), module(ramp(2, 4)))
+
+
+def test_a_decision_that_only_the_inputs_make_is_followed_and_told() -> None:
+    traced = trace(Counting(4), (ramp(2, 4),))
+    assert traced.rung == "values"
+    assert traced.decisions == ("in the model: True for the example inputs",)
+
+
+def test_sizes_stay_free_where_control_flow_depends_on_them() -> None:
+    module = SizeDependent()
+    traced = trace(module, (ramp(2, 3, 8),))
+    assert traced.rung == "values"
+    for shape in ((5, 3, 8), (1, 7, 8), (3, 2, 8)):
+        assert torch.equal(run(traced.train, module, ramp(*shape)), module(ramp(*shape)))
 
 
 @pytest.mark.parametrize("build", [TwoFaces, WithLeaf, tiny_resnet, lambda: nn.Sequential(DropPath(0.5), Counter())])

@@ -23,6 +23,12 @@ class Traced:
         rung: which rung of the ladder captured it.
         failed: one line for each thing that did not work on the way.
         opaque: paths of the submodules that had to be kept whole.
+        keywords: names of the arguments, in the order of the graphs' inputs, where they are given by name.
+        whole: the graphs may stand for the forward. Otherwise they are recordings to look at, and `regions` are what
+            may be rewritten.
+        regions: parts that have graphs of their own while the Python around them stays.
+        decisions: what the example inputs' values decided in the forward.
+        ends: for a region: names of the layers in it that are the whole model's stems, and its heads.
     """
 
     root: nn.Module
@@ -31,11 +37,28 @@ class Traced:
     rung: str
     failed: tuple[str, ...] = ()
     opaque: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+    whole: bool = True
+    regions: tuple[Region, ...] = ()
+    decisions: tuple[str, ...] = ()
+    ends: tuple[frozenset[str], frozenset[str]] | None = None
 
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:
         """The distinct graphs: training first."""
         return (self.train,) if self.train is self.evaluate else (self.train, self.evaluate)
+
+    def call(self, module: nn.Module, values: tuple[Any, ...]) -> Any:
+        """What the module, `root` or one like it, returns for values in the order of the graphs' inputs."""
+        return module(**dict(zip(self.keywords, values, strict=True))) if self.keywords else module(*values)
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a model with graphs of its own; its names are those inside `traced.root`, the module at `path`."""
+
+    path: str
+    traced: Traced
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,7 @@ class Subject:
         traced: the converted module and its graphs (`traced.root` is the module that the user gets).
         structure: of the converted module; joins carry node names of `traced.train`.
         assignments: the rule of every tensor.
-        inputs: example inputs on the CPU.
+        inputs: example inputs on the CPU, in the order of the graphs' inputs.
         outputs: "train" and "evaluate" → ((shape, dtype), …) of the tensors that the original model returned.
     """
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from . import checks, exporters, receipt, rewrites, schemes, sources
 from .atomic import atomic_write, check_target
@@ -37,10 +38,11 @@ from .scheme import Scheme
 from .sources.inputs import parse_input
 from .sources.recognize import fingerprint
 from .structure import SAFETENSORS_DTYPES, analyze
-from .tracing import trace
+from .tracing import retrace, trace
 from .tracing.shapes import propagate_shapes, runs
 
 Progress = Callable[[str, str], None]
+Inputs = Sequence[Any] | Mapping[str, Any]  # arguments of forward: by position, or by name
 Outputs = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each tensor that a forward returns
 DTYPES = ("float32", "float16", "bfloat16")
 VALIDATE = ("quick", "full", "none")
@@ -187,7 +189,7 @@ def refuse_failed(failed: Sequence[Check]) -> None:
 
 def convert(
     model: str | nn.Module,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Inputs | None = None,
     *,
     scheme: str = "zero-2021",
     options: Mapping[str, Option] | None = None,
@@ -202,7 +204,8 @@ def convert(
 
     Args:
         model: an nn.Module (never changed: a copy is converted) or a MODEL string such as "resnet50".
-        example_inputs: positional arguments of `forward`; None takes the source's convention.
+        example_inputs: positional arguments of `forward`, or a dict of its arguments by name; None takes the source's
+            convention.
         scheme: a name from `zero-convert schemes`.
         options: the scheme's options, {"mixing": "permute"}; the rest at their defaults.
         model_args: keyword arguments for the factory behind a MODEL string.
@@ -247,7 +250,7 @@ def convert(
 
 def plan(
     model: str | nn.Module,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Inputs | None = None,
     *,
     scheme: str = "zero-2021",
     options: Mapping[str, Option] | None = None,
@@ -263,7 +266,7 @@ def plan(
 def inspect_model(
     model: str | nn.Module,
     model_args: Mapping[str, Any] | None = None,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Inputs | None = None,
     progress: Progress | None = None,
 ) -> Inspection:
     """The structure of a model as given: layers with roles, residual joins, gates. Errors as for `convert`."""
@@ -286,7 +289,7 @@ def inspect_model(
 def load(
     path: str | PathLike[str],
     model: str | nn.Module | None = None,
-    example_inputs: Sequence[Any] | None = None,
+    example_inputs: Inputs | None = None,
     *,
     trust: bool = False,
 ) -> nn.Module:
@@ -315,7 +318,7 @@ def load(
     if model is None:
         model, arguments = _named_model(recipe, where, trust), recipe.model_args
     if example_inputs is None and recipe.inputs:
-        example_inputs = tuple(parse_input(text) for text in recipe.inputs)
+        example_inputs = _spelled_inputs(recipe.inputs)
     folders = [str(Path(path).parent)]
     made = _prepare(model, example_inputs, recipe.scheme, recipe.options, arguments, "keep", None, folders)
     module = made.traced.root
@@ -388,7 +391,7 @@ class _Made:
 
 def _prepare(
     model: str | nn.Module,
-    example_inputs: Sequence[Any] | None,
+    example_inputs: Inputs | None,
     scheme_name: str,
     options: Mapping[str, Option] | None,
     model_args: Mapping[str, Any] | None,
@@ -403,17 +406,20 @@ def _prepare(
     loaded = _single_precision(loaded)
     mark, training = fingerprint(loaded.module), loaded.module.training
     _tell(progress, "trace", loaded.source)
-    inputs = tuple(loaded.example_inputs or ())
+    given = loaded.example_inputs or ()
+    inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
     needed = _needed_inputs(loaded) if example_inputs is not None else ()
-    traced = trace(loaded.module, inputs)
+    traced = trace(loaded.module, given)
     outputs = {mode: _outputs(graph) for mode, graph in (("train", traced.train), ("evaluate", traced.evaluate))}
     _tell(progress, "analyze", f"{len(list(traced.train.nodes))} nodes")
     before = analyze(traced)
     _tell(progress, "rewrite", f"{sum(join.residual for join in before.joins)} residual joins")
     traced, edits = rewrites.apply(traced, scheme.rewrites(chosen), chosen)
-    after = analyze(traced) if edits else before
-    if edits:
+    if edits and traced.whole:
         _same_outputs(traced, inputs, outputs, scheme)
+    elif edits:
+        traced = retrace(traced, traced.root, inputs)
+    after = analyze(traced) if edits else before
     return _Made(
         loaded, scheme, chosen, traced, before, after, edits, inputs, outputs, mark, training, leftovers, needed
     )
@@ -425,19 +431,24 @@ def _single_precision(loaded: sources.Loaded) -> sources.Loaded:
     if all(t.dtype is torch.float32 for t in loaded.module.state_dict().values() if t.is_floating_point()):
         return loaded
     loaded.module.float()
-    if inputs is not None:
-        inputs = tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)
+    inputs = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, inputs)
     return replace(loaded, example_inputs=inputs)
 
 
 def _needed_inputs(loaded: sources.Loaded) -> tuple[str, ...]:
     """The given example inputs as the recipe spells them, where the source's own would not do to trace the model."""
-    usual, given = sources.conventional_inputs(loaded), tuple(loaded.example_inputs or ())
-    if usual is None or not all(isinstance(x, torch.Tensor) for x in given):
+    usual, given = sources.conventional_inputs(loaded), loaded.example_inputs or ()
+    named = given if isinstance(given, Mapping) else dict.fromkeys(range(0))
+    values = tuple(named.values()) if named else tuple(given)
+    if usual is None or not all(isinstance(x, torch.Tensor) for x in values):
         return ()
-    if len(usual) == len(given) and runs(loaded.module, usual):
+    if len(usual) == len(values) and isinstance(usual, Mapping) == bool(named) and runs(loaded.module, usual):
         return ()
-    return tuple(f"{'x'.join(map(str, x.shape))}:{str(x.dtype).removeprefix('torch.')}" for x in given)
+    prefixes = [f"{name}=" for name in named] or [""] * len(values)
+    return tuple(
+        f"{prefix}{'x'.join(map(str, x.shape))}:{str(x.dtype).removeprefix('torch.')}"
+        for prefix, x in zip(prefixes, values, strict=True)
+    )
 
 
 def _same_outputs(traced: Traced, inputs: Sequence[Any], outputs: Mapping[str, Outputs], scheme: Scheme) -> None:
@@ -467,7 +478,7 @@ def _same_outputs(traced: Traced, inputs: Sequence[Any], outputs: Mapping[str, O
 def _load(
     model: str | nn.Module,
     model_args: Mapping[str, Any] | None,
-    example_inputs: Sequence[Any] | None,
+    example_inputs: Inputs | None,
     progress: Progress | None,
     folders: Sequence[str] = (),
 ) -> sources.Loaded:
@@ -485,6 +496,13 @@ def _load(
             fix="Give them: --input 1x3x224x224, or example_inputs= in Python.",
         )
     return loaded
+
+
+def _spelled_inputs(texts: Sequence[str]) -> Inputs:
+    """The example inputs that a recipe spells: positional, or `name=shape`."""
+    if all("=" in text for text in texts):
+        return {name: parse_input(shape) for name, _, shape in (text.partition("=") for text in texts)}
+    return tuple(parse_input(text) for text in texts)
 
 
 def _named_model(recipe: Recipe, where: str, trust: bool) -> str:

@@ -8,11 +8,12 @@ declined. The structure is analyzed anew before each rewrite, so that none depen
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 
 from ..converted import ConvertedModule
-from ..graphs import resort
-from ..live import Traced
+from ..graphs import replace_module, resort
+from ..live import Region, Traced
 from ..records import Edit, Option
 from ..structure import analyze
 
@@ -20,10 +21,29 @@ from ..structure import analyze
 def apply(traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]) -> tuple[Traced, tuple[Edit, ...]]:
     """The rewritten model and the edits. `traced` is used up: its modules and graphs move into the new one.
 
-    Without rewrites the model is returned as it is.
+    Without rewrites the model is returned as it is. Where only regions may be rewritten, each is replaced in its place
+    by a module of the same names, and the recordings of the whole no longer fit: they have to be made again.
     """
     if not rewrites:
         return traced, ()
+    if traced.whole:
+        return _rewritten(traced, rewrites, options)
+    whole = analyze(traced)
+    ends = tuple(frozenset(x.name for x in whole.layers if x.role == role) for role in ("stem", "head"))
+    edits: list[Edit] = []
+    for region in traced.regions:
+        prefix = f"{region.path}."
+        stems, heads = (frozenset(n.removeprefix(prefix) for n in names if n.startswith(prefix)) for names in ends)
+        inner, found = _rewritten(replace(region.traced, ends=(stems, heads)), rewrites, options)
+        _keep_attributes(inner, region)
+        replace_module(traced.root, region.path, inner.root)
+        edits += [replace(edit, target=f"{region.path}: {edit.target}") for edit in found]
+    return replace(traced, regions=()), tuple(edits)
+
+
+def _rewritten(
+    traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]
+) -> tuple[Traced, tuple[Edit, ...]]:
     called = {str(node.target) for graph in traced.graphs for node in graph.nodes if node.op == "call_module"}
     inside = tuple(f"{path}." for path in called)
     uncalled = [path for path, _ in traced.root.named_modules() if path not in called and not path.startswith(inside)]
@@ -36,6 +56,11 @@ def apply(traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]
             resort(graph)
             graph.lint()
     module = ConvertedModule.assemble(traced.root, traced.train, traced.evaluate, uncalled)
-    return Traced(module, traced.train, traced.evaluate, traced.rung, traced.failed, traced.opaque), tuple(
-        edits.values()
-    )
+    return replace(traced, root=module), tuple(edits.values())
+
+
+def _keep_attributes(inner: Traced, region: Region) -> None:
+    """What the Python around a region may ask it for besides calling it: numbers of channels, a configuration."""
+    for name, value in vars(region.traced.root).items():
+        if not name.startswith("_") and not hasattr(inner.root, name):
+            setattr(inner.root, name, value)

@@ -9,10 +9,12 @@ The same analysis runs on the model as given and on the rewritten one. It change
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import fx
 
 from ..live import Traced
-from ..records import Structure
+from ..records import Layer, Structure
 from .facts import Facts
 from .joins import find_joins
 from .layers import SAFETENSORS_DTYPES as SAFETENSORS_DTYPES
@@ -23,4 +25,15 @@ def analyze(traced: Traced, graph: fx.Graph | None = None) -> Structure:
     """Layers, joins and gates of the training graph, or of another graph over the same modules."""
     facts = Facts(traced.root, traced.train if graph is None else graph)
     joins, notes = find_joins(facts)
-    return Structure(find_layers(facts, joins), joins, facts.gates, notes)
+    layers = find_layers(facts, joins)
+    if traced.ends is not None:
+        layers = tuple(_placed(layer, *traced.ends) for layer in layers)
+    return Structure(layers, joins, facts.gates, notes)
+
+
+def _placed(layer: Layer, stems: frozenset[str], heads: frozenset[str]) -> Layer:
+    """The layer of a region with its role in the whole model: a region's first layer need not be the model's."""
+    if layer.role in ("stem", "head", "trunk"):
+        role = "stem" if layer.name in stems else "head" if layer.name in heads else "trunk"
+        return replace(layer, role=role)
+    return layer

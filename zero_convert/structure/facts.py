@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import fx, nn
 
-from ..graphs import Reach, kind, tensors_in
+from ..graphs import Reach, is_size, kind, tensors_in
 from ..layers import WEIGHT_KINDS, geometry, kind_of
 from ..records import Gate, Geometry
 
@@ -33,6 +33,8 @@ class Facts:
         """Paths of the weight layers a node applies: the module it calls, or the owners of the weights it is given."""
         if self.kinds[node] in WEIGHT_KINDS or self.kinds[node] == "opaque":
             return (str(node.target),)
+        if is_size(node):  # a question for the weight's dtype or device
+            return ()
         owners = dict.fromkeys(
             str(n.target).rpartition(".")[0] for n in node.all_input_nodes if n.op == "get_attr" and node.op != "output"
         )

@@ -2,8 +2,11 @@
 
 The ladder tries one rung after the other and says why a rung did not work:
 
-1. `fx`: torch.fx, known layers kept whole.
-2. `fx+leaf`: the innermost submodule that fx cannot follow is kept whole too, and fx tries again.
+1. `fx`            torch.fx on symbols: nothing runs, nothing is fixed. `symbolic.py`
+2. `values`        the forward runs on fake tensors: control flow follows the example, sizes stay free. `recorder.py`
+3. `values+leaf`   the same, with innermost submodules that ask for values of tensors kept whole.
+4. `regions`       the Python of the model stays; its largest submodules that rung 2 captures are rewritten in place,
+                   and a recording on real tensors shows how they belong together. `regions.py`
 
 A leaf hides what is inside it: `Traced.opaque` lists the leaves that are no known layer but own parameters.
 This room changes neither the module nor its state.
@@ -12,26 +15,32 @@ This room changes neither the module nor its state.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..errors import TraceError
+from ..layers import WEIGHT_KINDS, is_layer, kind_of
 from ..live import Traced
 from ..locate import user_frame
+from .recorder import CannotRecord, Recorder, ValueNeeded
+from .regions import record_real, trace_regions
 from .shapes import propagate_shapes, refuse_failing_forward
-from .tracer import LayerTracer, TraceFailure
+from .symbolic import LayerTracer, TraceFailure, argument_names
 
+Inputs = Sequence[Any] | Mapping[str, Any]
 MAX_LEAVES = 256  # a model that needs more opaque leaves than this has no structure worth the name
+HIDDEN = 0.2  # share of the parameters inside leaves with several weight layers from which regions are tried
 
 
-def trace(module: nn.Module, example_inputs: Sequence[Any]) -> Traced:
+def trace(module: nn.Module, example_inputs: Inputs) -> Traced:
     """The module's graphs in training and evaluation mode, with the shape of every value.
 
     Args:
         module: any module; its mode is restored, its parameters are read for their shapes only.
-        example_inputs: positional arguments of `forward`; the optional ones left out take their defaults.
+        example_inputs: positional arguments of `forward`, or its arguments by name; the optional ones left out take
+            their defaults.
 
     Raises:
         TraceError: no rung captured the model, or its forward fails for these inputs.
@@ -39,44 +48,159 @@ def trace(module: nn.Module, example_inputs: Sequence[Any]) -> Traced:
     modes = {m: m.training for m in module.modules()}
     failed: list[str] = []
     try:
-        leaves: list[str] = []
-        train = _climb(module, example_inputs, leaves, failed, training=True)
-        evaluate = _climb(module, example_inputs, leaves, failed, training=False)
-        if leaves:  # a leaf found in evaluation mode must be one in training mode as well
-            train = _climb(module, example_inputs, leaves, failed, training=True)
-        if str(train) == str(evaluate):
-            evaluate = train
-        module.eval()  # in training mode a batch norm refuses a single value per channel; shapes are the same
-        for graph in dict.fromkeys((train, evaluate)):
-            propagate_shapes(module, graph, example_inputs)
+        return _symbolic(module, example_inputs, failed) or _ladder(module, example_inputs, failed)
     finally:
         for m, mode in modes.items():
             m.training = mode
-    return Traced(module, train, evaluate, "fx+leaf" if leaves else "fx", tuple(failed), tuple(leaves))
 
 
-def _climb(
-    module: nn.Module, inputs: Sequence[Any], leaves: list[str], failed: list[str], *, training: bool
-) -> fx.Graph:
-    """Trace in one mode; a submodule that fx cannot follow is added to `leaves`, its cause to `failed`."""
-    module.train(training)
+def retrace(traced: Traced, root: nn.Module, values: Sequence[Any]) -> Traced:
+    """The recordings of a model whose regions were rewritten in place."""
+    modes = {m: m.training for m in root.modules()}
+    try:
+        inputs = dict(zip(traced.keywords, values, strict=True)) if traced.keywords else values
+        train, evaluate = (record_real(root, inputs, training=mode)[0] for mode in (True, False))
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+    return Traced(
+        root, train, evaluate, traced.rung, traced.failed, traced.opaque, traced.keywords, False, (), traced.decisions
+    )
+
+
+def _symbolic(module: nn.Module, inputs: Inputs, failed: list[str]) -> Traced | None:
+    if isinstance(inputs, Mapping) or not all(isinstance(x, Tensor) for x in inputs):
+        return None  # symbols stand for tensors only
+    try:
+        graphs = []
+        for training in (True, False):
+            module.train(training)
+            graphs.append(LayerTracer((), len(inputs)).trace(module))
+    except TraceFailure as failure:
+        failed.append(f"fx: {_where(module, failure.path, failure.cause)}")
+        return None
+    train, evaluate = graphs
+    if str(train) == str(evaluate):
+        evaluate = train
+    module.eval()  # in training mode a batch norm refuses a single value per channel; shapes are the same
+    for graph in dict.fromkeys((train, evaluate)):
+        propagate_shapes(module, graph, inputs)
+    return Traced(module, train, evaluate, "fx")
+
+
+def _ladder(module: nn.Module, inputs: Inputs, failed: list[str]) -> Traced:
+    leaves: list[str] = []
+    try:
+        whole = _values(module, inputs, leaves, failed)
+    except TraceFailure as failure:
+        refuse_failing_forward(module, inputs)
+        failed.append(f"values: {_where(module, failure.path, failure.cause)}")
+        found = trace_regions(module, inputs, failed, _values)
+        if found is None:
+            raise _untraceable(module, failure) from failure.cause
+        return found
+    if _hidden(module, leaves) > HIDDEN:
+        found = trace_regions(module, inputs, failed, _values)
+        if found is not None and _covered(module, found) > 1 - _hidden(module, leaves):
+            return found
+    return whole
+
+
+def _values(module: nn.Module, inputs: Inputs, leaves: list[str], failed: list[str]) -> Traced:
+    """The module captured on fake tensors; submodules that have to be kept whole are added to `leaves`.
+
+    Raises:
+        TraceFailure: the module's own forward cannot be followed.
+    """
+    keywords = tuple(inputs) if isinstance(inputs, Mapping) else ()
+    decisions: dict[str, None] = {}
     while True:
+        found = len(leaves)
+        graphs = [_record(module, inputs, leaves, failed, decisions, training=mode) for mode in (True, False)]
+        if found == len(leaves):  # a leaf found in evaluation mode must be one in training mode as well
+            break
+    train, evaluate = graphs
+    if str(train) == str(evaluate):
+        evaluate = train
+    rung = "values+leaf" if leaves else "values"
+    return Traced(module, train, evaluate, rung, tuple(failed), tuple(leaves), keywords, decisions=tuple(decisions))
+
+
+def _record(
+    module: nn.Module,
+    inputs: Inputs,
+    leaves: list[str],
+    failed: list[str],
+    decisions: dict[str, None],
+    *,
+    training: bool,
+) -> fx.Graph:
+    args = () if isinstance(inputs, Mapping) else tuple(inputs)
+    keywords = inputs if isinstance(inputs, Mapping) else {}
+    if any(isinstance(x, (list, set)) and _tensors_in(x) for x in (*args, *keywords.values())):
+        raise TraceFailure("", CannotRecord("an input is a list of tensors, and a graph would fix its length"))
+    while True:
+        module.train(training)
+        recorder = Recorder(module, leaves, is_layer)
         try:
-            return LayerTracer(leaves, len(inputs)).trace(module)
-        except TraceFailure as failure:
-            cause = (
-                f"{type(failure.cause).__name__}: {str(failure.cause).splitlines()[0] if str(failure.cause) else ''}"
-            )
-            where = user_frame(failure.cause, module) or inspect.getsourcefile(type(module)) or ""
-            if not failure.path or len(leaves) >= MAX_LEAVES:
-                refuse_failing_forward(module, inputs)
-                raise TraceError(
-                    "the model cannot be traced",
-                    where=", ".join(filter(None, (type(module).__qualname__, failure.path, where))),
-                    got=cause[:300],
-                    expected="a forward whose control flow does not depend on tensor values",
-                    fix="Give the part that branches on values a module of its own, so that it can be kept whole, "
-                    "or pass other example inputs (--input).",
-                ) from failure.cause
-            leaves.append(failure.path)
-            failed.append(f"{failure.path} kept whole: {cause[:160]} ({where})")
+            graph = recorder.record(args, keywords, argument_names(module, len(args)) + list(keywords))
+        except Exception as error:
+            path = getattr(error, "zero_convert_path", "")
+            if not path or path in leaves or len(leaves) >= MAX_LEAVES:
+                raise TraceFailure(path, error) from error
+            leaves.append(path)
+            failed.append(f"{path} kept whole: {_where(module, path, error)}")
+            continue
+        decisions |= dict.fromkeys(recorder.decisions)
+        return _tidied(graph)
+
+
+def _tidied(graph: fx.Graph) -> fx.Graph:
+    """Without sizes and parts that nobody reads."""
+    for node in reversed(graph.nodes):
+        if not node.users and node.op in ("call_function", "call_method", "get_attr") and node.meta.get("part"):
+            graph.erase_node(node)
+    return graph
+
+
+def _tensors_in(value: Any) -> bool:
+    return any(isinstance(x, Tensor) for x in value)
+
+
+def _weight_layers(module: nn.Module) -> int:
+    return sum(kind_of(m) in WEIGHT_KINDS for m in module.modules())
+
+
+def _hidden(module: nn.Module, leaves: Sequence[str]) -> float:
+    """The share of the parameters inside leaves that own several weight layers."""
+    parts = [module.get_submodule(path) for path in leaves]
+    inside = {id(p): p.numel() for part in parts if _weight_layers(part) > 1 for p in part.parameters()}
+    return sum(inside.values()) / max(1, sum(p.numel() for p in module.parameters()))
+
+
+def _covered(module: nn.Module, traced: Traced) -> float:
+    """The share of the parameters inside regions."""
+    inside = {id(p): p.numel() for region in traced.regions for p in region.traced.root.parameters()}
+    return sum(inside.values()) / max(1, sum(p.numel() for p in module.parameters()))
+
+
+def _where(module: nn.Module, path: str, error: BaseException) -> str:
+    first = str(error).strip().splitlines()
+    frame = user_frame(error, module)
+    return f"{type(error).__name__}: {first[0] if first else ''}"[:160] + (f" ({frame})" if frame else "")
+
+
+def _untraceable(module: nn.Module, failure: TraceFailure) -> TraceError:
+    where = user_frame(failure.cause, module) or inspect.getsourcefile(type(module)) or ""
+    lines = str(failure.cause).strip().splitlines()
+    return TraceError(
+        "the model cannot be traced",
+        where=", ".join(filter(None, (type(module).__qualname__, failure.path, where))),
+        got=f"{type(failure.cause).__name__}: {lines[0] if lines else ''}"[:300],
+        expected="a forward that torch's Python interface can be watched through",
+        fix="Give the part that stands in the way a module of its own, so that it can be kept whole, "
+        "or pass other example inputs (--input).",
+    )
+
+
+FOLLOWED = (ValueNeeded, CannotRecord)

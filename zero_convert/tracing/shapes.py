@@ -5,19 +5,24 @@ A leaf whose control flow depends on values cannot run on fake tensors; then the
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map
 
 from ..errors import TraceError
 from ..locate import user_frame
+from ..sources.inputs import reference_tensor
+
+Inputs = Sequence[Any] | Mapping[str, Any]
+MAX_DEPTH = 8  # of nests that a forward returns
 
 
 class _Recorder(fx.Interpreter):
@@ -25,14 +30,57 @@ class _Recorder(fx.Interpreter):
         value = super().run_node(n)
         n.meta["shape"] = tuple(value.shape) if isinstance(value, torch.Tensor) else None
         if n.op == "output":
-            tensors = [v for v in tree_leaves(value) if isinstance(v, torch.Tensor)]
-            n.meta["outputs"] = tuple((tuple(v.shape), str(v.dtype).removeprefix("torch.")) for v in tensors)
+            n.meta["outputs"] = tensor_summary(value)
         return value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not kwargs and _keeps_shape(self.fetch_attr(target), *args):
             return args[0]
         return super().call_module(target, args, kwargs)
+
+
+def tensor_summary(value: Any) -> tuple[tuple[tuple[int, ...], str], ...]:
+    """(shape, dtype) of every tensor in a nest of containers, fields of dataclasses included."""
+    return tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors_of(value))
+
+
+def tensors_of(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
+    """The tensors in a nest of containers, fields of dataclasses included."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth > MAX_DEPTH or isinstance(value, type):
+        return
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_of(item, depth + 1)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_of(item, depth + 1)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from tensors_of(getattr(value, name), depth + 1)
+
+
+def stand_in(module: nn.Module) -> None:
+    """Puts made-up numbers where a poisoned constructor left NaN, so that the module can run."""
+    with torch.no_grad():
+        for value in (*module.parameters(), *module.buffers()):
+            if value.is_floating_point() and bool(torch.isnan(value).any()):
+                fan = max(1, value.numel() // max(1, value.shape[0] if value.ndim else 1))
+                value.copy_(reference_tensor(value.shape, value.dtype) / fan**0.5)
+
+
+def example_output(mode: FakeTensorMode, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a module returns whose forward depends on values, as fake tensors: from a run on made-up real ones."""
+
+    def real(value: Any) -> Any:
+        return reference_tensor(value.shape, value.dtype) if isinstance(value, torch.Tensor) else value
+
+    with unset_fake_temporarily(), torch.no_grad(), _untouched(module):
+        twin = copy.deepcopy(module)
+        stand_in(twin)
+        returned = twin(*tree_map(real, tuple(args)), **tree_map(real, dict(kwargs)))
+    return tree_map(lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v, returned)
 
 
 def _keeps_shape(module: Any, x: Any = None, *more: Any) -> bool:
@@ -62,7 +110,7 @@ def _untouched(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """What fake tensors log when an operation fails stays off the screen: the error itself is reported."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before, log.disabled = log.disabled, True
@@ -75,25 +123,31 @@ def _quiet() -> Iterator[None]:
 FAILURES = (Exception, SystemExit)  # a forward that ends the program is one that fails
 
 
-def _own_error(module: nn.Module, inputs: Sequence[Any]) -> BaseException | None:
+def invoke(module: nn.Module, inputs: Inputs) -> Any:
+    """What the module returns for positional arguments, or for arguments by name."""
+    return module(**inputs) if isinstance(inputs, Mapping) else module(*inputs)
+
+
+def _own_error(module: nn.Module, inputs: Inputs) -> BaseException | None:
     """What the module's own forward raises: its traceback leads to the user's source, a graph's does not."""
     try:
         with torch.no_grad(), _untouched(module):
-            module(*inputs)
+            invoke(module, inputs)
     except FAILURES as error:
         return error
     return None
 
 
-def refuse_failing_forward(module: nn.Module, inputs: Sequence[Any]) -> None:
+def refuse_failing_forward(module: nn.Module, inputs: Inputs) -> None:
     """Raises TraceError if the module's own forward fails for these inputs; so tracing is not to blame."""
     error = _own_error(module, inputs)
     if error is not None:
         raise _failing(module, inputs, error) from error
 
 
-def _failing(module: nn.Module, inputs: Sequence[Any], error: BaseException) -> TraceError:
-    shapes = ", ".join("×".join(map(str, x.shape)) if isinstance(x, torch.Tensor) else repr(x) for x in inputs)
+def _failing(module: nn.Module, inputs: Inputs, error: BaseException) -> TraceError:
+    given = inputs.values() if isinstance(inputs, Mapping) else inputs
+    shapes = ", ".join("×".join(map(str, x.shape)) if isinstance(x, torch.Tensor) else repr(x)[:40] for x in given)
     return TraceError(
         "the model's forward fails for the example input",
         where=f"{type(module).__qualname__} {user_frame(error, module)}".strip(),
@@ -103,13 +157,13 @@ def _failing(module: nn.Module, inputs: Sequence[Any], error: BaseException) -> 
     )
 
 
-def runs(module: nn.Module, inputs: Sequence[Any]) -> bool:
+def runs(module: nn.Module, inputs: Inputs) -> bool:
     """Whether the module's forward accepts these inputs in evaluation mode; on fake tensors, so nothing is computed."""
     mode, modes = FakeTensorMode(allow_non_fake_inputs=True), {m: m.training for m in module.modules()}
     try:
         module.eval()
-        with torch.no_grad(), mode, _quiet():
-            module(*[mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs])
+        with torch.no_grad(), mode, quiet():
+            invoke(module, tree_map(lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x, inputs))
     except FAILURES:
         return False
     finally:
@@ -126,8 +180,9 @@ def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequenc
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with torch.no_grad(), mode, _quiet():
-            _record(module, graph, [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in example_inputs])
+        with torch.no_grad(), mode, quiet():
+            fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in example_inputs]
+            _record(module, graph, fakes)
         return
     except FAILURES:  # the reason that counts is the one that real tensors give
         pass

@@ -12,6 +12,23 @@ from torch import fx, nn
 from ..layers import is_layer
 
 
+def argument_names(module: nn.Module, count: int) -> list[str]:
+    """The names of the first `count` positional arguments of the module's forward.
+
+    Raises:
+        TypeError: it does not take so many.
+    """
+    names: list[str] = []
+    for parameter in inspect.signature(module.forward).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}_{i}" for i in range(count - len(names))]
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(parameter.name)
+    if count > len(names):
+        raise TypeError(f"forward takes {len(names)} positional inputs, {count} were given")
+    return names[:count]
+
+
 class TraceFailure(Exception):
     """What stopped fx, and the path of the innermost submodule it happened in ("" is the model itself)."""
 
@@ -60,13 +77,6 @@ class LayerTracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
-        names: list[str] = []
-        for parameter in list(inspect.signature(root_fn).parameters.values())[1:]:
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                names += [f"{parameter.name}_{i}" for i in range(self._inputs - len(names))]
-            elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
-                names.append(parameter.name)
-        if self._inputs > len(names):
-            raise TypeError(f"forward takes {len(names)} positional inputs, {self._inputs} were given")
-        proxies = [self.create_proxy("placeholder", name, (), {}) for name in names[: self._inputs]]
+        names = argument_names(self.root, self._inputs)
+        proxies = [self.create_proxy("placeholder", name, (), {}) for name in names]
         return root_fn, [self.root, *proxies]
