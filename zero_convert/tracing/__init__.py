@@ -83,8 +83,12 @@ def _symbolic(module: nn.Module, inputs: Inputs, failed: list[str]) -> Traced | 
     if str(train) == str(evaluate):
         evaluate = train
     module.eval()  # in training mode a batch norm refuses a single value per channel; shapes are the same
-    for graph in dict.fromkeys((train, evaluate)):
-        propagate_shapes(module, graph, inputs)
+    try:
+        for graph in dict.fromkeys((train, evaluate)):
+            propagate_shapes(module, graph, inputs)
+    except TraceError as error:
+        failed.append(f"fx: its graph does not run: {error.got[:120]}")
+        return None
     return Traced(module, train, evaluate, "fx")
 
 

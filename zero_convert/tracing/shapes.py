@@ -34,7 +34,7 @@ class _Recorder(fx.Interpreter):
         return value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not kwargs and _keeps_shape(self.fetch_attr(target), *args):
+        if not kwargs and keeps_shape(self.fetch_attr(target), *args):
             return args[0]
         return super().call_module(target, args, kwargs)
 
@@ -83,8 +83,12 @@ def example_output(mode: FakeTensorMode, module: nn.Module, args: Sequence[Any],
     return tree_map(lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v, returned)
 
 
-def _keeps_shape(module: Any, x: Any = None, *more: Any) -> bool:
-    """Whether this is a batch norm on a fake tensor that fits it: torch spells it out in twenty operations."""
+def keeps_shape(module: Any, x: Any = None, *more: Any) -> bool:
+    """Whether this is a batch norm on a fake tensor that fits it.
+
+    Torch spells it out in twenty operations, and refuses a single value per channel in training mode, which an example
+    input of one image may well have behind a global pooling.
+    """
     if type(module).forward is not _BatchNorm.forward or not isinstance(x, FakeTensor) or more:
         return False
     module._check_input_dim(x)
