@@ -31,10 +31,11 @@ from . import nets
 IMAGES = torch.zeros(1, 3, 32, 32)
 
 
-def convert(net: nn.Module, inputs: Tensor, scheme: str = "zero-2021", **options: str) -> Subject:
+def convert(net: nn.Module, inputs: Tensor | tuple[Any, ...], scheme: str = "zero-2021", **options: str) -> Subject:
     """The subject as the pipeline makes it."""
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
     chosen = schemes.complete_options(schemes.get(scheme), options)
-    before = trace(net, (inputs,))
+    before = trace(net, given)
     outputs = {
         mode: next(n for n in graph.nodes if n.op == "output").meta["outputs"]
         for mode, graph in (("train", before.train), ("evaluate", before.evaluate))
@@ -42,7 +43,7 @@ def convert(net: nn.Module, inputs: Tensor, scheme: str = "zero-2021", **options
     traced, _ = rewrites.apply(before, schemes.get(scheme).rewrites(chosen), chosen)
     structure = analyze(traced)
     rules = initialize(traced, structure, schemes.get(scheme), chosen)
-    return Subject(traced, structure, schemes.get(scheme), chosen, rules, (inputs,), outputs)
+    return Subject(traced, structure, schemes.get(scheme), chosen, rules, given, outputs)
 
 
 def answers(subject: Subject, level: str = "quick") -> dict[str, Check]:

@@ -1,9 +1,11 @@
 """Validate: read-only questions about a converted model, answered with numbers. One question a file.
 
 Every file has one function `ask(bench) -> Check | None` (None where the question does not arise); its docstring is
-the check's published meaning. `_bench.py` makes the copies and runs that they share, `_guard.py` keeps random states
-and torch's switches, `_device.py` finds the device. The model itself is never run and never written to.
+the check's published meaning. `_bench.py` makes the copies and runs that they share, `_inputs.py` what they are fed,
+`_guard.py` keeps random states and torch's switches, `_device.py` finds the device. The model itself is never run and
+never written to.
 
+    coverage       what share of the parameters is in captured graphs
     outputs        the same shapes and dtypes as the original's
     finite         no NaN, no infinity
     zero_branches  branches that must add exactly 0 do
@@ -31,6 +33,7 @@ from ._guard import pinned
 
 Progress = Callable[[str, str], None]
 CHECKS = (
+    "coverage",
     "outputs",
     "finite",
     "zero_branches",

@@ -7,34 +7,25 @@ run happens when the first of them asks.
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from ..errors import DeviceError
-from ..hashing import words
 from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Subject
 from ..records import Join, Layer
-from ..sources.inputs import reference_tensor
 from . import _guard
 from ._channels import Channels, as_rows, statistics
+from ._inputs import Batches, Inputs, batches, crops, floats, moved
 
-BATCH = 4  # with fewer, a batch norm over single values has no gradient to speak of
 SIDES = (96, 160)  # images are cropped to the first of these that the network accepts
 SMALL_SIDES = (48, 64, *SIDES)  # where many runs are needed
-LARGE = 128 * 128  # positions from which on a network that takes no other size gets only half the batch
 LOW_VARIANCE = 1e-6  # a batch norm adds 1e-5 to the variance: below a tenth of that the channel carries no signal
-
-
-# Inputs on the CPU for training mode, and for evaluation mode, where samples do not mix, so that one is enough.
-Batches = tuple[tuple[Any, ...], tuple[Any, ...]]
 
 
 @dataclass
@@ -49,6 +40,7 @@ class Run:
         reads: name of a weight layer → the channels it read.
         returns: name of a norm → the channels it returned.
         random: random numbers were drawn.
+        stopped: why a graph that is only a recording could not be followed to its end; "" if it could.
     """
 
     outputs: tuple[Tensor, ...] = ()
@@ -58,6 +50,7 @@ class Run:
     reads: dict[str, Channels] = field(default_factory=dict)
     returns: dict[str, Channels] = field(default_factory=dict)
     random: bool = False
+    stopped: str = ""
 
 
 class Bench:
@@ -69,8 +62,10 @@ class Bench:
 
     def __init__(self, subject: Subject, level: str, device: str) -> None:
         self.subject, self.level, self.device = subject, level, device
-        self._runs: dict[tuple[str, bool], Run] = {}
+        self._runs: dict[str, Run] = {}
+        self._exact_runs: dict[str, Run | None] = {}
         self.refused: dict[str, str] = {}  # mode → why the network does not run in it
+        self.not_exact = ""  # why it does not run in float64
 
     # -- copies --------------------------------------------------------------------------------------------------------
 
@@ -82,12 +77,12 @@ class Bench:
     @cached_property
     def exact(self) -> nn.Module:
         """A copy in float64 on the CPU, which is the reference for every device."""
-        return self._copy().double()
+        return _constants(self._copy().double(), lambda t: t.double() if t.is_floating_point() else t)
 
     def fresh(self) -> nn.Module:
         """A new copy on the device, for a check that changes weights."""
         try:
-            return self._copy().to(self.device)
+            return _constants(self._copy().to(self.device), lambda t: t.to(self.device))
         except torch.OutOfMemoryError as error:
             raise self.out_of_memory() from error
 
@@ -105,6 +100,10 @@ class Bench:
         )
 
     # -- modes ---------------------------------------------------------------------------------------------------------
+
+    def stopped(self) -> str:
+        """Why a recording could not be followed to its end in some mode, so that not all joins and heads were seen."""
+        return next((run.stopped for run in map(self.run, self.modes) if run.stopped), "")
 
     @property
     def modes(self) -> tuple[str, ...]:
@@ -136,7 +135,12 @@ class Bench:
     @cached_property
     def small_inputs(self) -> Batches:
         """For what has to be repeated often."""
-        return self._fit(SMALL_SIDES, self.modes[:1], keep=False)
+        return self._fit(SMALL_SIDES, self.modes, keep=False)
+
+    @cached_property
+    def other_inputs(self) -> Inputs:
+        """Another batch for training mode, of the same sizes as `small_inputs`."""
+        return batches(self.small_inputs[0], None, samples=None, variant=1)[0]
 
     def _fit(self, sides: tuple[int, ...], modes: tuple[str, ...], *, keep: bool) -> Batches:
         """The first candidates that the network takes in these modes, outputs like the example's; else the example.
@@ -144,12 +148,10 @@ class Bench:
         With `keep` the runs are remembered, and so is what the network says where it does not take the example either.
         """
         given = self.subject.inputs
-        chosen, failures = (given, given), {}
-        for side in (*(sides if self.level == "quick" else ()), None):
-            if side is None or crops(given, side):
-                chosen = batches(given, side)
-                if not self._try(chosen, modes, keep):
-                    return chosen
+        tried = [batches(given, side) for side in (sides if self.level == "quick" else ()) if crops(given, side)]
+        for chosen in (*tried, batches(given, None), batches(given, None, samples=None)):
+            if not self._try(chosen, modes, keep):
+                return chosen
         failures = self._try((given, given), modes, keep)
         if keep:
             self.refused |= failures
@@ -158,16 +160,20 @@ class Bench:
     def _try(self, candidate: Batches, modes: tuple[str, ...], keep: bool) -> dict[str, str]:
         """Mode → why it fails."""
         failures: dict[str, str] = {}
-        runs: dict[tuple[str, bool], Run] = {}
+        runs: dict[str, Run] = {}
         for mode in modes:
             try:
-                runs[mode, False] = run = self._measure(mode, self.module, candidate, self.device)
+                runs[mode] = run = self._measure(mode, self.module, candidate, self.device)
             except torch.OutOfMemoryError as error:
                 raise self.out_of_memory() from error
             except Exception as error:  # whatever the network says to a batch it does not take
-                failures[mode] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
+                failures[mode] = first_line(error)
                 break
-            expected = [shape for shape, dtype in self.subject.outputs.get(mode, ()) if "float" in dtype]
+            expected = [
+                (*shape, 2) if "complex" in dtype else shape
+                for shape, dtype in self.subject.outputs.get(mode, ())
+                if "float" in dtype or "complex" in dtype
+            ]
             found = [tuple(t.shape) for t in run.outputs]
             if [(len(s), s[1:2]) for s in expected] != [(len(s), s[1:2]) for s in found]:
                 failures[mode] = f"outputs of shape {found}"
@@ -178,25 +184,46 @@ class Bench:
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 
-    def run(self, mode: str, *, exact: bool = False) -> Run:
-        """The run in a mode of `modes`, on the device in the model's precision or on the CPU in float64."""
-        found = self.inputs
-        if (mode, exact) not in self._runs:
-            module, device = (self.exact, "cpu") if exact else (self.module, self.device)
-            self._runs[mode, exact] = self._measure(mode, module, found, device)
-        return self._runs[mode, exact]
+    def run(self, mode: str) -> Run:
+        """The run in a mode of `modes`, on the device in the model's precision."""
+        inputs = self.inputs
+        if mode not in self._runs:
+            self._runs[mode] = self._measure(mode, self.module, inputs, self.device)
+        return self._runs[mode]
+
+    def exact_run(self, mode: str) -> Run | None:
+        """The same run in float64 on the CPU, whatever precision the forward asks for on the way.
+
+        None, and the reason in `not_exact`, where the network does not run in float64.
+        """
+        if mode not in self._exact_runs:
+            run = None
+            try:
+                with _guard.in_float64():
+                    run = self._measure(mode, self.exact, self.inputs, "cpu")
+            except torch.OutOfMemoryError as error:
+                raise self.out_of_memory() from error
+            except Exception as error:  # a kernel or a constant that knows one precision only
+                self.not_exact = first_line(error)
+            self._exact_runs[mode] = run
+        return self._exact_runs[mode]
 
     def _measure(self, mode: str, module: nn.Module, inputs: Batches, device: str) -> Run:
-        traced = self.subject.traced
+        traced, given = self.subject.traced, inputs[mode != "train"]
         graph = traced.train if mode == "train" else traced.evaluate
         with _guard.kept(module), torch.no_grad():
             still(module.train(mode == "train"))
             _guard.seed(device)
             before = _guard.generator_states(device)
             recorder = _Recorder(module, graph, self.subject)
-            values = recorder.run(*moved(inputs[mode != "train"], module, device))
+            if traced.whole:
+                returned = recorder.run(*moved(given, module, device))
+            else:
+                recorder.follow(*moved(given, module, device))
+                _guard.seed(device)
+                returned = call(module, self.subject, moved(given, module, device))
             recorder.seen.random = _guard.drew(before, _guard.generator_states(device))
-            recorder.seen.outputs = tuple(t.cpu() for t in floats(values))
+            recorder.seen.outputs = tuple(t.cpu() for t in floats(returned))
         return recorder.seen
 
 
@@ -211,6 +238,15 @@ class _Recorder(fx.Interpreter):
         self._joins: dict[str, Join] = {join.node: join for join in subject.structure.joins if join.residual}
         self._layers: dict[str, Layer] = {layer.name: layer for layer in subject.structure.layers}
         self._nodes = {node.name: node for node in graph.nodes}
+
+    def follow(self, *inputs: Any) -> None:
+        """Run as far as the graph can be followed: it may be a recording of what other values decided."""
+        try:
+            self.run(*inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self.seen.stopped = first_line(error)
 
     def run_node(self, n: fx.Node) -> Any:
         join = self._joins.get(n.name)
@@ -264,6 +300,15 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.")
 
 
+def _constants(module: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
+    """The module with its plain tensors changed, which are neither parameters nor buffers: tracing makes such."""
+    for m in module.modules():
+        for name, value in vars(m).items():
+            if isinstance(value, Tensor):
+                setattr(m, name, change(value))
+    return module
+
+
 def still(module: nn.Module) -> nn.Module:
     """The module with everything that drops values at random switched off."""
     for m in module.modules():
@@ -274,66 +319,20 @@ def still(module: nn.Module) -> nn.Module:
     return module
 
 
+def call(module: nn.Module, subject: Subject, values: Inputs) -> Any:
+    """What a copy of the converted module returns for values in the order of the graph's inputs."""
+    return subject.traced.call(module, values)
+
+
+def first_line(error: BaseException) -> str:
+    """The error's class and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:200]
+
+
 def is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def floats(values: Any) -> list[Tensor]:
-    """The floating tensors in a nest of outputs."""
-    return [t for t in tree_leaves(values) if is_float(t)]
 
 
 def largest(value: Tensor) -> float:
     """The largest magnitude; NaN if there is one; 0 for an empty tensor."""
     return float(value.detach().abs().max()) if value.numel() else 0.0
-
-
-# -- inputs ------------------------------------------------------------------------------------------------------------
-
-
-def crops(given: tuple[Any, ...], side: int) -> bool:
-    """Whether an image or video among the inputs is larger than `side` in both directions."""
-    return any(_is_image(x) and min(x.shape[-2:]) > side for x in given)
-
-
-def batches(given: tuple[Any, ...], side: int | None) -> Batches:
-    """Like the example inputs: images cropped to `side` (None: as large as given), values from integer hashes.
-
-    Floating tensors get the reference values; integers and bools are drawn from the example's own, by hash, so that
-    they stay indices and masks that the network understands. A first dimension that the inputs share is the batch.
-    """
-    tensors = [x for x in given if isinstance(x, Tensor) and x.ndim]
-    shared = len({x.shape[0] for x in tensors}) == 1
-    large = side is None and any(_is_image(x) and math.prod(x.shape[-2:]) > LARGE for x in tensors)
-
-    def one(x: Any) -> Any:
-        if not isinstance(x, Tensor) or not x.ndim or not x.numel():
-            return x
-        shape = list(x.shape)
-        if shared:
-            shape[0] = BATCH // 2 if large else BATCH
-        if side is not None and _is_image(x):
-            shape[-2:] = [min(side, size) for size in shape[-2:]]
-        if is_float(x) and bool(torch.isfinite(x).all()):
-            return reference_tensor(shape, x.dtype)
-        chosen = words(0, "check inputs", 0, math.prod(shape)) % x.numel()
-        return x.flatten()[torch.from_numpy(chosen.astype("int64"))].reshape(shape)
-
-    whole = tuple(one(x) for x in given)
-    return whole, tuple(x[:1] if shared and isinstance(x, Tensor) and x.ndim else x for x in whole)
-
-
-def _is_image(x: Any) -> bool:
-    return is_float(x) and x.ndim in (4, 5) and min(x.shape[-2:]) > 1
-
-
-def moved(inputs: tuple[Any, ...], module: nn.Module, device: str) -> tuple[Any, ...]:
-    """The inputs on the device; floating ones in the module's precision."""
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-
-    def one(x: Any) -> Any:
-        if not isinstance(x, Tensor):
-            return x
-        return x.to(device, dtype) if x.is_floating_point() else x.to(device)
-
-    return tuple(one(x) for x in inputs)

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 EXACT = ("none", "ieee")
+SMALLER = frozenset({torch.float32, torch.float16, torch.bfloat16})
 SEED = 20211021  # for modules that draw numbers in their forward; any constant does
 
 
@@ -87,6 +89,30 @@ def kept(module: nn.Module) -> Iterator[None]:
                 tensor.copy_(value)
         for parameter, gradient in gradients:
             parameter.grad = gradient
+
+
+def _doubled(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value in SMALLER else value
+
+
+class _Double(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Every operation that names a smaller floating type is told float64."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = {key: _doubled(value) for key, value in (kwargs or {}).items()}
+        return func(*map(_doubled, args), **named)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Inside: a forward that makes or casts tensors to a smaller floating type gets float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Double():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def seed(device: str) -> None:

@@ -1,34 +1,40 @@
-"""A loss for any network, without random targets."""
+"""A loss for any network, without random targets, and its gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..hashing import words
 
 
+def gradients_of(outputs: Sequence[Tensor], module: nn.Module) -> dict[str, Tensor | None]:
+    """The gradient of the loss for each trainable parameter; None for one that no output depends on."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    dependent = [t for t in outputs if t.requires_grad and t.numel()]
+    if not dependent:
+        return {name: None for name, _ in named}
+    made = torch.autograd.grad(loss(dependent), [p for _, p in named], allow_unused=True)
+    return {name: gradient for (name, _), gradient in zip(named, made, strict=True)}
+
+
 def loss(outputs: Sequence[Tensor]) -> Tensor:
-    """The sum over the outputs of the cross entropy along dimension 1 with hashed classes.
+    """The sum over the outputs, none of them empty, of the cross entropy along dimension 1 with hashed classes.
 
     An output with fewer than two dimensions or classes gets half the mean squared distance to hashed signs.
     """
     parts = []
     for index, output in enumerate(outputs):
-        if not output.numel():
-            continue
         if output.ndim > 1 and output.shape[1] > 1:
             shape = (output.shape[0], *output.shape[2:])
             parts.append(F.cross_entropy(output, _hashed(index, shape, output.shape[1], output)))
         else:
             signs = _hashed(index, tuple(output.shape), 2, output).to(output.dtype) * 2 - 1
             parts.append((output - signs).square().mean() / 2)
-    if not parts:
-        raise ValueError("the network returns no floating tensor, so there is nothing to take a loss of")
-    return torch.stack(parts).sum()
+    return torch.stack([part.to(parts[0].dtype) for part in parts]).sum()
 
 
 def _hashed(index: int, shape: tuple[int, ...], below: int, like: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """How many channels are different, how many repeat another one, how many hardly vary?
 
-On a batch in training mode. Distinct channels are counted in float64 in what each weight layer reads; two that differ
-by less than 1e-7 of the largest value count as one. Repeated channels get equal gradients as long as everything after
-them treats them alike, so they may never part. A channel is of low variance if a norm returns it with a variance below
-1e-6, in the model's own precision: its input was constant up to rounding (the norm adds eps = 1e-5 to the variance,
-and multiplies rounding noise by up to 316), and it carries no signal.
+On a batch in training mode. Distinct channels are counted in float64 (in the model's own precision where it does not
+run in float64) in what each weight layer reads; two that differ by less than 1e-7 of the largest value count as one.
+Repeated channels get equal gradients as long as everything after them treats them alike, so they may never part. A
+channel is of low variance if a norm returns it with a variance below 1e-6, in the model's own precision: its input was
+constant up to rounding (the norm adds eps = 1e-5 to the variance, and multiplies rounding noise by up to 316), and it
+carries no signal.
 
 Never fails: it is a property of the start, not an error. Warns if a head reads less than half as many different
 features as it has inputs, or if at least half of the channels that some norm returns are of low variance (a norm after
@@ -28,7 +29,8 @@ SMALL = 16  # norms over fewer channels are not judged
 def ask(bench: Bench) -> Check:
     if "train" not in bench.modes:
         return Check("channels", "skip", QUESTION, f"does not run in training mode: {bench.refused['train']}")
-    seen, exact = bench.run("train"), bench.run("train", exact=True)
+    seen = bench.run("train")
+    exact = bench.exact_run("train") or seen
     roles = {layer.name: layer.role for layer in bench.subject.structure.layers}
     heads = {name: c for name, c in exact.reads.items() if roles[name] == "head"}
     norms = {name: c for name, c in seen.returns.items() if c.zero < c.total and c.total >= SMALL}

@@ -3,20 +3,27 @@
 A layer at zero gives what stands before it no gradient, so some parameters have to wait until others have moved. A
 copy is trained on one batch of the check's inputs with hashed classes, until every parameter has had a nonzero gradient
 or as many steps were made as the longest branch has weight layers, plus one each for stem and head, and a further step
-woke no other parameter: later than that is never. Dropout is off. In each step every parameter moves by `STEP` in the
+woke no other parameter: later than that is never. Dropout is off. In each step every parameter moves by 0.1 in the
 direction of its own gradient, measured in the Euclidean norm; so a norm layer after a zero layer, which amplifies
-gradients by 1/sqrt(eps) = 316, cannot blow up the run, and no matrix grows by more than `STEP` in the spectral norm.
+gradients by 1/sqrt(eps) = 316, cannot blow up the run, and no matrix grows by more than 0.1 in the spectral norm.
+
+A nonzero gradient in any run proves a parameter alive; a run without one proves little: a step that is too large can
+push every unit of a ReLU below 0 for all inputs (SqueezeNet under zero-2022 is silent after five steps of 0.1), and a
+narrow layer may be silent for the few inputs of one batch. So if a weight seems dead, or a gradient overflows after the
+first step, the training is repeated from the same start with steps of 0.01 and 0.001, and then with other inputs, until
+none is left. What is dead in all of these is called dead; the first step told of a parameter is the earliest of all.
 
 "Nonzero" is exact. A bias directly before a batch norm is subtracted again by it; what gradient it shows is rounding,
 and it is listed as "cancelled". A parameter that the output does not depend on in training mode is listed as "unused".
 
 Fails if a weight of a convolution, linear or attention layer stays dead, or a gradient is not finite. Warns if another
-parameter stays dead.
+parameter stays dead, or if no output depends on any parameter.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,40 +32,72 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..graphs import Reach, only_user
+from ..layers import WEIGHT_KINDS
 from ..live import Subject
 from ..records import Check
 from . import _guard
-from ._bench import Bench, floats, moved, still
-from ._loss import loss
+from ._bench import Bench, call, still
+from ._inputs import Inputs, floats, moved
+from ._loss import gradients_of
 
 QUESTION = "Which step is the first to give each parameter a gradient, and does any parameter stay dead?"
-STEP = 0.1
+STEPS = (0.1, 0.01, 0.001)
+JUDGED = WEIGHT_KINDS - {"embedding"}  # rows of an embedding that no index names have no gradient
 SHOWN = 4
+
+
+@dataclass
+class _Run:
+    """One training.
+
+    Attributes:
+        first: parameter → first step that gave it a gradient.
+        unused: parameters without a path to the loss.
+        broken: parameters whose gradient is not finite in the last step.
+        steps: how many were made.
+    """
+
+    size: float
+    first: dict[str, int] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    steps: int = 0
 
 
 def ask(bench: Bench) -> Check:
     subject = bench.subject
     if "train" not in bench.modes:
         return Check("gradients", "skip", QUESTION, f"does not run in training mode: {bench.refused['train']}")
-    if not any(p.requires_grad for p in subject.traced.root.parameters()):
-        return Check("gradients", "skip", QUESTION, "nothing is trainable")
-    cancelled = cancelled_biases(subject)
-    limit = longest_branch(subject) + 2
-    first, unused, broken, steps = _train(bench, cancelled, limit)
-    if broken:
-        return Check(
-            "gradients", "fail", QUESTION, f"gradient not finite in step {steps}: {', '.join(broken[:SHOWN])}",
-            {"steps": steps, "not_finite": broken}, "finite gradients",
-        )  # fmt: skip
     trained = [name for name, p in subject.traced.root.named_parameters() if p.requires_grad]
+    if not trained:
+        return Check("gradients", "skip", QUESTION, "nothing is trainable")
+    if not bench.run("train").outputs:
+        return Check("gradients", "skip", QUESTION, "no floating tensor is returned in training mode")
+    cancelled, limit, weights = cancelled_biases(subject), longest_branch(subject) + 2, _weights(subject)
+    runs = _trainings(bench, trained, weights, cancelled, limit)
+    if runs[0].broken and (runs[0].steps == 1 or all(run.broken for run in runs)):
+        return Check(
+            "gradients", "fail", QUESTION,
+            f"gradient not finite in step {runs[0].steps}: {_some(runs[0].broken)}",
+            {"steps": runs[0].steps, "step_sizes": [run.size for run in runs], "not_finite": runs[0].broken},
+            "finite gradients",
+        )  # fmt: skip
+    return _answer(trained, runs, cancelled, limit, weights)
+
+
+def _answer(trained: list[str], runs: list[_Run], cancelled: set[str], limit: int, weights: set[str]) -> Check:
+    steps = {name: [run.first[name] for run in runs if name in run.first] for name in trained}
+    first = {name: min(found) for name, found in steps.items() if found}
+    unused = runs[0].unused
     dead = [n for n in trained if n not in first and n not in unused and n not in cancelled]
-    weights = _weights(subject)
     serious = [name for name in dead if name in weights]
     when = Counter(first.values())
+    made = max(run.steps for run in runs)
     numbers = {
         "first_step": first,
         "parameters_by_step": {str(step): when[step] for step in sorted(when)},
-        "steps": steps,
+        "steps": made,
+        "step_sizes": [run.size for run in runs],
         "limit": limit,
         "dead": dead,
         "unused": unused,
@@ -66,17 +105,17 @@ def ask(bench: Bench) -> Check:
     }
     alive = ", ".join(f"{count} from step {step}" for step, count in sorted(when.items()))
     summary = f"parameters with a gradient: {alive or 'none'}"
-    if dead:
-        summary += f"; {len(dead)} dead after {steps} steps: {_some(serious or dead)}"
-    else:
-        summary += "; none stays dead"
+    summary += f"; {len(dead)} dead after {made} steps: {_some(serious or dead)}" if dead else "; none stays dead"
+    if not dead and len(runs) > 1:
+        silent = [name for name in first if name not in runs[0].first]
+        summary += f"; {len(silent)} of them only with steps below {runs[0].size} or other inputs"
     if unused:
         summary += f"; {len(unused)} not used in training mode"
     if cancelled:
         summary += f"; {len(cancelled)} biases cancelled by the norm after them"
     return Check(
         "gradients",
-        "fail" if serious else "warn" if dead else "pass",
+        "fail" if serious else "warn" if dead or not first else "pass",
         QUESTION,
         summary,
         numbers,
@@ -85,39 +124,55 @@ def ask(bench: Bench) -> Check:
     )
 
 
-def _train(bench: Bench, cancelled: set[str], limit: int) -> tuple[dict[str, int], list[str], list[str], int]:
-    """First step by parameter; parameters without a path to the loss; gradients that are not finite; steps made."""
-    module = still(bench.fresh().train())
-    inputs = moved(bench.small_inputs[0], module, bench.device)
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    first: dict[str, int] = {}
-    unused: list[str] = []
-    with torch.enable_grad():
-        step, fresh = 0, True
-        while step < limit or fresh:
-            step, known = step + 1, len(first)
-            _guard.seed(bench.device)
+def _trainings(bench: Bench, trained: list[str], weights: set[str], cancelled: set[str], limit: int) -> list[_Run]:
+    """One training, and where it leaves a doubt the repetitions until there is none."""
+    runs: list[_Run] = []
+    wanted = set(trained) - cancelled
+    for other in (False, True):
+        for size in STEPS:
             try:
-                made = torch.autograd.grad(loss(floats(module(*inputs))), [p for _, p in named], allow_unused=True)
-            except torch.OutOfMemoryError as error:
-                raise bench.out_of_memory() from error
-            if step == 1:
-                unused = [name for (name, _), g in zip(named, made, strict=True) if g is None]
-            broken = []
-            for (name, parameter), gradient in zip(named, made, strict=True):
-                largest = _largest(gradient)
-                if not largest < float("inf"):
-                    broken.append(name)
-                elif gradient is not None and largest > 0:
-                    if name not in cancelled:
-                        first.setdefault(name, step)
-                    _move(parameter, gradient, largest)
-            if broken:
-                return first, unused, broken, step
-            fresh = len(first) > known
-            if len(first) + len(unused) + len(cancelled) >= len(named):
-                break
-    return first, unused, [], step
+                run = _train(bench, bench.other_inputs if other else bench.small_inputs[0], size, wanted, limit)
+            except (ArithmeticError, IndexError, RuntimeError, ValueError):
+                if not other:
+                    raise
+                return runs  # the network does not take other values: the example's mean something to it
+            runs.append(run)
+            wanted -= {*run.first, *run.unused}
+            if (run.broken and run.steps == 1) or not (run.broken or wanted & weights):
+                return runs
+    return runs
+
+
+def _train(bench: Bench, inputs: Inputs, size: float, wanted: set[str], limit: int) -> _Run:
+    """One training with steps of one size; it ends when all the wanted parameters had a gradient, or at the limit."""
+    run = _Run(size)
+    module = still(bench.fresh().train())
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    fresh = True
+    while run.steps < limit or fresh:
+        run.steps, known = run.steps + 1, len(run.first)
+        _guard.seed(bench.device)
+        try:
+            with torch.enable_grad():
+                outputs = floats(call(module, bench.subject, moved(inputs, module, bench.device)))
+                made = gradients_of(outputs, module)
+        except torch.OutOfMemoryError as error:
+            raise bench.out_of_memory() from error
+        if run.steps == 1:
+            run.unused = [name for name, g in made.items() if g is None]
+        for name, parameter in named:
+            gradient = made[name]
+            largest = _largest(gradient)
+            if not largest < float("inf"):
+                run.broken.append(name)
+            elif gradient is not None and largest > 0:
+                if name in wanted:
+                    run.first.setdefault(name, run.steps)
+                _move(parameter, gradient, largest, size)
+        fresh = len(run.first) > known
+        if run.broken or wanted <= {*run.first, *run.unused}:
+            break
+    return run
 
 
 def _largest(gradient: Tensor | None) -> float:
@@ -127,10 +182,10 @@ def _largest(gradient: Tensor | None) -> float:
 
 
 @torch.no_grad()
-def _move(parameter: nn.Parameter, gradient: Tensor, largest: float) -> None:
+def _move(parameter: nn.Parameter, gradient: Tensor, largest: float, size: float) -> None:
     if not 1e-15 < largest < 1e15:  # else squares could under- or overflow
         gradient = gradient / largest
-    parameter.sub_(gradient, alpha=STEP / float(torch.linalg.vector_norm(gradient)))
+    parameter.sub_(gradient, alpha=size / float(torch.linalg.vector_norm(gradient)))
 
 
 def longest_branch(subject: Subject) -> int:
@@ -168,11 +223,7 @@ def cancelled_biases(subject: Subject) -> set[str]:
 
 def _weights(subject: Subject) -> set[str]:
     kinds = {layer.name: layer.kind for layer in subject.structure.layers}
-    return {
-        a.tensor.name
-        for a in subject.assignments
-        if kinds.get(a.layer) in ("convolution", "linear", "attention") and len(a.tensor.shape) > 1
-    }
+    return {a.tensor.name for a in subject.assignments if kinds.get(a.layer) in JUDGED and len(a.tensor.shape) > 1}
 
 
 def _some(names: list[str]) -> str:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..records import Check
 from . import _guard
-from ._bench import Bench, floats, moved
-from ._loss import loss
+from ._bench import Bench, call
+from ._inputs import floats, moved
+from ._loss import gradients_of
 
 QUESTION = "Are two runs on the same input equal bit for bit?"
 
@@ -23,12 +24,13 @@ QUESTION = "Are two runs on the same input equal bit for bit?"
 def ask(bench: Bench) -> Check:
     different, compared = {}, 0
     for mode in bench.modes:
-        inputs = moved(bench.small_inputs[mode != "train"], bench.module, bench.device)
-        first, second = (_values(bench, mode, inputs) for _ in range(2))
-        pairs = [(name, a, second[name]) for name, a in first.items()]
-        compared += len(pairs)
-        for name, a, b in pairs:
-            if not _same_bits(a, b):
+        first, second = (_values(bench, mode) for _ in range(2))
+        compared += len(first)
+        for name, a in first.items():
+            b = second.get(name)
+            if b is None:
+                different[f"{name} in {mode} mode"] = float("nan")
+            elif not _same_bits(a, b):
                 different[f"{name} in {mode} mode"] = float((a - b).abs().max()) if a.shape == b.shape else float("nan")
     worst = ", ".join(f"{name} by {value:.3g}" for name, value in list(different.items())[:4])
     return Check(
@@ -41,23 +43,26 @@ def ask(bench: Bench) -> Check:
     )
 
 
-def _values(bench: Bench, mode: str, inputs: tuple[object, ...]) -> dict[str, Tensor]:
+def _values(bench: Bench, mode: str) -> dict[str, Tensor]:
     """The outputs of one run, and with `full` the gradients of all parameters; on the CPU."""
     module = bench.module
-    gradients = bench.level == "full"
-    with _guard.kept(module), torch.set_grad_enabled(gradients):
+    with_gradients = bench.level == "full"
+    with _guard.kept(module), torch.set_grad_enabled(with_gradients):
         module.train(mode == "train")
         _guard.seed(bench.device)
-        outputs = floats(module(*inputs))
+        inputs = moved(bench.small_inputs[mode != "train"], module, bench.device)
+        outputs = floats(call(module, bench.subject, inputs))
         found = {f"output {i}": t.detach().cpu() for i, t in enumerate(outputs)}
-        if gradients:
-            named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-            made = torch.autograd.grad(loss(outputs), [p for _, p in named], allow_unused=True)
-            for (name, _), g in zip(named, made, strict=True):
+        if with_gradients:
+            for name, g in gradients_of(outputs, module).items():
                 if g is not None:
                     found[f"gradient of {name}"] = g.cpu()
     return found
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    return a.shape == b.shape and torch.equal(_bytes(a), _bytes(b))
+
+
+def _bytes(t: Tensor) -> Tensor:
+    return t.contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,79 @@
+"""How much of the model lies in a graph that tracing captured, and what may be hidden outside it?
+
+A parameter is captured if a graph reads it, or calls the known layer that owns it. It is opaque if it belongs to a
+submodule that tracing had to keep whole: what such a part computes is not seen. With two or more weight layers in it,
+residual joins may be among what is not seen, and the scheme treats these layers as if there were none.
+
+Never fails: a part that is kept whole still gets its values by rules. Warns if such a part owns more than one weight
+layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from ..layers import WEIGHT_KINDS, kind_of
+from ..live import Traced
+from ..records import Check
+from ._bench import Bench
+
+QUESTION = "What share of the parameters is inside a captured graph, and can joins hide in the rest?"
+SHOWN = 3
+
+
+def ask(bench: Bench) -> Check:
+    traced = bench.subject.traced
+    sizes = {id(p): p.numel() for p in traced.root.parameters()}
+    inside = {path: traced.root.get_submodule(path) for path in traced.opaque}
+    opaque = {id(p) for module in inside.values() for p in module.parameters()}
+    seen = {id(p) for p in _read(traced)} - opaque
+    leaves = {
+        path: {"parameters": sum(p.numel() for p in module.parameters()), "weight_layers": len(weight_layers(module))}
+        for path, module in inside.items()
+    }
+    captured, total = sum(sizes[i] for i in seen), sum(sizes.values())
+    hiding = [path for path, leaf in leaves.items() if leaf["weight_layers"] > 1]
+    share = captured / total if total else 1.0
+    summary = f"{captured:,} of {total:,} parameters ({share:.1%}) in captured graphs"
+    if leaves:
+        summary += f", {sum(sizes[i] for i in opaque):,} in {len(leaves)} parts kept whole"
+    unread = total - captured - sum(sizes[i] for i in opaque)
+    if unread:
+        summary += f", {unread:,} that no graph reads"
+    if hiding:
+        layers = sum(leaves[path]["weight_layers"] for path in hiding)
+        summary += f"; joins may be hidden among {layers} weight layers in {', '.join(hiding[:SHOWN])}"
+        summary += f" and {len(hiding) - SHOWN} more" if len(hiding) > SHOWN else ""
+    return Check(
+        "coverage",
+        "warn" if hiding else "pass",
+        QUESTION,
+        summary,
+        {"parameters": total, "captured": captured, "unread": unread, "share": share, "opaque": leaves},
+        "no part kept whole owns more than one weight layer",
+        "Give what branches on values a module of its own, so that only that is kept whole." if hiding else "",
+    )
+
+
+def _read(traced: Traced) -> Iterator[nn.Parameter]:
+    """The parameters that the graphs read themselves or through the modules they call."""
+    for graph in traced.graphs:
+        for node in graph.nodes:
+            if node.op == "call_module":
+                yield from traced.root.get_submodule(str(node.target)).parameters()
+            elif node.op == "get_attr":
+                owner, _, name = str(node.target).rpartition(".")
+                value = getattr(traced.root.get_submodule(owner), name, None)
+                if isinstance(value, nn.Parameter):
+                    yield value
+
+
+def weight_layers(module: nn.Module) -> list[str]:
+    """Paths in the module of the layers with weights; a layer inside a known one does not count again."""
+    found: list[str] = []
+    for path, m in module.named_modules():
+        if kind_of(m) in WEIGHT_KINDS and not any(path.startswith(f"{outer}.") or not outer for outer in found):
+            found.append(path)
+    return found
