@@ -82,6 +82,14 @@ def test_images_in_nests_are_seen_and_cropped_but_tokens_are_not() -> None:
     assert {name: tuple(t.shape) for name, t in cropped.items()} == {"video": (1, 3, 4, 64, 64), "tokens": (1, 90, 80)}
 
 
+@pytest.mark.parametrize(("norm", "samples"), [(nn.BatchNorm2d(1), 2), (nn.Identity(), 1)])
+def test_large_images_come_in_small_batches(norm: nn.Module, samples: int) -> None:
+    """Only a batch norm needs a second sample; 136×136 is the only size this network takes."""
+    net = nn.Sequential(norm, nn.AvgPool2d(17), nn.Flatten(), nn.Linear(64, 3))
+    bench = Bench(convert(net, torch.zeros(1, 1, 136, 136), "zero-2022"), "quick", "cpu")
+    assert bench.inputs[0][0].shape[0] == samples
+
+
 def test_a_copy_of_the_inputs_is_given_so_that_a_forward_may_write_to_them() -> None:
     class Writes(nn.Module):
         def __init__(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import DeviceError
 from ..layers import WEIGHT_KINDS, kind_of
@@ -149,7 +150,8 @@ class Bench:
         """
         given = self.subject.inputs
         tried = [batches(given, side) for side in (sides if self.level == "quick" else ()) if crops(given, side)]
-        for chosen in (*tried, batches(given, None), batches(given, None, samples=None)):
+        few = 2 if any(isinstance(m, _BatchNorm) for m in self.subject.traced.root.modules()) else 1
+        for chosen in (*tried, batches(given, None, few=few), batches(given, None, samples=None)):
             if not self._try(chosen, modes, keep):
                 return chosen
         failures = self._try((given, given), modes, keep)

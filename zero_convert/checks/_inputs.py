@@ -21,7 +21,7 @@ from ..hashing import words
 from ..sources.inputs import reference_tensor
 
 BATCH = 4  # with fewer, a batch norm over single values has no gradient to speak of
-LARGE = 128 * 128  # positions from which on a network that takes no other size gets only half the batch
+LARGE = 128 * 128  # positions from which on a network that takes no other size gets fewer samples
 
 Inputs = tuple[Any, ...]
 # Inputs on the CPU for training mode, and for evaluation mode, where samples do not mix, so that one is enough.
@@ -70,7 +70,9 @@ def crops(given: Inputs, side: int) -> bool:
     return any(_is_image(x) and min(x.shape[-2:]) > side for x in tensors_in(given))
 
 
-def batches(given: Inputs, side: int | None, *, samples: int | None = BATCH, variant: int = 0) -> Batches:
+def batches(
+    given: Inputs, side: int | None, *, samples: int | None = BATCH, few: int = BATCH // 2, variant: int = 0
+) -> Batches:
     """Like the example inputs: images cropped to `side` (None: as large as given), other values, more samples.
 
     A first dimension that the tensors among the arguments share is the batch. What lies in a list or mapping keeps its
@@ -79,7 +81,8 @@ def batches(given: Inputs, side: int | None, *, samples: int | None = BATCH, var
     own, so that they stay indices and masks that the network understands.
 
     Args:
-        samples: how many (half of it where the images are large); None leaves as many as there are.
+        samples: how many; None leaves as many as there are.
+        few: how many where the images are large and cannot be cropped.
         variant: another number gives other values.
     """
     tensors = [x for x in given if isinstance(x, Tensor) and x.ndim]
@@ -92,8 +95,8 @@ def batches(given: Inputs, side: int | None, *, samples: int | None = BATCH, var
         if not x.ndim or not x.numel():
             return x
         shape = list(x.shape)
-        if argument and shared and samples is not None:
-            shape[0] = samples // 2 if large else samples
+        if argument and shared:
+            shape[0] = few if large else samples or shape[0]
         if side is not None and _is_image(x):
             shape[-2:] = [min(side, size) for size in shape[-2:]]
         key = f"check inputs {variant}.{number}"
