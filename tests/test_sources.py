@@ -302,7 +302,7 @@ def test_the_input_of_an_unknown_network_is_one_that_it_accepts(module: nn.Modul
         ("inception_v3", [(1, 3, 299, 299)]),
         ("r3d_18", [(1, 3, 16, 112, 112)]),
         ("raft_small", [(1, 3, 128, 128)] * 2),
-        ("lraspp_mobilenet_v3_large", [(1, 3, 224, 224)]),
+        ("lraspp_mobilenet_v3_large", [(2, 3, 224, 224)]),
         ("quantized_shufflenet_v2_x0_5", [(1, 3, 224, 224)]),
         ("ssdlite320_mobilenet_v3_large", [[(3, 320, 320)]]),
     ],

@@ -14,6 +14,7 @@ files), each with
 and where there is reason to
 
     more_names() -> list[str]                names that are listed only where a pattern asks for them
+    notes(module, inputs) -> (sentence, …)   what the reader of the plan should know about them
     owns(module) -> bool                     whether the conventions fit a live module that has no name
     settle(module)                           makes the forward of a live module's copy what `build` would have made it
 
@@ -110,6 +111,7 @@ def load(
         module = factory.on_cpu(factory.checked(lambda: origin.build(name, arguments), model, arguments), model)
         lazy, sized_by = materialize(module, as_inputs(inputs) if inputs is not None else None, model)
     examples = sized_by if sized_by is not None else origin.example_inputs(name, module)
+    said = origin.notes(module, examples) if inputs is None and hasattr(origin, "notes") else ()
     return Loaded(
         module=module,
         example_inputs=examples,
@@ -119,7 +121,7 @@ def load(
         poisoned=True,
         lazy=lazy,
         drawn=poison.drawn_names(module),
-        notes=(*poison.notes, *_lazy_notes(lazy)),
+        notes=(*poison.notes, *_lazy_notes(lazy), *said),
     )
 
 

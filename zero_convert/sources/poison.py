@@ -11,7 +11,8 @@ How it works. A dispatch mode sees every aten operation of the constructor:
    a float computed from a drawn integer is NaN again. `Poison.drawn_names` finds what is left in a module;
 3. factorizations of NaN matrices (the QR of `orthogonal_`, SVD, …) are not computed: LAPACK may raise or stall;
 4. reading such a value into Python (`if torch.rand(1) < 0.5`) cannot be followed and becomes a note;
-5. Python's `random` and numpy's global generator are seeded with 0 meanwhile, with a note if they were used.
+5. Python's `random` and numpy's global generator are seeded with 0 meanwhile, with a note if they were used;
+6. a tensor that there is no room for is refused (`memory.py`): memory costs nothing before it is filled.
 
 All generators are put back as they were. This file knows torch only; it neither finds nor names models.
 """
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zero_convert.errors import LoadError
+from zero_convert.sources.memory import require
 from zero_convert.threads import one_thread
 
 _RANDOM_NAMES = """
@@ -86,7 +88,10 @@ class Poison(TorchDispatchMode):  # type: ignore[no-untyped-call]
             out = func(*args, **kwargs)
             if not _can_be_nan(out):
                 return out if out.is_quantized else out.fill_(0)
-            return out.fill_(torch.nan) if self._write else out
+            if not self._write:
+                return out
+            require(out.numel() * out.element_size())
+            return out.fill_(torch.nan)
         if kind == _FILL:
             written = _written(func, args, kwargs)
             for tensor in written:

@@ -68,8 +68,9 @@ def _skeleton_of(prefix: str, name: str, args: dict[str, Any]) -> nn.Module | No
     return twin
 
 
-def _tree(module: nn.Module) -> list[tuple[str, type]]:
-    return [(path, type(part)) for path, part in module.named_modules()]
+def _tree(module: nn.Module) -> list[tuple[str, str]]:
+    """Paths and names of the classes; a parametrized layer has a class of its own, made for it alone."""
+    return [(path, f"{type(part).__module__}.{type(part).__qualname__}") for path, part in module.named_modules()]
 
 
 def _same(twin: nn.Module, module: nn.Module) -> bool:

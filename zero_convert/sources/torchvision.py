@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zero_convert.sources.inputs import reference_tensor
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 # Side of the image where the architecture fixes it and no attribute of the module tells.
@@ -53,7 +54,12 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
 
 
 def example_inputs(name: str, module: nn.Module) -> tuple[Any, ...]:
-    """One image (1, 3, S, S), one clip (1, 3, T, S, S), two frames for optical flow, a list of images for detection."""
+    """One image (1, 3, S, S), two for segmentation, one clip (1, 3, T, S, S), two frames for optical flow.
+
+    Detectors get a list of one image with a list of one target.
+
+    A detector wants its targets in training mode and lets them be in evaluation mode.
+    """
     kind = _kind(name)
     if kind == "optical_flow":
         frame = reference_tensor((1, 3, FLOW_SIDE, FLOW_SIDE))
@@ -65,8 +71,29 @@ def example_inputs(name: str, module: nn.Module) -> tuple[Any, ...]:
     size = getattr(module, "image_size", side)
     side = size if isinstance(size, int) else side
     if kind == "detection":
-        return ([reference_tensor((3, side, side))],)
-    return (reference_tensor((1, 3, side, side)),)
+        return [reference_tensor((3, side, side))], [_target(module, side)]
+    # DeepLab normalizes over a batch what it has pooled to one value per image: two images at least.
+    return (reference_tensor((2 if kind == "segmentation" else 1, 3, side, side)),)
+
+
+def _target(module: nn.Module, side: int) -> dict[str, torch.Tensor]:
+    """One object in the middle of the image; its outline and key points where the model has heads for them."""
+    import torch
+
+    low, high = side // 4, side // 4 + side // 2
+    target = {
+        "boxes": torch.tensor([[low, low, high, high]], dtype=torch.float32),  # (objects, 4): x1, y1, x2, y2
+        "labels": torch.ones(1, dtype=torch.int64),
+    }
+    heads = getattr(module, "roi_heads", None)
+    if heads is not None and heads.has_mask():
+        target["masks"] = torch.zeros(1, side, side, dtype=torch.uint8)
+        target["masks"][:, low:high, low:high] = 1
+    if heads is not None and heads.has_keypoint():
+        count = heads.keypoint_predictor.kps_score_lowres.out_channels
+        along = torch.linspace(low + 1, high - 1, count)
+        target["keypoints"] = torch.stack([along, along, torch.ones(count)], dim=-1)[None]  # (objects, K, 3)
+    return target
 
 
 def candidates(module: nn.Module) -> Iterator[tuple[str, list[dict[str, Any]]]]:

@@ -11,9 +11,12 @@ transformers inside functions only, because importing it takes seconds.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import importlib.util
+import logging
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +62,7 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
         try:
             cls = _network(name)
             config = configured(cls.config_class, args, f"transformers:{name}")
+            _require_memory(cls, config)
             module: nn.Module = cls(config)
         except ImportError as error:
             text = " ".join(str(error).split())
@@ -72,6 +76,15 @@ def example_inputs(name: str, module: nn.Module) -> Inputs | None:
 
     with offline():
         return conventional(module)
+
+
+def notes(module: nn.Module, inputs: Inputs | None) -> tuple[str, ...]:
+    """One sentence for each kind of input that the network takes and the example inputs lack."""
+    from zero_convert.sources.transformers_inputs import missing
+
+    return tuple(
+        f"the example inputs have no {kind}: forward took none that was tried" for kind in missing(module, inputs)
+    )
 
 
 def owns(module: nn.Module) -> bool:
@@ -110,12 +123,34 @@ def offline() -> Iterator[None]:
 
     before = constants.HF_HUB_OFFLINE, transformers.logging.get_verbosity()
     constants.HF_HUB_OFFLINE = True
-    transformers.logging.set_verbosity(transformers.logging.ERROR)
+    transformers.logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before[0]
         transformers.logging.set_verbosity(before[1])
+
+
+def _require_memory(cls: Any, config: Any) -> None:
+    """Refuses a network that does not fit, before filling what fits: the defaults of many have billions of values.
+
+    Building it without values takes a while too, so only where widths and depths look like half a billion values.
+    """
+    import torch
+
+    from zero_convert.sources.memory import require
+    from zero_convert.sources.transformers_config import inner_configs
+
+    def guessed(each: Any) -> int:
+        sizes = (getattr(each, name, None) for name in ("num_hidden_layers", "hidden_size", "hidden_size"))
+        product = math.prod(size if isinstance(size, int) else 0 for size in sizes)
+        return 12 * product + sum(guessed(inner) for _, inner in inner_configs(each))
+
+    if guessed(config) > 500_000_000:
+        size = 0
+        with contextlib.suppress(Exception), torch.device("meta"):  # some networks cannot be built without values
+            size = sum(each.numel() * each.element_size() for each in cls(copy.deepcopy(config)).parameters())
+        require(size, "a model")
 
 
 def _network(name: str) -> Any:
@@ -125,7 +160,7 @@ def _network(name: str) -> Any:
 
 
 def _missing(name: str) -> Any:
-    raise LoadError("transformers names this model but has no class for it", where=name)
+    raise LoadError("transformers names this model but has no class with a forward for it", where=name)
 
 
 @functools.cache

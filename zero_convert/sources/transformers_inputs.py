@@ -23,11 +23,15 @@ from zero_convert.sources.transformers_config import inner_configs
 from zero_convert.sources.trials import Trials
 
 LENGTH = 16  # tokens
+CODEPOINTS = 128  # where there is no vocabulary: ASCII
 SIDE = 224  # of an image where no configuration names a size
 SAMPLES = 4000  # of raw audio: a quarter of a second
 FRAMES = 128  # of a spectrogram where no configuration names a length
 GRID = (1, 4, 4)  # frames, rows and columns of patches, where images come as patches
 MAX_TRIALS = 24
+
+AUDIO_MASKS = ("input_features_mask", "feature_attention_mask")
+MASKS = ("attention_mask", *AUDIO_MASKS)
 
 # The arguments that carry a modality, the usual ones first.
 MODALITIES: Mapping[str, tuple[str, ...]] = {
@@ -46,12 +50,25 @@ def conventional(module: nn.Module) -> dict[str, Any] | None:
     """
     asked = Asked(module)
     trials = Trials(module)
-    first: dict[str, Any] | None = None
-    for inputs in itertools.islice(_variants(asked, trials), MAX_TRIALS):
-        first = inputs if first is None else first
-        if trials.accepts(inputs):
+    variants = itertools.islice(_variants(asked, trials), MAX_TRIALS)
+    first = next(variants, None)
+    second = next(variants, None)
+    if first is None or second is None:
+        return first  # nothing to choose from
+    for inputs in itertools.chain((first, second), variants):
+        # A mask of ones says nothing, and a forward that looks at it cannot be asked without values.
+        if trials.accepts({name: value for name, value in inputs.items() if name not in MASKS}):
             return inputs
     return first
+
+
+def missing(module: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...] | None) -> list[str]:
+    """The modalities that the network declares and its forward names, of which the inputs carry none."""
+    asked = Asked(module)
+    carried = {kind: [n for n in MODALITIES.get(kind, ()) if n in asked.parameters] for kind in asked.modalities}
+    if not isinstance(inputs, Mapping):
+        return []
+    return [kind for kind, names in carried.items() if names and not set(names) & set(inputs)]
 
 
 @dataclass(frozen=True)
@@ -192,7 +209,7 @@ def _decoder(asked: Asked) -> dict[str, torch.Tensor]:
 
 def _ids(asked: Asked, inside: tuple[str, ...]) -> torch.Tensor | None:
     """Token ids (1, LENGTH) without special tokens, but for an end of sentence at the end."""
-    vocabulary = asked.field("vocab_size", inside=inside)
+    vocabulary = asked.field("vocab_size", inside=inside) or CODEPOINTS
     if not isinstance(vocabulary, int) or vocabulary < 2:
         return None
     positions = asked.field("max_position_embeddings", "n_positions", inside=inside)
@@ -250,10 +267,12 @@ def _image(asked: Asked) -> _Made:
     image = reference_tensor((1, channels, height, width))
     frames = asked.field("num_frames", inside=("vision_config",))
     clip = reference_tensor((1, frames, channels, height, width)) if isinstance(frames, int) else image[:, None]
-    size = {"image_sizes": torch.tensor([[height, width]])} if "image_sizes" in asked.parameters else {}
-    found = [{"pixel_values": image, **size, **_decoder(asked)}, {"pixel_values": clip, **size, **_decoder(asked)}]
-    if isinstance(frames, int):
-        found.reverse()
+    pair = torch.stack([image, image.flip(-1)], dim=1)  # for models that match two images
+    found = []
+    for pixels in (clip, image, pair) if isinstance(frames, int) else (image, clip, pair):
+        found.append({"pixel_values": pixels, **_decoder(asked)})
+        if "image_sizes" in asked.parameters:
+            found.append({**found[-1], "image_sizes": torch.tensor([[height, width]])})
     return [*_patches(asked), *found]
 
 
@@ -290,7 +309,12 @@ def _spectrogram(asked: Asked) -> _Made:
     positions = asked.field("max_source_positions", inside=("audio_config", "encoder"))
     frames = 2 * positions if isinstance(positions, int) else FRAMES
     shapes = [(1, bins, frames), (1, FRAMES, bins), (1, bins, FRAMES), (1, 1, FRAMES, bins)]
-    return [{"input_features": reference_tensor(shape), **_decoder(asked)} for shape in shapes]
+    found = []
+    for shape in shapes:
+        along = shape[-1] if shape[1] == bins else shape[-2]
+        masks = {name: torch.ones(1, along, dtype=torch.int64) for name in AUDIO_MASKS}
+        found.append({"input_features": reference_tensor(shape), **masks, **_decoder(asked)})
+    return found
 
 
 def _audio(asked: Asked) -> _Made:
@@ -324,6 +348,16 @@ def _series(asked: Asked) -> _Made:
     return found
 
 
+def _embedded(name: str) -> Callable[[Asked], _Made]:
+    """Vectors (1, LENGTH, hidden size) that another network would have made."""
+
+    def make(asked: Asked) -> _Made:
+        width = asked.field("hidden_size", "d_model")
+        return [{name: reference_tensor((1, LENGTH, width))}] if isinstance(width, int) else []
+
+    return make
+
+
 def _given_with(main: str) -> Callable[[Asked], _Made]:
     """An argument that comes with another one."""
     return lambda asked: [{}] if main in asked.parameters else []
@@ -338,10 +372,13 @@ MAKERS: Mapping[str, Callable[[Asked], _Made]] = {
     "past_values": _series,
     "past_time_features": _given_with("past_values"),
     "past_observed_mask": _given_with("past_values"),
-    "hidden_states": _patches,
+    "query_embeds": _embedded("query_embeds"),
+    "inputs_embeds": _embedded("inputs_embeds"),
+    "hidden_states": lambda asked: _patches(asked) or _embedded("hidden_states")(asked),
     "grid_thw": lambda asked: [{}],
     "image_grid_thw": _given_with("pixel_values"),
     "decoder_input_ids": lambda asked: [{}],
     "bbox": _given_with("input_ids"),
     "attention_mask": _given_with("input_ids"),
+    "input_features_mask": _given_with("input_features"),
 }
