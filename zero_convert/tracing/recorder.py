@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map
 
 from ..modules import FunctionCall, assigned
 from .operations import QUESTIONS, VALUES, assigned_attribute, attribute, is_method, target
-from .shapes import example_output, keeps_shape, quiet, tensor_summary, tensors_of
+from .shapes import example_output, known_output, quiet, tensor_summary, tensors_of
 from .sizes import Size, _Traced, traced
 
 PLAIN = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.memory_format)
@@ -192,8 +192,9 @@ class Recorder(TorchFunctionMode):
 
     def _whole(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """What the module returns; from an example on real values where fake ones do not lead through it."""
-        if keeps_shape(module, *args) and not kwargs:
-            return args[0].clone()
+        known = None if kwargs else known_output(module, *args)
+        if known is not None:
+            return known
         try:
             return original(module, *args, **kwargs)
         except Exception:

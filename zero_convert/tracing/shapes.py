@@ -34,9 +34,8 @@ class _Recorder(fx.Interpreter):
         return value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not kwargs and keeps_shape(self.fetch_attr(target), *args):
-            return args[0]
-        return super().call_module(target, args, kwargs)
+        known = None if kwargs else known_output(self.fetch_attr(target), *args)
+        return super().call_module(target, args, kwargs) if known is None else known
 
 
 def tensor_summary(value: Any) -> tuple[tuple[tuple[int, ...], str], ...]:
@@ -83,16 +82,31 @@ def example_output(mode: FakeTensorMode, module: nn.Module, args: Sequence[Any],
     return tree_map(lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v, returned)
 
 
-def keeps_shape(module: Any, x: Any = None, *more: Any) -> bool:
-    """Whether this is a batch norm on a fake tensor that fits it.
+SAME = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Dropout, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid)
 
-    Torch spells it out in twenty operations, and refuses a single value per channel in training mode, which an example
-    input of one image may well have behind a global pooling.
+
+def known_output(module: Any, x: Any = None, *more: Any) -> torch.Tensor | None:
+    """What a well-known layer returns for a fake tensor that fits it; None for any other layer.
+
+    Torch spells these layers out in many operations. And a batch norm refuses a single value per channel in training
+    mode, which an example input of one image may well have behind a global pooling.
     """
-    if type(module).forward is not _BatchNorm.forward or not isinstance(x, FakeTensor) or more:
-        return False
-    module._check_input_dim(x)
-    return bool(x.shape[1] == module.num_features) and x.is_floating_point()
+    if not isinstance(x, FakeTensor) or more or not x.is_floating_point():
+        return None
+    forward = type(module).forward
+    if forward is nn.Linear.forward:
+        fits = x.ndim > 0 and x.shape[-1] == module.in_features and x.dtype == module.weight.dtype
+        return x.new_empty((*x.shape[:-1], module.out_features)) if fits else None
+    if forward is _BatchNorm.forward:
+        module._check_input_dim(x)
+        return x.new_empty(x.shape) if x.shape[1] == module.num_features else None
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and tuple(x.shape[-len(module.normalized_shape) :]) != tuple(
+        module.normalized_shape
+    ):
+        return None
+    if isinstance(module, nn.GroupNorm) and (x.ndim < 2 or x.shape[1] != module.num_channels):
+        return None
+    return x.new_empty(x.shape) if any(forward is cls.forward for cls in SAME) else None
 
 
 def _record(module: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
