@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -37,10 +37,19 @@ KINDS = (
     *("basic", "bottleneck", "inverted", "depthwise", "parallel", "nested", "dense", "shared", "unet", "transformer"),
     *("single", "branches"),
 )
+PLAIN_KINDS = tuple(kind for kind in KINDS if kind not in ("nested", "unet", "shared"))  # with no block inside
 
 
-@dataclass(frozen=True)
-class Style:
+class Brief:
+    """Prints the fields that are not at their defaults, as one would type them."""
+
+    def __repr__(self) -> str:
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+
+@dataclass(frozen=True, repr=False)
+class Style(Brief):
     """What all blocks of a network have in common."""
 
     dims: int = 2
@@ -52,8 +61,8 @@ class Style:
     checked: bool = False  # the block compares shapes before it adds: control flow that depends on sizes
 
 
-@dataclass(frozen=True)
-class Block:
+@dataclass(frozen=True, repr=False)
+class Block(Brief):
     """One block. `inner` are the blocks inside of a nested block or a U-Net; `width` 0 keeps the width."""
 
     kind: str  # one of KINDS
@@ -63,7 +72,7 @@ class Block:
     dilation: int = 1
     groups: int = 1
     shortcut: str = "projection"  # where the shape changes: "projection", "pooled" or "padded"
-    gate: bool = False  # squeeze-and-excitation in the branch
+    gate: bool = False  # squeeze-and-excitation in the branch; in a U-Net, a transposed convolution up
     scale: bool = False  # layer scale at the end of the branch
     drop: bool = False  # drop path at the end of the branch
     attention: str = "fused"  # of a transformer block: "fused", "separate" or "module"
@@ -71,8 +80,8 @@ class Block:
     inner: tuple[Block, ...] = ()
 
 
-@dataclass(frozen=True)
-class Design:
+@dataclass(frozen=True, repr=False)
+class Design(Brief):
     """A whole network."""
 
     style: Style
@@ -85,25 +94,33 @@ class Design:
     tied: bool = False  # the second layer of the first two equal convolutions uses the weight of the first
 
 
-def _blocks(dims: int, depth: int) -> st.SearchStrategy[Block]:
-    kinds = KINDS if depth else tuple(k for k in KINDS if k not in ("nested", "unet", "shared"))
-    kernels = st.one_of(st.sampled_from([(1,), (3,), (5,), (2,), (4,)]), st.tuples(*[st.sampled_from((1, 3, 5))] * dims))
-    return st.builds(
-        Block,
-        kind=st.sampled_from(kinds),
-        width=st.sampled_from((0, 0, 0, 4, 6, 8, 12, 7)),
-        stride=st.sampled_from((1, 1, 1, 2)),
-        kernel=kernels,
-        dilation=st.sampled_from((1, 1, 2)),
-        groups=st.sampled_from((1, 1, 2, 4)),
-        shortcut=st.sampled_from(("projection", "pooled", "padded")),
-        gate=st.booleans(),
-        scale=st.booleans(),
-        drop=st.booleans(),
-        attention=st.sampled_from(("fused", "separate", "module")),
-        mlp=st.sampled_from(("plain", "gated", "none", "beside")),
-        inner=st.lists(_blocks(dims, depth - 1), min_size=1, max_size=2).map(tuple) if depth else st.just(()),
-    )
+@st.composite
+def _blocks(draw: st.DrawFn, dims: int, depth: int) -> Block:
+    """A block with up to `depth` levels of blocks inside. Draws only what this kind of block looks at."""
+    kind = draw(st.sampled_from(KINDS if depth else PLAIN_KINDS))
+    drawn: dict[str, Any] = {}
+    if kind in ("basic", "bottleneck", "inverted", "depthwise", "single", "parallel", "branches", "dense"):
+        one = st.sampled_from([(3,), (1,), (5,), (2,), (4,)])
+        drawn["kernel"] = draw(one | st.tuples(*[st.sampled_from((3, 1, 5))] * dims))
+        drawn["dilation"] = draw(st.sampled_from((1, 1, 2)))
+    if kind in ("basic", "bottleneck", "inverted", "depthwise", "single", "dense"):
+        drawn["width"] = draw(st.sampled_from((0, 0, 0, 4, 6, 8, 12, 7)))
+    if kind in ("basic", "bottleneck", "inverted", "depthwise", "single"):
+        drawn["stride"] = draw(st.sampled_from((1, 1, 2)))
+        drawn["groups"] = draw(st.sampled_from((1, 1, 2, 4)))
+        drawn["shortcut"] = draw(st.sampled_from(("projection", "pooled", "padded")))
+        drawn["gate"] = draw(st.booleans())
+    if kind in ("basic", "bottleneck", "inverted", "depthwise", "single", "transformer"):
+        drawn["scale"], drawn["drop"] = draw(st.booleans()), draw(st.booleans())
+    if kind == "transformer":
+        drawn["attention"] = draw(st.sampled_from(("fused", "separate", "module")))
+        drawn["mlp"] = draw(st.sampled_from(("plain", "gated", "none", "beside")))
+    if kind == "unet":
+        drawn["gate"] = draw(st.booleans())
+    if kind in ("nested", "unet", "shared"):
+        most = 1 if kind == "shared" else 2
+        drawn["inner"] = tuple(draw(st.lists(_blocks(dims, depth - 1), min_size=1, max_size=most)))
+    return Block(kind, **drawn)
 
 
 @st.composite
@@ -126,7 +143,9 @@ def designs(draw: st.DrawFn) -> Design:
         width=draw(st.sampled_from((8, 4, 6, 12, 5))),
         stem=stem,
         blocks=tuple(draw(st.lists(_blocks(dims, 2), min_size=1, max_size=3))),
-        head=draw(st.sampled_from(("linear", "linear", "convolution", "none", "tied" if stem == "tokens" else "linear"))),
+        head=draw(
+            st.sampled_from(("linear", "linear", "convolution", "none", "tied" if stem == "tokens" else "linear"))
+        ),
         pool=draw(st.sampled_from(("mean", "functional", "max"))),
         container=draw(st.sampled_from(("sequential", "list", "nested", "dict"))),
         tied=draw(st.sampled_from((False, False, True))),
@@ -443,10 +462,22 @@ class Maker:
             return self.plain(block, width, out, side, stride)
         if block.kind == "parallel":
             one, other = self.conv(width, width, block.kernel, 1, block.dilation), self.conv(width, width)
-            return Parallel(self.norm(width), one, self.chain([other, self.act(), self.conv(width, width)])), width, side, 2, 0
+            return (
+                Parallel(self.norm(width), one, self.chain([other, self.act(), self.conv(width, width)])),
+                width,
+                side,
+                2,
+                0,
+            )
         if block.kind == "branches":
             one = self.chain(self.units(self.conv(width, width, block.kernel), self.conv(width, width, (3,))))
-            return TwoBranches(one, self.chain(self.units(self.conv(width, width), self.conv(width, width)))), width, side, 1, 1
+            return (
+                TwoBranches(one, self.chain(self.units(self.conv(width, width), self.conv(width, width)))),
+                width,
+                side,
+                1,
+                1,
+            )
         if block.kind == "dense":
             grown = self.chain(self.units(self.conv(width, 4, block.kernel, 1, block.dilation)))
             return Dense(grown, self.conv(width + 4, out)), out, side, 0, 0
@@ -460,10 +491,18 @@ class Maker:
             convs = [self.conv(n, m, kernel, stride, dilation, groups), self.conv(m, m, (3,))]
         elif block.kind == "bottleneck":
             middle = max(2, m // 2)
-            convs = [self.conv(n, middle), self.conv(middle, middle, kernel, stride, dilation, groups), self.conv(middle, m)]
+            convs = [
+                self.conv(n, middle),
+                self.conv(middle, middle, kernel, stride, dilation, groups),
+                self.conv(middle, m),
+            ]
         elif block.kind == "inverted":
             middle = 2 * n
-            convs = [self.conv(n, middle), self.conv(middle, middle, kernel, stride, dilation, middle), self.conv(middle, m)]
+            convs = [
+                self.conv(n, middle),
+                self.conv(middle, middle, kernel, stride, dilation, middle),
+                self.conv(middle, m),
+            ]
         elif block.kind == "depthwise":
             convs = [self.conv(n, n, kernel, stride, dilation, n), self.conv(n, 2 * m), self.conv(2 * m, m)]
         else:
@@ -487,7 +526,9 @@ class Maker:
         if block.shortcut == "pooled" and stride > 1:
             pool = AVG_POOLS[self.dims](2)
             return pool if n == m else self.chain([pool, self.conv(n, m), self.norm(m)])
-        return self.chain([self.conv(n, m, (1,), stride) if stride == 1 else self.pointwise(n, m, stride), self.norm(m)])
+        return self.chain(
+            [self.conv(n, m, (1,), stride) if stride == 1 else self.pointwise(n, m, stride), self.norm(m)]
+        )
 
     def pointwise(self, n: int, m: int, stride: int) -> nn.Module:
         return CONVS[self.dims](n, m, 1, stride, bias=self.style.bias)
@@ -598,10 +639,7 @@ class Net(nn.Module):
             _tie(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.design.stem == "tokens":
-            x = (self.embed(x) + self.places).transpose(1, 2)
-        else:
-            x = self.stem(x)
+        x = (self.embed(x) + self.places).transpose(1, 2) if self.design.stem == "tokens" else self.stem(x)
         for block in _in_order(self.body):
             x = block(x)
         x = F.relu(self.last(x))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("patterns", nargs="*", metavar="PATTERN", help="origin:name with wildcards, 'torchvision:*', 'timm:vit_*'")
     add("--list", action="append", default=[], type=Path, metavar="FILE", help="a MODEL and key=value arguments a line")
+    add("--tiny", action="store_true", help="tiny configurations of transformers' model types")
     add("--family", action="store_true", help="only the smallest model of each family")
     add("--max-parameters", type=float, default=float("inf"), metavar="N", help="leave out larger models (1e8)")
     add("--scheme", action="append", choices=SCHEMES, help="repeatable; default both")
@@ -41,7 +43,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--names", action="store_true", help="print what would run and stop")
     add("--sizes", type=Path, metavar="FILE", help="JSON: numbers of parameters, kept from one run to the next")
     options = parser.parse_args(arguments)
-    if not options.patterns and not options.list and not options.rows:
+    if not (options.patterns or options.list or options.tiny or options.rows):
         parser.error("no pattern, no list and no rows to make a table of")
     return options
 
@@ -65,6 +67,9 @@ def sizes_of(models: list[Any], path: Path | None) -> dict[str, int]:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parsed(arguments)
+    if __name__ == "__main__":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))  # ends the models' processes, too
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"  # before torch is imported; N processes must not fight for the cores
     from . import pool, slices, table
@@ -72,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         models = slices.choose(options.patterns, options.list)
+        models += slices.tiny_transformers() if options.tiny else []
     except (ValueError, OSError) as error:
         print(f"{error}", file=sys.stderr)
         return 2

@@ -130,6 +130,9 @@ def follow(task: Task, scheme: str, original: nn.Module, inputs: Any, row: Row, 
         return
     row["checks"] = dict(Counter(check.status for check in result.checks))
     row["warned"] = [check.name for check in result.checks if check.status == "warn"]
+    for check in result.checks:
+        if check.name == "coverage":
+            row["captured"] = check.numbers["share"]
     if result.failed:
         row |= {"stage": "validate", "cause": "; ".join(f"{c.name}: {c.summary}" for c in result.failed)[:300]}
         return

@@ -9,7 +9,7 @@ import fnmatch
 import importlib.util
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ class Model:
     name: str  # "timm:resnet18"
     arguments: tuple[str, ...] = ()
     family: str = field(default="", compare=False)
+    label: str = ""  # stands for the arguments in tables
 
     @property
     def zoo(self) -> str:
@@ -33,7 +34,7 @@ class Model:
 
     @property
     def title(self) -> str:
-        return " ".join((self.name, *self.arguments))
+        return " ".join((self.name, self.label) if self.label else (self.name, *self.arguments))
 
     def model_args(self) -> dict[str, Any]:
         return parse_model_args(self.arguments)
@@ -60,8 +61,22 @@ def choose(patterns: Sequence[str], files: Sequence[Path] = ()) -> list[Model]:
             name, *arguments = line.partition("#")[0].split() or [""]
             if name:
                 found[Model(name, tuple(arguments))] = None
+    return with_families(found)
+
+
+def tiny_transformers() -> list[Model]:
+    """A tiny configuration of each model type that the tests have one for."""
+    from tests.tiny_transformers import TINY
+
+    texts = {name: tuple(f"{key}={value!r}" for key, value in given.items()) for name, given in TINY.items()}
+    return with_families(Model(f"transformers:{name}", given, label="tiny") for name, given in texts.items())
+
+
+def with_families(models: Iterable[Model]) -> list[Model]:
+    """The models with their families; where a library has none for a name, the name is the family."""
+    found = list(models)
     families = family_names({model.zoo for model in found})
-    return [Model(m.name, m.arguments, families.get(m.name, m.name.partition(":")[2])) for m in found]
+    return [replace(model, family=families.get(model.name, model.name.partition(":")[2])) for model in found]
 
 
 def family_names(zoos: Iterable[str]) -> dict[str, str]:

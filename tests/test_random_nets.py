@@ -1,0 +1,138 @@
+"""Networks nobody wrote: 500 random residual networks convert under both schemes, every join seen and told about.
+
+By default a slice that repeats itself exactly; `-m slow` runs the 500.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from torch import Tensor
+
+import zero_convert as zc
+from benchmarks.zoo.joins import count_joins
+from zero_convert.records import Join
+
+from .random_nets import KINDS, Design, build, designs, inputs_of
+
+SCHEMES = ("zero-2021", "zero-2022")
+QUICK, ALL = 12, 500
+PHASES = [Phase.generate, Phase.shrink]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small only wait for a team of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def keeps_the_promises(design: Design, scheme: str) -> None:
+    net, inputs = build(design), inputs_of(design)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    result = zc.convert(net, inputs, scheme=scheme, device="cpu", validate="quick")
+    unexplained = [f"{c.name}: {c.summary}" for c in result.failed if not explained(c.name, design, result)]
+    assert not unexplained
+    residual = [join for join in result.plan.joins if join.residual]
+    assert (len(residual), len(result.plan.joins)) == (net.joins, net.joins + net.sums)
+    for join in result.plan.joins:
+        assert told(join, result), f"nothing is said about {join.node}"
+    assert all(edit.applied or edit.reason for edit in result.plan.edits)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items()), "the given module changed"
+    assert answers(result.module, inputs).shape == answers(net, inputs).shape
+    if scheme == "zero-2022":
+        build(design, seed=1).load_state_dict(result.module.state_dict(), strict=True)
+    else:
+        trainable = [p for p in result.module.parameters() if p.requires_grad]
+        assert all(((p == 0) | (p == 1)).all() for p in trainable)
+    comes_back(design, result, inputs)
+    again = zc.convert(build(design, seed=1), inputs, scheme=scheme, device="cpu", validate="none")
+    assert again.weights_digest == result.weights_digest
+
+
+def answers(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    module.eval()
+    with torch.no_grad():
+        found: Tensor = module(*inputs)
+    module.train()
+    return found
+
+
+def comes_back(design: Design, result: zc.Result, inputs: tuple[Tensor, ...]) -> None:
+    """Saved and loaded, it is the same network. A start with failed checks is not saved."""
+    if result.failed:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "start.safetensors")
+        result.save(path)
+        back = zc.load(path, build(design, seed=2), inputs)
+    made, found = result.module.state_dict(), back.state_dict()
+    assert list(made) == list(found) and all(torch.equal(made[name], found[name]) for name in made)
+    assert torch.equal(answers(back, inputs), answers(result.module, inputs))
+
+
+def told(join: Join, result: zc.Result) -> bool:
+    """Rewritten, declined with a reason, or nothing to rewrite: zero-2022 changes no architecture, and zero-2021 acts
+    on convolutional branches of two layers and more, on projections, and on activations before or after the sum."""
+    if join.reason or result.plan.scheme == "zero-2022":
+        return True
+    about = {join.node, join.branch_node, *join.branch, *join.shortcut_layers}
+    if any(edit.target in about for edit in result.plan.edits):
+        return True
+    kinds = {result.structure.layer(name).kind for name in join.branch}
+    return join.order == "plain" or len(join.branch) == 1 or "convolution" not in kinds
+
+
+def explained(check: str, design: Design, result: zc.Result) -> bool:
+    """Failed checks that tell the truth about the scheme."""
+    return False
+
+
+SETTINGS = {"deadline": None, "phases": PHASES, "suppress_health_check": list(HealthCheck)}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@settings(max_examples=QUICK, **SETTINGS)
+@given(design=designs())
+def test_random_networks_keep_the_promises(scheme: str, design: Design) -> None:
+    keeps_the_promises(design, scheme)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+@settings(max_examples=ALL, **SETTINGS)
+@given(design=designs())
+def test_five_hundred_random_networks_keep_the_promises(scheme: str, design: Design) -> None:
+    keeps_the_promises(design, scheme)
+
+
+@settings(max_examples=60, **SETTINGS)
+@given(design=designs())
+def test_random_networks_run_and_their_joins_are_what_the_generator_says(design: Design) -> None:
+    """The generator, and the count that the zoo benchmark takes, hold each other to account."""
+    net, inputs = build(design), inputs_of(design)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net(*inputs).sum().backward()
+    assert len(count_joins(net, inputs)) == net.joins + net.sums
+
+
+def test_every_kind_of_block_is_drawn() -> None:
+    drawn: dict[str, int] = dict.fromkeys(KINDS, 0)
+
+    @settings(max_examples=100, database=None, derandomize=True, **SETTINGS)
+    @given(design=designs())
+    def look(design: Design) -> None:
+        for block in design.blocks:
+            drawn[block.kind] += 1
+
+    look()
+    assert all(drawn.values()), drawn
