@@ -152,7 +152,7 @@ class Result:
             written = self.write(stream)
         _tell(progress, "seal", str(receipt.receipt_path(path)))
         sealed = receipt.make_receipt(self.recipe, self.fingerprint, self.plan.edits, written, self.run_record())
-        beside = receipt.write_receipt(path, sealed, force=True)
+        beside = receipt.write_receipt(path, sealed, force)
         return Saved(Path(path), beside, written.sha256, written.size, written.weights_digest)
 
     def write(self, stream: Any) -> Written:
@@ -416,7 +416,7 @@ def _prepare(
     _tell(progress, "rewrite", f"{sum(join.residual for join in before.joins)} residual joins")
     traced, edits = rewrites.apply(traced, scheme.rewrites(chosen), chosen)
     if edits and traced.whole:
-        _same_outputs(traced, inputs, outputs, scheme)
+        _same_outputs(traced, inputs, outputs, scheme, loaded.source)
     elif edits:
         traced = retrace(traced, traced.root, inputs)
     after = analyze(traced) if edits else before
@@ -451,7 +451,9 @@ def _needed_inputs(loaded: sources.Loaded) -> tuple[str, ...]:
     )
 
 
-def _same_outputs(traced: Traced, inputs: Sequence[Any], outputs: Mapping[str, Outputs], scheme: Scheme) -> None:
+def _same_outputs(
+    traced: Traced, inputs: Sequence[Any], outputs: Mapping[str, Outputs], scheme: Scheme, source: str
+) -> None:
     """Raises ModelError if the rewritten network does not run, or returns other shapes than the original."""
     modes = {m: m.training for m in traced.root.modules()}
     traced.root.eval()
@@ -466,7 +468,7 @@ def _same_outputs(traced: Traced, inputs: Sequence[Any], outputs: Mapping[str, O
         if made != outputs[mode]:
             raise ModelError(
                 f"the rewrites of {scheme.name} do not fit this model",
-                where=f"{type(traced.root).__name__}, {mode} mode",
+                where=f"{source}, {mode} mode",
                 got=cause,
                 expected=f"the original's outputs {outputs[mode]}",
                 fix="--scheme zero-2022 leaves the architecture as it is. Please report the model.",

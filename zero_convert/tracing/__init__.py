@@ -14,7 +14,6 @@ This room changes neither the module nor its state.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from torch import Tensor, fx, nn
 from ..errors import TraceError
 from ..layers import WEIGHT_KINDS, is_layer, kind_of
 from ..live import Traced
-from ..locate import user_frame
+from ..locate import defined_at, user_frame
 from .recorder import CannotRecord, Recorder, ValueNeeded
 from .regions import record_real, trace_regions
 from .shapes import propagate_shapes, refuse_failing_forward
@@ -195,7 +194,7 @@ def _where(module: nn.Module, path: str, error: BaseException) -> str:
 
 
 def _untraceable(module: nn.Module, failure: TraceFailure) -> TraceError:
-    where = user_frame(failure.cause, module) or inspect.getsourcefile(type(module)) or ""
+    where = user_frame(failure.cause, module) or defined_at(module)
     lines = str(failure.cause).strip().splitlines()
     return TraceError(
         "the model cannot be traced",
