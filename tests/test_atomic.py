@@ -222,6 +222,31 @@ def test_a_file_that_appears_during_the_work_is_not_replaced(tmp_path: Path) -> 
     assert_untouched(path)
 
 
+def test_a_file_that_appears_in_the_last_moment_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, link = tmp_path / "file.bin", os.link
+
+    def late(source: Path, target: Path) -> None:
+        path.write_bytes(OLD)
+        link(source, target)
+
+    monkeypatch.setattr(atomic.os, "link", late)
+    with pytest.raises(UsageError, match="--force"):
+        save(path, force=False)
+    assert_untouched(path)
+
+
+def test_a_file_system_without_links_takes_new_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(atomic.os, "link", refuse)
+    save(tmp_path / "new", force=False)
+    assert (tmp_path / "new").read_bytes() == NEW
+    assert os.listdir(tmp_path) == ["new"]
+
+
 def test_two_writers_at_once_leave_one_complete_file(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     contents = [bytes([index]) * 3_000_000 for index in range(4)]

@@ -247,3 +247,22 @@ def test_a_receipt_that_is_not_there_or_not_json_is_refused(tmp_path: Path) -> N
     os.truncate(tmp_path / "bad", 1 << 30)
     with pytest.raises(MalformedError, match="too large"):
         read_receipt(tmp_path / "bad")
+
+
+def test_a_receipt_that_appears_during_the_work_is_not_replaced(tmp_path: Path) -> None:
+    import torch
+
+    from zero_convert.pipeline import convert
+
+    result = convert(torch.nn.Linear(4, 3), (torch.zeros(1, 4),), validate="none")
+    path = tmp_path / "a.safetensors"
+
+    def meanwhile(step: str, detail: str) -> None:
+        if step == "seal":
+            receipt_path(path).write_text("somebody's work")
+
+    with pytest.raises(UsageError, match="--force"):
+        result.save(path, progress=meanwhile)
+    assert receipt_path(path).read_text() == "somebody's work"
+    result.save(path, force=True, progress=meanwhile)
+    assert read_receipt(receipt_path(path)).written.size == path.stat().st_size

@@ -94,7 +94,7 @@ def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[Bin
                         os.fchmod(stream.fileno(), stat.S_IMODE(present.st_mode))
                 os.fsync(stream.fileno())
             check_target(path, force)  # somebody may have put a file there in the meantime
-            os.replace(temporary, target)
+            _rename(temporary, target, force)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
@@ -102,6 +102,26 @@ def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[Bin
     except OSError as error:
         raise _failure(path, error) from error
     _sync_folder(target.parent)
+
+
+def _rename(temporary: Path, target: Path, force: bool) -> None:
+    """Give the temporary file the target's name; without `force` a file of that name stops it, however young.
+
+    A second link fails where the name is taken, which a rename does not. File systems without links get the rename.
+    """
+    if not force:
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            check_target(target)  # which says so
+            raise
+        except OSError:
+            pass
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            return
+    os.replace(temporary, target)
 
 
 def _stat(path: Path) -> os.stat_result | None:
