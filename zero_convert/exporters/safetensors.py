@@ -40,6 +40,7 @@ DTYPES: Mapping[str, int] = {
     "F6_E3M2": 6, "F6_E2M3": 6, "F4": 4, "BOOL": 8,
 }  # fmt: skip
 HEADER_LIMIT = 100_000_000  # bytes, the reference library's
+DIMENSIONS = 64  # numpy's limit: nothing that computes has more
 
 _RANK = {dtype: rank for rank, dtype in enumerate(DTYPES)}
 _METADATA = "__metadata__"
@@ -400,6 +401,8 @@ def _info(name: str, entry: object, where: str) -> TensorInfo:
         or not 0 <= offsets[0] <= offsets[1] < 1 << 63
     ):
         raise _malformed(where, f"{tensor} has impossible offsets", brief(offsets), "[begin, end], 0 ≤ begin ≤ end")
+    if len(shape) > DIMENSIONS:
+        raise _malformed(where, f"{tensor} has too many dimensions", f"{len(shape)}", f"at most {DIMENSIONS}")
     bits = DTYPES[dtype]
     for size in shape:
         bits *= size
