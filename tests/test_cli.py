@@ -224,6 +224,8 @@ FAILURES: list[tuple[int, str, tuple[str, ...]]] = [
     (2, "--force", ("resnet50", *OUT, "--forse")),
     (2, "MODEL", OUT),
     (2, "inspect", ("inspct", "resnet50")),
+    (2, "no such Python module", (".:x", *OUT)),
+    (2, "no such Python module", ("a b:x", *OUT)),
     (2, "Nett", ("net.py:Nett", *OUT)),
     (2, "shape", ("net.py:Net", *OUT, "--input", "banana")),
     (2, "'nothing-like-this'", ("models", "nothing-like-this")),

@@ -172,6 +172,8 @@ def _attribute(module: ModuleType, path: str, place: str) -> Any:
 
 
 def _import(place: str) -> ModuleType:
+    if not all(part.isidentifier() for part in place.split(".")):
+        raise UsageError("no such Python module", got=repr(place), fix="Give package.module:factory or file.py:factory.")
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
