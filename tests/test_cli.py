@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -224,6 +226,11 @@ FAILURES: list[tuple[int, str, tuple[str, ...]]] = [
     (2, "--force", ("resnet50", *OUT, "--forse")),
     (2, "MODEL", OUT),
     (2, "inspect", ("inspct", "resnet50")),
+    (2, "'--version'", ("versin",)),
+    (2, "'--help'", ("help",)),
+    (2, "resnet50", ("resnett50",)),
+    (2, "no such command, and no model has this name", ("blorp",)),
+    (2, "no output is named", ("net.py:Net",)),
     (2, "no such Python module", (".:x", *OUT)),
     (2, "no such Python module", ("a b:x", *OUT)),
     (2, "Nett", ("net.py:Nett", *OUT)),
@@ -343,6 +350,58 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     assert process.stderr.read() == b""
     assert process.wait() == 74
     process.stderr.close()
+
+
+def test_verify_looks_at_every_file_and_ends_with_the_highest_code(run: Run, artifact: dict[str, bytes]) -> None:
+    for name, data in artifact.items():
+        for new in (name, name.replace("damaged", "sound")):
+            Path(new).write_bytes(data)
+    data = artifact["damaged.safetensors"]
+    Path("damaged.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    Path("torn.safetensors").write_bytes(data)
+    Path("torn.safetensors.receipt.json").write_bytes(b"{")
+    files = ("missing.safetensors", "damaged.safetensors", "torn.safetensors", "sound.safetensors")
+    ran = run("verify", *files)
+    assert ran.code == 74
+    assert ran.out.splitlines() == [
+        "missing.safetensors: NOT VERIFIED",
+        "damaged.safetensors: DIFFERS",
+        "torn.safetensors: NOT VERIFIED",
+        "sound.safetensors: OK",
+    ]
+    assert ran.err.count("error: ") == 2
+    assert "does not exist" in ran.err
+    answer = json.loads(run("verify", "--json", *files[1:]).out)
+    assert [(row["exit_code"], row["sound"]) for row in answer["files"]] == [(1, False), (4, False), (0, True)]
+    assert (answer["exit_code"], answer["error"]["type"]) == (4, "MalformedError")
+    assert run("verify", "sound.safetensors", "damaged.safetensors").code == 1
+    folder = run("verify", ".")
+    assert (folder.code, folder.out.count("\n")) == (4, 3)
+    Path("torn.safetensors.receipt.json").unlink()
+    Path("damaged.safetensors").write_bytes(data)
+    assert run("verify", ".").out == "damaged.safetensors: OK\nsound.safetensors: OK\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.safetensors", "new\nline.safetensors", "back\\slash.safetensors", "\r.safetensors"]
+)
+def test_a_line_of_stdout_is_one_file_and_sha256sum_reads_it_back(run: Run, name: str) -> None:
+    ran = run("net.py:Net", "--out", name, *SMALL, "--validate", "none")
+    assert ran.code == 0, ran.err
+    lines = ran.out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("\\") == (name != "a b.safetensors")
+    if tool := shutil.which("sha256sum"):
+        subprocess.run([tool, "--check", "--strict"], input=lines[0] + "\n", text=True, check=True, capture_output=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_to_is_a_storage_error(run: Run) -> None:
+    Path("closed").mkdir(mode=0o555)
+    ran = run("net.py:Net", "--out", "closed/new.safetensors", *SMALL)
+    assert ran.code == 74
+    assert "the output's folder is not writable (closed/new.safetensors)" in ran.err
+    assert list(Path("closed").iterdir()) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from zero_convert.errors import MalformedError, MismatchError, StorageError
 from zero_convert.exporters.safetensors import Entry, read_header, write
 from zero_convert.receipt import make_receipt, metadata, receipt_path, recipe_json, write_receipt
 from zero_convert.records import Recipe
-from zero_convert.verifying import Finding, verify
+from zero_convert.verifying import Finding, Verification, artifacts, verify, verify_all
 
 RECIPE = Recipe("tiny", {}, "zero-2021", {"c": 1}, "float32", {}, "tests.Tiny")
 CONTENTS = {"a.weight": b"abcdefgh", "b.weight": b"ABCDEFGH", "empty": b"", "z.bias": b"1234"}
@@ -166,3 +166,40 @@ def test_a_receipt_of_an_unknown_format_is_refused(artifact: Path) -> None:
     receipt_path(artifact).write_text(json.dumps(receipt))
     with pytest.raises(MalformedError, match="'zip'"):
         verify(artifact)
+
+
+def test_a_folder_stands_for_the_artifacts_that_have_a_receipt_in_it(artifact: Path) -> None:
+    folder = artifact.parent
+    (folder / "other.safetensors").write_bytes(b"without a receipt")
+    for name in ("b.safetensors", "a.safetensors"):
+        (folder / name).write_bytes(artifact.read_bytes())
+        receipt_path(folder / name).write_bytes(receipt_path(artifact).read_bytes())
+    assert artifacts(folder) == tuple(folder / f"{name}.safetensors" for name in ("a", "b", "tiny"))
+    assert artifacts(artifact) == (artifact,)
+    (folder / "inner").mkdir()
+    with pytest.raises(StorageError, match=r"nothing in the folder can be verified.*receipt"):
+        artifacts(folder / "inner")
+
+
+def test_every_artifact_gets_an_answer_whatever_is_wrong_with_another(artifact: Path) -> None:
+    folder = artifact.parent
+    (folder / "empty").mkdir()
+    (folder / "gone.safetensors.receipt.json").write_bytes(receipt_path(artifact).read_bytes())
+    found = list(verify_all([folder / "missing", folder / "empty", folder]))
+    assert [path.name for path, _ in found] == ["missing", "empty", "gone.safetensors", "tiny.safetensors"]
+    assert [type(answer) for _, answer in found] == [StorageError, StorageError, StorageError, Verification]
+
+
+def test_a_file_that_goes_away_while_it_is_read_is_an_answer_too(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact.write_bytes(b"damaged")
+
+    def gone(path: Path) -> str:
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+
+    monkeypatch.setattr("zero_convert.verifying.sha256_file", gone)
+    ((path, answer),) = verify_all([artifact])
+    assert path == artifact
+    assert isinstance(answer, StorageError)
+    assert answer.got == "No such file or directory"

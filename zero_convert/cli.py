@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from math import isfinite, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 import typer.core
@@ -92,10 +92,14 @@ class _Commands(typer.core.TyperGroup):
         word = args[index]
         if word in self.commands:
             return [word, *args[:index], *args[index + 1 :]]
-        close = difflib.get_close_matches(word, self.commands, n=1, cutoff=0.75)
+        meant = {**{name: name for name in self.commands}, "version": "--version", "help": "--help"}
+        close = difflib.get_close_matches(word, meant, n=1, cutoff=0.75)
         if close and not any(arg.startswith(("--out", "-o", "--dry-run", "--help", "-h")) for arg in args):
             raise UsageError(  # nobody asked for an output, so this is hardly a model
-                "no such command", got=repr(word), expected=", ".join(self.commands), fix=f"Did you mean {close[0]!r}?"
+                "no such command",
+                got=repr(word),
+                expected=", ".join(self.commands),
+                fix=f"Did you mean {meant[close[0]]!r}?",
             )
         return ["convert", *args]
 
@@ -185,6 +189,8 @@ def convert(
     from . import display, schemes
 
     outputs = out or []
+    if not outputs and not dry_run:
+        _refuse_without_output(model)
     if not dry_run:
         _check_outputs(outputs, format_, force, as_json)
     options = schemes.parse_options(schemes.get(scheme), settings or [])
@@ -265,26 +271,38 @@ def inspect(
 
 @app.command()
 def verify(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Artifacts; each receipt lies beside its file.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE|FOLDER", help="Artifacts, or folders: then every artifact with a receipt in it."),
+    ],
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Rehash artifacts and compare them with their receipts."""
+    """Rehash artifacts and compare them with their receipts, which lie beside them.
+
+    All are looked at, whatever is wrong with one; the exit code is the highest of theirs.
+    """
     from . import display, verifying
 
     screen = display.Screen(quiet or as_json, verbose)
-    answers = [verifying.verify(file) for file in files]
-    code = FindingError.exit_code if any(answer.findings for answer in answers) else 0
+    rows: list[dict[str, Any]] = []
+    worst: ZeroConvertError | None = None
+    code = 0
+    for file, answer in verifying.verify_all(files):
+        if isinstance(answer, ZeroConvertError):
+            worst = answer if answer.exit_code > code else worst
+            own, row = answer.exit_code, {"sound": False, **_error_facts(answer)}
+        else:
+            own = FindingError.exit_code if answer.findings else 0
+            sha256 = answer.receipt.written.sha256
+            row = {"sound": not answer.findings, "sha256": sha256, "findings": answer.findings, "exit_code": own}
+        rows.append({"file": str(file), **row})
+        code = max(code, own)
+        if not as_json:
+            display.verification(screen, file, answer)
     if as_json:
-        rows = [
-            {"file": str(a.path), "sound": not a.findings, "sha256": a.receipt.written.sha256, "findings": a.findings}
-            for a in answers
-        ]
-        _print_json({"files": rows, "exit_code": code})
-    else:
-        for answer in answers:
-            display.verification(screen, answer)
+        _print_json({"files": rows} | (_error_facts(worst) if worst else {}) | {"exit_code": code})
     raise typer.Exit(code)
 
 
@@ -417,8 +435,6 @@ def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_jso
     from .atomic import check_target
     from .receipt import receipt_path
 
-    if not outputs:
-        raise UsageError("no output is named", expected="--out FILE", fix="Or look at the plan with --dry-run.")
     if "-" in outputs:
         if len(outputs) > 1:
             raise UsageError("stdout takes one output only", where="--out -", got=", ".join(outputs))
@@ -436,6 +452,25 @@ def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_jso
         raise UsageError(
             "an output is named twice, or is the receipt of another", where="--out", got=", ".join(outputs)
         )
+
+
+def _refuse_without_output(word: str) -> NoReturn:
+    """Raises UsageError: no output is named, or the word is neither a command nor a model's name."""
+    if word.replace("_", "").isalnum():  # a path, a factory or source:name is no mistyped command
+        from . import sources
+
+        with _stdout_kept_clean(), _third_party_warnings(0):
+            names = dict.fromkeys(name for found in sources.names().values() for name in found)
+        if word not in names:
+            commands = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+            close = difflib.get_close_matches(word, [*commands, *names], n=3)
+            raise UsageError(
+                "no such command, and no model has this name",
+                got=repr(word),
+                expected=f"a model, or one of {', '.join(commands)}",
+                fix=f"Did you mean {' or '.join(close)}?" if close else "`zero-convert models` lists every name.",
+            )
+    raise UsageError("no output is named", expected="--out FILE", fix="Or look at the plan with --dry-run.")
 
 
 def _is_file(target: str) -> bool:

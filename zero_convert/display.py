@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.columns import Columns
@@ -100,6 +101,10 @@ class Screen:
 
 def error(failure: ZeroConvertError) -> None:
     """One message: what and where; got; expected; what to do."""
+    _print(_console(stderr=True), _message(failure))
+
+
+def _message(failure: ZeroConvertError) -> list[RenderableType]:
     headline = f"{failure.what} ({failure.where})" if failure.where else failure.what
     lines: list[RenderableType] = [Text.assemble(("error: ", "bold red"), headline)]
     facts = _facts()
@@ -110,7 +115,7 @@ def error(failure: ZeroConvertError) -> None:
         lines.append(Padding(facts, (0, 0, 0, 2)))
     if failure.fix:
         lines.append(Padding(Text(failure.fix), (0, 0, 0, 2)))
-    _print(_console(stderr=True), lines)
+    return lines
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -144,8 +149,14 @@ def saved(screen: Screen, files: Sequence[Saved], digest: str) -> None:
     for file in files:
         screen.tell(Text.assemble(("wrote ", "green"), f"{file.path}, {size(file.size)}, and {file.receipt_path}"))
     for file in files:
-        screen.give(f"{file.sha256}  {file.path}")
+        screen.give(checksum_line(file.sha256, str(file.path)))
     (screen.give if files else screen.tell)(f"# weights zc1 {digest}")
+
+
+def checksum_line(sha256: str, path: str) -> str:
+    """`sha256  path`; a name with a backslash or a line's end is escaped as coreutils does, which reads it back."""
+    escaped = path.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{'' if escaped == path else chr(92)}{sha256}  {escaped}"
 
 
 def plan(screen: Screen, plan: Plan, model: str, dtype: str) -> None:
@@ -323,10 +334,14 @@ def file_contents(screen: Screen, path: str, header: Header, recipe: Mapping[str
     screen.give(Padding(facts, (0, 0, 0, 2)), "", table)
 
 
-def verification(screen: Screen, answer: Verification) -> None:
-    """`FILE: OK`, or `FILE: DIFFERS` and what differs."""
+def verification(screen: Screen, path: Path, answer: Verification | ZeroConvertError) -> None:
+    """`FILE: OK`, or `FILE: DIFFERS` and what differs, or `FILE: NOT VERIFIED` and what stands against it."""
+    if isinstance(answer, ZeroConvertError):
+        screen.give(Text.assemble(f"{path}: ", ("NOT VERIFIED", "bold red")))
+        _print(_console(stderr=True), _message(answer))
+        return
     sound = not answer.findings
-    screen.give(Text.assemble(f"{answer.path}: ", ("OK", "green") if sound else ("DIFFERS", "bold red")))
+    screen.give(Text.assemble(f"{path}: ", ("OK", "green") if sound else ("DIFFERS", "bold red")))
     shown = answer.findings if screen.verbose else answer.findings[:10]
     for finding in shown:
         screen.tell(Text(f"  {finding}"))
@@ -409,7 +424,7 @@ def _console(stderr: bool) -> Console:
 def _print(console: Console, lines: Iterable[RenderableType]) -> None:
     for line in lines:
         if console.is_terminal:
-            console.print(line)
+            console.print(line, soft_wrap=isinstance(line, str))  # a result stays one line, however narrow the window
             continue
         with console.capture() as captured:
             console.print(line)

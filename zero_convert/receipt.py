@@ -27,6 +27,7 @@ from .digests import Leaf, Written, brief, canonical_json, is_plain_text, parse_
 from .errors import MalformedError, StorageError, UsageError
 
 RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
+RECEIPT_SUFFIX = ".receipt.json"
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 LEFTOVERS = ("error", "zeros", "keep")
@@ -59,7 +60,7 @@ class Receipt:
 
 def receipt_path(artifact: str | PathLike[str]) -> Path:
     """Where the receipt of `artifact` lies: beside it, `FILE.receipt.json`."""
-    return Path(f"{os.fspath(artifact)}.receipt.json")
+    return Path(f"{os.fspath(artifact)}{RECEIPT_SUFFIX}")
 
 
 def make_receipt(

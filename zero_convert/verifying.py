@@ -12,14 +12,15 @@ The questions, in the order of the answers:
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 from . import exporters
 from .digests import Leaf, Written, brief, canonical_json, sha256_file
-from .errors import MalformedError, MismatchError, StorageError
-from .receipt import Receipt, read_receipt, receipt_path, recipe_from_metadata, recipe_json
+from .errors import MalformedError, MismatchError, StorageError, ZeroConvertError
+from .receipt import RECEIPT_SUFFIX, Receipt, read_receipt, receipt_path, recipe_from_metadata, recipe_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,48 @@ class Verification:
             where=str(self.path),
             fix="Make it again from its recipe, or restore both files from a copy.",
         )
+
+
+def artifacts(path: str | PathLike[str]) -> tuple[Path, ...]:
+    """The file itself; for a folder the artifacts that a receipt in it stands beside, by name.
+
+    Raises:
+        StorageError: the folder cannot be read, or has no receipt in it.
+    """
+    if not os.path.isdir(path):
+        return (Path(path),)
+    try:
+        names = sorted(name for name in os.listdir(path) if name.endswith(RECEIPT_SUFFIX) and name != RECEIPT_SUFFIX)
+    except OSError as error:
+        raise StorageError("cannot read the folder", where=str(path), got=error.strerror or str(error)) from error
+    if not names:
+        raise StorageError(
+            "nothing in the folder can be verified",
+            where=str(path),
+            got="no receipt",
+            expected=f"artifacts, each with its FILE{RECEIPT_SUFFIX}",
+            fix="Folders inside it are not looked into: name them.",
+        )
+    return tuple(Path(path) / name.removesuffix(RECEIPT_SUFFIX) for name in names)
+
+
+def verify_all(paths: Iterable[str | PathLike[str]]) -> Iterator[tuple[Path, Verification | ZeroConvertError]]:
+    """Each artifact at the paths and in the folders among them, with its answer, or with what stands against one."""
+    for path in paths:
+        try:
+            found = artifacts(path)
+        except StorageError as error:
+            yield Path(path), error
+            continue
+        for artifact in found:
+            answer: Verification | ZeroConvertError
+            try:
+                answer = verify(artifact)
+            except ZeroConvertError as error:
+                answer = error
+            except OSError as error:  # it went away while it was read
+                answer = StorageError("cannot read it", where=str(artifact), got=error.strerror or str(error))
+            yield artifact, answer
 
 
 def verify(path: str | PathLike[str], receipt: str | PathLike[str] | None = None) -> Verification:
