@@ -129,3 +129,13 @@ TINY: dict[str, dict[str, Any]] = {
     "xlm-roberta": _TEXT,
     "yolos": {**_VIT, "num_detection_tokens": 5, "image_size": [32, 32]},
 }
+
+# Models that put the features of an image in place of tokens of the text.
+IMAGES_IN_TEXT: dict[str, dict[str, Any]] = {
+    "idefics3": {"text_config": {**_LLAMA, "vocab_size": 128300}, "vision_config": _VIT},
+    "llava": {"text_config": {**_LLAMA, "vocab_size": 32010}, "vision_config": _VIT},
+    "qwen2_vl": {
+        "text_config": {**_LLAMA, "hidden_size": 512, "vocab_size": 151660},
+        "vision_config": {"depth": 2, "embed_dim": 32, "hidden_size": 512, "num_heads": 2},
+    },
+}

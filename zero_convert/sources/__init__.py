@@ -266,7 +266,7 @@ def _resolve(model: str) -> tuple[str, str]:
 def _unknown(name: str, prefix: str) -> UsageError:
     if not prefix and name.endswith(".py"):
         return UsageError("a file needs the name of its factory", got=repr(name), expected="path/to/file.py:factory")
-    known = dict.fromkeys(item for origin, items in names().items() if prefix in ("", origin) for item in items)
+    known = dict.fromkeys(item for origin, items in names("*").items() if prefix in ("", origin) for item in items)
     close = difflib.get_close_matches(name, known, n=3)
     fix = f"Did you mean {_either(close)}?" if close else "`zero-convert models` lists every name."
     for library in ORIGINS if not prefix else ():

@@ -6,7 +6,6 @@ running it: the user asked for that by typing its name. No model library is know
 
 from __future__ import annotations
 
-import copy
 import difflib
 import importlib
 import importlib.util
@@ -27,6 +26,7 @@ from torch import nn
 from zero_convert.errors import LoadError, UsageError, ZeroConvertError
 from zero_convert.sources.guess import guess
 from zero_convert.sources.inputs import Inputs
+from zero_convert.sources.trials import duplicate
 
 # sys.modules names of the files we run: never those of an installed module, always importable by pickle.
 FILE_MODULE = "zero_convert_file_"
@@ -128,7 +128,7 @@ def copied(module: nn.Module) -> nn.Module:
     """
     name = type(module).__qualname__
     try:
-        twin = copy.deepcopy(module)
+        twin = duplicate(module)
     except Exception as error:
         raise LoadError(
             "the module cannot be copied", where=name, got=_spell(error), fix="Give a function that builds it."
@@ -146,7 +146,7 @@ def _call(factory: Any, args: Mapping[str, Any]) -> Any:
     if isinstance(factory, nn.Module):
         if args:
             raise UsageError("a module that exists already takes no arguments", got=", ".join(args))
-        return copy.deepcopy(factory)
+        return duplicate(factory)
     if not callable(factory):
         return factory  # `checked` says what it is
     try:
@@ -173,7 +173,9 @@ def _attribute(module: ModuleType, path: str, place: str) -> Any:
 
 def _import(place: str) -> ModuleType:
     if not all(part.isidentifier() for part in place.split(".")):
-        raise UsageError("no such Python module", got=repr(place), fix="Give package.module:factory or file.py:factory.")
+        raise UsageError(
+            "no such Python module", got=repr(place), fix="Give package.module:factory or file.py:factory."
+        )
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:

@@ -41,7 +41,7 @@ def guess(module: nn.Module) -> tuple[torch.Tensor, ...] | None:
     count = _required(module)
     if not layers or count > MAX_INPUTS:
         return None
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point() or p.is_complex()), torch.float32)
     trials = Trials(module)
     for sizes in itertools.islice(_combinations(layers, count), MAX_TRIALS):
         tensors = tuple(_tensor(size, dtype) for size in sizes)

@@ -40,12 +40,15 @@ def materialize(module: nn.Module, inputs: Inputs | None, model: str) -> tuple[t
             fix="Give an example input: --input 1x3x224x224, or example_inputs= in Python.",
         )
     modes = {part: part.training for part in module.modules()}
-    kept = {n: b.clone() for n, b in module.named_buffers() if not nn.parameter.is_lazy(b)}
     try:
         for training in (False, True):  # an auxiliary head may run in training only
             if lazy_names(module):
+                kept = {n: b.clone() for n, b in module.named_buffers() if not nn.parameter.is_lazy(b)}
                 with torch.no_grad():
                     run(module.train(training), copied(examples))
+                for name, buffer in module.named_buffers():
+                    if name in kept:
+                        buffer.copy_(kept[name])
     except Exception as error:
         text = " ".join(str(error).split())[:300]
         raise LoadError(
@@ -57,9 +60,6 @@ def materialize(module: nn.Module, inputs: Inputs | None, model: str) -> tuple[t
     finally:
         for part, training in modes.items():
             part.training = training
-    for name, buffer in module.named_buffers():
-        if name in kept:
-            buffer.copy_(kept[name])
     if left := lazy_names(module):
         raise LoadError(
             "the model has parameters without a shape that its forward does not reach",

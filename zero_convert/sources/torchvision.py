@@ -22,6 +22,8 @@ SIDES = {"inception_v3": 299, "quantized_inception_v3": 299, "ssd300_vgg16": 300
 # Frames and side of the clips that the video presets cut.
 CLIPS = {"mvit": (16, 224), "swin3d": (16, 224), "s3d": (16, 224), "r3d": (16, 112), "mc3": (16, 112)}
 CLIPS["r2plus1d"] = CLIPS["r3d"]
+# In training these normalize over the batch what is one value per image: they need two images.
+PAIRS = ("deeplabv3", "ssdlite320")
 FLOW_SIDE = 128  # RAFT divides by 8 and pools three times more
 
 
@@ -54,11 +56,9 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
 
 
 def example_inputs(name: str, module: nn.Module) -> tuple[Any, ...]:
-    """One image (1, 3, S, S), two for segmentation, one clip (1, 3, T, S, S), two frames for optical flow.
+    """One image (1, 3, S, S), one clip (1, 3, T, S, S), two frames for optical flow; a list of images for detection.
 
-    Detectors get a list of one image with a list of one target.
-
-    A detector wants its targets in training mode and lets them be in evaluation mode.
+    A detector wants a list of targets with them in training mode, and lets them be in evaluation mode.
     """
     kind = _kind(name)
     if kind == "optical_flow":
@@ -67,13 +67,13 @@ def example_inputs(name: str, module: nn.Module) -> tuple[Any, ...]:
     if kind == "video":
         frames, side = next(size for prefix, size in CLIPS.items() if name.startswith(prefix))
         return (reference_tensor((1, 3, frames, side, side)),)
+    count = 2 if name.startswith(PAIRS) else 1
     side = SIDES.get(name, 224)
     size = getattr(module, "image_size", side)
     side = size if isinstance(size, int) else side
     if kind == "detection":
-        return [reference_tensor((3, side, side))], [_target(module, side)]
-    # DeepLab normalizes over a batch what it has pooled to one value per image: two images at least.
-    return (reference_tensor((2 if kind == "segmentation" else 1, 3, side, side)),)
+        return list(reference_tensor((count, 3, side, side))), [_target(module, side) for _ in range(count)]
+    return (reference_tensor((count, 3, side, side)),)
 
 
 def _target(module: nn.Module, side: int) -> dict[str, torch.Tensor]:

@@ -33,9 +33,12 @@ class Trials:
         """Whether the forward returns.
 
         Asked without values first, which costs little. A forward that looks at values is asked again with them,
-        if `values` allows it or its sizes depend on them.
+        if `values` allows it.
         """
-        return self._runs("meta", inputs) or ((values or self._lazy) and self._runs("cpu", inputs))
+        answer = None if self._lazy else self._runs("meta", inputs)
+        if answer is None and (values or self._lazy):
+            answer = self._runs("cpu", inputs)
+        return bool(answer)
 
     def call(self, method: str, inputs: dict[str, Any]) -> Any:
         """What another method of the network returns for keyword arguments, on the first device that can say.
@@ -50,20 +53,21 @@ class Trials:
                     return getattr(twin, method)(**moved(inputs, device))
         raise LookupError(method)
 
-    def _runs(self, device: str, inputs: Inputs) -> bool:
+    def _runs(self, device: str, inputs: Inputs) -> bool | None:
+        """None where the device cannot say: what torch refuses for want of values it refuses for the meta device."""
         twin = self._twin(device)
         if twin is None:
-            return False
+            return None
         try:
             with _quietly():
                 run(twin, moved(inputs, device))
-        except Exception:
-            return False
+        except Exception as error:
+            return None if device in str(error) or isinstance(error, NotImplementedError) else False
         return True
 
     def _twin(self, device: str) -> nn.Module | None:
         if self._lazy:
-            return copy.deepcopy(self._module).eval() if device == "cpu" else None
+            return duplicate(self._module).eval() if device == "cpu" else None
         if device not in self._twins:
             try:
                 twin = without_values(self._module) if device == "meta" else _with_values(self._module)
@@ -77,6 +81,15 @@ def lazy_names(module: nn.Module) -> tuple[str, ...]:
     """Names of the parameters and buffers that get their shape from the first input."""
     tensors = (*module.named_parameters(), *module.named_buffers())
     return tuple(name for name, tensor in tensors if nn.parameter.is_lazy(tensor))
+
+
+def duplicate(module: nn.Module) -> nn.Module:
+    """A deep copy. Buffers without a shape, which torch does not copy, are made anew."""
+    memo: dict[int, Any] = {}
+    for buffer in module.buffers():
+        if isinstance(buffer, nn.parameter.UninitializedBuffer):
+            memo[id(buffer)] = nn.parameter.UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)
+    return copy.deepcopy(module, memo)
 
 
 def without_values(module: nn.Module) -> nn.Module:
