@@ -47,6 +47,9 @@ SIZES: frozenset[Any] = frozenset({"size", "dim", "numel", "new_empty", "new_ful
 LIKE: frozenset[Any] = frozenset(
     {torch.empty_like, torch.full_like, torch.ones_like, torch.rand_like, torch.randn_like, torch.zeros_like}
 )
+NORM_FUNCTIONS: frozenset[Any] = frozenset(
+    {F.batch_norm, F.group_norm, F.instance_norm, F.layer_norm, F.rms_norm, torch.batch_norm, torch.layer_norm}
+)
 DROPS: frozenset[Any] = frozenset({F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout})
 
 
@@ -69,6 +72,7 @@ def kind(node: fx.Node, root: nn.Module) -> str:
         (ACTIVATIONS, "activation"),
         (POOLS, "pool"),
         (DROPS, "drop"),
+        (NORM_FUNCTIONS, "norm"),
         (IDENTITIES, "identity"),
     ):
         if target in targets:

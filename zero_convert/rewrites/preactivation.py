@@ -81,6 +81,8 @@ def _block(root: nn.Module, nodes: Mapping[str, fx.Node], join: Join) -> _Block 
         after = only_user(node)
         norm = after if after is not None and kind(after, root) == "norm" else None
         g = geometry(root.get_submodule(str(node.target)))
+        if norm is not None and norm.op != "call_module":
+            return f"{norm.name} is no module of its own"
         if norm is not None and (g is None or new_norm(root.get_submodule(str(norm.target)), g.in_channels) is None):
             return f"its {type(root.get_submodule(str(norm.target))).__name__} cannot be moved before its layer"
         if norm is not None and g is not None and not _all_read_from(root, norm, g.in_channels):

@@ -103,6 +103,7 @@ def rewrites(options: Mapping[str, Option]) -> tuple[str, ...]:
     norm_free = ("norm_free",) if options["norm"] == "none" else ()
     return (
         "out_of_place",
+        "norm_modules",
         "relu_derivative",
         "preactivation",
         *norm_free,

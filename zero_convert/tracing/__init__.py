@@ -20,10 +20,11 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..errors import TraceError
-from ..layers import WEIGHT_KINDS, is_layer, kind_of
+from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Traced
 from ..locate import defined_at, user_frame
-from .recorder import CannotRecord, Recorder, ValueNeeded
+from .leaves import kept_whole
+from .recorder import CannotRecord, Recorder
 from .regions import record_real, trace_regions
 from .shapes import propagate_shapes, refuse_failing_forward
 from .symbolic import LayerTracer, TraceFailure, argument_names
@@ -144,7 +145,7 @@ def _record(
         raise TraceFailure("", CannotRecord("an input is a list of tensors, and a graph would fix its length"))
     while True:
         module.train(training)
-        recorder = Recorder(module, leaves, is_layer)
+        recorder = Recorder(module, leaves, kept_whole)
         try:
             graph = recorder.record(args, keywords, argument_names(module, len(args)) + list(keywords))
         except Exception as error:
@@ -204,6 +205,3 @@ def _untraceable(module: nn.Module, failure: TraceFailure) -> TraceError:
         fix="Give the part that stands in the way a module of its own, so that it can be kept whole, "
         "or pass other example inputs (--input).",
     )
-
-
-FOLLOWED = (ValueNeeded, CannotRecord)

@@ -266,6 +266,9 @@ class Recorder(TorchFunctionMode):
 
     def _value(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What a question for a tensor's value is answered with."""
+        if self._fake is not None and (finite := self._asks_for_finiteness(args[0])) is not None:
+            self.decisions.append(f"in {self._running[-1] or 'the model'}: values are taken to be finite")
+            return func(torch.tensor(finite))
         known = [self._concrete(a) if isinstance(a, Tensor) else (a, False) for a in args]
         with unset_fake_temporarily():
             value = func(*(x for x, _ in known), **kwargs)
@@ -274,6 +277,15 @@ class Recorder(TorchFunctionMode):
                 raise ValueNeeded(f"a number is taken from the values of an input ({func.__name__})")
             self.decisions.append(f"in {self._running[-1] or 'the model'}: {value} for the example inputs")
         return value
+
+    def _asks_for_finiteness(self, tensor: Any) -> bool | None:
+        """The answer for finite values where the question is `isinf(x).any()`, `isnan(x).any()` or `isfinite(x).all()`;
+        None for any other."""
+        node = self._nodes.get(id(tensor)) if isinstance(tensor, Tensor) else None
+        if node is None or not node.all_input_nodes:
+            return None
+        asked = (_name(node.target), _name(node.all_input_nodes[0].target))
+        return {("any", "isinf"): False, ("any", "isnan"): False, ("all", "isfinite"): True}.get(asked)
 
     def _concrete(self, tensor: Tensor) -> tuple[Any, bool]:
         """The tensor's value, computed on the CPU, and whether it depends on an input."""
@@ -371,8 +383,7 @@ class Recorder(TorchFunctionMode):
         if names is None:
             if isinstance(tensor, torch._subclasses.FakeTensor):
                 raise CannotRecord("a tensor appears that no call of torch's Python interface made")
-            number = sum(name.startswith("_tensor_constant") for name in vars(self.root))
-            names = [f"_tensor_constant{number}"]
+            names = [self._constant_name()]
             setattr(self.root, names[0], tensor)
             self._attributes[id(tensor)] = names
         here = f"{self._running[-1]}." if self._running and self._running[-1] else ""
@@ -417,15 +428,24 @@ class Recorder(TorchFunctionMode):
             return self.graph.call_function(type(value), (), {k: v for k, v in fields.items() if v is not None})
         if isinstance(value, PLAIN) or (isinstance(value, type) and not list(tensors_of(value))):
             return value
-        if next(tensors_of(value), None) is None:
-            return self._constant(value)
+        if isinstance(value, fx.node.base_types) or (callable(value) and next(tensors_of(value), None) is None):
+            return value
+        if self._fake is None:
+            return self._object(value)
         raise CannotRecord(f"a {type(value).__qualname__} is passed on")
 
-    def _constant(self, value: Any) -> Any:
-        """A Python object that an operation gets, such as a layout: kept on the module, outside its state."""
-        if isinstance(value, fx.node.base_types) or callable(value):
-            return value
-        raise CannotRecord(f"a {type(value).__qualname__} is passed on")
+    def _object(self, value: Any) -> fx.Node:
+        """A Python object that a recording needs to run again, kept beside the module's state."""
+        name = self._constant_name()
+        setattr(self.root, name, value)
+        return self.graph.get_attr(name)
+
+    def _constant_name(self) -> str:
+        return f"_tensor_constant{sum(name.startswith('_tensor_constant') for name in vars(self.root))}"
+
+
+def _name(target: Any) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
 def _get(root: nn.Module, path: str) -> Any:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..layers import WEIGHT_KINDS, is_layer, kind_of
+from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Region, Traced
+from .leaves import kept_whole
 from .recorder import Call, Recorder
 from .shapes import stand_in
 from .symbolic import TraceFailure, argument_names
@@ -51,7 +52,7 @@ def record_real(module: nn.Module, inputs: Inputs, *, training: bool) -> tuple[f
     keywords = inputs if isinstance(inputs, Mapping) else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        recorder = Recorder(twin, (), is_layer, real=True)
+        recorder = Recorder(twin, (), kept_whole, real=True)
         graph = recorder.record(args, keywords, argument_names(module, len(args)) + list(keywords))
     for name, value in vars(twin).items():
         if name.startswith("_tensor_constant"):
@@ -64,7 +65,7 @@ def _inside(module: nn.Module, path: str, calls: Mapping[str, Call | None], capt
     found: list[Region] = []
     for name, child in module.named_children():
         where = f"{path}.{name}" if path else name
-        if is_layer(child) or not any(kind_of(m) in WEIGHT_KINDS for m in child.modules()):
+        if kept_whole(child) or not any(kind_of(m) in WEIGHT_KINDS for m in child.modules()):
             continue
         traced = _captured(child, calls.get(where), capture)
         found += [Region(where, traced)] if traced is not None else _inside(child, where, calls, capture)
@@ -72,9 +73,11 @@ def _inside(module: nn.Module, path: str, calls: Mapping[str, Call | None], capt
 
 
 def _captured(module: nn.Module, call: Call | None, capture: Capture) -> Traced | None:
-    if call is None or (call.args and call.kwargs):
+    if call is None:
         return None
-    inputs: Inputs = dict(call.kwargs) if call.kwargs else tuple(call.args)
+    inputs: Inputs = tuple(call.args)
+    if call.kwargs:
+        inputs = dict(zip(argument_names(module, len(call.args)), call.args, strict=True)) | dict(call.kwargs)
     if not inputs or not _plain(inputs.values() if isinstance(inputs, Mapping) else inputs):
         return None
     modes = {m: m.training for m in module.modules()}

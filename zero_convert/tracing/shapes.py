@@ -82,7 +82,18 @@ def example_output(mode: FakeTensorMode, module: nn.Module, args: Sequence[Any],
     return tree_map(lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v, returned)
 
 
-SAME = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.Dropout, nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid)
+SAME = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.Dropout,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.Sigmoid,
+)
 
 
 def known_output(module: Any, x: Any = None, *more: Any) -> torch.Tensor | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..layers import is_layer
+from .leaves import kept_whole
 
 
 def argument_names(module: nn.Module, count: int) -> list[str]:
@@ -45,12 +45,14 @@ class LayerTracer(fx.Tracer):
         inputs: how many positional arguments the example inputs give.
     """
 
+    proxy_buffer_attributes = True  # else what a forward does to a buffer would happen now, and never again
+
     def __init__(self, leaves: Collection[str], inputs: int) -> None:
         super().__init__()
         self._leaves, self._inputs = frozenset(leaves), inputs
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name in self._leaves or is_layer(m)
+        return module_qualified_name in self._leaves or kept_whole(m)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
