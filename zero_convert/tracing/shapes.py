@@ -134,8 +134,9 @@ def _untouched(module: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            for buffer, value in saved:
-                buffer.copy_(value)
+            with torch.no_grad():
+                for buffer, value in saved:
+                    buffer.copy_(value)
 
 
 @contextmanager
@@ -209,7 +210,7 @@ def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequenc
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with torch.no_grad(), mode, quiet():
+        with torch.no_grad(), _untouched(module), mode, quiet():  # torch writes to real buffers even here
             fakes = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in example_inputs]
             _record(module, graph, fakes)
         return
