@@ -88,7 +88,9 @@ def duplicate(module: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {}
     for buffer in module.buffers():
         if isinstance(buffer, nn.parameter.UninitializedBuffer):
-            memo[id(buffer)] = nn.parameter.UninitializedBuffer(device=buffer.device, dtype=buffer.dtype)
+            memo[id(buffer)] = nn.parameter.UninitializedBuffer(  # type: ignore[call-arg]
+                device=buffer.device, dtype=buffer.dtype
+            )
     return copy.deepcopy(module, memo)
 
 
