@@ -48,6 +48,18 @@ class Traced:
         """The distinct graphs: training first."""
         return (self.train,) if self.train is self.evaluate else (self.train, self.evaluate)
 
+    @property
+    def captured(self) -> float:
+        """The share of the parameters inside graphs that may stand for the forward, from 0 to 1."""
+        seen = {id(p): p.numel() for p in self.root.parameters()}
+        if self.whole:
+            inside = {id(p) for path in self.opaque for p in self.root.get_submodule(path).parameters()}
+            kept = sum(n for key, n in seen.items() if key not in inside)
+        else:
+            inside = {id(p) for region in self.regions for p in region.traced.root.parameters()}
+            kept = sum(n for key, n in seen.items() if key in inside)
+        return kept / max(1, sum(seen.values()))
+
     def call(self, module: nn.Module, values: tuple[Any, ...]) -> Any:
         """What the module, `root` or one like it, returns for values in the order of the graphs' inputs."""
         return module(**dict(zip(self.keywords, values, strict=True))) if self.keywords else module(*values)

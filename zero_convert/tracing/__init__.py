@@ -105,7 +105,7 @@ def _ladder(module: nn.Module, inputs: Inputs, failed: list[str]) -> Traced:
         return found
     if _hidden(module, leaves) > HIDDEN:
         found = trace_regions(module, inputs, failed, _values)
-        if found is not None and _covered(module, found) > 1 - _hidden(module, leaves):
+        if found is not None and found.captured > whole.captured:
             return found
     return whole
 
@@ -179,12 +179,6 @@ def _hidden(module: nn.Module, leaves: Sequence[str]) -> float:
     """The share of the parameters inside leaves that own several weight layers."""
     parts = [module.get_submodule(path) for path in leaves]
     inside = {id(p): p.numel() for part in parts if _weight_layers(part) > 1 for p in part.parameters()}
-    return sum(inside.values()) / max(1, sum(p.numel() for p in module.parameters()))
-
-
-def _covered(module: nn.Module, traced: Traced) -> float:
-    """The share of the parameters inside regions."""
-    inside = {id(p): p.numel() for region in traced.regions for p in region.traced.root.parameters()}
     return sum(inside.values()) / max(1, sum(p.numel() for p in module.parameters()))
 
 

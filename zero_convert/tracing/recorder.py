@@ -142,7 +142,7 @@ class Recorder(TorchFunctionMode):
             return recorder._record("call_function", FunctionCall(cls), args, kwargs, lambda: original(*args, **kwargs))
 
         nn.Module.__call__ = call  # type: ignore[method-assign]
-        torch.autograd.Function.apply = classmethod(applied)  # type: ignore[assignment]
+        torch.autograd.Function.apply = classmethod(applied)
         try:
             yield
         finally:

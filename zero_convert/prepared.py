@@ -1,0 +1,230 @@
+"""Load → trace → analyze → rewrite → analyze: everything up to the moment the values are written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from . import receipt, rewrites, schemes, sources
+from .errors import ModelError, TraceError, UsageError
+from .initialize import initialize, ties
+from .live import Traced
+from .records import Assignment, Edit, Option, Plan, Recipe, Structure
+from .result import Progress, tell
+from .scheme import Scheme
+from .sources.recognize import fingerprint
+from .structure import analyze
+from .tracing import retrace, trace
+from .tracing.shapes import propagate_shapes, runs
+
+SHOWN = 6  # parts and decisions named in a note
+Inputs = Sequence[Any] | Mapping[str, Any]  # arguments of forward: by position, or by name
+Outputs = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each tensor that a forward returns
+
+
+@dataclass
+class Made:
+    """Everything up to the moment the values are written."""
+
+    loaded: sources.Loaded
+    scheme: Scheme
+    options: Mapping[str, Option]
+    traced: Traced
+    joins: Structure
+    structure: Structure
+    edits: tuple[Edit, ...]
+    inputs: tuple[Any, ...]
+    outputs: Mapping[str, Outputs]
+    fingerprint: str
+    training: bool
+    leftovers: str
+    needed: tuple[str, ...]
+    captured: tuple[str, ...]  # what the reader of the plan should know about the capture
+
+    def fill(self, *, write: bool) -> tuple[Assignment, ...]:
+        return initialize(
+            self.traced,
+            self.structure,
+            self.scheme,
+            self.options,
+            leftovers=self.leftovers,
+            constructed=self.loaded.poisoned,
+            drawn=self.loaded.drawn,
+            write=write,
+        )
+
+    def plan(self, assignments: tuple[Assignment, ...]) -> Plan:
+        return Plan(
+            scheme=self.scheme.name,
+            options=dict(self.options),
+            rung=self.traced.rung,
+            rungs_failed=self.traced.failed,
+            joins=self.joins.joins,
+            edits=self.edits,
+            assignments=assignments,
+            notes=(*self.loaded.notes, *self.captured, *self.joins.notes),
+        )
+
+    def recipe(self, dtype: str) -> Recipe:
+        stored = ties(self.traced.root.state_dict(keep_vars=True))
+        return Recipe(
+            model=self.loaded.name,
+            model_args=dict(self.loaded.model_args),
+            scheme=self.scheme.name,
+            options=dict(self.options),
+            dtype=dtype,
+            ties={name: first for name, first in stored.items() if name != first},
+            source=self.loaded.source,
+            leftovers=self.leftovers,
+            inputs=self.needed,
+        )
+
+
+def prepare(
+    model: str | nn.Module,
+    example_inputs: Inputs | None,
+    scheme_name: str,
+    options: Mapping[str, Option] | None,
+    model_args: Mapping[str, Any] | None,
+    leftovers: str,
+    progress: Progress | None,
+    folders: Sequence[str] = (),
+) -> Made:
+    one_of("leftovers", leftovers, receipt.LEFTOVERS)
+    scheme = schemes.get(scheme_name)
+    chosen = schemes.complete_options(scheme, options or {})
+    loaded = load_source(model, model_args, example_inputs, progress, folders)
+    loaded = _single_precision(loaded)
+    mark, training = fingerprint(loaded.module), loaded.module.training
+    tell(progress, "trace", loaded.source)
+    given = loaded.example_inputs or ()
+    inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
+    needed = _needed_inputs(loaded) if example_inputs is not None else ()
+    traced = trace(loaded.module, given)
+    outputs = {mode: _outputs(graph) for mode, graph in (("train", traced.train), ("evaluate", traced.evaluate))}
+    tell(progress, "analyze", f"{len(list(traced.train.nodes))} nodes")
+    before = analyze(traced)
+    captured = _capture_notes(traced)
+    tell(progress, "rewrite", f"{sum(join.residual for join in before.joins)} residual joins")
+    traced, edits = rewrites.apply(traced, scheme.rewrites(chosen), chosen)
+    if edits and traced.whole:
+        _same_outputs(traced, inputs, outputs, scheme, loaded.source)
+    elif edits:
+        traced = retrace(traced, traced.root, inputs)
+    after = analyze(traced) if edits else before
+    return Made(
+        loaded,
+        scheme,
+        chosen,
+        traced,
+        before,
+        after,
+        edits,
+        inputs,
+        outputs,
+        mark,
+        training,
+        leftovers,
+        needed,
+        captured,
+    )
+
+
+def _capture_notes(traced: Traced) -> tuple[str, ...]:
+    notes = []
+    if traced.captured < 1:
+        notes.append(f"{traced.captured:.1%} of the parameters are inside captured graphs")
+    if not traced.whole:
+        parts = ", ".join(region.path for region in traced.regions[:SHOWN]) or "none"
+        notes.append(f"the model's own Python stays; parts that may be rewritten: {parts}")
+    return (*notes, *(f"control flow {decision}" for decision in traced.decisions[:SHOWN]))
+
+
+def _single_precision(loaded: sources.Loaded) -> sources.Loaded:
+    """The model in float32, in which it is rewritten and checked; what is written has the dtype that was asked for."""
+    inputs = loaded.example_inputs
+    if all(t.dtype is torch.float32 for t in loaded.module.state_dict().values() if t.is_floating_point()):
+        return loaded
+    loaded.module.float()
+    inputs = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, inputs)
+    return replace(loaded, example_inputs=inputs)
+
+
+def _needed_inputs(loaded: sources.Loaded) -> tuple[str, ...]:
+    """The given example inputs as the recipe spells them, where the source's own would not do to trace the model."""
+    usual, given = sources.conventional_inputs(loaded), loaded.example_inputs or ()
+    named = given if isinstance(given, Mapping) else dict.fromkeys(range(0))
+    values = tuple(named.values()) if named else tuple(given)
+    if usual is None or not all(isinstance(x, torch.Tensor) for x in values):
+        return ()
+    if len(usual) == len(values) and isinstance(usual, Mapping) == bool(named) and runs(loaded.module, usual):
+        return ()
+    prefixes = [f"{name}=" for name in named] or [""] * len(values)
+    return tuple(
+        f"{prefix}{'x'.join(map(str, x.shape))}:{str(x.dtype).removeprefix('torch.')}"
+        for prefix, x in zip(prefixes, values, strict=True)
+    )
+
+
+def _same_outputs(
+    traced: Traced, inputs: Sequence[Any], outputs: Mapping[str, Outputs], scheme: Scheme, source: str
+) -> None:
+    """Raises ModelError if the rewritten network does not run, or returns other shapes than the original."""
+    modes = {m: m.training for m in traced.root.modules()}
+    traced.root.eval()
+    for mode, graph in (("train", traced.train), ("evaluate", traced.evaluate)):
+        try:
+            propagate_shapes(traced.root, graph, inputs)
+            made = _outputs(graph)
+        except TraceError as error:
+            made, cause = (), error.got
+        else:
+            cause = str(made)
+        if made != outputs[mode]:
+            raise ModelError(
+                f"the rewrites of {scheme.name} do not fit this model",
+                where=f"{source}, {mode} mode",
+                got=cause,
+                expected=f"the original's outputs {outputs[mode]}",
+                fix="--scheme zero-2022 leaves the architecture as it is. Please report the model.",
+            )
+    for m, training in modes.items():
+        m.training = training
+
+
+def load_source(
+    model: str | nn.Module,
+    model_args: Mapping[str, Any] | None,
+    example_inputs: Inputs | None,
+    progress: Progress | None,
+    folders: Sequence[str] = (),
+) -> sources.Loaded:
+    tell(progress, "load", model if isinstance(model, str) else type(model).__qualname__)
+    if isinstance(example_inputs, torch.Tensor):
+        example_inputs = (example_inputs,)
+    if isinstance(model, str):
+        loaded = sources.load(model, model_args or {}, inputs=example_inputs, folders=folders)
+    else:
+        loaded = sources.adopt(model, example_inputs)
+    if loaded.example_inputs is None:
+        raise UsageError(
+            "example inputs cannot be guessed for this model",
+            where=loaded.source,
+            fix="Give them: --input 1x3x224x224, or example_inputs= in Python.",
+        )
+    return loaded
+
+
+def _outputs(graph: torch.fx.Graph) -> Outputs:
+    outputs: Outputs = next(node.meta["outputs"] for node in graph.nodes if node.op == "output")
+    return outputs
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} has no such value", got=repr(value), expected="one of " + ", ".join(choices))

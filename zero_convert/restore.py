@@ -1,0 +1,114 @@
+"""From an artifact back to the module that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import receipt, sources
+from .errors import LoadError, MalformedError, UntrustedError
+from .exporters import safetensors
+from .initialize import nan_names, ties
+from .prepared import Inputs, prepare
+from .records import Recipe
+from .sources.inputs import parse_input
+
+
+def load(
+    path: str | PathLike[str],
+    model: str | nn.Module | None = None,
+    example_inputs: Inputs | None = None,
+    *,
+    trust: bool = False,
+) -> nn.Module:
+    """The rewritten network that an artifact holds, with its weights, in training mode, on the CPU.
+
+    The file alone is enough where its model came from an installed model library. It never makes us run other code:
+    for a model from a user's own factory, say which one, or `trust=True` to run the one that the file names.
+
+    Args:
+        path: a file that `Result.save` wrote.
+        model: the module or MODEL string to rebuild the network from, where the file cannot say.
+        example_inputs: as for `convert`.
+        trust: run the factory that the file names.
+
+    Raises:
+        MalformedError: no file of ours, or its tensors do not fit the network.
+        UntrustedError: it names a factory outside the model libraries.
+        LoadError: it names no model; and the errors of `convert`.
+    """
+    where = str(path)
+    header = safetensors.read_header(path)
+    recipe = receipt.recipe_from_metadata(header.metadata, where)
+    if recipe is None:
+        raise MalformedError("the file has no recipe", where=where, expected="a file that zero-convert wrote")
+    arguments = None
+    if model is None:
+        model, arguments = _named_model(recipe, where, trust), recipe.model_args
+    if example_inputs is None and recipe.inputs:
+        example_inputs = _spelled_inputs(recipe.inputs)
+    folders = [str(Path(path).parent)]
+    made = prepare(model, example_inputs, recipe.scheme, recipe.options, arguments, "keep", None, folders)
+    module = made.traced.root
+    module.to(getattr(torch, recipe.dtype))
+    _fill_from(module, path, recipe, where)
+    if nan := nan_names(module):
+        raise MalformedError("values are left that the file does not hold", where=", ".join(nan[:6]), got="NaN")
+    return module.train()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _spelled_inputs(texts: Sequence[str]) -> Inputs:
+    """The example inputs that a recipe spells: positional, or `name=shape`."""
+    if all("=" in text for text in texts):
+        return {name: parse_input(shape) for name, _, shape in (text.partition("=") for text in texts)}
+    return tuple(parse_input(text) for text in texts)
+
+
+def _named_model(recipe: Recipe, where: str, trust: bool) -> str:
+    if not recipe.model:
+        raise LoadError(
+            "the file does not say how its model is built: it was converted from a live module",
+            where=where,
+            got=f"a {recipe.source}",
+            fix="Pass the module, or a MODEL string, as `model=`.",
+        )
+    if recipe.model.partition(":")[0] not in sources.ORIGINS and not trust:
+        raise UntrustedError(
+            "the file names a factory outside the model libraries, and running it means running its code",
+            where=where,
+            got=repr(recipe.model),
+            fix="Pass the module or factory as `model=`, or `trust=True` if you know that file and that code.",
+        )
+    return recipe.model
+
+
+def _fill_from(module: nn.Module, path: str | PathLike[str], recipe: Recipe, where: str) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    state = module.state_dict(keep_vars=True)
+    stored = set(ties(state).values())
+    strange = sorted(stored ^ set(tensors))
+    strange += sorted(
+        name
+        for name in stored & set(tensors)
+        if (state[name].shape, state[name].dtype) != (tensors[name].shape, tensors[name].dtype)
+    )
+    if strange:
+        raise MalformedError(
+            f"the file does not fit the network that its recipe builds: {len(strange)} tensors differ",
+            where=where,
+            got=", ".join(strange[:6]),
+            expected=f"the tensors of {recipe.model or recipe.source} under {recipe.scheme}",
+            fix="The model library may have changed since; pass the model it was made from as `model=`.",
+        )
+    with torch.no_grad():
+        for name in sorted(stored):
+            state[name].copy_(tensors[name])
