@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
+
+from zero_convert.live import Region
+from zero_convert.tracing import trace
 
 from . import nets
 from .test_checks import IMAGES, answers, convert
@@ -63,6 +68,20 @@ def test_a_part_kept_whole_with_several_weight_layers_is_warned_of_by_name() -> 
 def test_a_part_kept_whole_with_one_weight_layer_hides_no_join() -> None:
     check = answers(convert(Around(1), torch.zeros(1, 6), "zero-2022"))["coverage"]
     assert (check.status, check.numbers["opaque"]["hidden"]["weight_layers"]) == ("pass", 1)
+
+
+def test_what_only_a_recording_shows_is_told_apart_from_the_regions() -> None:
+    subject = convert(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)), torch.zeros(1, 6), "zero-2022")
+    traced = replace(subject.traced, whole=False)
+    region = Region("0", trace(subject.traced.root.get_submodule("0"), (torch.zeros(1, 6),)))
+    for recording, captured in ((traced, 0), (replace(traced, regions=(region,)), 42)):
+        check = answers(replace(subject, traced=recording))["coverage"]
+        assert (check.numbers["captured"], check.numbers["recorded"], check.numbers["unread"]) == (
+            captured,
+            63 - captured,
+            0,
+        )
+        assert "in a recording only" in check.summary
 
 
 def test_an_attention_is_one_weight_layer() -> None:

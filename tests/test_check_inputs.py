@@ -73,6 +73,17 @@ def test_nests_keep_their_form_and_what_is_no_tensor_stays() -> None:
     LINEAR.float()
 
 
+def test_only_lists_of_images_and_what_belongs_to_them_grow() -> None:
+    images, targets, sizes = [torch.zeros(3, 5, 5)] * 2, [{"labels": torch.tensor([i])} for i in (7, 8)], [1, 2, 3]
+    (more, labels, same), _ = batches((images, targets, sizes), None, lengthen=True)
+    assert len(more) == BATCH
+    assert len({image.numpy().tobytes() for image in more}) == BATCH
+    assert [target["labels"].item() for target in labels] == [7, 8, 7, 8]
+    assert same == sizes
+    levels = [torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 4, 4)]
+    assert len(batches((levels,), None, lengthen=True)[0][0]) == 2
+
+
 def test_images_in_nests_are_seen_and_cropped_but_tokens_are_not() -> None:
     clip = {"video": torch.zeros(1, 3, 4, 90, 80), "tokens": torch.zeros(1, 90, 80)}
     assert crops((clip,), 64)

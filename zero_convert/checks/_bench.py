@@ -22,7 +22,7 @@ from ..live import Subject
 from ..records import Join, Layer
 from . import _guard
 from ._channels import Channels, as_rows, statistics
-from ._inputs import Batches, Inputs, batches, crops, floats, moved
+from ._inputs import BATCH, Batches, Inputs, batches, crops, floats, moved
 
 SIDES = (96, 160)  # images are cropped to the first of these that the network accepts
 SMALL_SIDES = (48, 64, *SIDES)  # where many runs are needed
@@ -140,8 +140,8 @@ class Bench:
 
     @cached_property
     def other_inputs(self) -> Inputs:
-        """Another batch for training mode, of the same sizes as `small_inputs`."""
-        return batches(self.small_inputs[0], None, samples=None, variant=1)[0]
+        """Another batch for training mode: like `small_inputs`, but no smaller than usual, with other values."""
+        return batches(self.small_inputs[0], None, few=BATCH, variant=1, lengthen=True)[0]
 
     def _fit(self, sides: tuple[int, ...], modes: tuple[str, ...], *, keep: bool) -> Batches:
         """The first candidates that the network takes in these modes, outputs like the example's; else the example.

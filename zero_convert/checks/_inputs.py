@@ -71,7 +71,13 @@ def crops(given: Inputs, side: int) -> bool:
 
 
 def batches(
-    given: Inputs, side: int | None, *, samples: int | None = BATCH, few: int = BATCH // 2, variant: int = 0
+    given: Inputs,
+    side: int | None,
+    *,
+    samples: int | None = BATCH,
+    few: int = BATCH // 2,
+    variant: int = 0,
+    lengthen: bool = False,
 ) -> Batches:
     """Like the example inputs: images cropped to `side` (None: as large as given), other values, more samples.
 
@@ -84,7 +90,10 @@ def batches(
         samples: how many; None leaves as many as there are.
         few: how many where the images are large and cannot be cropped.
         variant: another number gives other values.
+        lengthen: a list of images grows to `samples`, and with it every list of the same length.
     """
+    if lengthen and samples is not None:
+        given = _lengthened(given, samples)
     tensors = [x for x in given if isinstance(x, Tensor) and x.ndim]
     shared = samples is not None and len({x.shape[0] for x in tensors}) == 1
     large = side is None and any(_is_image(x) and math.prod(x.shape[-2:]) > LARGE for x in tensors)
@@ -113,6 +122,17 @@ def batches(
 
     whole = tuple(new(x, True) if isinstance(x, Tensor) else mapped(x, lambda t: new(t, False)) for x in given)
     return whole, tuple(x[:1] if shared and isinstance(x, Tensor) and x.ndim else x for x in whole)
+
+
+def _lengthened(given: Inputs, samples: int) -> Inputs:
+    """The same with images (and what belongs to each) repeated, where an argument is a list of images."""
+    lengths = {
+        len(x) for x in given if isinstance(x, list) and x and all(isinstance(t, Tensor) and t.ndim == 3 for t in x)
+    }
+    return tuple(
+        [x[i % len(x)] for i in range(max(samples, len(x)))] if isinstance(x, list) and len(x) in lengths else x
+        for x in given
+    )
 
 
 def _hashed(key: str, shape: list[int]) -> Tensor:

@@ -37,11 +37,12 @@ def ask(bench: Bench) -> Check:
     worst = max(norms, key=lambda name: _low(norms[name]), default="")
     low = _low(norms[worst]) if worst else 0.0
     warn = low >= MANY or any(c.distinct < FEW * c.total for c in heads.values())
-    where = [""] if len(heads) == 1 else [f" {name}" for name in heads]
-    parts = [
-        f"distinct features at the head's input{name}: {c.distinct} of {c.total}"
-        for name, c in zip(where, heads.values(), strict=True)
-    ]
+    parts = []
+    if heads:
+        poorest = min(heads, key=lambda name: heads[name].distinct / max(1, heads[name].total))
+        counts = f"{heads[poorest].distinct} of {heads[poorest].total}"
+        more = f" {poorest}, the poorest of {len(heads)} heads" if len(heads) > 1 else ""
+        parts.append(f"distinct features at the head's input{more}: {counts}")
     if worst:
         parts.append(
             f"up to {low:.0%} near-zero-variance channels of a norm ({worst})" if low else "none of low variance"

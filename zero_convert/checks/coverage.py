@@ -1,8 +1,10 @@
 """How much of the model lies in a graph that tracing captured, and what may be hidden outside it?
 
-A parameter is captured if a graph reads it, or calls the known layer that owns it. It is opaque if it belongs to a
-submodule that tracing had to keep whole: what such a part computes is not seen. With two or more weight layers in it,
-residual joins may be among what is not seen, and the scheme treats these layers as if there were none.
+A parameter is captured if a graph reads it, or calls the known layer that owns it. Where the model's own Python has to
+stay, only the graphs of its regions count; what the recording of the whole forward reads besides is told apart. A
+parameter is opaque if it belongs to a submodule that tracing had to keep whole: what such a part computes is not seen.
+With two or more weight layers in it, residual joins may be among what is not seen, and the scheme treats these layers
+as if there were none.
 
 Never fails: a part that is kept whole still gets its values by rules. Warns if such a part owns more than one weight
 layer.
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from ..converted import ConvertedModule
 from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Traced
 from ..records import Check
@@ -26,9 +29,11 @@ SHOWN = 3
 def ask(bench: Bench) -> Check:
     traced = bench.subject.traced
     sizes = {id(p): p.numel() for p in traced.root.parameters()}
-    inside = {path: traced.root.get_submodule(path) for path in traced.opaque}
+    inside = {path: traced.root.get_submodule(path) for path in _opaque(traced)}
     opaque = {id(p) for module in inside.values() for p in module.parameters()}
-    seen = {id(p) for p in _read(traced)} - opaque
+    seen = {id(p) for p in _read(traced)} & sizes.keys() - opaque
+    recorded = set() if traced.whole else seen - {id(p) for module in _regions(traced) for p in module.parameters()}
+    seen -= recorded
     leaves = {
         path: {"parameters": sum(p.numel() for p in module.parameters()), "weight_layers": len(weight_layers(module))}
         for path, module in inside.items()
@@ -39,7 +44,9 @@ def ask(bench: Bench) -> Check:
     summary = f"{captured:,} of {total:,} parameters ({share:.1%}) in captured graphs"
     if leaves:
         summary += f", {sum(sizes[i] for i in opaque):,} in {len(leaves)} parts kept whole"
-    unread = total - captured - sum(sizes[i] for i in opaque)
+    if recorded:
+        summary += f", {sum(sizes[i] for i in recorded):,} in a recording only"
+    unread = total - captured - sum(sizes[i] for i in opaque | recorded)
     if unread:
         summary += f", {unread:,} that no graph reads"
     if hiding:
@@ -51,10 +58,29 @@ def ask(bench: Bench) -> Check:
         "warn" if hiding else "pass",
         QUESTION,
         summary,
-        {"parameters": total, "captured": captured, "unread": unread, "share": share, "opaque": leaves},
+        {
+            "parameters": total,
+            "captured": captured,
+            "recorded": sum(sizes[i] for i in recorded),
+            "unread": unread,
+            "share": share,
+            "opaque": leaves,
+        },
         "no part kept whole owns more than one weight layer",
         "Give what branches on values a module of its own, so that only that is kept whole." if hiding else "",
     )
+
+
+def _regions(traced: Traced) -> list[nn.Module]:
+    """The parts with graphs of their own: named, or rewritten in their place."""
+    named = [traced.root.get_submodule(region.path) for region in traced.regions]
+    return [*named, *(m for m in traced.root.modules() if isinstance(m, ConvertedModule))]
+
+
+def _opaque(traced: Traced) -> list[str]:
+    """Paths of the parts kept whole, those in regions included."""
+    inner = [f"{region.path}.{path}" for region in traced.regions for path in _opaque(region.traced)]
+    return list(dict.fromkeys([*traced.opaque, *inner]))
 
 
 def _read(traced: Traced) -> Iterator[nn.Parameter]:

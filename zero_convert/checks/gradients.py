@@ -9,9 +9,10 @@ gradients by 1/sqrt(eps) = 316, cannot blow up the run, and no matrix grows by m
 
 A nonzero gradient in any run proves a parameter alive; a run without one proves little: a step that is too large can
 push every unit of a ReLU below 0 for all inputs (SqueezeNet under zero-2022 is silent after five steps of 0.1), and a
-narrow layer may be silent for the few inputs of one batch. So if a weight seems dead, or a gradient overflows after the
-first step, the training is repeated from the same start with steps of 0.01 and 0.001, and then with other inputs, until
-none is left. What is dead in all of these is called dead; the first step told of a parameter is the earliest of all.
+narrow layer, or a batch norm over two values, may be silent for the few inputs of one batch. So if a weight seems dead,
+or a gradient overflows after the first step, the training is repeated from the same start: with steps of 0.01 on a
+larger batch of other values, with steps of 0.001 on the first batch, and then on the other, until no doubt is left.
+What is dead in all of these is called dead; the first step told of a parameter is the earliest of all.
 
 "Nonzero" is exact. A bias directly before a batch norm is subtracted again by it; what gradient it shows is rounding,
 and it is listed as "cancelled". A parameter that the output does not depend on in training mode is listed as "unused".
@@ -41,7 +42,7 @@ from ._inputs import Inputs, floats, moved
 from ._loss import gradients_of
 
 QUESTION = "Which step is the first to give each parameter a gradient, and does any parameter stay dead?"
-STEPS = (0.1, 0.01, 0.001)
+TRIALS = ((0.1, False), (0.01, True), (0.001, False), (0.001, True))  # size of the steps; on the other batch
 JUDGED = WEIGHT_KINDS - {"embedding"}  # rows of an embedding that no index names have no gradient
 SHOWN = 4
 
@@ -108,7 +109,7 @@ def _answer(trained: list[str], runs: list[_Run], cancelled: set[str], limit: in
     summary += f"; {len(dead)} dead after {made} steps: {_some(serious or dead)}" if dead else "; none stays dead"
     if not dead and len(runs) > 1:
         silent = [name for name in first if name not in runs[0].first]
-        summary += f"; {len(silent)} of them only with steps below {runs[0].size} or other inputs"
+        summary += f"; {len(silent)} of them only with smaller steps or another batch"
     if unused:
         summary += f"; {len(unused)} not used in training mode"
     if cancelled:
@@ -128,18 +129,17 @@ def _trainings(bench: Bench, trained: list[str], weights: set[str], cancelled: s
     """One training, and where it leaves a doubt the repetitions until there is none."""
     runs: list[_Run] = []
     wanted = set(trained) - cancelled
-    for other in (False, True):
-        for size in STEPS:
-            try:
-                run = _train(bench, bench.other_inputs if other else bench.small_inputs[0], size, wanted, limit)
-            except (ArithmeticError, IndexError, RuntimeError, ValueError):
-                if not other:
-                    raise
-                return runs  # the network does not take other values: the example's mean something to it
-            runs.append(run)
-            wanted -= {*run.first, *run.unused}
-            if (run.broken and run.steps == 1) or not (run.broken or wanted & weights):
-                return runs
+    for size, other in TRIALS:
+        try:
+            run = _train(bench, bench.other_inputs if other else bench.small_inputs[0], size, wanted, limit)
+        except (ArithmeticError, IndexError, RuntimeError, ValueError):
+            if not other:
+                raise
+            run = _train(bench, bench.small_inputs[0], size, wanted, limit)  # it takes no other batch
+        runs.append(run)
+        wanted -= {*run.first, *run.unused}
+        if (run.broken and run.steps == 1) or not (run.broken or wanted & weights):
+            break
     return runs
 
 

@@ -13,6 +13,8 @@ from ._rules import all_zero, rules_of
 
 QUESTION = "Are the logits of a head that starts at zero exactly 0?"
 
+SHOWN = 3
+
 
 def ask(bench: Bench) -> Check | None:
     rules = rules_of(bench.subject)
@@ -28,14 +30,18 @@ def ask(bench: Bench) -> Check | None:
     wrong = [name for name, values in seen.items() if any(value != 0 for value in values.values())]
     missed = [name for name in heads if name not in seen]
     summary = (
-        f"{', '.join(wrong)} returns up to {max(max(seen[name].values()) for name in wrong):.3g}"
+        f"{_some(wrong)} returns up to {max(max(seen[name].values()) for name in wrong):.3g}"
         if wrong
-        else f"exactly 0 from {', '.join(seen)}"
+        else f"exactly 0 from {_some(list(seen))}"
         if seen
         else "no head was reached"
     )
     numbers = {"heads": seen, "not_reached": missed}
     stopped = bench.stopped() if missed else ""
-    summary += f"; {', '.join(missed)} not reached, because the recording ends early: {stopped}" if stopped else ""
+    summary += f"; {_some(missed)} not reached, because the recording ends early: {stopped}" if stopped else ""
     status = "fail" if wrong or (missed and not stopped) else "warn" if missed else "pass"
     return Check("logits", status, QUESTION, summary, numbers, "exactly 0")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
