@@ -1,6 +1,6 @@
 """Which models: by pattern, from a list file, one per family, up to a number of parameters.
 
-Nothing here traces or converts; models are built at most on the meta device, to count their parameters.
+Nothing here traces or converts; models are built at most to count their parameters.
 """
 
 from __future__ import annotations
@@ -97,15 +97,22 @@ def family_names(zoos: Iterable[str]) -> dict[str, str]:
 
 
 def parameters_of(model: Model) -> int | None:
-    """How many parameters the model has, counted on the meta device; None where it cannot be built there."""
+    """How many parameters the model has; None where it cannot be built.
+
+    Counted on the meta device where its constructor can do without values, else on the CPU.
+    """
     import torch
 
-    try:
-        with warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")
-            return int(sum(p.numel() for p in _built(model).parameters()))
-    except Exception:
-        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for device in ("meta", "cpu"):
+            try:
+                with torch.device(device):
+                    made = _built(model) if device == "meta" else sources.load(model.name, model.model_args()).module
+                    return sum(int(p.numel()) for p in made.parameters())
+            except Exception:
+                continue
+    return None
 
 
 def _built(model: Model) -> Any:
