@@ -236,6 +236,23 @@ def test_a_module_without_values_is_refused_by_name() -> None:
         sources.adopt(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta")))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_quantized_layer_is_refused_by_name() -> None:
+    whole = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(4, 4)))
+    packed = torch.ao.quantization.quantize_dynamic(whole, {nn.Linear})
+    with pytest.raises(
+        LoadError, match=r"quantized layer .*\(Sequential, 1.0\); got a torch.ao.nn.quantized.*quantize"
+    ):
+        sources.adopt(packed)
+    stored = nn.Linear(4, 4)
+    stored.register_buffer("codes", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8))
+    with pytest.raises(LoadError, match=r"quantized layer .*\(Linear\)"):
+        sources.adopt(stored)
+    with pytest.raises(LoadError, match=r"quantized layer .*\(torchvision:quantized_resnet18, "):
+        sources.load("torchvision:quantized_resnet18", {"quantize": True})
+    assert sources.adopt(nn.Linear(4, 4).half()).source.endswith("Linear")
+
+
 def test_nests_are_copied_and_moved_whole() -> None:
     nest = {"a": [torch.ones(2), {"b": (torch.zeros(1), 3)}]}
     copy = inputs.copied(nest)

@@ -110,6 +110,7 @@ def load(
     with contextlib.redirect_stdout(sys.stderr), poisoned() as poison:
         module = factory.on_cpu(factory.checked(lambda: origin.build(name, arguments), model, arguments), model)
         lazy, sized_by = materialize(module, as_inputs(inputs) if inputs is not None else None, model)
+    factory.refuse_quantized(module, model)
     examples = sized_by if sized_by is not None else origin.example_inputs(name, module)
     said = origin.notes(module, examples) if inputs is None and hasattr(origin, "notes") else ()
     return Loaded(
@@ -156,6 +157,7 @@ def adopt(module: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any] |
     given = inputs.copied(inputs.as_inputs(example_inputs)) if example_inputs is not None else None
     with poisoned() as poison:
         lazy, sized_by = materialize(copied, given, type(copied).__qualname__)
+    factory.refuse_quantized(copied, type(copied).__qualname__)
     found = recognize.recognize(copied) if not lazy else None
     return Loaded(
         module=copied,

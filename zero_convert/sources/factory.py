@@ -24,6 +24,7 @@ from typing import Any
 from torch import nn
 
 from zero_convert.errors import LoadError, UsageError, ZeroConvertError
+from zero_convert.layers import is_quantized
 from zero_convert.sources.guess import guess
 from zero_convert.sources.inputs import Inputs
 from zero_convert.sources.trials import duplicate
@@ -118,6 +119,18 @@ def on_cpu(module: nn.Module, model: str) -> nn.Module:
                 fix="Build the module on a device with memory, or give the function that builds it.",
             )
     return module.cpu()
+
+
+def refuse_quantized(module: nn.Module, model: str) -> None:
+    """Raises LoadError if a layer holds packed integers instead of weights."""
+    for name, part in module.named_modules():
+        if is_quantized(part):
+            raise LoadError(
+                "a quantized layer has no weights that a rule could write",
+                where=f"{model}, {name}" if name else model,
+                got=f"a {type(part).__module__}.{type(part).__qualname__}",
+                fix="Convert the model first and quantize the result.",
+            )
 
 
 def copied(module: nn.Module) -> nn.Module:

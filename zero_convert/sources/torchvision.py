@@ -77,22 +77,26 @@ def example_inputs(name: str, module: nn.Module) -> tuple[Any, ...]:
 
 
 def _target(module: nn.Module, side: int) -> dict[str, torch.Tensor]:
-    """One object in the middle of the image; its outline and key points where the model has heads for them."""
+    """Objects of all sizes in the middle of the image, so that each level of a detector learns from one; their outlines
+    and key points where the model has heads for them."""
     import torch
 
-    low, high = side // 4, side // 4 + side // 2
+    spans = [
+        ((side - size) // 2, (side + size) // 2) for size in (side // 16 * part for part in (1, 2, 4, 6, 8, 11, 15))
+    ]
     target = {
-        "boxes": torch.tensor([[low, low, high, high]], dtype=torch.float32),  # (objects, 4): x1, y1, x2, y2
-        "labels": torch.ones(1, dtype=torch.int64),
+        "boxes": torch.tensor([[low, low, high, high] for low, high in spans], dtype=torch.float32),  # x1, y1, x2, y2
+        "labels": torch.ones(len(spans), dtype=torch.int64),
     }
     heads = getattr(module, "roi_heads", None)
     if heads is not None and heads.has_mask():
-        target["masks"] = torch.zeros(1, side, side, dtype=torch.uint8)
-        target["masks"][:, low:high, low:high] = 1
+        target["masks"] = torch.zeros(len(spans), side, side, dtype=torch.uint8)
+        for mask, (low, high) in zip(target["masks"], spans, strict=True):
+            mask[low:high, low:high] = 1
     if heads is not None and heads.has_keypoint():
         count = heads.keypoint_predictor.kps_score_lowres.out_channels
-        along = torch.linspace(low + 1, high - 1, count)
-        target["keypoints"] = torch.stack([along, along, torch.ones(count)], dim=-1)[None]  # (objects, K, 3)
+        along = torch.stack([torch.linspace(low + 1, high - 1, count) for low, high in spans])
+        target["keypoints"] = torch.stack([along, along, torch.ones_like(along)], dim=-1)  # (objects, K, 3)
     return target
 
 

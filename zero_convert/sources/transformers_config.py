@@ -7,6 +7,7 @@ not have is refused, because the library would keep it and do nothing with it. B
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -90,10 +91,14 @@ def differences(config: Any) -> dict[str, Any]:
     """The changes that make this configuration of its class's default one: `configured(type(config), …)` undone.
 
     Raises:
-        ValueError: the class has no defaults, or a difference is no plain value.
+        ValueError: the class has no defaults, or a difference cannot be written as JSON.
     """
     default = _plain_default(type(config), {})
-    return _differing(config.to_dict(), default.to_dict())
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(_differing(config.to_dict(), default.to_dict()), allow_nan=False))
+    except TypeError as error:
+        raise ValueError("values that JSON does not have") from error
+    return found
 
 
 def _differing(mine: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
