@@ -77,13 +77,12 @@ def example_inputs(name: str, module: nn.Module) -> tuple[Any, ...]:
 
 
 def _target(module: nn.Module, side: int) -> dict[str, torch.Tensor]:
-    """Objects of all sizes in the middle of the image, so that each level of a detector learns from one; their outlines
-    and key points where the model has heads for them."""
+    """Objects of all sizes, most in the middle of the image, so that each level of a detector learns from one; their
+    outlines and key points where the model has heads for them."""
     import torch
 
-    spans = [
-        ((side - size) // 2, (side + size) // 2) for size in (side // 16 * part for part in (1, 2, 4, 6, 8, 11, 15))
-    ]
+    sizes = [side // 16 * part for part in (1, 2, 4, 6, 8, 10, 13, 15)]
+    spans = [(1, sizes[5]), *(((side - size) // 2, (side + size) // 2) for size in sizes)]  # along both axes
     target = {
         "boxes": torch.tensor([[low, low, high, high] for low, high in spans], dtype=torch.float32),  # x1, y1, x2, y2
         "labels": torch.ones(len(spans), dtype=torch.int64),
