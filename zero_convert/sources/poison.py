@@ -72,6 +72,11 @@ class Poison(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Names of the module's integer tensors whose values came from a random draw, sorted."""
         return tuple(sorted(n for n, t in _tensors(module) if not _can_be_nan(t) and _storage(t) in self._drawn))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: nothing is compiled in here, and torch need not load torch.compile to see to that."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

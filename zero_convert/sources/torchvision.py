@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from zero_convert.sources._deferred import compile_deferred
 from zero_convert.sources.inputs import reference_tensor
 
 if TYPE_CHECKING:
@@ -31,10 +32,14 @@ def available() -> bool:
     return importlib.util.find_spec("torchvision") is not None
 
 
-def names() -> list[str]:
-    from torchvision import models
+def _models() -> Any:
+    with compile_deferred():
+        from torchvision import models
+    return models
 
-    return sorted(models.list_models())
+
+def names() -> list[str]:
+    return sorted(_models().list_models())
 
 
 def known(name: str) -> bool:
@@ -43,9 +48,7 @@ def known(name: str) -> bool:
 
 def build(name: str, args: dict[str, Any]) -> nn.Module:
     """The network with values as constructed; no weights, no weights of a backbone."""
-    from torchvision import models
-
-    builder = models.get_model_builder(name)
+    builder = _models().get_model_builder(name)
     parameters = inspect.signature(builder).parameters
     without = {key: None for key in ("weights", "weights_backbone") if key in parameters}
     with warnings.catch_warnings():
@@ -102,7 +105,6 @@ def _target(module: nn.Module, side: int) -> dict[str, torch.Tensor]:
 def candidates(module: nn.Module) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Builders that live in the same file as the module's class, with the module's number of classes."""
     from torch import nn
-    from torchvision import models
 
     home = type(module).__module__
     if not home.startswith("torchvision.models."):
@@ -113,13 +115,11 @@ def candidates(module: nn.Module) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         if isinstance(layer, (nn.Linear, nn.Conv2d))
     ]
     for name in names():
-        if models.get_model_builder(name).__module__ == home:
+        if _models().get_model_builder(name).__module__ == home:
             yield name, [{}, *([{"num_classes": outputs[-1]}] if outputs else [])]
 
 
 def _kind(name: str) -> str:
     """The package of the builder: "detection", "segmentation", "video", "optical_flow", …"""
-    from torchvision import models
-
-    package: str = models.get_model_builder(name).__module__.split(".")[2]
+    package: str = _models().get_model_builder(name).__module__.split(".")[2]
     return package

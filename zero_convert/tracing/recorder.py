@@ -24,8 +24,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ..modules import FunctionCall, assigned
+from .known import known_output
 from .operations import QUESTIONS, VALUES, assigned_attribute, attribute, is_method, target
-from .shapes import example_output, known_output, quiet, tensor_summary, tensors_of
+from .shapes import example_output, quiet, tensor_summary, tensors_of
 from .sizes import Size, _Traced, traced
 
 PLAIN = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.memory_format)

@@ -1,4 +1,4 @@
-"""The shape of every value in a graph, from a run on fake tensors: no memory, no arithmetic.
+"""The shape of every value in a graph, from a run on meta or fake tensors: no memory, no arithmetic.
 
 A leaf whose control flow depends on values cannot run on fake tensors; then the graph runs on real ones.
 """
@@ -13,25 +13,36 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from ..errors import TraceError
 from ..locate import user_frame
 from ..sources.inputs import reference_tensor
+from .known import known_output, known_value
 
 Inputs = Sequence[Any] | Mapping[str, Any]
 MAX_DEPTH = 8  # of nests that a forward returns
 
 
 class _Recorder(fx.Interpreter):
+    on_meta = False
+
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         n.meta["shape"] = tuple(value.shape) if isinstance(value, torch.Tensor) else None
         if n.op == "output":
             n.meta["outputs"] = tensor_summary(value)
         return value
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        known = known_value(target, args) if self.on_meta and not (kwargs and target is not F.dropout) else None
+        return super().call_function(target, args, kwargs) if known is None else known
+
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        value = super().get_attr(target, args, kwargs)
+        return value.to("meta") if self.on_meta and isinstance(value, torch.Tensor) else value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         known = None if kwargs else known_output(self.fetch_attr(target), *args)
@@ -82,47 +93,10 @@ def example_output(mode: FakeTensorMode, module: nn.Module, args: Sequence[Any],
     return tree_map(lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v, returned)
 
 
-SAME = (
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-    nn.Dropout,
-    nn.ReLU,
-    nn.ReLU6,
-    nn.GELU,
-    nn.SiLU,
-    nn.Hardswish,
-    nn.Sigmoid,
-)
-
-
-def known_output(module: Any, x: Any = None, *more: Any) -> torch.Tensor | None:
-    """What a well-known layer returns for a fake tensor that fits it; None for any other layer.
-
-    Torch spells these layers out in many operations. And a batch norm refuses a single value per channel in training
-    mode, which an example input of one image may well have behind a global pooling.
-    """
-    if not isinstance(x, FakeTensor) or more or not x.is_floating_point():
-        return None
-    forward = type(module).forward
-    if forward is nn.Linear.forward:
-        fits = x.ndim > 0 and x.shape[-1] == module.in_features and x.dtype == module.weight.dtype
-        return x.new_empty((*x.shape[:-1], module.out_features)) if fits else None
-    if forward is _BatchNorm.forward:
-        module._check_input_dim(x)
-        return x.new_empty(x.shape) if x.shape[1] == module.num_features else None
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm) and tuple(x.shape[-len(module.normalized_shape) :]) != tuple(
-        module.normalized_shape
-    ):
-        return None
-    if isinstance(module, nn.GroupNorm) and (x.ndim < 2 or x.shape[1] != module.num_channels):
-        return None
-    return x.new_empty(x.shape) if any(forward is cls.forward for cls in SAME) else None
-
-
 def _record(module: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
     recorder = _Recorder(module, graph=graph, garbage_collect_values=True)
     recorder.extra_traceback = False
+    recorder.on_meta = any(isinstance(x, torch.Tensor) and x.is_meta for x in inputs)
     recorder.run(*inputs)
 
 
@@ -208,6 +182,12 @@ def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequenc
     Raises:
         TraceError: the forward fails for these inputs; the message names the node and the module's source line.
     """
+    try:
+        with torch.no_grad(), _untouched(module):
+            _record(module, graph, [x.to("meta") if isinstance(x, torch.Tensor) else x for x in example_inputs])
+        return
+    except FAILURES:  # an operation on the values of a module that meta tensors do not meet
+        pass
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with torch.no_grad(), _untouched(module), mode, quiet():  # torch writes to real buffers even here
