@@ -72,11 +72,21 @@ def set_plain(config: Any, changes: Mapping[str, Any] | None = None) -> None:
     """Writes the `PLAIN` values into a configuration and those inside it, except where the user said otherwise."""
     given = changes or {}
     for key, value in PLAIN.items():
-        if key not in given and hasattr(config, key) and not isinstance(getattr(type(config), key, None), property):
+        fixed = isinstance(getattr(type(config), key, None), property)
+        there = key in vars(config) or value_of(config, key) is not None
+        if key not in given and there and not fixed:
             setattr(config, key, value)
     for key, inner in inner_configs(config):
         inside = given.get(key)
         set_plain(inner, inside if isinstance(inside, Mapping) else None)
+
+
+def value_of(config: Any, key: str) -> Any:
+    """An attribute of a configuration; None where it has none, or one for each layer instead."""
+    try:
+        return getattr(config, key, None)
+    except Exception:  # the library's error for an attribute that differs between layers is none of Python's
+        return None
 
 
 def inner_configs(config: Any) -> Iterator[tuple[str, Any]]:
@@ -158,7 +168,7 @@ def _complete(cls: Any, default: Any, changes: Mapping[str, Any], where: str) ->
         if default is not None:
             _known(default, key, where)
         own = getattr(cls, "attribute_map", {}).get(key, key)
-        inner = getattr(default, own, None)
+        inner = vars(default).get(own) if default is not None else None
         if isinstance(inner, _base()) and isinstance(value, Mapping):
             made[own] = _inner(cls, own, inner, value, f"{where}, {key}")
         else:

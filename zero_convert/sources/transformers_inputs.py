@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zero_convert.sources.transformers_kinds import MAKERS, MASKS, Asked, text_masks
+from zero_convert.sources.transformers_kinds import MAKERS, Asked, text_masks
 from zero_convert.sources.trials import Trials
 
 MAX_TRIALS = 24
@@ -50,7 +50,7 @@ def conventional(module: nn.Module) -> dict[str, Any] | None:
         return first  # nothing to choose from
     for inputs in itertools.chain((first, second), variants):
         # A mask of ones says nothing, and a forward that looks at it cannot be asked without values.
-        if trials.accepts({name: value for name, value in inputs.items() if name not in MASKS}):
+        if trials.accepts({name: value for name, value in inputs.items() if name != "attention_mask"}):
             return inputs
     return first
 
@@ -104,12 +104,13 @@ def _with_places(asked: Asked, trials: Trials, inputs: dict[str, Any]) -> dict[s
     places = []
     for fields, carriers, method in PLACES:
         token = asked.field(*fields)
-        features_of: Any = getattr(asked.module, method, None)
-        if not isinstance(token, int) or features_of is None or not set(carriers) & set(inputs):
+        owner = next((path for path, part in asked.module.named_modules() if hasattr(part, method)), None)
+        if not isinstance(token, int) or owner is None or not set(carriers) & set(inputs):
             continue
+        features_of: Any = getattr(asked.module.get_submodule(owner), method)
         accepted = inspect.signature(features_of).parameters
         try:
-            features = trials.call(method, {name: value for name, value in inputs.items() if name in accepted})
+            features = trials.call(owner, method, {name: value for name, value in inputs.items() if name in accepted})
         except LookupError:
             continue
         places.append(torch.full((1, _rows(features)), token, dtype=ids.dtype))

@@ -16,17 +16,17 @@ import torch
 from torch import nn
 
 from zero_convert.sources.inputs import reference_tensor
-from zero_convert.sources.transformers_config import inner_configs
+from zero_convert.sources.transformers_config import inner_configs, value_of
 
 LENGTH = 16  # tokens
 CODEPOINTS = 128  # where there is no vocabulary: ASCII
 SIDE = 224  # of an image where no configuration names a size
+LARGE = 512  # sides above this are avoided where the network takes smaller ones
 SAMPLES = 3840  # of raw audio: about a quarter of a second, a multiple of the usual strides
 FRAMES = (128, 3000)  # of a spectrogram where no configuration names a length
 GRID = (1, 4, 4)  # frames, rows and columns of patches, where images come as patches
 
 AUDIO_MASKS = ("input_features_mask", "feature_attention_mask")
-MASKS = ("attention_mask", *AUDIO_MASKS)
 
 _Made = list[dict[str, Any]]
 
@@ -74,8 +74,7 @@ class Asked:
         preferred = [inner[key] for key in inside if key in inner]
         for config in (*preferred, self.config, *inner.values()):
             for name in names:
-                value = getattr(config, name, None)
-                if value is not None:
+                if (value := value_of(config, name)) is not None:
                     return value
         return None
 
@@ -155,20 +154,31 @@ def _side(asked: Asked) -> tuple[int, int]:
 
 
 def _image(asked: Asked) -> _Made:
-    """(1, C, H, W), (1, 1, C, H, W) for lists of images, (1, T, C, H, W) for clips; patches with their grid."""
+    """(1, C, H, W), (1, 1, C, H, W) for lists of images, (1, T, C, H, W) for clips; patches with their grid.
+
+    Where the configured size is large a small one comes first: many networks take any size.
+    """
     channels = asked.field("num_channels", "in_channels", "in_chans", "num_input_channels", inside=("vision_config",))
-    channels = channels if isinstance(channels, int) else 3
-    height, width = _side(asked)
-    image = reference_tensor((1, channels, height, width))
+    patch = asked.field("patch_size", inside=("vision_config",))
+    small = 16 * patch if isinstance(patch, int) else SIDE
+    configured = _side(asked)
+    sizes = [(small, small), configured] if min(configured) > max(LARGE, small) else [configured]
+    found = _patches(asked)
+    for height, width in sizes:
+        found += _forms(asked, reference_tensor((1, channels if isinstance(channels, int) else 3, height, width)))
+    return found
+
+
+def _forms(asked: Asked, image: torch.Tensor) -> _Made:
     frames = asked.field("num_frames", inside=("vision_config",))
-    clip = reference_tensor((1, frames, channels, height, width)) if isinstance(frames, int) else image[:, None]
+    clip = reference_tensor((1, frames, *image.shape[1:])) if isinstance(frames, int) else image[:, None]
     pair = torch.stack([image, image.flip(-1)], dim=1)  # for models that match two images
     found = []
     for pixels in (clip, image, pair) if isinstance(frames, int) else (image, clip, pair):
         found.append({"pixel_values": pixels, **_decoder(asked)})
         if "image_sizes" in asked.parameters:
-            found.append({**found[-1], "image_sizes": torch.tensor([[height, width]])})
-    return [*_patches(asked), *found]
+            found.append({**found[-1], "image_sizes": torch.tensor([list(image.shape[-2:])])})
+    return found
 
 
 def _patches(asked: Asked) -> _Made:

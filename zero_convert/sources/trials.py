@@ -40,8 +40,8 @@ class Trials:
             answer = self._runs("cpu", inputs)
         return bool(answer)
 
-    def call(self, method: str, inputs: dict[str, Any]) -> Any:
-        """What another method of the network returns for keyword arguments, on the first device that can say.
+    def call(self, path: str, method: str, inputs: dict[str, Any]) -> Any:
+        """What a method of the part at `path` returns for keyword arguments, on the first device that can say.
 
         Raises:
             LookupError: no copy can be made, or the method fails on both.
@@ -50,7 +50,7 @@ class Trials:
             twin = self._twin(device)
             if twin is not None:
                 with contextlib.suppress(Exception), _quietly():
-                    return getattr(twin, method)(**moved(inputs, device))
+                    return getattr(twin.get_submodule(path), method)(**moved(inputs, device))
         raise LookupError(method)
 
     def _runs(self, device: str, inputs: Inputs) -> bool | None:
