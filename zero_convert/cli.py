@@ -216,7 +216,7 @@ def convert(
         else:
             display.plan(screen, plan, model, dtype)
         return
-    if not as_json:
+    if not as_json and (verbose or not result.failed):
         display.summary(screen, result)
     try:
         with screen.progress(keep=False) as progress, _third_party_warnings(verbose):
@@ -225,6 +225,7 @@ def convert(
         if as_json:
             _print_json({**_facts(result), **_error_facts(error)})
             raise typer.Exit(error.exit_code) from error
+        error.fix = f"{error.fix} -v shows all checks.".strip() if not verbose else error.fix
         raise
     if as_json:
         _print_json({**_facts(result), "outputs": saved, "exit_code": 0})
@@ -399,7 +400,7 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
     else:
         from . import display
 
-        display.error(failure)
+        display.error(failure, whole=_verbosity(arguments) > 0)
     return failure.exit_code
 
 

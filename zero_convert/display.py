@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.columns import Columns
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.padding import Padding
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
@@ -67,50 +69,60 @@ class Screen:
     def progress(self, keep: bool = True) -> Iterator[Progress]:
         """A function to call with (step, detail) as each step starts.
 
-        A terminal shows the running step with a spinner and, with `keep`, each finished one with its time; a pipe
-        shows the finished ones, and only with -v.
+        A terminal shows the finished steps with their times and the running one with a spinner; with `keep` they stay,
+        unless a step fails: then only that one does. A pipe shows the finished ones, and only with -v.
         """
         running: tuple[str, str, float] | None = None
+        finished: list[Text] = []
 
         def finish(mark: str, style: str) -> None:
-            if running is not None and ((keep and live) or self.verbose):
+            if running is not None:
                 step, detail, start = running
                 line = Text.assemble((f"{mark} ", style), (f"{step:<12}", "bold"), f"{detail}  " if detail else "")
-                self.tell(line.append(f"{time.monotonic() - start:.1f} s", "dim"))
+                finished.append(line.append(f"{time.monotonic() - start:.1f} s", "dim"))
+                if self.verbose and not live:
+                    self.tell(finished[-1])
 
         def start(step: str, detail: str) -> None:
             nonlocal running
             if running is None or running[0] != step:  # else the same step goes on
                 finish("✓", "green")
                 running = (step, detail, time.monotonic())
-            if status is not None:
-                status.update(Text.assemble((f"{step:<12}", "bold"), detail))
+            if live is not None:
+                spinner.update(text=Text.assemble((f"{step:<12}", "bold"), detail))
+                live.update(Group(*(finished if keep else ()), spinner))
 
-        live = self._err.is_terminal and not self.quiet
-        with self._err.status("") if live else contextlib.nullcontext() as status:
-            try:
+        spinner = Spinner("dots", style="green")
+        shown = self._err.is_terminal and not self.quiet
+        live = Live(spinner, console=self._err, transient=True, refresh_per_second=12.5) if shown else None
+        try:
+            with live or contextlib.nullcontext():
                 yield start
-            except BaseException:
-                finish("✗", "red")
-                raise
-            finish("✓", "green")
-            if running is not None and keep and live:
-                self.tell("")
-            running = None
+        except BaseException:
+            finish("✗", "red")
+            if live is not None:
+                self.tell(*(finished if self.verbose else finished[-1:]))
+            raise
+        finish("✓", "green")
+        if live is not None and (keep or self.verbose):
+            self.tell(*finished, *([""] if keep and finished else []))
 
 
-def error(failure: ZeroConvertError) -> None:
-    """One message: what and where; got; expected; what to do."""
-    _print(_console(stderr=True), _message(failure))
+def error(failure: ZeroConvertError, whole: bool = False) -> None:
+    """One message: what and where; got; expected; what to do. A terminal shows the whole or the first of each."""
+    console = _console(stderr=True)
+    _print(console, _message(failure, 0 if whole or not console.is_terminal else console.width))
 
 
-def _message(failure: ZeroConvertError) -> list[RenderableType]:
-    headline = f"{failure.what} ({failure.where})" if failure.where else failure.what
+def _message(failure: ZeroConvertError, width: int = 0) -> list[RenderableType]:
+    """The lines of a message; for a window of some width with what is too long cut."""
+    where = _cut(failure.where, 2 * width - len(failure.what) - 12, width)
+    headline = f"{failure.what} ({where})" if where else failure.what
     lines: list[RenderableType] = [Text.assemble(("error: ", "bold red"), headline)]
     facts = _facts()
-    for label, text in (("got", failure.got), ("expected", failure.expected)):
+    for label, text, count in (("got", failure.got, 3), ("expected", failure.expected, 2)):
         if text:
-            facts.add_row(Text(label, "dim"), Text(text))
+            facts.add_row(Text(label, "dim"), Text(_cut(text, count * (width - 24), width)))
     if facts.row_count:
         lines.append(Padding(facts, (0, 0, 0, 2)))
     if failure.fix:
@@ -389,6 +401,12 @@ def size(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
     return f"{count} bytes"
+
+
+def _cut(text: str, length: int, width: int) -> str:
+    """At most `length` characters of the text, if there is a width; some are always left."""
+    length = max(40, length)
+    return text if not width or len(text) <= length else f"{text[: length - 2].rstrip(' ,;(')} …"
 
 
 def _times(shape: Sequence[int]) -> str:
