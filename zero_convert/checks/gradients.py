@@ -52,6 +52,7 @@ class _Run:
     """One training.
 
     Attributes:
+        size: of its steps.
         first: parameter → first step that gave it a gradient.
         unused: parameters without a path to the loss.
         broken: parameters whose gradient is not finite in the last step.
