@@ -21,7 +21,11 @@ SIDE = 8
 CONVS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Callable[..., nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 BATCH_NORMS: dict[int, Callable[..., nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-MAX_POOLS: dict[int, Callable[..., nn.Module]] = {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}
+INSTANCE_NORMS: dict[int, Callable[..., nn.Module]] = {
+    1: nn.InstanceNorm1d,
+    2: nn.InstanceNorm2d,
+    3: nn.InstanceNorm3d,
+}
 AVG_POOLS: dict[int, Callable[..., nn.Module]] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 ADAPTIVE: dict[int, Callable[..., Tensor]] = {
     1: F.adaptive_avg_pool1d,
@@ -31,11 +35,14 @@ ADAPTIVE: dict[int, Callable[..., Tensor]] = {
 
 # -- designs -----------------------------------------------------------------------------------------------------------
 
-ACTIVATIONS = ("relu", "relu_", "f.relu", "torch.relu", "method", "gelu", "f.gelu", "silu", "leaky", "relu6")
+ACTIVATIONS = (
+    *("relu", "relu_", "f.relu", "torch.relu", "method", "gelu", "f.gelu", "silu", "leaky", "relu6"),
+    *("elu", "hardswish", "tanh", "prelu"),
+)
 ADDS = ("+", "+=", "torch.add", "add", "add_", "operator", "module", "float functional", "swapped")
 KINDS = (
     *("basic", "bottleneck", "inverted", "depthwise", "parallel", "nested", "dense", "shared", "unet", "transformer"),
-    *("single", "branches"),
+    *("single", "branches", "shared activation"),
 )
 PLAIN_KINDS = tuple(kind for kind in KINDS if kind not in ("nested", "unet", "shared"))  # with no block inside
 
@@ -53,7 +60,7 @@ class Style(Brief):
     """What all blocks of a network have in common."""
 
     dims: int = 2
-    norm: str = "batch"  # "batch", "group", "layer" or "none"
+    norm: str = "batch"  # "batch", "group", "instance", "layer", "weight" (of the convolutions) or "none"
     act: str = "relu"  # one of ACTIVATIONS
     add: str = "+"  # one of ADDS
     order: str = "post"  # "pre", "post" or "plain"
@@ -73,9 +80,10 @@ class Block(Brief):
     groups: int = 1
     shortcut: str = "projection"  # where the shape changes: "projection", "pooled" or "padded"
     gate: bool = False  # squeeze-and-excitation in the branch; in a U-Net, a transposed convolution up
-    scale: bool = False  # layer scale at the end of the branch
+    scale: str = ""  # "layer" scale or a "scalar" at the end of the branch, or a "sum" that is scaled
     drop: bool = False  # drop path at the end of the branch
     attention: str = "fused"  # of a transformer block: "fused", "separate" or "module"
+    scores: str = ""  # attention scores with a "table" of biases, a "causal" mask, or "rotary" embeddings
     mlp: str = "plain"  # or "gated", "none" (an attention block alone), "beside" (parallel to the attention)
     inner: tuple[Block, ...] = ()
 
@@ -99,21 +107,24 @@ def _blocks(draw: st.DrawFn, dims: int, depth: int) -> Block:
     """A block with up to `depth` levels of blocks inside. Draws only what this kind of block looks at."""
     kind = draw(st.sampled_from(KINDS if depth else PLAIN_KINDS))
     drawn: dict[str, Any] = {}
-    if kind in ("basic", "bottleneck", "inverted", "depthwise", "single", "parallel", "branches", "dense"):
+    convolutional = ("basic", "bottleneck", "inverted", "depthwise", "single", "shared activation")
+    if kind in (*convolutional, "parallel", "branches", "dense"):
         one = st.sampled_from([(3,), (1,), (5,), (2,), (4,)])
         drawn["kernel"] = draw(one | st.tuples(*[st.sampled_from((3, 1, 5))] * dims))
         drawn["dilation"] = draw(st.sampled_from((1, 1, 2)))
-    if kind in ("basic", "bottleneck", "inverted", "depthwise", "single", "dense"):
+    if kind in (*convolutional, "dense"):
         drawn["width"] = draw(st.sampled_from((0, 0, 0, 4, 6, 8, 12, 7)))
-    if kind in ("basic", "bottleneck", "inverted", "depthwise", "single"):
+    if kind in convolutional:
         drawn["stride"] = draw(st.sampled_from((1, 1, 2)))
         drawn["groups"] = draw(st.sampled_from((1, 1, 2, 4)))
         drawn["shortcut"] = draw(st.sampled_from(("projection", "pooled", "padded")))
         drawn["gate"] = draw(st.booleans())
-    if kind in ("basic", "bottleneck", "inverted", "depthwise", "single", "transformer"):
-        drawn["scale"], drawn["drop"] = draw(st.booleans()), draw(st.booleans())
+    if kind in (*convolutional, "transformer"):
+        drawn["scale"] = draw(st.sampled_from(("", "", "layer", "scalar", "sum")))
+        drawn["drop"] = draw(st.booleans())
     if kind == "transformer":
         drawn["attention"] = draw(st.sampled_from(("fused", "separate", "module")))
+        drawn["scores"] = draw(st.sampled_from(("", "", "table", "causal", "rotary")))
         drawn["mlp"] = draw(st.sampled_from(("plain", "gated", "none", "beside")))
     if kind == "unet":
         drawn["gate"] = draw(st.booleans())
@@ -131,7 +142,7 @@ def designs(draw: st.DrawFn) -> Design:
     dims = 1 if stem == "tokens" else dims
     style = Style(
         dims=dims,
-        norm=draw(st.sampled_from(("batch", "batch", "group", "layer", "none"))),
+        norm=draw(st.sampled_from(("batch", "batch", "group", "layer", "none", "instance", "weight"))),
         act=draw(st.sampled_from(ACTIVATIONS)),
         add=draw(st.sampled_from(ADDS)),
         order=draw(st.sampled_from(("post", "pre", "plain"))),
@@ -240,6 +251,17 @@ class Scale(nn.Module):
         return x * self.gamma
 
 
+class Scalar(nn.Module):
+    """One number on the whole branch, 0 at the start, as in ReZero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.alpha * x
+
+
 class Gate(nn.Module):
     """Squeeze-and-excitation."""
 
@@ -273,20 +295,34 @@ class Interpolate(nn.Module):
 
 
 class Residual(nn.Module):
-    """after(branch(x) + shortcut(x)), the addition and the activation spelled as the style says."""
+    """after((branch(x) + shortcut(x)) factor), the addition and the activation spelled as the style says.
 
-    def __init__(self, maker: Maker, branch: nn.Module, shortcut: nn.Module | None, after: Any = None) -> None:
+    With `before`, branch and projection both see before(x), as in pre-activation networks.
+    """
+
+    def __init__(
+        self,
+        maker: Maker,
+        branch: nn.Module,
+        shortcut: nn.Module | None,
+        after: Any = None,
+        before: nn.Module | None = None,
+        factor: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.branch, self.shortcut, self.after = branch, shortcut, after
+        self.branch, self.shortcut, self.after, self.before, self.factor = branch, shortcut, after, before, factor
         self.checked = maker.style.checked
         self.total = maker.adder()
 
     def forward(self, x: Tensor) -> Tensor:
-        side = x if self.shortcut is None else self.shortcut(x)
-        y = self.branch(x)
+        start = x if self.before is None else self.before(x)
+        side = x if self.shortcut is None else self.shortcut(start)
+        y = self.branch(start)
         if self.checked and y.shape != side.shape:
             raise ValueError("branch and shortcut do not fit")
         y = self.total.add(y, side) if isinstance(self.total, FloatFunctional) else self.total(y, side)
+        if self.factor != 1.0:
+            y = y * self.factor
         return y if self.after is None else self.after(y)
 
 
@@ -338,9 +374,11 @@ class Twice(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, kind: str) -> None:
+    def __init__(self, width: int, heads: int, kind: str, scores: str, tokens: int) -> None:
         super().__init__()
-        self.kind, self.heads = kind, heads
+        self.kind, self.heads, self.scores = kind, heads, scores
+        if scores == "table" and kind != "module":
+            self.bias = nn.Parameter(torch.randn(heads, tokens, tokens))
         if kind == "module":
             self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
             return
@@ -358,11 +396,28 @@ class Attention(nn.Module):
         if self.kind == "fused":
             qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
             q, k, v = qkv[0], qkv[1], qkv[2]
-            y = F.scaled_dot_product_attention(q, k, v)
+            if self.scores == "rotary":
+                q, k = self.turned(q), self.turned(k)
+            bias = self.bias if self.scores == "table" else None
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=self.scores == "causal")
         else:
             q, k, v = (part(x).view(shape).transpose(1, 2) for part in (self.q, self.k, self.v))
-            y = (q @ k.transpose(-2, -1) * shape[-1] ** -0.5).softmax(-1) @ v
+            if self.scores == "rotary":
+                q, k = self.turned(q), self.turned(k)
+            scores = q @ k.transpose(-2, -1) * shape[-1] ** -0.5
+            if self.scores == "table":
+                scores = scores + self.bias
+            if self.scores == "causal":
+                hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).triu(1)
+                scores = scores.masked_fill(hidden, float("-inf"))
+            y = scores.softmax(-1) @ v
         return self.proj(y.transpose(1, 2).reshape(batch, tokens, width))
+
+    @staticmethod
+    def turned(x: Tensor) -> Tensor:
+        """Rotary embeddings: each half of the channels turned by the token's position."""
+        angle = torch.arange(x.shape[-2], device=x.device, dtype=x.dtype)[:, None]
+        return x * angle.cos() + torch.cat([-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]], -1) * angle.sin()
 
 
 class GatedMlp(nn.Module):
@@ -402,11 +457,14 @@ class Maker:
         common = next(g for g in range(groups, 0, -1) if n % g == 0 and m % g == 0)
         given = {"dilation": dilation, "groups": common, "bias": self.style.bias}
         if stride == 1 and not all(k % 2 for k in sizes):
-            return EvenConv(CONVS[self.dims](n, m, tuple(sizes), **given))
+            return EvenConv(self.normed(CONVS[self.dims](n, m, tuple(sizes), **given)))
         if all(k % 2 for k in sizes):
             padding = tuple(dilation * (k - 1) // 2 for k in sizes)
-            return CONVS[self.dims](n, m, tuple(sizes), stride, padding, **given)
-        return CONVS[self.dims](n, m, stride, stride, **given | {"dilation": 1})
+            return self.normed(CONVS[self.dims](n, m, tuple(sizes), stride, padding, **given))
+        return self.normed(CONVS[self.dims](n, m, stride, stride, **given | {"dilation": 1}))
+
+    def normed(self, conv: nn.Module) -> nn.Module:
+        return nn.utils.parametrizations.weight_norm(conv) if self.style.norm == "weight" else conv
 
     def norm(self, width: int) -> nn.Module:
         kind = self.style.norm
@@ -414,12 +472,14 @@ class Maker:
             return BATCH_NORMS[self.dims](width)
         if kind == "group":
             return nn.GroupNorm(2 if width % 2 == 0 else 1, width)
+        if kind == "instance":
+            return INSTANCE_NORMS[self.dims](width, affine=True)
         return ChannelsLast(width) if kind == "layer" else nn.Identity()
 
     def act(self) -> Any:
         """A module, or a plain function; not in place where the shortcut still needs what it would overwrite."""
         name = self.style.act
-        if self.style.order == "pre" and self.style.norm == "none":
+        if self.style.order == "pre" and self.style.norm in ("none", "weight"):
             name = {"relu_": "relu", "relu6": "silu"}.get(name, name)
         return {
             "relu": nn.ReLU,
@@ -432,6 +492,10 @@ class Maker:
             "silu": nn.SiLU,
             "leaky": lambda: nn.LeakyReLU(0.1),
             "relu6": lambda: nn.ReLU6(inplace=True),
+            "elu": nn.ELU,
+            "hardswish": lambda: F.hardswish,
+            "tanh": lambda: torch.tanh,
+            "prelu": nn.PReLU,
         }[name]()
 
     def adder(self) -> Any:
@@ -439,13 +503,14 @@ class Maker:
             return Adder()
         return FloatFunctional() if self.style.add == "float functional" else PLAIN_ADDS[self.style.add]
 
-    def units(self, *convs: nn.Module) -> list[Any]:
+    def units(self, *convs: nn.Module, order: str = "") -> list[Any]:
         """Each convolution with its norm and activation, in the order of the style."""
         parts: list[Any] = []
+        order = order or self.style.order
         for i, conv in enumerate(convs):
             last = i == len(convs) - 1
             before, after = conv.in_channels, conv.out_channels  # type: ignore[union-attr]
-            if self.style.order == "pre":
+            if order == "pre":
                 parts += [self.norm(before), self.act(), conv]
             else:
                 parts += [conv, self.norm(after), *([] if last else [self.act()])]
@@ -458,7 +523,7 @@ class Maker:
         """The module, its output width and side, its residual joins, and its other sums."""
         out = block.width or width
         stride = block.stride if side % 2 == 0 and side >= 4 else 1
-        if block.kind in ("basic", "bottleneck", "inverted", "depthwise", "single"):
+        if block.kind in ("basic", "bottleneck", "inverted", "depthwise", "single", "shared activation"):
             return self.plain(block, width, out, side, stride)
         if block.kind == "parallel":
             one, other = self.conv(width, width, block.kernel, 1, block.dilation), self.conv(width, width)
@@ -487,7 +552,7 @@ class Maker:
 
     def plain(self, block: Block, n: int, m: int, side: int, stride: int) -> tuple[nn.Module, int, int, int, int]:
         kernel, dilation, groups = block.kernel, block.dilation, block.groups
-        if block.kind == "basic":
+        if block.kind in ("basic", "shared activation"):
             convs = [self.conv(n, m, kernel, stride, dilation, groups), self.conv(m, m, (3,))]
         elif block.kind == "bottleneck":
             middle = max(2, m // 2)
@@ -507,16 +572,22 @@ class Maker:
             convs = [self.conv(n, n, kernel, stride, dilation, n), self.conv(n, 2 * m), self.conv(2 * m, m)]
         else:
             convs = [self.conv(n, m, kernel, stride, dilation, groups)]
-        parts = self.units(*convs)
+        shared = block.kind == "shared activation"
+        parts = self.units(*convs, order="pre" if shared else "")
+        before = self.chain([parts.pop(0), parts.pop(0)]) if shared else None
         if block.gate:
             parts.append(Gate(m, self.dims))
-        if block.scale:
-            parts.append(Scale(m, self.dims))
+        if block.scale in ("layer", "scalar"):
+            parts.append(Scale(m, self.dims) if block.scale == "layer" else Scalar())
         if block.drop:
             parts.append(DropPath())
-        after = self.act() if self.style.order == "post" else None
+        after = self.act() if self.style.order == "post" and not shared else None
         shortcut = self.shortcut(block, n, m, stride)
-        return Residual(self, self.chain(parts), shortcut, after), m, side // stride, 1, 0
+        factor = 0.5 if block.scale == "sum" else 1.0
+        made = Residual(self, self.chain(parts), shortcut, after, before, factor)
+        # Two single 1×1 layers that meet: nothing says which of them is the shortcut.
+        twins = len(convs) == 1 and max(kernel) == 1 and _has_layer(shortcut)
+        return made, m, side // stride, int(not twins), int(twins)
 
     def shortcut(self, block: Block, n: int, m: int, stride: int) -> nn.Module | None:
         if (n, stride) == (m, 1):
@@ -535,7 +606,7 @@ class Maker:
 
     def transformer(self, block: Block, width: int, side: int) -> tuple[nn.Module, int, int, int, int]:
         heads = 2 if width % 2 == 0 else 1
-        attention = Attention(width, heads, block.attention)
+        attention = Attention(width, heads, block.attention, block.scores, side**self.dims)
         mlp: nn.Module = (
             GatedMlp(width)
             if block.mlp == "gated"
@@ -545,7 +616,10 @@ class Maker:
             return OnTokens(Parallel(nn.LayerNorm(width), attention, mlp)), width, side, 2, 0
         parts = []
         for branch in [attention] if block.mlp == "none" else [attention, mlp]:
-            more = [*([Scale(width, 0)] if block.scale else []), *([DropPath()] if block.drop else [])]
+            more = [
+                *({"layer": [Scale(width, 0)], "scalar": [Scalar()]}.get(block.scale, [])),
+                *([DropPath()] if block.drop else []),
+            ]
             if self.style.order == "post":
                 parts.append(Residual(self, Chain([branch, *more]), None, nn.LayerNorm(width)))
             else:
@@ -576,6 +650,10 @@ class Maker:
         """The block without a change of shape."""
         values = {name: getattr(block, name) for name in Block.__dataclass_fields__}
         return Block(**values | {"width": 0, "stride": 1})
+
+
+def _has_layer(shortcut: nn.Module | None) -> bool:
+    return shortcut is not None and any(isinstance(m, nn.modules.conv._ConvNd) for m in shortcut.modules())
 
 
 class Chain(nn.Module):
@@ -674,7 +752,7 @@ def _tie(net: nn.Module) -> None:
     """The first two convolutions inside the body with weights of one shape share one parameter."""
     seen: dict[torch.Size, nn.Module] = {}
     for module in net.body.modules():  # type: ignore[union-attr]
-        if isinstance(module, nn.modules.conv._ConvNd):
+        if isinstance(module, nn.modules.conv._ConvNd) and "weight" in module._parameters:
             first = seen.setdefault(module.weight.shape, module)
             if first is not module:
                 module.weight = first.weight  # type: ignore[assignment]

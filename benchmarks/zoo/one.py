@@ -89,7 +89,7 @@ def measure(task: Task, send: Callable[[Row], None], stage: Callable[[str], None
         row = head | {"scheme": scheme, "until": task.until}
         forget_peak()
         clock = Clock(stage)
-        begin = time.perf_counter()
+        begin, busy = time.perf_counter(), time.process_time()
         try:
             follow(task, scheme, given.module, inputs, row, clock)
             row["status"] = "failed" if row.get("cause") else "ok"
@@ -99,6 +99,7 @@ def measure(task: Task, send: Callable[[Row], None], stage: Callable[[str], None
         clock("")
         row |= {
             "seconds": round(time.perf_counter() - begin, 2),
+            "processor_seconds": round(time.process_time() - busy, 2),
             "steps": {step: round(spent, 2) for step, spent in clock.spent.items()},
             "peak_mib": peak_mib(),
         }

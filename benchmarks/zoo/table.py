@@ -64,6 +64,7 @@ def totals(rows: Sequence[Row]) -> Row:
         "declined": dict(declined.most_common(6)),
         **{step: sum(bool(row.get(step)) for row in tried) for step in STEPS},
         "seconds": round(sum(row.get("seconds", 0.0) for row in tried), 1),
+        "processor_seconds": round(sum(row.get("processor_seconds", 0.0) for row in tried), 1),
         "peak_mib": max((row.get("peak_mib", 0) for row in tried), default=0),
     }
 
@@ -118,7 +119,7 @@ def as_markdown(rows: Sequence[Row], *, every_row: bool) -> str:
 
 
 def _table(names: tuple[str, ...], groups: dict[tuple[str, ...], list[Row]]) -> list[str]:
-    titles = ("models", "ok", *STEPS, "captured", "seen", "counted", "found", "rewritten", "s", "peak MiB")
+    titles = ("models", "ok", *STEPS, "captured", "seen", "counted", "found", "rewritten", "processor s", "peak MiB")
     lines = [_line((*names, *titles)), _line(["---"] * len(names) + ["---:"] * len(titles))]
     for key, group in groups.items():
         t = totals(group)
@@ -126,7 +127,7 @@ def _table(names: tuple[str, ...], groups: dict[tuple[str, ...], list[Row]]) -> 
         found = f"{t['joins_found'] / t['joins_counted']:.1%}" if t["joins_counted"] else ""
         steps = [t[step] for step in STEPS]
         numbers = (t["rows"], t["ok"], *steps, captured, t["joins_seen"], t["joins_counted"], found, t["rewritten"])
-        lines.append(_line((*key, *numbers, f"{t['seconds']:.0f}", t["peak_mib"])))
+        lines.append(_line((*key, *numbers, f"{t['processor_seconds']:.0f}", t["peak_mib"])))
     return lines
 
 
@@ -152,7 +153,7 @@ def _differences(rows: Iterable[Row]) -> list[str]:
 
 def _models(rows: Iterable[Row]) -> list[str]:
     titles = ("model", "scheme", "parameters", "rung", "captured", "seen", "counted", "rewritten", "declined")
-    lines = [_line((*titles, "reached", "s", "peak MiB")), _line(["---"] * (len(titles) + 3))]
+    lines = [_line((*titles, "reached", "processor s", "peak MiB")), _line(["---"] * (len(titles) + 3))]
     for row in sorted(rows, key=lambda row: (row["zoo"], row["family"], row["model"], row["scheme"])):
         reached = next((step for step in reversed(STEPS) if row.get(step)), row["status"])
         captured = "" if row.get("captured") is None else f"{row['captured']:.1%}"
@@ -165,7 +166,7 @@ def _models(rows: Iterable[Row]) -> list[str]:
             row.get("counted", ""),
         )
         more = (row.get("rewritten", ""), "; ".join(f"{n} × {why}" for why, n in row.get("declined", {}).items()))
-        end = (reached, row.get("seconds", ""), row.get("peak_mib", ""))
+        end = (reached, row.get("processor_seconds", ""), row.get("peak_mib", ""))
         lines.append(_line((row["model"], row["scheme"], *cells, *more, *end)))
     return lines
 
