@@ -124,7 +124,8 @@ def on_cpu(module: nn.Module, model: str) -> nn.Module:
 def refuse_quantized(module: nn.Module, model: str) -> None:
     """Raises LoadError if a layer holds packed integers instead of weights."""
     for name, part in module.named_modules():
-        if is_quantized(part):
+        # torch keeps helpers without any state in the same package, for models that are not quantized yet.
+        if is_quantized(part) and part.state_dict(keep_vars=True):
             raise LoadError(
                 "a quantized layer has no weights that a rule could write",
                 where=f"{model}, {name}" if name else model,
