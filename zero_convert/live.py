@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
@@ -28,6 +28,7 @@ class Traced:
             may be rewritten.
         regions: parts that have graphs of their own while the Python around them stays.
         decisions: what the example inputs' values decided in the forward.
+        inside: name → role of the layers inside `opaque` parts, from a recording.
         ends: for a region: names of the layers in it that are the whole model's stems, and its heads.
     """
 
@@ -41,6 +42,7 @@ class Traced:
     whole: bool = True
     regions: tuple[Region, ...] = ()
     decisions: tuple[str, ...] = ()
+    inside: Mapping[str, str] = field(default_factory=dict)
     ends: tuple[frozenset[str], frozenset[str]] | None = None
 
     @property

@@ -19,7 +19,7 @@ from .result import Progress, tell
 from .scheme import Scheme
 from .sources.recognize import fingerprint
 from .structure import analyze
-from .tracing import retrace, trace
+from .tracing import record, retrace, trace
 from .tracing.shapes import propagate_shapes, runs
 
 SHOWN = 6  # parts and decisions named in a note
@@ -108,6 +108,8 @@ def prepare(
     traced = trace(loaded.module, given)
     outputs = {mode: _outputs(graph) for mode, graph in (("train", traced.train), ("evaluate", traced.evaluate))}
     tell(progress, "analyze", f"{len(list(traced.train.nodes))} nodes")
+    if traced.whole and traced.opaque:
+        traced = replace(traced, inside=_inside(traced, given))
     before = analyze(traced)
     captured = _capture_notes(traced)
     tell(progress, "rewrite", f"{sum(join.residual for join in before.joins)} residual joins")
@@ -133,6 +135,15 @@ def prepare(
         needed,
         captured,
     )
+
+
+def _inside(traced: Traced, given: Inputs) -> dict[str, str]:
+    """Roles of the layers inside parts that were kept whole, as a recording of the whole forward shows them."""
+    graph = record(traced.root, given)
+    if graph is None:
+        return {}
+    layers = analyze(replace(traced, opaque=()), graph).layers
+    return {layer.name: layer.role for layer in layers if layer.geometry is not None}
 
 
 def _capture_notes(traced: Traced) -> tuple[str, ...]:

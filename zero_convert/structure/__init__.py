@@ -5,6 +5,7 @@ The same analysis runs on the model as given and on the rewritten one. It change
     facts    kinds, reach, weight layers, gates
     joins    residual joins: fork, branch, shortcut, order
     layers   every module that owns tensors: kind, role, how raw parameters are used
+    hidden   roles of layers that no node of the graph shows
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import fx
 from ..live import Traced
 from ..records import Layer, Structure
 from .facts import Facts
+from .hidden import with_hidden
 from .joins import find_joins
 from .layers import SAFETENSORS_DTYPES as SAFETENSORS_DTYPES
 from .layers import find_layers
@@ -26,6 +28,9 @@ def analyze(traced: Traced, graph: fx.Graph | None = None) -> Structure:
     facts = Facts(traced.root, traced.train if graph is None else graph)
     joins, notes = find_joins(facts)
     layers = find_layers(facts, joins)
+    shown = {path for paths in facts.paths.values() for path in paths}
+    if any(layer.role == "trunk" and layer.geometry is not None and layer.name not in shown for layer in layers):
+        layers = with_hidden(traced.root, layers, joins, shown, traced.opaque, traced.inside)
     if traced.ends is not None:
         layers = tuple(_placed(layer, *traced.ends) for layer in layers)
     return Structure(layers, joins, facts.gates, notes)

@@ -68,6 +68,21 @@ def retrace(traced: Traced, root: nn.Module, values: Sequence[Any]) -> Traced:
     )
 
 
+def record(module: nn.Module, example_inputs: Inputs) -> fx.Graph | None:
+    """The graph of one forward in evaluation mode on real values, to look into parts that were kept whole.
+
+    None where the module does not run on made-up values.
+    """
+    modes = {m: m.training for m in module.modules()}
+    try:
+        return record_real(module, example_inputs, training=False)[0]
+    except Exception:
+        return None
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+
+
 def _symbolic(module: nn.Module, inputs: Inputs, failed: list[str]) -> Traced | None:
     if isinstance(inputs, Mapping) or not all(isinstance(x, Tensor) for x in inputs):
         return None  # symbols stand for tensors only

@@ -45,7 +45,8 @@ def known_value(function: Any, args: tuple[Any, ...]) -> Tensor | None:
     """The same for functions: sums and products of equal shapes, activations, and ours."""
     if not args or not all(isinstance(a, Tensor) and a.is_meta for a in args[:1]) or not args[0].is_floating_point():
         return None
-    x, *rest = args
+    x: Tensor = args[0]
+    rest = args[1:]
     if function in ARITHMETIC and len(args) == 2:
         same = isinstance(rest[0], Tensor) and rest[0].is_meta and (rest[0].shape, rest[0].dtype) == (x.shape, x.dtype)
         return x.new_empty(x.shape) if same else None

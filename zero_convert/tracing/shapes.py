@@ -151,7 +151,7 @@ def refuse_failing_forward(module: nn.Module, inputs: Inputs) -> None:
 
 def _failing(module: nn.Module, inputs: Inputs, error: BaseException) -> TraceError:
     given = inputs.values() if isinstance(inputs, Mapping) else inputs
-    shapes = ", ".join("×".join(map(str, x.shape)) if isinstance(x, torch.Tensor) else repr(x)[:40] for x in given)
+    shapes = ", ".join(map(_spelled, given))
     return TraceError(
         "the model's forward fails for the example input",
         where=f"{type(module).__qualname__} {user_frame(error, module)}".strip(),
@@ -159,6 +159,17 @@ def _failing(module: nn.Module, inputs: Inputs, error: BaseException) -> TraceEr
         expected=f"an output for inputs of shape {shapes}",
         fix="Give example inputs that fit the model (--input 1x3x224x224, or example_inputs= in Python).",
     )
+
+
+def _spelled(value: Any) -> str:
+    """An input as a message names it: shapes of tensors, also inside containers."""
+    if isinstance(value, torch.Tensor):
+        return "×".join(map(str, value.shape)) or "scalar"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_spelled(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(_spelled, value)) + "]"
+    return repr(value)[:40]
 
 
 def runs(module: nn.Module, inputs: Inputs) -> bool:
