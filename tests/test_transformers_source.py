@@ -155,6 +155,9 @@ def test_inputs_that_leave_a_modality_out_say_so() -> None:
     loaded = sources.load("transformers:llava", broken)
     assert "pixel_values" not in shapes(loaded)
     assert loaded.notes == ("the example inputs have no image: forward took none that was tried",)
+    narrow = {**IMAGES_IN_TEXT["llava"], "text_config": {**LLAMA, "vocab_size": 32000}}
+    (note,) = sources.load("transformers:llava", narrow).notes
+    assert note.endswith("its token, 32000, is outside the vocabulary of 32000 (model argument vocab_size)")
 
 
 def test_nothing_is_asked_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

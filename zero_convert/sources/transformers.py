@@ -82,9 +82,7 @@ def notes(module: nn.Module, inputs: Inputs | None) -> tuple[str, ...]:
     """One sentence for each kind of input that the network takes and the example inputs lack."""
     from zero_convert.sources.transformers_inputs import missing
 
-    return tuple(
-        f"the example inputs have no {kind}: forward took none that was tried" for kind in missing(module, inputs)
-    )
+    return tuple(missing(module, inputs))
 
 
 def owns(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zero_convert.sources.transformers_kinds import MAKERS, Asked, text_masks
+from zero_convert.sources.transformers_kinds import MAKERS, TEXT, Asked, text_masks
 from zero_convert.sources.trials import Trials
 
 MAX_TRIALS = 24
@@ -56,12 +56,19 @@ def conventional(module: nn.Module) -> dict[str, Any] | None:
 
 
 def missing(module: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...] | None) -> list[str]:
-    """The modalities that the network declares and its forward names, of which the inputs carry none."""
+    """A sentence for each modality that the network declares and its forward names, of which the inputs carry none."""
     asked = Asked(module)
-    carried = {kind: [n for n in MODALITIES.get(kind, ()) if n in asked.parameters] for kind in asked.modalities}
     if not isinstance(inputs, Mapping):
         return []
-    return [kind for kind, names in carried.items() if names and not set(names) & set(inputs)]
+    found = []
+    for kind in asked.modalities:
+        names = [name for name in MODALITIES.get(kind, ()) if name in asked.parameters]
+        if names and not set(names) & set(inputs):
+            found.append(f"the example inputs have no {kind}: forward took none that was tried")
+            token, size = asked.field(f"{kind}_token_id", f"{kind}_token_index"), asked.field("vocab_size", inside=TEXT)
+            if isinstance(token, int) and isinstance(size, int) and token >= size:
+                found[-1] += f"; its token, {token}, is outside the vocabulary of {size} (model argument vocab_size)"
+    return found
 
 
 def _variants(asked: Asked, trials: Trials) -> Iterator[dict[str, Any]]:

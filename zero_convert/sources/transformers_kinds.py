@@ -26,6 +26,7 @@ SAMPLES = 3840  # of raw audio: about a quarter of a second, a multiple of the u
 FRAMES = (128, 3000)  # of a spectrogram where no configuration names a length
 GRID = (1, 4, 4)  # frames, rows and columns of patches, where images come as patches
 
+TEXT = ("text_config", "text")  # keys of the configuration for the text
 AUDIO_MASKS = ("input_features_mask", "feature_attention_mask")
 
 _Made = list[dict[str, Any]]
@@ -87,7 +88,7 @@ def _all_inner(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _tokens(asked: Asked) -> _Made:
-    inside = ("encoder", "text_encoder") if asked.config.is_encoder_decoder else ("text_config", "text")
+    inside = ("encoder", "text_encoder") if asked.config.is_encoder_decoder else TEXT
     ids = _ids(asked, inside)
     return [] if ids is None else [{"input_ids": ids, **text_masks(asked, ids), **_decoder(asked)}]
 
