@@ -24,13 +24,15 @@ from typing import Any
 from torch import nn
 
 from zero_convert.errors import LoadError, UsageError, ZeroConvertError
-from zero_convert.layers import is_quantized
 from zero_convert.sources.guess import guess
 from zero_convert.sources.inputs import Inputs
 from zero_convert.sources.trials import duplicate
 
 # sys.modules names of the files we run: never those of an installed module, always importable by pickle.
 FILE_MODULE = "zero_convert_file_"
+
+# Packages of layers that hold packed integers; those of their helpers that have no state are no such layers.
+QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
 
 class Origin:
@@ -124,8 +126,8 @@ def on_cpu(module: nn.Module, model: str) -> nn.Module:
 def refuse_quantized(module: nn.Module, model: str) -> None:
     """Raises LoadError if a layer holds packed integers instead of weights."""
     for name, part in module.named_modules():
-        # torch keeps helpers without any state in the same package, for models that are not quantized yet.
-        if is_quantized(part) and part.state_dict(keep_vars=True):
+        packed = type(part).__module__.startswith(QUANTIZED) and part.state_dict(keep_vars=True)
+        if packed or any(tensor.is_quantized for tensor in (*part.parameters(False), *part.buffers(False))):
             raise LoadError(
                 "a quantized layer has no weights that a rule could write",
                 where=f"{model}, {name}" if name else model,
