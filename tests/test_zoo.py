@@ -84,6 +84,14 @@ def attention(net: Any, x: Tensor, mask: Tensor) -> Tensor:
     return x
 
 
+def relative(net: Any, x: Tensor) -> Tensor:
+    """Scores from keys and from relative positions, both times the queries: one residual join, not three."""
+    q, k = net.a(x), net.b(x)
+    scores = q @ k.transpose(-1, -2) / 2 + (q @ net.rows + (q @ net.columns).expand(1, 4, 4))
+    fused = F.scaled_dot_product_attention(q, k, x, attn_mask=q @ net.rows + q @ net.rows.flip(0))
+    return x + net.c(scores.softmax(-1) @ fused)
+
+
 def embeddings(net: Any, tokens: Tensor) -> Tensor:
     x = net.words(tokens) + net.places(torch.cumsum(tokens * 0 + 1, -1)) + net.kinds(tokens * 0)
     return x + net.a(x)
@@ -157,6 +165,18 @@ KNOWN: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...], int]] = {
         ),
         (ramp(1, 4, 6), torch.ones(1, 4, 4, dtype=torch.bool)),
         2,
+    ),
+    "scores from queries": (
+        lambda: Lambda(
+            relative,
+            a=linear(),
+            b=linear(),
+            c=linear(),
+            rows=nn.Parameter(torch.ones(6, 4)),
+            columns=nn.Parameter(torch.ones(6, 4)),
+        ),
+        (ramp(1, 4, 6),),
+        1,
     ),
     "sum of embeddings": (
         lambda: Lambda(

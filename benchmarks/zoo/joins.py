@@ -19,7 +19,8 @@ on; an operation that writes into a tensor changes the provenance of everything 
 So these are counted: identity and projection shortcuts, sums of two branches without a shortcut (rule 3 asks for
 weights on one side only), long skips, iterations, one count for each time an addition runs. These are not: biases and
 anything else that is broadcast; sums of positional or relative-position tables and of attention masks (they are no
-signals, for no input of the model's reached them through a weight); sums of embeddings (no common ancestor); rotary
+signals, for no input of the model's reached them through a weight); sums of embeddings (no common ancestor); sums that
+make the scores of an attention, which a softmax takes (query times key plus query times relative position); rotary
 embeddings, norms, sums weighted by one gate or softmax, as in highways and gated units (no weight after the last common
 ancestor, the gate); additions inside a recurrent layer of torch.nn; subtractions, `sum` over a stack, `index_add`,
 `cat`. A fork that no input reaches (the first use of learned latents, of object queries, of a class token) does not
@@ -56,6 +57,28 @@ CREATIONS = frozenset(  # of a given size: what they are given is looked at for 
     {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"}
     | {"new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided"}
 )
+SOFTMAXES = frozenset({"_softmax", "softmax", "_safe_softmax"})
+# What scores go through between a sum and the softmax.
+PASSING = frozenset(
+    {
+        *("add", "add_", "sub", "mul", "mul_", "div", "div_", "neg", "tanh", "masked_fill", "masked_fill_", "where"),
+        *("_to_copy", "clone", "copy_", "view", "_unsafe_view", "reshape", "_reshape_alias", "as_strided", "alias"),
+        *(
+            "expand",
+            "permute",
+            "transpose",
+            "t",
+            "slice",
+            "select",
+            "squeeze",
+            "unsqueeze",
+            "unbind",
+            "split",
+            "detach",
+        ),
+        *("index", "gather", "constant_pad_nd"),
+    }
+)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
@@ -76,12 +99,14 @@ class Origin:
         ancestors: bit set of the signals it was computed from, itself included; 0 for what is no signal.
         data: whether a value of the model's inputs has part in it.
         weight: whether it is a parameter, or made of parameters without a contraction and without data.
+        scores: bit set of the additions that it is the outcome of, up to what `PASSING` does.
     """
 
     order: int
     ancestors: int = 0
     data: bool = False
     weight: bool = False
+    scores: int = 0
 
 
 def count_joins(module: nn.Module, inputs: Sequence[Any] | Mapping[str, Any]) -> tuple[Executed, ...]:
@@ -101,7 +126,7 @@ def count_joins(module: nn.Module, inputs: Sequence[Any] | Mapping[str, Any]) ->
         torch.backends.mha.set_fastpath_enabled(fast)
         for m, training in modes.items():
             m.training = training
-    return tuple(watch.joins)
+    return tuple(join for i, join in enumerate(watch.joins) if not watch.softmaxed >> i & 1)
 
 
 def call(module: nn.Module, inputs: Sequence[Any] | Mapping[str, Any]) -> Any:
@@ -122,6 +147,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, module: nn.Module, inputs: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.joins: list[Executed] = []
+        self.softmaxed = 0  # bit set of those whose outcome a softmax takes: scores of an attention
         self.origins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.written: dict[StorageWeakRef, Origin] = {}
         self.ancestors: list[int] = []  # of each signal, by its bit
@@ -163,14 +189,28 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = {id(t): self._origin(t) for t in given}
         made = func(*args, **kwargs)
         name = func._schema.name.rpartition("::")[2]
+        self._drop_scores(name, args, kwargs, before)
+        count = len(self.joins)
         sources = [] if name in CREATIONS else list(before.values())
         contracts = name in CONTRACTIONS
         used = contracts and any(o.weight for o in sources) and any(o.data for o in sources)
         outputs = [t for t in tree_leaves(made) if isinstance(t, Tensor)]
         changed = _written(func, args, kwargs)
         self._look(func, args, before, outputs)
-        self._note(sources, contracts, used, outputs, changed)
+        scores = self._together(sources).scores if name in PASSING else 0
+        if len(self.joins) > count:
+            scores |= 1 << count
+        self._note(sources, contracts, used, scores, outputs, changed)
         return made
+
+    def _drop_scores(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], before: Mapping[int, Origin]
+    ) -> None:
+        """What goes into a softmax, or is given to a fused attention as its mask, is no residual join."""
+        taken = [args[0]] if name in SOFTMAXES else [kwargs.get("attn_mask"), kwargs.get("attn_bias")]
+        for tensor in taken:
+            if isinstance(tensor, Tensor):
+                self.softmaxed |= before[id(tensor)].scores
 
     def _look(self, func: Any, args: tuple[Any, ...], before: Mapping[int, Origin], outputs: Sequence[Tensor]) -> None:
         """Adds to `joins` where this is an addition that counts."""
@@ -207,7 +247,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
     def _note(
-        self, sources: list[Origin], contracts: bool, used: bool, outputs: list[Tensor], changed: list[Tensor]
+        self,
+        sources: list[Origin],
+        contracts: bool,
+        used: bool,
+        scores: int,
+        outputs: list[Tensor],
+        changed: list[Tensor],
     ) -> None:
         """Writes down where the outputs come from, and what was written into."""
         self.clock += 1
@@ -218,7 +264,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if floating and (ancestors or used):
             ancestors = self._signal(ancestors, weight=used)
         for tensor in (*outputs, *changed):
-            self.origins[tensor] = Origin(self.clock, ancestors if _floating(tensor) else 0, data, weight)
+            self.origins[tensor] = Origin(self.clock, ancestors if _floating(tensor) else 0, data, weight, scores)
         for tensor in changed:
             if (memory := _memory(tensor)) is not None:
                 self.written[memory] = self.origins[tensor]
@@ -241,14 +287,16 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _together(origins: Sequence[Origin]) -> Origin:
-        ancestors = 0
+        ancestors = scores = 0
         for origin in origins:
             ancestors |= origin.ancestors
+            scores |= origin.scores
         return Origin(
             max((o.order for o in origins), default=0),
             ancestors,
             any(o.data for o in origins),
             any(o.weight for o in origins) and not any(o.data for o in origins),
+            scores,
         )
 
 
