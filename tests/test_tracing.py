@@ -59,6 +59,13 @@ class DecidingItself(nn.Module):
         return self.head(x) if bool(x.detach().sum() > -1e9) else x
 
 
+class Scaled(nn.Module):
+    """Branches on a size, which symbols cannot follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.shape[-1] > 2 else x
+
+
 class SizeDependent(nn.Module):
     """Loops, tests and reshapes by sizes; makes tensors of sizes, on the input's device and of its dtype."""
 
@@ -79,6 +86,20 @@ class SizeDependent(nn.Module):
         with torch.no_grad():
             scale = len(x.shape) / float(h)
         return out.view(b, n, -1) * scale
+
+
+class Assigning(nn.Module):
+    """Puts a new tensor in the place of a buffer, and a note on itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        self.last = x
+        return self.fc(x - self.mean)
 
 
 class Variadic(nn.Module):
@@ -152,6 +173,23 @@ def test_optional_arguments_take_their_defaults() -> None:
     traced = trace(module, (ramp(2, 3),))
     assert [n.target for n in traced.train.nodes if n.op == "placeholder"] == ["x"]
     assert torch.equal(run(traced.train, module, ramp(2, 3)), module(ramp(2, 3)))
+
+
+def test_a_part_that_replaces_a_buffer_is_kept_whole_and_left_as_it_was() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), Assigning(), nn.Linear(4, 2))
+    traced = trace(module, (ramp(3, 4),))
+    assert traced.opaque == ("1",)
+    assert not hasattr(module[1], "last") and torch.equal(module[1].mean, torch.zeros(4))
+    run(traced.train, module, ramp(3, 4))
+    assert module[1].mean.any(), "the part still does what it does"
+
+
+def test_hooks_are_seen() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    module[0].register_forward_hook(lambda part, args, returned: returned * 2)
+    traced = trace(nn.Sequential(Scaled(), module), (ramp(3, 4),))
+    found, root = run(traced.train, traced.root, ramp(3, 4)), traced.root
+    assert torch.equal(found, root(ramp(3, 4)))
 
 
 def test_variable_arguments_are_counted_by_the_example() -> None:

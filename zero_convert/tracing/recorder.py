@@ -28,6 +28,7 @@ from .known import known_output
 from .operations import QUESTIONS, VALUES, assigned_attribute, attribute, is_method, target
 from .shapes import example_output, quiet, tensor_summary, tensors_of
 from .sizes import Size, _Traced, traced
+from .state import restored, unassigned
 
 PLAIN = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.memory_format)
 KNOWN = ("placeholder", "get_attr")
@@ -89,10 +90,11 @@ class Recorder(TorchFunctionMode):
         """The graph; `names` are those of the placeholders, first for `args`, then for `keywords`."""
         given = [*args, *keywords.values()]
         fake = self._fake or nullcontext()
-        with unset_fake_temporarily(), _restored(self.root), quiet(), fake, torch.enable_grad():
+        with unset_fake_temporarily(), restored(self.root), quiet(), fake, torch.enable_grad():
             self._shield_buffers()
             faked = [self._input(value, name) for value, name in zip(given, names, strict=True)]
-            with self._calls_seen(), self:
+            whole = unassigned(self.root, self._leaves) if self._fake is not None else nullcontext()
+            with whole, self._calls_seen(), self:
                 value = self.root(*faked[: len(args)], **dict(zip(keywords, faked[len(args) :], strict=True)))
                 node = self.graph.output(self._argument(value))
             node.meta["outputs"] = tensor_summary(value)
@@ -193,7 +195,8 @@ class Recorder(TorchFunctionMode):
 
     def _whole(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """What the module returns; from an example on real values where fake ones do not lead through it."""
-        known = None if kwargs else known_output(module, *args)
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        known = None if kwargs or hooked else known_output(module, *args)
         if known is not None:
             return known
         try:
@@ -459,25 +462,3 @@ def _get(root: nn.Module, path: str) -> Any:
 def _assign(tensor: Tensor, index: Any, value: Any) -> Tensor:
     tensor[index] = value
     return tensor
-
-
-@contextmanager
-def _restored(root: nn.Module) -> Iterator[None]:
-    """What a forward sets on its modules, or puts into their dicts and lists, is afterwards what it was."""
-    before = []
-    for module in root.modules():
-        kept = dict(vars(module))
-        before.append((module, kept, [(v, copy.copy(v)) for v in kept.values() if type(v) in (dict, list, set)]))
-    try:
-        yield
-    finally:
-        for module, kept, containers in before:
-            constants = {k: v for k, v in vars(module).items() if k.startswith("_tensor_constant")}
-            vars(module).clear()
-            vars(module).update(kept | constants)
-            for container, content in containers:
-                if isinstance(container, list):
-                    container[:] = content
-                else:
-                    container.clear()
-                    container.update(content)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from .leaves import kept_whole
+from .state import restored, unassigned
 
 
 def argument_names(module: nn.Module, count: int) -> list[str]:
@@ -66,7 +67,8 @@ class LayerTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         try:
-            graph = super().trace(root, concrete_args)
+            with restored(root), unassigned(root):
+                graph = super().trace(root, concrete_args)
         except TraceFailure:
             raise
         except (Exception, SystemExit) as error:
