@@ -19,6 +19,7 @@ from .result import Progress, tell
 from .scheme import Scheme
 from .sources.recognize import fingerprint
 from .structure import analyze
+from .threads import one_thread
 from .tracing import record, retrace, trace
 from .tracing.shapes import propagate_shapes, runs
 
@@ -85,6 +86,7 @@ class Made:
         )
 
 
+@one_thread()  # nothing here computes much, and a second thread would be waited for
 def prepare(
     model: str | nn.Module,
     example_inputs: Inputs | None,
