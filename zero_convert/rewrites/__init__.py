@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 
+from torch import fx
+
 from ..converted import ConvertedModule
 from ..graphs import replace_module, resort
 from ..live import Region, Traced
-from ..records import Edit, Option
+from ..records import Edit, Option, Structure
 from ..structure import analyze
 
 
@@ -48,11 +50,19 @@ def _rewritten(
     inside = tuple(f"{path}." for path in called)
     uncalled = [path for path, _ in traced.root.named_modules() if path not in called and not path.startswith(inside)]
     edits: dict[tuple[str, str, str], Edit] = {}
+    known: dict[fx.Graph, Structure] = {}  # of graphs that no rewrite has changed since
     for name in rewrites:
         room = import_module(f".{name}", __name__)
         for graph in traced.graphs:
-            for edit in room.rewrite(traced.root, graph, analyze(traced, graph), options):
+            structure = known[graph] if graph in known else analyze(traced, graph)
+            before = str(graph)
+            found = room.rewrite(traced.root, graph, structure, options)
+            for edit in found:
                 edits.setdefault((edit.rewrite, edit.target, edit.action), edit)
+            if str(graph) == before and not any(edit.applied for edit in found):
+                known[graph] = structure
+                continue
+            known.clear()  # the graphs share their modules
             resort(graph)
             graph.lint()
     module = ConvertedModule.assemble(traced.root, traced.train, traced.evaluate, uncalled)
