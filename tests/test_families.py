@@ -19,7 +19,6 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 import zero_convert as zc
-from zero_convert.errors import CoverageError
 from zero_convert.graphs import relu_kind
 from zero_convert.live import Traced
 from zero_convert.records import Join
@@ -177,20 +176,11 @@ PLAIN_ROLES = {
     *("denoiser", "named_arguments", "grouped_growth", "dense_concat", "two_stems", "highway", "multi_scale"),
     *("residual_mlp", "decoder", "gate_after_norm", "shared_norm", "first_block", "activated_branch", "drop_path"),
 }
-UNCOVERED = {("functional", "zero-2021"), ("functional", "zero-2022"), ("tied_language_model", "zero-2021")}
-DEAD = {
-    ("relu_branch", "zero-2022"): "torch's ReLU has derivative 0 at 0: the zero layer before it gets no gradient",
-    ("dict_output", "zero-2022"): "torch's ReLU has derivative 0 at 0: the zero layer before it gets no gradient",
-    ("unet", "zero-2022"): "torch's ReLU has derivative 0 at 0: the zero layer before it gets no gradient",
-}
 
 
 def marks(name: str, scheme: str, index: int) -> list[pytest.MarkDecorator]:
     quick = 0 if name in VARIANTS else 1 if name in PLAIN_ROLES else 2
-    found = [pytest.mark.slow] if index >= quick else []
-    if reason := DEAD.get((name, scheme)):
-        found.append(pytest.mark.xfail(raises=AssertionError, reason=reason))
-    return found
+    return [pytest.mark.slow] if index >= quick else []
 
 
 CASES = [
@@ -223,10 +213,6 @@ def tensors(value: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize(("name", "scheme", "options"), CASES)
 def test_odd_networks_keep_the_promises(name: str, scheme: str, options: dict[str, str]) -> None:
-    if (name, scheme) in UNCOVERED:
-        with pytest.raises(CoverageError, match="has no rule"):
-            convert(name, scheme, options)
-        return
     result = convert(name, scheme, options)
     module, given = result.module, build(name, 0)
     if scheme == "zero-2021":

@@ -272,7 +272,7 @@ def test_raw_parameters_are_known_by_their_use() -> None:
     uses = {key: use for layer in odd("vit").layers for key, use in layer.uses}
     assert uses == {"cls": "concatenated", "pos": "added", "gamma": "multiplied"}
     uses = {key: use for layer in odd("functional").layers for key, use in layer.uses}
-    assert uses == {"weight": "read", "scale": "multiplied", "shift": "added"}
+    assert uses == {"weight": "weight", "scale": "multiplied", "shift": "added"}
 
 
 def test_attention_ends_in_its_output_projection() -> None:

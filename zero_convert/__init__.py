@@ -4,14 +4,21 @@
 
     result = zc.convert("resnet50", scheme="zero-2021", options={"mixing": "permute"})
     result.module            # the rewritten network, every parameter filled by a closed formula
-    result.plan              # every edit and every tensor's rule
+    result.plan              # how it was captured, every edit and every tensor's rule
     result.checks            # measured answers
     result.weights_digest    # 64 hex digits that stand for the weights
     result.save("zero_r50.safetensors")
-    zc.load("zero_r50.safetensors")
+    zc.load("zero_r50.safetensors")      # the rewritten network again
 
-`convert` also takes any `nn.Module`, with `example_inputs=(x,)`. Importing this package does not import torch; the
-first use of a name above does.
+    zc.convert("transformers:bert", model_args={"num_hidden_layers": 4}, scheme="zero-2022")
+    zc.convert("path/to/file.py:factory")
+    zc.convert(module, example_inputs=(x,))      # any nn.Module; it is not changed
+    zc.convert(module, {"input_ids": ids, "attention_mask": mask})
+    zc.plan(module)                              # the plan alone; writes no value
+    zc.inspect_model(module)                     # what is in it as given: layers, joins, how it was captured
+
+Without `example_inputs` the conventions of the model's library are taken, or sizes that its forward accepts. A failure
+is a `ZeroConvertError`. Importing this package does not import torch; the first use of a name above does.
 """
 
 from __future__ import annotations

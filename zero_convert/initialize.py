@@ -18,6 +18,7 @@ from .scheme import Kept, Scheme
 from .threads import one_thread
 
 SHOWN = 6  # tensors named in an error
+MONOTONE = 8  # values in order: one draw in 20,000 is
 
 
 @one_thread()
@@ -58,8 +59,12 @@ def initialize(
                 rule = {"zeros": Constant(tensor.shape, 0.0), "keep": Kept(tensor.shape)}.get(leftovers)
             if rule is None and tensor.buffer:
                 rule = Kept(tensor.shape)
+            if isinstance(rule, Kept) and rule.otherwise is not None:
+                fixed = tensor.name not in drawn and _is_constant(state[tensor.name], tensor, constructed)
+                rule = Kept(tensor.shape) if fixed else rule.otherwise
             if rule is None:
                 uses = f", {dict(layer.uses).get(tensor.local, '')}" if layer.uses else ""
+                uses += f": {layer.refusal}" if layer.refusal else ""
                 missing.append(f"{tensor.name} ({'×'.join(map(str, tensor.shape)) or 'scalar'}, {layer.cls}{uses})")
             else:
                 rules[tensor.name] = (layer, tensor, rule)
@@ -95,10 +100,23 @@ def initialize(
                     _write(state[name], rule)
     return tuple(
         Assignment(
-            tensor, layer.name, layer.role, rule.rule if (own := chosen[first[name]]) == name else f"tied to {own}"
+            tensor,
+            layer.name,
+            layer.role,
+            _noted(rule.rule, layer, tensor) if (own := chosen[first[name]]) == name else f"tied to {own}",
         )
         for name, (layer, tensor, rule) in rules.items()
     )
+
+
+def _noted(rule: str, layer: Layer, tensor: Tensor) -> str:
+    """The rule, and what else the plan should say of the tensor."""
+    notes = []
+    if not tensor.trainable and not tensor.buffer:
+        notes.append("frozen")
+    if dict(layer.uses).get(tensor.local) == "unused" and not tensor.buffer:
+        notes.append("unused: the output does not depend on it")
+    return f"{rule} ({', '.join(notes)})" if notes else rule
 
 
 def ties(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -115,11 +133,23 @@ def _is_constant(value: torch.Tensor, tensor: Tensor, trusted: bool) -> bool:
     A trainable one with different values may come from a generator that nobody saw, such as NumPy's: the user has to
     ask for it.
     """
-    if not value.is_floating_point() or value.numel() == 0:
+    if not (value.is_floating_point() or value.is_complex()) or value.numel() == 0:
         return True
+    value = value.detach().float() if value.element_size() == 1 else value.detach()  # 8-bit floats have no arithmetic
     if bool(torch.isnan(value).any()):
         return False
-    return trusted or not tensor.trainable or bool((value == value.reshape(-1)[0]).all())
+    return trusted or not tensor.trainable or bool((value == value.reshape(-1)[0]).all()) or _is_progression(value)
+
+
+def _is_progression(value: torch.Tensor) -> bool:
+    """Whether a real tensor varies along one axis only, steadily: a formula, such as a state space's log(1 … n)."""
+    if value.is_complex():
+        return False
+    axes = [i for i in range(value.ndim) if not bool((value == value.narrow(i, 0, 1)).all())]
+    if len(axes) != 1 or value.shape[axes[0]] < MONOTONE:
+        return False
+    steps = value.movedim(axes[0], 0).reshape(value.shape[axes[0]], -1)[:, 0].diff()
+    return bool((steps > 0).all()) or bool((steps < 0).all())
 
 
 def _write(target: torch.Tensor, rule: Formula) -> None:
@@ -136,8 +166,11 @@ def _write(target: torch.Tensor, rule: Formula) -> None:
 @one_thread()
 def nan_names(module: nn.Module) -> list[str]:
     """Names of parameters and buffers, stored or not, that hold a NaN: drawn at random, and no rule wrote them."""
-    return [
-        name
-        for name, value in (*module.named_parameters(), *module.named_buffers())
-        if value.is_floating_point() and bool(torch.isnan(value.sum())) and bool(torch.isnan(value).any())
-    ]
+    return [name for name, value in (*module.named_parameters(), *module.named_buffers()) if _has_nan(value)]
+
+
+def _has_nan(value: torch.Tensor) -> bool:
+    if not (value.is_floating_point() or value.is_complex()):
+        return False
+    value = value.float() if value.is_floating_point() and value.element_size() == 1 else value
+    return bool(torch.isnan(value.sum())) and bool(torch.isnan(value).any())

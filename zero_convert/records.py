@@ -33,7 +33,8 @@ class Tensor:
 class Geometry:
     """Sizes of a weight layer: `out_channels` outputs, `in_channels` inputs (all groups together).
 
-    For a linear layer the spatial tuples are empty. `padding` is per side: ((left, right), …).
+    For a linear layer the spatial tuples are empty; transposed, its weight is (in, out). `padding` is per side:
+    ((left, right), …).
     """
 
     out_channels: int
@@ -63,8 +64,8 @@ class Layer:
 
     Attributes:
         name: module path in the model ("layer1.0.conv1"; "" is the model itself).
-        kind: "convolution", "linear", "norm", "attention", "embedding", "activation", "bias", "scale", "parameter" or
-            "buffers".
+        kind: "convolution", "linear", "bilinear", "recurrent", "norm", "attention", "embedding", "activation", "bias",
+            "scale", "parameter" or "buffers".
         role: what it does in the network:
             "stem"      first weight layer on the way from an input
             "branch"    inside a residual branch, not its last weight layer
@@ -75,11 +76,26 @@ class Layer:
             "head"      its output leaves the model with no weight layer after it
             "trunk"     everything else
         tensors: its own parameters and buffers that are in the state dict.
-        uses: for kind "parameter": how the graph uses each one: "added", "multiplied", "concatenated", "indexed",
-            "temperature" (of an attention), "read" (otherwise) or "unused".
+        geometry: of `weight`. A linear layer that stores the transposed matrix is `transposed`, without a kernel.
+        uses: for kind "parameter": how the graph uses each one: "added", "multiplied", "concatenated", "indexed" (a
+            table), "embedding" (a table of items), "temperature" (of an attention), "signal" (the input of a layer),
+            "weight" (of a product or convolution, see `weights`), "read" (otherwise) or "unused".
         join: index of the residual join the layer belongs to (innermost), or None.
         parts: 3 where one linear layer makes queries, keys and values at once, else 1.
         reason: why this kind or role, in a few words, for the plan.
+        sections: what the output's rows are, as (what, number) in their order: "query", "key", "value" of an
+            attention; "gate" and "factor" of a product of two parts of the output; "candidate" and "gate" of a
+            recurrent layer; "" for rows that are nothing of the kind. Empty where nothing is known.
+        weights: of raw parameters with the use "weight": the geometry and role of each one. Axes before those that
+            the geometry speaks of are a stack of weights.
+        neutral: values of parameters that a norm, or a layer with factors of its own, leaves the signal alone with.
+        table: an embedding that is added to another signal: a table of positions or of kinds.
+        blank: the row of an embedding that stays 0.
+        clipped: between this "last" layer and its join stands what has derivative 0 at 0. Started at 0 it would never
+            get a gradient where that derivative is not changed.
+        parametrization: "weight_norm" or "spectral_norm" and an axis where the weight is computed from other tensors;
+            then `parameters` names them: (local name, "g", "v", "weight", "u" or "right").
+        refusal: why no rule can be given, and the way out; "" where one can.
     """
 
     name: str
@@ -92,6 +108,19 @@ class Layer:
     join: int | None = None
     parts: int = 1
     reason: str = ""
+    sections: tuple[tuple[str, int], ...] = ()
+    weights: tuple[tuple[str, Geometry, str], ...] = ()
+    neutral: tuple[tuple[str, float], ...] = ()
+    table: bool = False
+    blank: int | None = None
+    clipped: bool = False
+    parametrization: tuple[str, int] | None = None
+    parameters: tuple[tuple[str, str], ...] = ()
+    refusal: str = ""
+
+    def has(self, section: str) -> bool:
+        """Whether some of the output's rows are this."""
+        return any(what == section for what, _ in self.sections)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,9 +53,14 @@ class Scheme:
 
 @dataclass(frozen=True, slots=True)
 class Kept(Formula):
-    """The value that the constructor gave: a layer scale, an index table. Not for what was drawn at random."""
+    """The value that the constructor gave: a layer scale, an index table. Not for what was drawn at random.
+
+    Args:
+        otherwise: the rule for a tensor whose value is no constant of the constructor; None where that is an error.
+    """
 
     shape: tuple[int, ...] = field()
+    otherwise: Formula | None = None
 
     @property
     def rule(self) -> str:

@@ -40,4 +40,4 @@ def _grows(layer: Layer) -> bool:
     if g is None or layer.kind not in ("convolution", "linear") or layer.role not in ("branch", "trunk", "stem"):
         return False
     inputs = g.in_channels * (math.prod(g.kernel) if g.patchify else 1)
-    return g.out_channels > inputs and layer.parts == 1
+    return g.out_channels > inputs and not any(map(layer.has, ("query", "key", "value")))

@@ -25,6 +25,20 @@ relative biases) are 0, factors (layer scale, temperature) and the slopes of PRe
 concatenated are rows of I* (a class token of zeros would stay 0 through every zero branch, and nothing before the head
 would get a gradient). Groups: the rule per group.
 
+Other layers [X]. Embeddings are binary codes, (1 + H)/2 on columns that tell all rows apart, with the padding row 0;
+shared with the classifier they make its logits. A table that is added to another signal (positions, kinds) is 0.
+Recurrent layers: the candidate of the new state reads the input by I* and the old state by I*, gates and biases are
+0, hence half open. Bilinear layers multiply coordinate k of both inputs. Where rows outnumber columns and no T can
+follow (recurrent layers, queries, keys and values, gated halves, raw weights), I* is wrapped around: row a·n + b has
+ones at b and (b + a) mod n. Queries, keys and values are told apart by the graph, also where one layer stores them
+interleaved by head or with fewer keys than queries; so are the two factors of a gated layer (SwiGLU), each I*. Of two
+factors at the end of a branch only the one without activation is 0: with both at 0 nothing would ever move. Raw
+weights (of F.linear, einsum, stacks of experts) follow the matrix rule in each slice; raw inputs of layers are
+tokens. Norms of libraries start at their neutral value (0 where they multiply by 1 + weight). Standardized
+convolutions standardize this start: a kernel at one tap is nearly itself, 0 stays 0. weight_norm: v is the weight, g
+its length, 0 with any direction where it is 0; spectral_norm: u and v are its singular vectors; 0 is refused there,
+since it would be 0/0. Unused parameters are 0.
+
 Applies to: networks of convolutions, linear layers, norms and attention. The classifier starts at 0, so all logits are
 exactly 0 and its own gradient is the only one of the first step.
 
@@ -39,10 +53,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..formulas import Constant, Formula, PartialIdentity, Stack
-from ..records import Layer, Option, Structure
+from ..composed import BinaryCodes, Blanked, Products, Wrapped, Zeros
+from ..formulas import Constant, Formula, Matrix, PartialIdentity, Stack
+from ..records import Geometry, Join, Layer, Option, Structure, Tensor
 from ..scheme import Kept, OptionSpec, Scheme
-from ._shared import buffers, norm, place, tokens, zeros
+from ._shared import buffers, by_section, norm, parametrized, place, recurrent, stacked, tokens, zeros
 
 ZERO = ("last", "head", "gate-last")  # roles whose weights start at 0: a skip, a constant or the loss covers for them
 
@@ -50,6 +65,8 @@ ZERO = ("last", "head", "gate-last")  # roles whose weights start at 0: a skip, 
 def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> Mapping[str, Formula] | None:
     values: dict[str, Formula] = buffers(layer)
     trainable = [tensor for tensor in layer.tensors if not tensor.buffer]
+    if layer.refusal:
+        return None
     if layer.kind == "norm":
         return norm(layer)
     if layer.kind in ("bias", "scale"):
@@ -57,46 +74,80 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
     if layer.kind == "activation":  # PReLU: with slope 0 nothing behind a zero layer would get a gradient
         return {t.local: Constant(t.shape, 1.0) for t in trainable}
     if layer.kind in ("convolution", "linear") and layer.geometry is not None:
+        weight = _weight(layer, layer.geometry)
+        if layer.parametrization:
+            values |= parametrized(layer, weight, weight, binary=True) or {}
         for t in trainable:
-            if t.local not in ("weight", "bias"):
-                return None
-            values[t.local] = _weight(layer) if t.local == "weight" and layer.role not in ZERO else zeros(t)
+            if t.local in ("weight", "bias"):
+                values[t.local] = weight if t.local == "weight" else zeros(t)
+            elif t.local in dict(layer.neutral):
+                values[t.local] = Constant(t.shape, dict(layer.neutral)[t.local])
         return values
+    if layer.kind == "bilinear":
+        return values | {
+            t.local: Products(t.shape) if t.local == "weight" and layer.role not in ZERO else zeros(t)
+            for t in trainable
+        }
+    if layer.kind == "recurrent":
+        return values | recurrent(layer, _tall, Zeros, still=layer.role in ZERO and not layer.clipped)
+    if layer.kind == "embedding":
+        return values | {t.local: _codes(layer, t) for t in trainable}
     if layer.kind == "attention":
         d = layer.geometry.out_channels if layer.geometry else 0
         for t in trainable:
             if t.local == "in_proj_weight":
                 values[t.local] = Stack((PartialIdentity(d, d),) * 3)  # q, k, v
             elif t.local in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-                values[t.local] = PartialIdentity(*t.shape)
+                values[t.local] = _tall(t.shape[0], t.shape[1])
             else:
                 values[t.local] = zeros(t)
         return values
     if layer.kind in ("parameter", "buffers"):
-        for name, use in layer.uses:
-            t = next(t for t in layer.tensors if t.local == name)
-            if t.buffer:
-                continue
-            if use in ("added", "indexed"):
-                values[name] = zeros(t)
-            elif use == "concatenated":
-                values[name] = tokens(t)
+        weights = {name: (g, role) for name, g, role in layer.weights}
+        for t in trainable:
+            use = dict(layer.uses).get(t.local, "")
+            if t.local in weights:
+                g, role = weights[t.local]
+                values[t.local] = zeros(t) if role in ZERO else stacked(t, g, _tall)
+            elif use in ("added", "indexed", "unused"):
+                values[t.local] = zeros(t)
+            elif use in ("concatenated", "signal"):
+                values[t.local] = tokens(t)
+            elif use == "embedding" and len(t.shape) == 2:
+                values[t.local] = BinaryCodes(*t.shape)
             elif use in ("multiplied", "temperature"):
-                values[name] = Constant(t.shape, 1.0)
+                values[t.local] = Constant(t.shape, 1.0)
             elif not t.trainable:
-                values[name] = Kept(t.shape)
-            else:
-                return None
+                values[t.local] = Kept(t.shape)
         return values
     return None
 
 
-def _weight(layer: Layer) -> Formula:
-    assert layer.geometry is not None
-    if layer.parts == 3:
-        n = layer.geometry.in_channels
-        return Stack((PartialIdentity(n, n),) * 3)
-    return place(layer.geometry, PartialIdentity)
+def _tall(m: int, n: int) -> Matrix:
+    """I*, wrapped around where it has more rows than columns and no transform follows: no row is 0."""
+    return PartialIdentity(m, n) if m <= n else Wrapped(m, n)
+
+
+def _codes(layer: Layer, table: Tensor) -> Formula:
+    if layer.table:
+        return zeros(table)
+    codes: Matrix = BinaryCodes(*table.shape)
+    rule = codes if layer.blank is None else Blanked(codes, layer.blank)
+    return rule if table.trainable else Kept(table.shape, rule)
+
+
+def _weight(layer: Layer, g: Geometry) -> Formula:
+    zero = layer.role in ZERO
+    if layer.has("gate") and layer.role == "last":  # the other factor is 0
+        return place(g, lambda m, n: by_section(layer, n, {"factor": Zeros}, _tall))
+    if zero:
+        shape = place(g, PartialIdentity).shape
+        return Constant(shape, 0.0)
+    if layer.parametrization and layer.parametrization[0] == "weight_norm":
+        return place(g, PartialIdentity)
+    if len(layer.sections) == 1:
+        return place(g, _tall)
+    return place(g, (lambda m, n: by_section(layer, n, {}, _tall)) if layer.sections else PartialIdentity)
 
 
 def rewrites(options: Mapping[str, Option]) -> tuple[str, ...]:
@@ -111,6 +162,13 @@ def rewrites(options: Mapping[str, Option]) -> tuple[str, ...]:
         "stem_skip",
         "projections",
         "growth_transforms",
+    )
+
+
+def _zero_branch(join: Join, structure: Structure) -> bool:
+    """Every branch, but for one that ends in a rectified recurrent layer, which 0 would leave dead."""
+    return not any(
+        layer.kind == "recurrent" and layer.clipped and layer.join == join.index for layer in structure.layers
     )
 
 
@@ -132,5 +190,5 @@ SCHEME = Scheme(
     rewrites=rewrites,
     fill=fill,
     binary=True,
-    zero_branch=lambda join, structure: True,
+    zero_branch=_zero_branch,
 )

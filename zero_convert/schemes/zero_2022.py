@@ -16,9 +16,19 @@ projection and both MLP matrices by the matrix rule. (V and O both 0 would never
 What is whose. [2], from the text: the rules above; [A], the authors' notebook: matrix and convolution, c. [X], ours:
 groups and depthwise layers per group; even kernels at tap k//2; a layer that cuts patches is one matrix on the
 flattened patch n·k·k; transposed convolutions by adjoint; `in_proj_weight` and fused query-key-value layers as three
-square parts (three separate linear layers follow the matrix rule: the graph does not tell them apart); a branch with
-convolutions and no attention ends in 0 also where its last layer is linear (ConvNeXt); embeddings are
-Hadamard codes of unit norm; positions and tokens 0; layer scale and other constants as constructed.
+square parts; separate layers, layers with fewer keys than queries and rows interleaved by head are told apart by the
+graph (linear attentions without softmax follow the matrix rule); a branch with convolutions and no attention ends in
+0 also where its last layer is linear (ConvNeXt); embeddings are Hadamard codes of unit norm, the padding row 0;
+positions, tables that are added to a signal, and tokens 0; layer scale and other constants as constructed. The last
+convolution of a branch follows the matrix rule instead of 0 where a ReLU stands between it and the join (its
+derivative at 0 is 0: the layer would stay dead), and where its weight is divided by its spectral norm (0/0). Of two
+factors that are multiplied at the end of a branch only one is 0. Recurrent layers: the candidate of the new state
+reads the input by the matrix rule and the old state by I*; gates and biases are 0, half open. Bilinear layers
+multiply coordinate k of both inputs. Raw weights (F.linear, einsum, stacks of experts) follow the matrix rule in each
+slice; several raw inputs of a layer are codes, one is 0. Norms of libraries start at their neutral value (0 where
+they multiply by 1 + weight). Standardized convolutions standardize this start: a kernel at one tap is nearly itself,
+0 stays 0. weight_norm: v is the weight and g its length, 0 with any direction where it is 0; spectral_norm: u and v
+are its singular vectors. Unused parameters are kept if constant, else 0.
 
 Options [D]. columns=spanning: the first n Sylvester columns see only the low ceil(log2 n) bits of the row, so that
 2048×784 has 1024 distinct rows, and the duplicates never part in training; columns whose indices span GF(2)^k make all
@@ -31,16 +41,29 @@ Exact: c is one IEEE square root and one division, rounded once to float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
+from ..composed import Blanked, Products, Zeros
 from ..formulas import Codes, Constant, Formula, Hadamard, Matrix, PartialIdentity, Stack
 from ..hadamard import matrix_for
-from ..records import Join, Layer, Option, Structure, Tensor
+from ..records import Geometry, Join, Layer, Option, Structure, Tensor
 from ..scheme import Kept, OptionSpec, Scheme
-from ._shared import buffers, norm, place, zeros
+from ._shared import (
+    MatrixRule,
+    buffers,
+    by_section,
+    norm,
+    parametrized,
+    place,
+    recurrent,
+    several,
+    stacked,
+    tokens,
+    zeros,
+)
 
 
-def matrix_rule(options: Mapping[str, Option]) -> Callable[[int, int], Matrix]:
+def matrix_rule(options: Mapping[str, Option]) -> MatrixRule:
     """Algorithm 1: the m×n matrix for given options."""
     columns, order = str(options["columns"]), str(options["order"])
 
@@ -59,60 +82,109 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
     values: dict[str, Formula] = buffers(layer)
     trainable = [tensor for tensor in layer.tensors if not tensor.buffer]
     g = layer.geometry
+    if layer.refusal:
+        return None
     if layer.kind == "norm":
         return norm(layer)
     if layer.kind == "activation":
         return {t.local: Kept(t.shape) for t in trainable}
     if layer.kind in ("convolution", "linear") and g is not None:
+        weight = _weight(layer, g, structure, matrix)
+        if layer.parametrization:
+            values |= parametrized(layer, weight, place(g, matrix), binary=False) or {}
         for t in trainable:
-            if t.local not in ("weight", "bias"):
-                return None
-            if t.local == "bias" or _ends_convolutional_branch(layer, structure):
-                values[t.local] = zeros(t)
-            elif layer.parts == 3:
-                values[t.local] = _query_key_value(g.in_channels)
-            else:
-                values[t.local] = place(g, matrix)
+            if t.local in ("weight", "bias"):
+                values[t.local] = weight if t.local == "weight" else zeros(t)
+            elif t.local in dict(layer.neutral):
+                values[t.local] = Constant(t.shape, dict(layer.neutral)[t.local])
         return values
+    if layer.kind == "bilinear":
+        return values | {t.local: Products(t.shape) if t.local == "weight" else zeros(t) for t in trainable}
+    if layer.kind == "recurrent":
+        return values | recurrent(layer, matrix, Zeros, still=_ends_convolutional_branch(layer, structure))
     if layer.kind == "attention" and g is not None:
         for t in trainable:
             if t.local == "in_proj_weight":
-                values[t.local] = _query_key_value(g.out_channels)
+                n = g.out_channels
+                values[t.local] = Stack((PartialIdentity(n, n), Constant((n, n), 0.0), Constant((n, n), 0.0)))
             else:
                 values[t.local] = PartialIdentity(*t.shape) if t.local == "q_proj_weight" else zeros(t)
         return values
     if layer.kind == "embedding":
-        return values | {t.local: Codes(*t.shape) for t in trainable}
+        return values | {t.local: _codes(layer, t) for t in trainable}
     if layer.kind in ("parameter", "buffers"):
-        for name, use in layer.uses:
-            rule = _raw(next(t for t in layer.tensors if t.local == name), use)
-            if rule is None:
-                return None
-            values[name] = rule
+        raw = {name: (g, role) for name, g, role in layer.weights}
+        for t in trainable:
+            if t.local in raw and t.trainable:
+                values[t.local] = stacked(t, raw[t.local][0], matrix)
+            elif (rule := _raw(t, dict(layer.uses).get(t.local, ""))) is not None:
+                values[t.local] = rule
         return values
     return None
 
 
+def _weight(layer: Layer, g: Geometry, structure: Structure, matrix: MatrixRule) -> Formula:
+    zero = _ends_convolutional_branch(layer, structure)
+    if zero and layer.has("gate"):  # of two factors that are multiplied one is 0
+        return place(g, lambda m, n: by_section(layer, n, {"factor": Zeros}, matrix))
+    if zero:
+        return Constant(place(g, matrix).shape, 0.0)
+    if any(layer.has(part) for part in ("query", "key", "value")):
+        if len(layer.sections) == 1 and layer.sections[0][0] != "query":
+            return Constant(place(g, matrix).shape, 0.0)
+        rules: dict[str, MatrixRule] = {"query": PartialIdentity, "key": Zeros, "value": Zeros}
+        if len(layer.sections) == 1:
+            return place(g, PartialIdentity)
+        return place(g, lambda m, n: by_section(layer, n, rules, matrix))
+    return place(g, matrix)
+
+
+def _codes(layer: Layer, table: Tensor) -> Formula:
+    if layer.table:
+        return zeros(table)
+    codes: Matrix = Codes(*table.shape)
+    rule = codes if layer.blank is None else Blanked(codes, layer.blank)
+    return rule if table.trainable else Kept(table.shape, rule)
+
+
 def _ends_convolutional_branch(layer: Layer, structure: Structure) -> bool:
-    return layer.role == "last" and layer.join is not None and _convolutional(structure.joins[layer.join], structure)
+    return (
+        layer.role == "last"
+        and layer.join is not None
+        and not _needs_values(layer)
+        and _has_convolutions(structure.joins[layer.join], structure)
+    )
 
 
 def _convolutional(join: Join, structure: Structure) -> bool:
+    """Whether a branch adds exactly 0: one with convolutions, unless its last layer would be dead at 0."""
+    ends = [layer for layer in structure.layers if layer.role == "last" and layer.join == join.index]
+    return _has_convolutions(join, structure) and not any(map(_needs_values, ends))
+
+
+def _has_convolutions(join: Join, structure: Structure) -> bool:
     """A branch with convolutions ends in 0; not one with attention, whose values V are 0 already."""
     branch = [layer for layer in structure.layers if layer.name in join.branch]
-    attention = any(layer.kind == "attention" or layer.parts == 3 for layer in branch)
+    attention = any(layer.kind == "attention" or layer.parts == 3 or layer.has("value") for layer in branch)
     return not attention and any(layer.kind == "convolution" for layer in branch)
 
 
-def _query_key_value(n: int) -> Formula:
-    return Stack((PartialIdentity(n, n), Constant((n, n), 0.0), Constant((n, n), 0.0)))
+def _needs_values(layer: Layer) -> bool:
+    """A ReLU with derivative 0 at 0 follows, or the weight is divided by its norm."""
+    return layer.clipped or (layer.parametrization is not None and layer.parametrization[0] == "spectral_norm")
 
 
 def _raw(tensor: Tensor, use: str) -> Formula | None:
     """A parameter that belongs to no layer, by how the graph uses it."""
     if tensor.buffer or not tensor.trainable or use in ("multiplied", "temperature"):
         return Kept(tensor.shape)
-    return zeros(tensor) if use in ("added", "concatenated", "indexed") else None
+    if use == "unused":
+        return Kept(tensor.shape, zeros(tensor))
+    if use == "embedding" and len(tensor.shape) == 2:
+        return Codes(*tensor.shape)
+    if use == "signal" and several(tensor):
+        return tokens(tensor, Codes)
+    return zeros(tensor) if use in ("added", "concatenated", "indexed", "signal") else None
 
 
 SCHEME = Scheme(

@@ -9,6 +9,7 @@ from torch import fx, nn
 from ..graphs import Reach, is_size, kind, tensors_in
 from ..layers import WEIGHT_KINDS, geometry, kind_of
 from ..records import Gate, Geometry
+from .raw import raw_weight
 
 
 class Facts:
@@ -38,7 +39,10 @@ class Facts:
         owners = dict.fromkeys(
             str(n.target).rpartition(".")[0] for n in node.all_input_nodes if n.op == "get_attr" and node.op != "output"
         )
-        return tuple(path for path in owners if kind_of(self.root.get_submodule(path)) in WEIGHT_KINDS)
+        known = tuple(path for path in owners if kind_of(self.root.get_submodule(path)) in WEIGHT_KINDS)
+        raw = None if known else raw_weight(node)
+        path, _, name = str(raw.target).rpartition(".") if raw is not None else ("", "", "")
+        return (path,) if raw is not None and name in self.root.get_submodule(path)._parameters else known
 
     def _find_gates(self) -> tuple[tuple[Gate, ...], dict[fx.Node, fx.Node]]:
         """Products of a signal with what weight layers compute from it; and the product of each gate layer's node."""
@@ -61,6 +65,11 @@ class Facts:
         g = self.geometry(node)
         return g is not None and self.kinds[node] in ("convolution", "linear") and all(k == 1 for k in g.kernel)
 
+    def counts(self, node: fx.Node, end: fx.Node) -> bool:
+        """Whether the node is a weight layer on the ways to `end`; those of a gate on the way there are not, but inside
+        a gate they are."""
+        return node in self.weights and (node not in self.gate_of or not self.reach.reaches(self.gate_of[node], end))
+
     def fewest_layers(self, fork: fx.Node, end: fx.Node) -> int:
         """The least number of weight layers on a path from fork to end; gates do not count."""
         if end is fork:
@@ -69,7 +78,7 @@ class Facts:
         for node in self.reach.between(fork, end):
             ways = [count[n] for n in tensors_in(node) if n in count]
             if ways:
-                count[node] = min(ways) + (node in self.weights and node not in self.gate_of)
+                count[node] = min(ways) + self.counts(node, end)
         return count[end]
 
     def finals(self, fork: fx.Node, end: fx.Node) -> dict[fx.Node, None]:
@@ -81,14 +90,17 @@ class Facts:
             if node in seen:
                 continue
             seen.add(node)
-            if node in self.weights and node not in self.gate_of:
+            if self.counts(node, end):
                 finals[node] = None
             else:
                 todo += [n for n in tensors_in(node) if self.reach.reaches(fork, n)]
         return finals
 
     def geometry(self, node: fx.Node) -> Geometry | None:
-        return geometry(self.root.get_submodule(self.paths[node][-1]))
+        return self.geometry_of(self.paths[node][-1])
+
+    def geometry_of(self, path: str) -> Geometry | None:
+        return geometry(self.root.get_submodule(path))
 
     def names(self, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(path for node in nodes for path in self.paths[node]))

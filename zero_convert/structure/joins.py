@@ -64,7 +64,9 @@ class _Search:
 
     def _join(self, index: int, node: fx.Node, fork: fx.Node, left: fx.Node, right: fx.Node) -> Join | None:
         sides = [[] if operand is fork else self.facts.reach.between(fork, operand) for operand in (left, right)]
-        layers = [[n for n in side if n in self.facts.weights and n not in self.facts.gate_of] for side in sides]
+        layers = [
+            [n for n in side if self.facts.counts(n, end)] for side, end in zip(sides, (left, right), strict=True)
+        ]
         if not any(layers):
             return None  # a sum without weights on either side
         depth = [self.facts.fewest_layers(fork, operand) for operand in (left, right)]

@@ -1,20 +1,27 @@
-"""Layers: every module that owns tensors, with its kind, its role in the network and how raw parameters are used."""
+"""Layers: every module that owns tensors, with its kind, its role in the network and what its rows and tensors are."""
 
 from __future__ import annotations
 
-import inspect
-import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 
 from ..errors import CoverageError
-from ..graphs import is_size
-from ..layers import geometry, kind_of
+from ..graphs import relu_kind, tensors_in
+from ..layers import NORMS, geometry, is_quantized, kind_of, recurrent_gates
 from ..records import Join, Layer, Tensor
 from .facts import Facts
+from .neutral import neutral
+from .parametrized import parametrized
+from .raw import Use, feeds_nothing_else, use_of
+from .sections import find_sections
+
+Role = tuple[str, int | None]
 
 SAFETENSORS_DTYPES = {
     torch.float64: "F64",
@@ -34,133 +41,245 @@ SAFETENSORS_DTYPES = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
-INDEXING = frozenset({operator.getitem, F.embedding, torch.index_select, "index_select"})
-ARGUMENTS = {  # of the libraries' own functions
-    "logit_scale": "temperature",
-    **dict.fromkeys(("relative_position_bias_table", "rel_pos_h", "rel_pos_w", "rel_pos_t"), "indexed"),
-}
+ATTENTION = ("query", "key", "value")
+
+LIFTING = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
+LIFTING_FUNCTIONS = frozenset(
+    {
+        *(F.softmax, F.log_softmax, F.sigmoid, F.hardsigmoid, F.softplus, torch.softmax, torch.sigmoid, torch.exp),
+        *("softmax", "log_softmax", "sigmoid", "sigmoid_", "exp"),
+    }
+)
 
 
 def find_layers(facts: Facts, joins: tuple[Join, ...]) -> tuple[Layer, ...]:
-    """Every module that owns tensors, in order of execution, then those the graph never calls."""
-    return _Inventory(facts).layers(joins)
+    """Every module that owns tensors, in order of execution, then those the graph never calls.
+
+    Raises:
+        CoverageError: a layer is quantized, or a tensor has a type that no file can store.
+    """
+    return _Inventory(facts, joins).layers()
 
 
 class _Inventory:
-    def __init__(self, facts: Facts) -> None:
-        self.facts = facts
+    def __init__(self, facts: Facts, joins: tuple[Join, ...]) -> None:
+        self.facts, self.joins = facts, joins
+        self.nodes = {node.name: node for node in facts.graph.nodes}
+        self.called = {str(n.target) for n in facts.graph.nodes if n.op == "call_module"}
+        self.clipped: set[str] = set()
+        self.by_node: dict[fx.Node, Role] = {}
+        self.roles = self._roles()
+        self.sections = find_sections(facts)
+        self.reads: dict[str, list[fx.Node]] = {}
+        for node in facts.graph.nodes:
+            if node.op == "get_attr":
+                self.reads.setdefault(str(node.target), []).append(node)
 
-    def layers(self, joins: tuple[Join, ...]) -> tuple[Layer, ...]:
-        """Every module that owns tensors, in order of execution, then those the graph never calls."""
-        roles = self._roles(joins)
-        position = {
-            str(n.target): i for i, n in reversed(list(enumerate(self.facts.graph.nodes))) if n.op == "call_module"
-        }
+    def layers(self) -> tuple[Layer, ...]:
+        facts = self.facts
+        position = {str(n.target): i for i, n in reversed(list(enumerate(facts.graph.nodes))) if n.op == "call_module"}
         position |= {
-            path: self.facts.reach.position[n]
-            for n in self.facts.weights
-            for path in self.facts.paths[n]
-            if path not in position
+            path: facts.reach.position[n] for n in facts.weights for path in facts.paths[n] if path not in position
         }
-        owners: dict[int, str] = {}
+        owners: set[int] = set()
         found: list[tuple[int, Layer]] = []
-        state = set(self.facts.root.state_dict(keep_vars=True))
-        for path, module in self.facts.root.named_modules():
-            tensors = _own_tensors(path, module, state)
+        state = set(facts.root.state_dict(keep_vars=True))
+        for path, module in _plain_modules(facts.root):
+            _refuse_quantized(path, module)
+            tensors = tuple(_own_tensors(path, module, state))
             if not tensors or id(module) in owners:
                 continue
-            owners[id(module)] = path
+            owners.add(id(module))
+            inside = self._enclosing(path)
             parent = path.rpartition(".")[0]
-            inside = self._enclosing(path, position)
-            what = kind_of(module) or ("parameter" if any(not t.buffer for t in tensors) else "buffers")
-            role, join = roles.get(path, ("trunk", None))
-            reason = ""
-            if inside and isinstance(self.facts.root.get_submodule(inside), nn.MultiheadAttention):
-                role, join = roles.get(inside, ("trunk", None))
-                reason = f"output projection of {inside}"
-            elif inside:
-                reason = f"inside {inside}, which tracing kept whole"
-            elif what == "attention" and role == "last":
-                role = "branch"  # what is last is its output projection
             at = position.get(path, position.get(inside, position.get(parent, len(position))))
-            found.append(
-                (
-                    at,
-                    Layer(
-                        path,
-                        what,
-                        type(module).__qualname__,
-                        role,
-                        tensors,
-                        geometry(module),
-                        self._uses(path, tensors) if what in ("parameter", "buffers") else (),
-                        join,
-                        self._parts(path, module),
-                        reason,
-                    ),
-                )
-            )
+            found.append((at, self._layer(path, module, tensors, inside)))
         return tuple(layer for _, layer in sorted(found, key=lambda pair: pair[0]))
 
-    def _parts(self, path: str, module: nn.Module) -> int:
-        """3 for one linear layer that makes queries, keys and values at once, else 1."""
-        g = geometry(module)
-        if not isinstance(module, nn.Linear) or g is None or g.out_channels != 3 * g.in_channels:
-            return 1
-        node = next((n for n in self.facts.weights if path in self.facts.paths[n]), None)
-        if node is None:
-            return 1
-        if node.op == "call_function":  # a library's attention function names its arguments
-            return 3 if any(str(k).startswith("qkv") for k in _argument_names(node)) else 1
-        attention = (F.softmax, torch.softmax, F.scaled_dot_product_attention, "softmax")
-        after = {n for n in self.facts.graph.nodes if n is not node and self.facts.reach.reaches(node, n)}
-        nearest = [n for n in after if n in self.facts.paths]
-        return (
-            3
-            if any(
-                (n.target in attention or isinstance(_called(n, self.facts.root), nn.Softmax))
-                and not any(self.facts.reach.reaches(w, n) for w in nearest)
-                for n in after
+    def _layer(self, path: str, module: nn.Module, tensors: tuple[Tensor, ...], inside: str) -> Layer:
+        what = kind_of(module) or ("parameter" if any(not t.buffer for t in tensors) else "buffers")
+        role, join = self.roles.get(path, ("trunk", None))
+        reason = ""
+        if inside and isinstance(self.facts.root.get_submodule(inside), nn.MultiheadAttention):
+            role, join = self.roles.get(inside, ("trunk", None))
+            reason = f"output projection of {inside}"
+        elif inside:
+            reason = f"inside {inside}, which tracing kept whole"
+        elif what == "attention" and role == "last":
+            role = "branch"  # what is last is its output projection
+        layer = Layer(path, what, type(module).__qualname__, role, tensors, geometry(module), (), join, reason=reason)
+        made = parametrized(module)
+        if made is not None:
+            layer = replace(
+                layer,
+                cls=type(module).__mro__[1].__qualname__ if parametrize.is_parametrized(module) else layer.cls,
+                parametrization=(made.kind, made.axis) if made.kind else None,
+                parameters=tuple((name.rpartition(".")[2], meaning) for name, meaning in made.names.items()),
+                refusal=made.refusal,
             )
-            else 1
+        if what in ("parameter", "buffers"):
+            return self._raw(layer, inside)
+        sections = self.sections.get(path, ())
+        if what == "recurrent":
+            sections = tuple((gate, module.hidden_size) for gate in recurrent_gates(module))  # type: ignore[misc]
+        attention = [part for part in ATTENTION if any(section == part for section, _ in sections)]
+        return replace(
+            layer,
+            sections=sections,
+            parts=max(1, len(attention)),
+            neutral=neutral(module) if _has_factors(module, what, tensors) else (),
+            table=what == "embedding" and self._is_table(path),
+            blank=getattr(module, "padding_idx", None) if what == "embedding" else None,
+            clipped=path in self.clipped or (role == "last" and _rectifies(module)),
         )
 
-    def _enclosing(self, path: str, position: dict[str, int]) -> str:
-        """The called module that `path` lies inside of; "" where it is called itself or lies in no called module."""
-        parts = path.split(".")
-        for end in range(1, len(parts)):
-            outer = ".".join(parts[:end])
-            if outer in position:
-                return outer
-        return ""
+    def _raw(self, layer: Layer, inside: str) -> Layer:
+        """The layer with the use of each of its tensors."""
+        uses, weights = [], []
+        for tensor in layer.tensors:
+            use = Use("unseen" if inside else "unused")
+            for node in self.reads.get(tensor.name, ()):
+                made = use_of(node, self.facts.kinds)
+                use = made if use.what in ("unused", "unseen") else use
+            what = use.what
+            if what == "added" and use.node is not None and feeds_nothing_else(use.node, self.facts.weights):
+                what = "signal"
+            if use.geometry is not None and use.node is not None:
+                weights.append((tensor.local, use.geometry, self.by_node.get(use.node, ("trunk", None))[0]))
+            uses.append((tensor.local, what))
+        return replace(layer, uses=tuple(uses), weights=tuple(weights))
 
-    def _roles(self, joins: tuple[Join, ...]) -> dict[str, tuple[str, int | None]]:
-        roles: dict[str, tuple[str, int | None]] = {}
-        for role, nodes in (("trunk", self.facts.weights), ("stem", self._stems()), ("head", self._heads())):
-            roles |= dict.fromkeys(self.facts.names(nodes), (role, None))
-        by_name = {node.name: node for node in self.facts.graph.nodes}
-        for join in sorted(joins, key=lambda join: -len(join.branch)):  # inner joins speak last
+    def _is_table(self, path: str) -> bool:
+        """Whether an embedding is added to a signal: of weight layers, or of an embedding that comes before it."""
+        calls = [n for n in self.facts.weights if n.op == "call_module" and str(n.target) == path]
+        return bool(calls) and all(self._added_to_others(node) for node in calls)
+
+    def _added_to_others(self, node: fx.Node) -> bool:
+        todo, seen = [node], set()
+        while todo:
+            at = todo.pop(0)
+            for user in at.users:
+                if user in seen or user in self.facts.weights or user.op == "output":
+                    continue
+                seen.add(user)
+                others = [n for n in tensors_in(user) if n is not at]
+                if self.facts.kinds[user] != "add" or not others:
+                    if not others and self.facts.kinds[user] in ("other", "identity", "drop", "norm"):
+                        todo.append(user)
+                    continue
+                if any(self._carries(other, node) for other in others):
+                    return True
+                todo.append(user)
+        return False
+
+    def _carries(self, value: fx.Node, table: fx.Node) -> bool:
+        """Whether a value comes from a weight layer that is no embedding, or from an embedding before this one.
+
+        What is computed from the table itself is its own branch.
+        """
+        if self.facts.reach.reaches(table, value):
+            return False
+        makers = [n for n in self.facts.weights if n is not table and self.facts.reach.reaches(n, value)]
+        if any(self.facts.kinds[n] != "embedding" for n in makers):
+            return True
+        at = self.facts.reach.position
+        return any(at[n] < at[table] for n in makers)
+
+    def _enclosing(self, path: str) -> str:
+        """The called module that `path` lies inside of; "" where it lies in no called module."""
+        parts = path.split(".")
+        outer = (".".join(parts[:end]) for end in range(1, len(parts)))
+        return next((module for module in outer if module in self.called), "")
+
+    def _roles(self) -> dict[str, Role]:
+        facts = self.facts
+        roles: dict[str, Role] = {}
+        for role, nodes in (("trunk", facts.weights), ("stem", self._stems()), ("head", self._heads())):
+            roles |= dict.fromkeys(facts.names(nodes), (role, None))
+            self.by_node |= dict.fromkeys(nodes, (role, None))
+        for join in sorted(self.joins, key=lambda join: -len(join.branch)):  # inner joins speak last
             if not join.residual:
                 continue
-            fork, end = by_name[join.fork], by_name[join.branch_node]
-            finals = self.facts.finals(fork, end)
-            for node in self.facts.reach.between(fork, end):
-                if node not in self.facts.weights or node in self.facts.gate_of:
+            fork, end = self.nodes[join.fork], self.nodes[join.branch_node]
+            finals = self._finals(fork, end)
+            self.clipped |= {path for node, clipped in finals.items() if clipped for path in facts.paths[node][-1:]}
+            for node in facts.reach.between(fork, end):
+                if not facts.counts(node, end):
                     continue
-                *first, last = self.facts.paths[node]
+                *first, last = facts.paths[node]
+                self.by_node[node] = ("last" if node in finals else "branch", join.index)
                 if node in finals or roles[last][0] != "last":
-                    roles[last] = ("last" if node in finals else "branch", join.index)
+                    roles[last] = self.by_node[node]
                 roles |= dict.fromkeys(first, ("branch", join.index))
             for path in join.shortcut_layers:
                 roles[path] = ("shortcut", join.index)
-        for node, product in self.facts.gate_of.items():
+        for node, product in facts.gate_of.items():
             later = any(
-                n is not node and self.facts.reach.reaches(node, n)
-                for n, p in self.facts.gate_of.items()
-                if p is product
+                n is not node and facts.reach.reaches(node, n) for n, p in facts.gate_of.items() if p is product
             )
-            roles |= dict.fromkeys(self.facts.paths[node], ("gate" if later else "gate-last", None))
+            if self.by_node[node][1] is not None:
+                continue  # in the branch of a join inside the gate
+            self.by_node[node] = ("gate" if later else "gate-last", None)
+            roles |= dict.fromkeys(facts.paths[node], self.by_node[node])
         return roles
+
+    def _finals(self, fork: fx.Node, end: fx.Node) -> dict[fx.Node, bool]:
+        """The last weight layers of a branch, and whether a ReLU stands behind each on some way to the end.
+
+        Of two factors that are multiplied only one is last: both at 0 would never get a gradient. The activated one,
+        or the first, is the gate and no last layer.
+        """
+        facts = self.facts
+        finals = dict.fromkeys(facts.finals(fork, end), False)
+        for node in facts.reach.between(fork, end):
+            operands = [n for n in tensors_in(node) if facts.reach.reaches(fork, n)]
+            if facts.kinds[node] != "multiply" or len(operands) != 2 or not any(self._behind(n, node) for n in finals):
+                continue
+            ends = [{n: None for n in facts.finals(fork, operand) if n in finals} for operand in operands]
+            if all(ends) and not set(ends[0]) & set(ends[1]):
+                pairs = zip(ends, operands, strict=True)
+                ways = [self._way(e, o) for e, o in pairs]
+                lifted = [any(self._lifts(n) for n in way) for way in ways]
+                active = [any(facts.kinds[n] == "activation" for n in way) for way in ways]
+                signs = lifted if any(lifted) else active
+                gate = ends[1] if signs == [False, True] else ends[0]
+                finals = {n: clipped for n, clipped in finals.items() if n not in gate}
+        return {node: self._rectified(node, end) for node in finals}
+
+    def _rectified(self, layer: fx.Node, end: fx.Node) -> bool:
+        """Whether a ReLU stands on a way from the layer to the end that passes no other weight layer."""
+        todo, seen = [(layer, False)], set()
+        while todo:
+            at, rectified = todo.pop()
+            if at is end and rectified:
+                return True
+            for user in at.users:
+                if user in self.facts.reach.position and self.facts.reach.reaches(user, end):
+                    step = (user, rectified or self._rectifies(user))
+                    if step not in seen and (user not in self.facts.weights):
+                        seen.add(step)
+                        todo.append(step)
+        return False
+
+    def _behind(self, layer: fx.Node, node: fx.Node) -> bool:
+        return layer is not node and self.facts.reach.reaches(layer, node)
+
+    def _lifts(self, node: fx.Node) -> bool:
+        """Whether 0 does not stay 0: a factor behind it is not 0 however its layers start."""
+        module = self.facts.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return isinstance(module, LIFTING) or node.target in LIFTING_FUNCTIONS
+
+    def _way(self, layers: Iterable[fx.Node], end: fx.Node) -> Iterator[fx.Node]:
+        for layer in layers:
+            yield from self.facts.reach.between(layer, end)
+
+    def _rectifies(self, node: fx.Node) -> bool:
+        """Whether the derivative at 0 is 0: a ReLU, or a norm that contains one. Inside a gate it does not matter."""
+        if node.op == "call_module" and self.facts.kinds[node] == "norm":
+            module = self.facts.root.get_submodule(str(node.target))
+            return any(isinstance(m, nn.ReLU | nn.ReLU6) for m in module.children())
+        inside = any(self._behind(node, n) for n in self.facts.gate_of)
+        return bool(relu_kind(node, self.facts.root)) and not inside
 
     def _stems(self) -> list[fx.Node]:
         """Weight layers that an input reaches without passing another."""
@@ -182,56 +301,54 @@ class _Inventory:
             and not any(m is not n and self.facts.reach.reaches(n, m) for m in self.facts.weights)
         ]
 
-    def _uses(self, path: str, tensors: tuple[Tensor, ...]) -> tuple[tuple[str, str], ...]:
-        """How the graph uses each raw tensor of a module: see `Layer.uses`."""
-        found = dict.fromkeys((t.local for t in tensors), "unused")
-        for node in self.facts.graph.nodes:
-            if node.op == "get_attr" and str(node.target) in {t.name for t in tensors}:
-                found[str(node.target).rpartition(".")[2]] = self._first_use(node)
-        return tuple(found.items())
 
-    def _first_use(self, node: fx.Node) -> str:
-        """What the first operation that meets the parameter with something else does; reshapes are followed."""
-        names = {"add": "added", "multiply": "multiplied", "concatenate": "concatenated"}
-        while True:
-            user = next(iter(node.users), None)
-            if user is None:
-                return "unused"
-            if user.target in INDEXING and user.all_input_nodes[0] is node:
-                return "indexed"
-            if len([n for n in user.all_input_nodes if not is_size(n)]) == 1 and self.facts.kinds[user] == "other":
-                node = user
-                continue
-            if user.op == "call_function" and (use := ARGUMENTS.get(_argument_of(user, node))):
-                return use
-            return names.get(self.facts.kinds[user], "read")
+def _plain_modules(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules with their paths, but those that only hold what another module's weight is computed from."""
+    hidden: list[str] = []
+    for path, module in root.named_modules():
+        if parametrize.is_parametrized(module):
+            hidden.append(f"{path}.parametrizations" if path else "parametrizations")
+        if not any(path == outer or path.startswith(f"{outer}.") for outer in hidden):
+            yield path, module
 
 
-def _called(node: fx.Node, root: nn.Module) -> nn.Module | None:
-    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+def _rectifies(module: nn.Module) -> bool:
+    return isinstance(module, nn.RNN | nn.RNNCell) and module.nonlinearity == "relu"
 
 
-def _argument_names(node: fx.Node) -> tuple[str, ...]:
-    try:
-        return tuple(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return ()
+def _has_factors(module: nn.Module, what: str, tensors: tuple[Tensor, ...]) -> bool:
+    """Whether this is a norm of no torch class, or a layer with values per output of its own, such as a gain."""
+    if what == "norm":
+        return not isinstance(module, NORMS)
+    more = [t for t in tensors if not t.buffer and t.local not in ("weight", "bias")]
+    sizes = [sorted(t.shape) for t in more]
+    return isinstance(module, nn.Linear | _ConvNd) and bool(more) and all(s == 1 for z in sizes for s in z[:-1])
 
 
-def _argument_of(node: fx.Node, value: fx.Node) -> str:
-    """The name of the argument under which a function gets the value; "" where it cannot be said."""
-    names = (*zip(_argument_names(node), node.args, strict=False), *node.kwargs.items())
-    return next((name for name, argument in names if argument is value), "")
+def _refuse_quantized(path: str, module: nn.Module) -> None:
+    if is_quantized(module):
+        raise CoverageError(
+            "a layer is quantized, and no rule can write packed integers",
+            where=path or "the model itself",
+            got=f"{type(module).__module__}.{type(module).__qualname__}",
+            expected="a layer with floating weights",
+            fix="Convert the model before it is quantized, and quantize the result.",
+        )
 
 
-def _own_tensors(path: str, module: nn.Module, state: Iterable[str]) -> tuple[Tensor, ...]:
-    prefix = f"{path}." if path else ""
-    own: list[Tensor] = []
-    for buffer, entries in ((False, module._parameters), (True, module._buffers)):
-        for name, value in entries.items():
-            if value is not None and prefix + name in state:
+def _own_tensors(path: str, module: nn.Module, state: Iterable[str]) -> Iterator[Tensor]:
+    """The module's entries of the state dict, parameters first; with those that its weight is computed from."""
+    made = module.parametrizations if parametrize.is_parametrized(module) else nn.Module()
+    prefix = f"{path}.parametrizations" if path else "parametrizations"
+    everything = [(path, module), *made.named_modules(prefix=prefix)]  # type: ignore[union-attr]
+    for buffer in (False, True):
+        for at, part in everything:
+            prefix = f"{at}." if at else ""
+            for name, value in (part._buffers if buffer else part._parameters).items():
+                if value is None or prefix + name not in state:
+                    continue
                 if value.dtype not in SAFETENSORS_DTYPES:
                     raise CoverageError("a tensor's type cannot be stored", where=prefix + name, got=str(value.dtype))
                 dtype = SAFETENSORS_DTYPES[value.dtype]
-                own.append(Tensor(prefix + name, tuple(value.shape), dtype, value.requires_grad and not buffer, buffer))
-    return tuple(own)
+                trainable = value.requires_grad and not buffer
+                yield Tensor(prefix + name, tuple(value.shape), dtype, trainable, buffer)

@@ -1,0 +1,65 @@
+"""Values that leave a signal alone: the factors and shifts of norms that are no classes of torch.
+
+Most norms multiply by their weight, so that its neutral value is 1; some (Gemma's) multiply by 1 + weight, some add
+what they scale to the signal (global response norm), and their neutral value is 0. What the constructor fixed says
+which. A module that was trained says it when it is tried: with everything at 0, a signal passes only where 0 is
+neutral."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+KNOWN = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
+
+
+def constant(tensor: Tensor) -> float | None:
+    """The one value that a real tensor holds everywhere; None where it holds several, none, or NaN."""
+    if not tensor.numel() or tensor.is_complex() or tensor.is_meta:
+        return None
+    flat = tensor.detach().reshape(-1)
+    first = flat[0].float().item()
+    if first != first or flat[-1].float().item() != first:
+        return None
+    return first if bool((flat == flat[0]).all()) else None
+
+
+def neutral(module: nn.Module) -> tuple[tuple[str, float], ...]:
+    """The neutral value of every parameter that the module itself owns, by local name."""
+    own = {name: p for name, p in module._parameters.items() if p is not None}
+    fixed = {name: value for name, p in own.items() if (value := constant(p)) is not None}
+    if len(fixed) < len(own):
+        fixed = _tried(module, own)
+    buffers = {name: KNOWN[name] for name, b in module._buffers.items() if b is not None and name in KNOWN}
+    return tuple((fixed | buffers).items())
+
+
+def _tried(module: nn.Module, own: dict[str, nn.Parameter]) -> dict[str, float]:
+    """1 for the first parameter, if any, that has to be 1 for a signal to pass; 0 for the others."""
+    for name in (None, *own):
+        values = {key: float(key == name) for key in own}
+        if _passes(module, values, max(p.numel() for p in own.values())):
+            return values
+    return {key: float(not key.startswith("bias")) for key in own}
+
+
+def _passes(module: nn.Module, values: dict[str, float], channels: int) -> bool:
+    """Whether the output depends on the input when the parameters have these values."""
+    trial = copy.deepcopy(module).eval().float()
+    with torch.no_grad():
+        for key, value in values.items():
+            trial._parameters[key].fill_(value)  # type: ignore[union-attr]
+        for name, buffer in trial._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                buffer.fill_(KNOWN.get(name, 1.0))
+        for shape in ((2, channels), (2, channels, 4, 4), (2, 4, 4, channels), (2, 4, channels)):
+            steps = torch.arange(torch.Size(shape).numel(), dtype=torch.float32)
+            try:
+                outputs = [trial(torch.sin(steps * rate).reshape(shape)) for rate in (0.7, 0.3)]
+            except Exception:  # another rank of input, or a second input
+                continue
+            if isinstance(outputs[0], Tensor):
+                return not torch.equal(outputs[0], outputs[1])
+    return False
