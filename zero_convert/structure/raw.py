@@ -145,8 +145,8 @@ def _followed(user: fx.Node, node: fx.Node, labels: Tensor | None) -> Tensor | N
         return labels if n is node else _size(n)
 
     try:
-        args: Any = fx.map_arg(user.args, value)  # type: ignore[arg-type]
-        kwargs: Any = fx.map_arg(user.kwargs, value)  # type: ignore[arg-type]
+        args: Any = fx.map_arg(user.args, value)
+        kwargs: Any = fx.map_arg(user.kwargs, value)
         if user.op == "call_method":
             made = getattr(args[0], str(user.target))(*args[1:], **kwargs)
         else:
