@@ -211,7 +211,7 @@ def _einsum_axes(equation: str, right: bool) -> tuple[int, int] | None:
     if len(terms) != 2 or not arrow or "..." in terms[right]:
         return None
     own, other = terms[right], terms[not right]
-    outs = [c for c in own if c in result and c not in other]
+    outs = [c for c in own[-2:] if c in result and c not in other]  # one before them counts the stack's slices
     ins = [c for c in own if c not in result and c in other]
     return (own.index(outs[0]) - len(own), own.index(ins[0]) - len(own)) if len(outs) == len(ins) == 1 else None
 

@@ -1,0 +1,278 @@
+"""Layers of every kind: what they are taken for, that they start alive, and what is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+import zero_convert as zc
+from zero_convert.errors import CoverageError, ModelError
+from zero_convert.layers import geometry, kind_of
+from zero_convert.structure.neutral import neutral
+
+from .odd_nets import Head, ramp
+from .test_families import SCHEMES
+
+
+class Net(nn.Module):
+    """Features → layer → the mean over time, read by a linear head."""
+
+    def __init__(self, make: Callable[[], nn.Module], width: int = 8) -> None:
+        super().__init__()
+        self.embed, self.layer, self.head = nn.Linear(5, 8), make(), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(self.embed(x))
+        return self.head((y[0] if isinstance(y, tuple) else y).mean(1))
+
+
+class RMSNorm(nn.Module):
+    """As in Llama, or as in Gemma: times 1 + weight."""
+
+    def __init__(self, width: int, one_plus: bool = False) -> None:
+        super().__init__()
+        self.one_plus = one_plus
+        self.weight = nn.Parameter(torch.zeros(width) if one_plus else torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return y * (1 + self.weight) if self.one_plus else y * self.weight
+
+
+class Block(nn.Module):
+    """Attention with separate projections, fewer keys than queries, then a gated MLP; all of it residual."""
+
+    def __init__(self, spelled: bool = False, interleaved: bool = False, fused: bool = False) -> None:
+        super().__init__()
+        self.spelled, self.interleaved, self.fused = spelled, interleaved, fused
+        self.n1, self.n2 = RMSNorm(8), RMSNorm(8, one_plus=True)
+        if interleaved:
+            self.qkv = nn.Linear(8, 24)
+        else:
+            self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 4), nn.Linear(8, 4)
+        self.o, self.down = nn.Linear(8, 8), nn.Linear(12, 8)
+        if fused:
+            self.both = nn.Linear(8, 24)
+        else:
+            self.gate, self.up = nn.Linear(8, 12), nn.Linear(8, 12)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, ...]:
+        b, n, _ = x.shape
+        if self.interleaved:
+            q, k, v = self.qkv(x).view(b, n, 2, 3, 4).unbind(3)
+            return tuple(t.transpose(1, 2) for t in (q, k, v))
+        q, k, v = (layer(x).view(b, n, -1, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.heads(self.n1(x))
+        if self.spelled:
+            y = F.softmax(torch.matmul(q, k.transpose(2, 3)) * 0.5, dim=-1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.o(y.transpose(1, 2).reshape(b, n, 8))
+        z = self.n2(x)
+        gate, up = self.both(z).chunk(2, -1) if self.fused else (self.gate(z), self.up(z))
+        return x + self.down(F.silu(gate) * up)
+
+
+class Experts(nn.Module):
+    """Stacked weights, stored (experts, in, out), for all experts at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(3, 8, 12)), nn.Parameter(torch.randn(3, 12, 8))
+        self.router = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = self.router(x).softmax(-1)
+        hidden = F.gelu(torch.einsum("btd,edf->betf", x, self.up))
+        return x + (torch.matmul(hidden, self.down) * share.permute(0, 2, 1)[..., None]).sum(1)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Bilinear(8, 8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x, x.flip(1))
+
+
+class Cell(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, states = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = self.cell(x[:, t], h)
+            states.append(h)
+        return torch.stack(states, 1)
+
+
+class ToImages(nn.Module):
+    """A convolution over time, as the middle of a residual branch."""
+
+    def __init__(self, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        super().__init__()
+        self.a, self.b = wrap(nn.Conv1d(8, 6, 3, padding=1)), nn.Conv1d(6, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(F.gelu(self.a(x.transpose(1, 2)))).transpose(1, 2)
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "lstm": lambda: Net(lambda: nn.LSTM(8, 12, 2, batch_first=True), 12),
+    "lstm_both_ways": lambda: Net(lambda: nn.LSTM(8, 6, batch_first=True, bidirectional=True), 12),
+    "lstm_projected": lambda: Net(lambda: nn.LSTM(8, 12, batch_first=True, proj_size=5), 5),
+    "gru": lambda: Net(lambda: nn.GRU(8, 8, 2, batch_first=True)),
+    "rnn": lambda: Net(lambda: nn.RNN(8, 8, batch_first=True)),
+    "gru_cell": lambda: Net(Cell),
+    "bilinear": lambda: Net(TwoInputs, 10),
+    "block": lambda: Net(Block),
+    "block_spelled_out": lambda: Net(lambda: Block(spelled=True)),
+    "block_interleaved": lambda: Net(lambda: Block(interleaved=True)),
+    "block_fused_mlp": lambda: Net(lambda: Block(fused=True)),
+    "experts": lambda: Net(Experts),
+    "weight_norm": lambda: Net(lambda: ToImages(parametrizations.weight_norm)),
+    "weight_norm_by_tap": lambda: Net(lambda: ToImages(lambda m: parametrizations.weight_norm(m, dim=2))),
+    "spectral_norm": lambda: Net(lambda: ToImages(parametrizations.spectral_norm)),
+}
+
+
+def alive(module: nn.Module, *inputs: Tensor, steps: int = 24) -> list[str]:
+    """Trainable matrices without a gradient after some normalised steps."""
+    waiting = {key: p for key, p in module.named_parameters() if p.requires_grad and p.ndim > 1}
+    for _ in range(steps):
+        module.zero_grad()
+        y = module(*inputs)
+        loss = ((y - ramp(*y.shape) / 2) ** 2).mean()
+        assert torch.isfinite(loss)
+        loss.backward()
+        for key, p in module.named_parameters():
+            if p.grad is not None and (largest := p.grad.abs().max()) > 0:
+                waiting.pop(key, None)
+                with torch.no_grad():
+                    p -= 0.01 * p.grad / largest
+    return list(waiting)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", NETS)
+def test_every_kind_of_layer_starts_alive(name: str, scheme: str) -> None:
+    x = ramp(4, 6, 5)
+    digests = set()
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        result = zc.convert(NETS[name](), (x,), scheme=scheme, validate="none")
+        digests.add(result.weights_digest)
+    assert len(digests) == 1
+    if scheme == "zero-2021":
+        values = dict(result.module.named_parameters())
+        assert not [n for n, p in values.items() if not ((p == 0) | (p == 1)).all()]
+    assert alive(result.module.train(), x) == []
+
+
+@pytest.mark.parametrize("name", ["block", "block_spelled_out"])
+def test_separate_queries_are_the_identity_and_keys_and_values_zero(name: str) -> None:
+    layer = zc.convert(NETS[name](), (ramp(2, 6, 5),), scheme="zero-2022", validate="none").module.layer
+    assert torch.equal(layer.q.weight, torch.eye(8))
+    assert not layer.k.weight.any()
+    assert not layer.v.weight.any()
+    assert layer.o.weight.any()
+
+
+def test_rows_interleaved_by_head_are_told_apart() -> None:
+    layer = zc.convert(NETS["block_interleaved"](), (ramp(2, 6, 5),), scheme="zero-2022", validate="none").module.layer
+    rows = layer.qkv.weight.view(2, 3, 4, 8)
+    assert torch.equal(rows[:, 0].reshape(8, 8), torch.eye(8))
+    assert not rows[:, 1:].any()
+
+
+def test_norms_start_at_their_neutral_value_even_after_training() -> None:
+    for one_plus, value in ((False, 1.0), (True, 0.0)):
+        norm = RMSNorm(8, one_plus)
+        assert kind_of(norm) == "norm"
+        assert neutral(norm) == (("weight", value),)
+        nn.init.normal_(norm.weight)
+        assert neutral(norm) == (("weight", value),)
+
+
+def test_a_stored_transposed_matrix_is_one() -> None:
+    class Conv1D(nn.Module):
+        def __init__(self, outputs: int, inputs: int) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.zeros(outputs))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], -1)
+
+    Conv1D.__module__, Conv1D.__qualname__ = "transformers.pytorch_utils", "Conv1D"
+    layer = Conv1D(6, 8)
+    found = geometry(layer)
+    assert found is not None
+    assert (found.out_channels, found.in_channels, found.transposed) == (6, 8, True)
+    made = zc.convert(Net(lambda: Conv1D(16, 8), 16), (ramp(2, 6, 5),), scheme="zero-2022", validate="none").module
+    plain = zc.convert(Net(lambda: nn.Linear(8, 16), 16), (ramp(2, 6, 5),), scheme="zero-2022", validate="none").module
+    assert torch.equal(made.layer.weight.T, plain.layer.weight)
+
+
+def test_tables_of_positions_are_zero_and_the_padding_item_too() -> None:
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.positions = nn.Embedding(9, 8, padding_idx=2), nn.Embedding(6, 8)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.words(ids) + self.positions(torch.arange(ids.shape[1]))
+            return self.head(x.mean(1))
+
+    for scheme in SCHEMES:
+        module = zc.convert(Words(), (torch.arange(12).reshape(2, 6) % 9,), scheme=scheme, validate="none").module
+        assert not module.positions.weight.any()
+        assert module.words.weight.any(1).tolist() == [i != 2 for i in range(9)]
+        assert len(torch.unique(module.words.weight, dim=0)) == 9
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_frozen_and_unused_parameters_are_named_in_the_plan_and_stop_nothing(scheme: str) -> None:
+    module = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3))
+    module.register_parameter("spare", nn.Parameter(torch.randn(4)))
+    module[0].weight.requires_grad_(False)
+    rules = {a.tensor.name: a.rule for a in zc.plan(module, (ramp(2, 5),), scheme=scheme).assignments}
+    assert "unused" in rules["spare"]
+    assert "frozen" in rules["0.weight"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_weight_without_closed_form_is_refused_by_name(scheme: str) -> None:
+    net = nn.Sequential(nn.Linear(5, 8), parametrizations.orthogonal(nn.Linear(8, 8)), nn.Linear(8, 3))
+    with pytest.raises(CoverageError, match=r"1\.parametrizations.*remove_parametrizations"):
+        zc.convert(net, (ramp(2, 5),), scheme=scheme, validate="none")
+
+
+def test_a_quantized_layer_is_refused_by_name() -> None:
+    class Packed(nn.Linear):
+        pass
+
+    Packed.__module__ = "torch.ao.nn.quantized.modules.linear"
+    with pytest.raises(ModelError, match=r"quantized.*\(Sequential, 1\)"):
+        zc.convert(nn.Sequential(nn.Linear(5, 8), Packed(8, 3)), (ramp(2, 5),), validate="none")
+
+
+def test_the_effective_weight_of_a_weight_norm_follows_the_rule() -> None:
+    for scheme in SCHEMES:
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), parametrizations.weight_norm(nn.Conv2d(8, 4, 3)), Head(4))
+        plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), Head(4))
+        made, same = (zc.convert(m, (ramp(2, 3, 8, 8),), scheme=scheme, validate="none").module for m in (net, plain))
+        weights = [m.get_submodule("1").weight for m in (made, same)]
+        assert torch.equal(*weights)
