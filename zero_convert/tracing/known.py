@@ -28,7 +28,9 @@ SAME = (
     *(HadamardTransform, ScalarBias, ScalarScale),
 )
 ARITHMETIC = frozenset({operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul})
-SAME_FUNCTIONS = frozenset({F.relu, F.relu6, F.gelu, F.silu, F.hardswish, F.dropout, torch.relu, relu0, relu6_0})
+SAME_FUNCTIONS = frozenset(
+    {F.batch_norm, F.relu, F.relu6, F.gelu, F.silu, F.hardswish, F.dropout, torch.relu, relu0, relu6_0}
+)
 
 
 def known_output(module: Any, x: Any = None, *more: Any) -> Tensor | None:
@@ -43,12 +45,12 @@ def known_output(module: Any, x: Any = None, *more: Any) -> Tensor | None:
 
 def known_value(function: Any, args: tuple[Any, ...]) -> Tensor | None:
     """The same for functions: sums and products of equal shapes, activations, and ours."""
-    if not args or not all(isinstance(a, Tensor) and a.is_meta for a in args[:1]) or not args[0].is_floating_point():
+    x: Any = args[0] if args else None
+    if not isinstance(x, Tensor) or not (x.is_meta or isinstance(x, FakeTensor)) or not x.is_floating_point():
         return None
-    x: Tensor = args[0]
     rest = args[1:]
     if function in ARITHMETIC and len(args) == 2:
-        same = isinstance(rest[0], Tensor) and rest[0].is_meta and (rest[0].shape, rest[0].dtype) == (x.shape, x.dtype)
+        same = type(rest[0]) is type(x) and (rest[0].shape, rest[0].dtype) == (x.shape, x.dtype)
         return x.new_empty(x.shape) if same else None
     if function is pad_channels:
         channels, trailing = rest

@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from ..modules import FunctionCall, assigned
-from .known import known_output
+from .known import known_output, known_value
 from .operations import QUESTIONS, VALUES, assigned_attribute, attribute, is_method, target
 from .shapes import example_output, quiet, tensor_summary, tensors_of
 from .sizes import Size, _Traced, traced
@@ -172,6 +173,8 @@ class Recorder(TorchFunctionMode):
         if name == "__setitem__":
             self._record("call_function", assigned, args, kwargs, lambda: _assign(*args))
             return None
+        if func is F.batch_norm and (known := known_value(func, args)) is not None:
+            return self._record("call_function", func, args, kwargs, lambda: known)
         op, what, swap = target(func)
         return self._record(op, what, args[::-1] if swap else args, kwargs, lambda: func(*args, **kwargs))
 

@@ -23,6 +23,7 @@ from ..sources.inputs import reference_tensor
 from .known import known_output, known_value
 
 Inputs = Sequence[Any] | Mapping[str, Any]
+WITH_OPTIONS = frozenset({F.dropout, F.batch_norm})  # whose keyword arguments do not change the shape
 MAX_DEPTH = 8  # of nests that a forward returns
 
 
@@ -37,7 +38,7 @@ class _Recorder(fx.Interpreter):
         return value
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        known = known_value(target, args) if self.on_meta and not (kwargs and target is not F.dropout) else None
+        known = known_value(target, args) if not kwargs or target in WITH_OPTIONS else None
         return super().call_function(target, args, kwargs) if known is None else known
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
