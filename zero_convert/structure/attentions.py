@@ -19,7 +19,12 @@ from torch.nn import functional as F
 from ..graphs import Reach, tensors_in
 
 SOFTMAX: frozenset[Any] = frozenset({F.softmax, torch.softmax, torch._softmax, "softmax"})
-PRODUCTS: frozenset[Any] = frozenset({operator.matmul, torch.matmul, torch.bmm, torch.mm, "matmul", "bmm", "mm"})
+GROUPED = tuple(
+    f for owner in (torch, F) for name in ("_grouped_mm", "grouped_mm") if (f := getattr(owner, name, None))
+)
+PRODUCTS: frozenset[Any] = frozenset(
+    {operator.matmul, torch.matmul, torch.bmm, torch.mm, *GROUPED, "matmul", "bmm", "mm"}
+)
 ADDED_PRODUCTS: frozenset[Any] = frozenset({torch.baddbmm, torch.addmm, "baddbmm", "addmm", "baddbmm_", "addmm_"})
 NAMED = {"query": "query", "q": "query", "key": "key", "k": "key", "value": "value", "v": "value"}
 
