@@ -162,3 +162,41 @@ def test_a_network_without_a_floating_output_is_skipped_and_one_without_a_path_t
     assert (whole.status, whole.summary) == ("skip", "no floating tensor is returned in training mode")
     detached = answers(convert(Decides(True), torch.zeros(2, 4), "zero-2022"))["gradients"]
     assert (detached.status, detached.numbers["unused"]) == ("warn", ["head.weight", "head.bias"])
+
+
+class ReadsZeros(nn.Module):
+    """A branch whose input is 0 whatever the weights are, as the first self-attention of DETR's decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        blank = torch.zeros_like(x)
+        return self.head(x + self.outer(self.inner(blank).relu()))
+
+
+def test_a_weight_that_no_start_gives_a_gradient_is_inert_and_not_dead() -> None:
+    check = answers(convert(ReadsZeros(), torch.ones(2, 6), "zero-2022"))["gradients"]
+    assert "inner.weight" in check.numbers["inert"]
+    assert "head.weight" not in check.numbers["inert"] and check.status != "fail"
+    assert "without a gradient whatever the weights are" in check.summary
+
+
+def test_a_start_that_kills_a_weight_is_not_excused() -> None:
+    subject = convert(Dying(), torch.zeros(2, 6), "zero-2022")
+    for name in ("inner.weight", "outer.weight"):
+        parameter(subject, name).zero_()
+    check = answers(subject)["gradients"]
+    assert check.status == "fail" and not check.numbers["inert"]
+
+
+class Dying(nn.Module):
+    """Two layers in a row: both at zero, neither ever gets a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 6, bias=False), nn.Linear(6, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(x))

@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 from zero_convert.errors import TraceError
 from zero_convert.structure import analyze
 from zero_convert.tracing import trace
+from zero_convert.tracing.leaves import kept_whole
+from zero_convert.tracing.recorder import Recorder
 
 from .nets import FailingForward, tiny_resnet
 from .odd_nets import ODD, Counting, DropPath, Residual, WithLeaf, ramp
@@ -182,6 +184,21 @@ def test_a_part_that_replaces_a_buffer_is_kept_whole_and_left_as_it_was() -> Non
     assert not hasattr(module[1], "last") and torch.equal(module[1].mean, torch.zeros(4))
     run(traced.train, module, ramp(3, 4))
     assert module[1].mean.any(), "the part still does what it does"
+
+
+def test_a_size_out_of_a_cache_is_a_plain_number_in_the_next_graph() -> None:
+    sizes: list[int] = []
+
+    class Remembers(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(x.shape[0] * 1)
+            return (x if sizes[0] > 1 else -x).reshape(sizes[0] * x.shape[1], -1)
+
+    module = nn.Sequential(Remembers(), nn.Linear(3, 2))
+    for _ in range(2):
+        graph = Recorder(module, (), kept_whole).record((ramp(2, 4, 3),), {}, ["x"])
+        graph.lint()
+        assert run(graph, module, ramp(2, 4, 3)).shape == (8, 2)  # type: ignore[attr-defined]
 
 
 def test_hooks_are_seen() -> None:

@@ -17,6 +17,10 @@ What is dead in all of these is called dead; the first step told of a parameter 
 "Nonzero" is exact. A bias directly before a batch norm is subtracted again by it; what gradient it shows is rounding,
 and it is listed as "cancelled". A parameter that the output does not depend on in training mode is listed as "unused".
 
+A weight whose gradient is exactly 0 for matrices of no structure at all, hashed numbers everywhere, is dead in the
+network and not in its start (the first self-attention of DETR's decoder reads zeros, whatever the weights are): it is
+listed as "inert". Biases are 0 there, and factors as they are.
+
 Fails if a weight of a convolution, linear or attention layer stays dead, or a gradient is not finite. Warns if another
 parameter stays dead, or if no output depends on any parameter.
 """
@@ -33,6 +37,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..graphs import Reach, only_user
+from ..hashing import words
 from ..layers import WEIGHT_KINDS
 from ..live import Subject
 from ..records import Check
@@ -84,14 +89,18 @@ def ask(bench: Bench) -> Check:
             {"steps": runs[0].steps, "step_sizes": [run.size for run in runs], "not_finite": runs[0].broken},
             "finite gradients",
         )  # fmt: skip
-    return _answer(trained, runs, cancelled, limit, weights)
+    seen = {name for run in runs for name in run.first} | set(runs[0].unused) | cancelled
+    inert = _inert(bench, [name for name in trained if name in weights - seen])
+    return _answer(trained, runs, cancelled, limit, weights, inert)
 
 
-def _answer(trained: list[str], runs: list[_Run], cancelled: set[str], limit: int, weights: set[str]) -> Check:
+def _answer(
+    trained: list[str], runs: list[_Run], cancelled: set[str], limit: int, weights: set[str], inert: list[str]
+) -> Check:
     steps = {name: [run.first[name] for run in runs if name in run.first] for name in trained}
     first = {name: min(found) for name, found in steps.items() if found}
     unused = runs[0].unused
-    dead = [n for n in trained if n not in first and n not in unused and n not in cancelled]
+    dead = [n for n in trained if n not in first and n not in unused and n not in cancelled and n not in inert]
     serious = [name for name in dead if name in weights]
     when = Counter(first.values())
     made = max(run.steps for run in runs)
@@ -102,6 +111,7 @@ def _answer(trained: list[str], runs: list[_Run], cancelled: set[str], limit: in
         "step_sizes": [run.size for run in runs],
         "limit": limit,
         "dead": dead,
+        "inert": inert,
         "unused": unused,
         "cancelled": sorted(cancelled),
     }
@@ -113,6 +123,8 @@ def _answer(trained: list[str], runs: list[_Run], cancelled: set[str], limit: in
         summary += f"; {len(silent)} of them only with smaller steps or another batch"
     if unused:
         summary += f"; {len(unused)} not used in training mode"
+    if inert:
+        summary += f"; {len(inert)} without a gradient whatever the weights are: {_some(inert)}"
     if cancelled:
         summary += f"; {len(cancelled)} biases cancelled by the norm after them"
     return Check(
@@ -124,6 +136,29 @@ def _answer(trained: list[str], runs: list[_Run], cancelled: set[str], limit: in
         f"alive within {limit} steps (longest branch, stem, head), or while each step wakes more",
         "Parameters without a gradient keep their first value: see what stands after them." if dead else "",
     )
+
+
+def _inert(bench: Bench, silent: list[str]) -> list[str]:
+    """Those of the silent parameters that have no gradient for hashed weights either."""
+    if not silent:
+        return []
+    module = still(bench.fresh().train())
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1 and parameter.requires_grad and parameter.is_floating_point():
+                bits = words(0, f"gradients {name}", 0, parameter.numel()) >> 40
+                values = bits.astype("float32") / 2**23 - 1
+                spread = max(1, parameter.numel() // max(1, parameter.shape[0])) ** 0.5
+                parameter.copy_(torch.from_numpy(values).reshape(parameter.shape) / spread)
+        for part in module.modules():
+            bias, weight = getattr(part, "bias", None), getattr(part, "weight", None)
+            if isinstance(bias, Tensor) and isinstance(weight, Tensor) and weight.ndim > 1:
+                bias.zero_()
+    _guard.seed(bench.device)
+    with torch.enable_grad():
+        outputs = floats(call(module, bench.subject, moved(bench.small_inputs[0], module, bench.device)))
+        made = gradients_of(outputs, module)
+    return [name for name in silent if (g := made.get(name)) is None or not bool(torch.count_nonzero(g))]
 
 
 def _trainings(bench: Bench, trained: list[str], weights: set[str], cancelled: set[str], limit: int) -> list[_Run]:

@@ -28,7 +28,7 @@ from ..modules import FunctionCall, assigned
 from .known import known_output, known_value
 from .operations import QUESTIONS, VALUES, assigned_attribute, attribute, is_method, target
 from .shapes import example_output, quiet, tensor_summary, tensors_of
-from .sizes import Size, _Traced, traced
+from .sizes import Size, _Traced, argument, sizes_of, traced
 from .state import restored, unassigned
 
 PLAIN = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.memory_format)
@@ -95,7 +95,7 @@ class Recorder(TorchFunctionMode):
             self._shield_buffers()
             faked = [self._input(value, name) for value, name in zip(given, names, strict=True)]
             whole = unassigned(self.root, self._leaves) if self._fake is not None else nullcontext()
-            with whole, self._calls_seen(), self:
+            with whole, self._calls_seen(), sizes_of(self.graph), self:
                 value = self.root(*faked[: len(args)], **dict(zip(keywords, faked[len(args) :], strict=True)))
                 node = self.graph.output(self._argument(value))
             node.meta["outputs"] = tensor_summary(value)
@@ -415,7 +415,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, Tensor):
             return self._node(value)
         if isinstance(value, _Traced):
-            return value.node()
+            return argument(value)
         if isinstance(value, (torch.dtype, torch.device)):
             source = self._reads.get(value)
             return source() if source is not None else value

@@ -9,12 +9,24 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import fx
 
 Source = Callable[[], fx.Node]
+_recording: list[fx.Graph] = []  # the graph that is recorded now is the last
+
+
+@contextmanager
+def sizes_of(graph: fx.Graph) -> Iterator[None]:
+    """While it lasts, sizes belong to this graph; one of another graph, out of somebody's cache, is a plain number."""
+    _recording.append(graph)
+    try:
+        yield
+    finally:
+        _recording.pop()
 
 
 class _Traced:
@@ -22,11 +34,20 @@ class _Traced:
 
     _source: Source
     _made: fx.Node | None
+    _graph: fx.Graph | None
+
+    @property
+    def lives(self) -> bool:
+        """Whether the number belongs to the graph that is recorded now."""
+        return bool(_recording) and self._graph is _recording[-1]
 
     def node(self) -> fx.Node:
         if self._made is None:
             self._made = self._source()
         return self._made
+
+    def plain(self) -> int | float:
+        return int(self) if isinstance(self, int) else float(self)  # type: ignore[arg-type]
 
 
 class Size(int, _Traced):
@@ -35,6 +56,7 @@ class Size(int, _Traced):
     def __new__(cls, value: int, source: Source) -> Size:
         made = super().__new__(cls, value)
         made._source, made._made = source, None
+        made._graph = _recording[-1] if _recording else None
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -47,10 +69,16 @@ class Real(float, _Traced):
     def __new__(cls, value: float, source: Source) -> Real:
         made = super().__new__(cls, value)
         made._source, made._made = source, None
+        made._graph = _recording[-1] if _recording else None
         return made
 
     def __reduce__(self) -> tuple[Any, ...]:
         return float, (float(self),)
+
+
+def argument(value: _Traced) -> fx.Node | int | float:
+    """The number as an argument of a node."""
+    return value.node() if value.lives else value.plain()
 
 
 def traced(value: Any, source: Source) -> Any:
@@ -68,6 +96,8 @@ def _operation(name: str, function: Callable[..., Any], cls: type, swap: bool) -
         if value is NotImplemented:
             return value
         operands = (*others, self) if swap else (self, *others)
+        if not any(isinstance(o, _Traced) and o.lives for o in operands):
+            return value
         return traced(value, lambda: _call(function, operands))
 
     method.__name__ = name
@@ -75,7 +105,7 @@ def _operation(name: str, function: Callable[..., Any], cls: type, swap: bool) -
 
 
 def _call(function: Callable[..., Any], operands: tuple[Any, ...]) -> fx.Node:
-    nodes = [o.node() if isinstance(o, _Traced) else o for o in operands]
+    nodes = [argument(o) if isinstance(o, _Traced) else o for o in operands]
     graph = next(n for n in nodes if isinstance(n, fx.Node)).graph
     return graph.call_function(function, tuple(nodes))
 
