@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from ..errors import TraceError
+from ..graphs import kind, tensors_in
 from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Traced
 from ..locate import defined_at, user_frame
@@ -31,7 +32,7 @@ from .symbolic import LayerTracer, TraceFailure, argument_names
 
 Inputs = Sequence[Any] | Mapping[str, Any]
 MAX_LEAVES = 256  # a model that needs more opaque leaves than this has no structure worth the name
-HIDDEN = 0.2  # share of the parameters inside leaves with several weight layers from which regions are tried
+HIDDEN = 0.2  # share of the parameters inside leaves with several weight layers from which on sums may hide in them
 
 
 def trace(module: nn.Module, example_inputs: Inputs) -> Traced:
@@ -120,9 +121,18 @@ def _ladder(module: nn.Module, inputs: Inputs, failed: list[str]) -> Traced:
         return found
     if _hidden(module, leaves) > HIDDEN:
         found = trace_regions(module, inputs, failed, _values)
-        if found is not None and found.captured > whole.captured:
+        if found is not None and _sums(module, found.evaluate) > _sums(module, whole.evaluate):
             return found
     return whole
+
+
+def _sums(module: nn.Module, graph: fx.Graph) -> int:
+    """How many sums of two values of one shape the graph shows: inside leaves there may be more."""
+    count = 0
+    for node in graph.nodes:
+        shapes = [n.meta.get("shape") for n in tensors_in(node)] if kind(node, module) == "add" else []
+        count += len(shapes) == 2 and shapes[0] == shapes[1]
+    return count
 
 
 def _values(module: nn.Module, inputs: Inputs, leaves: list[str], failed: list[str]) -> Traced:

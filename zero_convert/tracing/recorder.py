@@ -45,11 +45,29 @@ class CannotRecord(Exception):
 
 
 @dataclass(frozen=True)
+class Like:
+    """What a tensor was like: its sizes, strides and dtype, without its memory."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def zeros(self) -> Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype).zero_()
+
+
+@dataclass(frozen=True)
 class Call:
-    """The arguments that a module was called with."""
+    """The arguments that a module was called with, `Like` in the place of tensors."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        return cls(
+            *tree_map(lambda x: Like(x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x, (args, kwargs))
+        )
 
 
 class Recorder(TorchFunctionMode):
@@ -81,6 +99,7 @@ class Recorder(TorchFunctionMode):
         self._reads: dict[torch.device | torch.dtype, Callable[[], fx.Node]] = {}
         self._running: list[str] = []
         self._paused = False
+        self._gradients = True
         self._examples: dict[fx.Node, Any] = {}
         self._buffers: dict[str, Tensor] = {}  # the real ones, by name
         self._count = 0
@@ -91,7 +110,13 @@ class Recorder(TorchFunctionMode):
         """The graph; `names` are those of the placeholders, first for `args`, then for `keywords`."""
         given = [*args, *keywords.values()]
         fake = self._fake or nullcontext()
-        with unset_fake_temporarily(), restored(self.root), quiet(), fake, torch.enable_grad():
+        with (
+            unset_fake_temporarily(),
+            restored(self.root),
+            quiet(),
+            fake,
+            torch.set_grad_enabled(self._fake is not None),
+        ):
             self._shield_buffers()
             faked = [self._input(value, name) for value, name in zip(given, names, strict=True)]
             whole = unassigned(self.root, self._leaves) if self._fake is not None else nullcontext()
@@ -164,7 +189,10 @@ class Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if read := attribute(func):
             return self._read(func, read, args[0])
-        if assigned_attribute(func) or name in QUESTIONS or func is torch._C._set_grad_enabled:
+        if func is torch._C._set_grad_enabled:
+            self._gradients = bool(args[0])
+            return None if self._fake is None else func(*args, **kwargs)
+        if assigned_attribute(func) or name in QUESTIONS:
             return func(*args, **kwargs)
         if name in VALUES:
             return self._value(func, args, kwargs)
@@ -185,7 +213,7 @@ class Recorder(TorchFunctionMode):
         if path and (path in self._leaves or self._is_leaf(module)):
             return self._record("call_module", path, args, kwargs, lambda: self._whole(original, module, args, kwargs))
         if path and self._fake is None:
-            self.first_calls[path] = None if path in self.first_calls else Call(args, kwargs)
+            self.first_calls[path] = None if path in self.first_calls else self._call_of(args, kwargs)
         self._running.append(path if path is not None else self._running[-1])
         try:
             return original(module, *args, **kwargs)
@@ -195,6 +223,13 @@ class Recorder(TorchFunctionMode):
             raise
         finally:
             self._running.pop()
+
+    def _call_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        self._paused = True
+        try:
+            return Call.of(args, kwargs)
+        finally:
+            self._paused = False
 
     def _whole(self, original: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """What the module returns; from an example on real values where fake ones do not lead through it."""
@@ -226,7 +261,7 @@ class Recorder(TorchFunctionMode):
             raise CannotRecord(f"more than {MAX_FOLLOWED} operations")
         node.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
         node.meta["within"] = self._running[-1] if self._running else ""
-        if not torch.is_grad_enabled() and any(t.is_floating_point() for t in tensors):
+        if not self._gradients and any(t.is_floating_point() for t in tensors):
             node = self._detached(node, value)
         self._remember(value, lambda: node, node)
         return value

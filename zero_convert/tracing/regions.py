@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
 
 from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Region, Traced
 from .leaves import kept_whole
-from .recorder import Call, Recorder
+from .recorder import Call, Like, Recorder
 from .shapes import stand_in
 from .symbolic import TraceFailure, argument_names
 
@@ -75,9 +76,10 @@ def _inside(module: nn.Module, path: str, calls: Mapping[str, Call | None], capt
 def _captured(module: nn.Module, call: Call | None, capture: Capture) -> Traced | None:
     if call is None:
         return None
-    inputs: Inputs = tuple(call.args)
-    if call.kwargs:
-        inputs = dict(zip(argument_names(module, len(call.args)), call.args, strict=True)) | dict(call.kwargs)
+    args, kwargs = tree_map(lambda x: x.zeros() if isinstance(x, Like) else x, (tuple(call.args), dict(call.kwargs)))
+    inputs: Inputs = args
+    if kwargs:
+        inputs = dict(zip(argument_names(module, len(args)), args, strict=True)) | kwargs
     if not inputs or not _plain(inputs.values() if isinstance(inputs, Mapping) else inputs):
         return None
     modes = {m: m.training for m in module.modules()}

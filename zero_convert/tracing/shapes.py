@@ -21,6 +21,7 @@ from ..errors import TraceError
 from ..locate import user_frame
 from ..sources.inputs import reference_tensor
 from .known import known_output, known_value
+from .state import restored
 
 Inputs = Sequence[Any] | Mapping[str, Any]
 WITH_OPTIONS = frozenset({F.dropout, F.batch_norm})  # whose keyword arguments do not change the shape
@@ -103,9 +104,9 @@ def _record(module: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
 
 @contextmanager
 def _untouched(module: nn.Module) -> Iterator[None]:
-    """Buffers and the random state of the CPU are afterwards what they were."""
+    """Attributes, buffers and the random state of the CPU are afterwards what they were."""
     saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), restored(module):
         try:
             yield
         finally:
@@ -178,7 +179,7 @@ def runs(module: nn.Module, inputs: Inputs) -> bool:
     mode, modes = FakeTensorMode(allow_non_fake_inputs=True), {m: m.training for m in module.modules()}
     try:
         module.eval()
-        with torch.no_grad(), mode, quiet():
+        with torch.no_grad(), restored(module), mode, quiet():
             invoke(module, tree_map(lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x, inputs))
     except FAILURES:
         return False
