@@ -52,10 +52,11 @@ class DividesByItsOutput(Net):
 class Uncovered(Net):
     def __init__(self):
         super().__init__()
-        self.mystery = nn.Parameter(torch.randn(3, 3))
+        self.mystery = nn.Parameter(torch.randn(3))
 
     def forward(self, x):
-        return super().forward(x) @ self.mystery
+        x = super().forward(x)
+        return torch.where(x > 0, x, self.mystery)
 
 class WrongChannels(Net):
     def forward(self, x):

@@ -211,6 +211,7 @@ def tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's, once per process
 @pytest.mark.parametrize(("name", "scheme", "options"), CASES)
 def test_odd_networks_keep_the_promises(name: str, scheme: str, options: dict[str, str]) -> None:
     result = convert(name, scheme, options)
