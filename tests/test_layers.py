@@ -276,3 +276,67 @@ def test_the_effective_weight_of_a_weight_norm_follows_the_rule() -> None:
         made, same = (zc.convert(m, (ramp(2, 3, 8, 8),), scheme=scheme, validate="none").module for m in (net, plain))
         weights = [m.get_submodule("1").weight for m in (made, same)]
         assert torch.equal(*weights)
+
+
+class Towers(nn.Module):
+    """Images pooled by a class token or a probe, and words; only the directions of their features are compared."""
+
+    def __init__(self, probe: bool, function: bool) -> None:
+        super().__init__()
+        self.probe, self.function = probe, function
+        self.patches, self.words = nn.Linear(6, 8), nn.Embedding(20, 8)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.image, self.text = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def directed(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=-1) if self.function else x / x.norm(dim=-1, keepdim=True)
+
+    def forward(self, images: Tensor, words: Tensor) -> Tensor:
+        x, token = self.patches(images), self.token.expand(len(images), 1, 8)
+        if self.probe:
+            x = self.attention(token, x, x, need_weights=False)[0]
+        else:
+            x = torch.cat([token, x], 1)
+            y = self.norm(x)
+            x = x + self.attention(y, y, y, need_weights=False)[0]
+        x = (x + self.down(F.gelu(self.up(self.norm(x)))))[:, 0]
+        x = x if self.probe else self.image(x)
+        y = self.text(self.words(words).mean(1))
+        return self.directed(x) @ self.directed(y).T * self.scale.exp()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("probe", [False, True])
+@pytest.mark.parametrize("function", [False, True])
+def test_features_of_which_only_the_direction_counts_are_not_zero(scheme: str, probe: bool, function: bool) -> None:
+    inputs = ramp(3, 4, 6), torch.arange(12).reshape(3, 4)
+    result = zc.convert(Towers(probe, function), inputs, scheme=scheme, device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
+    held = "zero_branches" in {check.name for check in result.checks}
+    assert held == (scheme == "zero-2021" or not probe), "a branch of linear layers alone is not 0 in the later version"
+    roles = {a.tensor.name: a.role for a in result.plan.assignments}
+    assert roles["text.weight"] == "trunk", "the directions of its features leave the model, not its values"
+    images, words = inputs[0].double(), inputs[1]
+    logits = result.module.double()(images, words)
+    assert logits.isfinite().all() and logits.abs().max() > 0
+    (logits**2).sum().backward()
+    largest = max(p.grad.abs().max() for p in result.module.parameters() if p.grad is not None)
+    assert 0 < largest < 1e6, "next to 0 a direction has no derivative to speak of"
+
+
+def test_a_softmax_and_a_norm_with_an_epsilon_leave_a_head_a_head() -> None:
+    class Ended(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.head(torch.relu(self.embed(x)))
+            made = y.exp() / y.exp().sum(-1, keepdim=True)
+            return made + y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+    result = zc.convert(Ended(), (ramp(3, 5),), scheme="zero-2021", device="cpu")
+    assert {a.rule for a in result.plan.assignments if a.role == "head"} == {"constant 0"}

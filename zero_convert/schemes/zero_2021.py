@@ -40,7 +40,8 @@ its length, 0 with any direction where it is 0; spectral_norm: u and v are its s
 since it would be 0/0. Unused parameters are 0.
 
 Applies to: networks of convolutions, linear layers, norms and attention. The classifier starts at 0, so all logits are
-exactly 0 and its own gradient is the only one of the first step.
+exactly 0 and its own gradient is the only one of the first step. Features that end divided by their own norm [X] are
+no logits: 0 would be 0/0, and their layer follows the matrix rule.
 
 Known weakness, measured: H·H = n·I, so each Hadamard undoes part of the one before; in ResNet-50 only 5 of 2048
 features are distinct at the start. mixing=permute and mixing=signs [X] repair it and keep ±1, orthogonality and

@@ -24,11 +24,13 @@ convolution of a branch follows the matrix rule instead of 0 where a ReLU stands
 derivative at 0 is 0: the layer would stay dead), and where its weight is divided by its spectral norm (0/0). Of two
 factors that are multiplied at the end of a branch only one is 0. Recurrent layers: the candidate of the new state
 reads the input by the matrix rule and the old state by I*; gates and biases are 0, half open. Bilinear layers
-multiply coordinate k of both inputs. Raw weights (F.linear, einsum, stacks of experts) follow the matrix rule in each
-slice; several raw inputs of a layer are codes, one is 0. Norms of libraries start at their neutral value (0 where
-they multiply by 1 + weight). Standardized convolutions standardize this start: a kernel at one tap is nearly itself,
-0 stays 0. weight_norm: v is the weight and g its length, 0 with any direction where it is 0; spectral_norm: u and v
-are its singular vectors. Unused parameters are kept if constant, else 0.
+multiply coordinate k of both inputs. Features that are divided by their own norm must not be 0 (0/0): a token that
+they are made of is a row of I*, and an attention outside of branches, whose output they are, starts with V = I. Raw
+weights (F.linear, einsum, stacks of experts) follow the matrix rule in each slice; several raw inputs of a layer are
+codes, one is 0. Norms of libraries start at their neutral value (0 where they multiply by 1 + weight). Standardized
+convolutions standardize this start: a kernel at one tap is nearly itself, 0 stays 0. weight_norm: v is the weight and
+g its length, 0 with any direction where it is 0; spectral_norm: u and v are its singular vectors. Unused parameters
+are kept if constant, else 0.
 
 Options [D]. columns=spanning: the first n Sylvester columns see only the low ceil(log2 n) bits of the row, so that
 2048×784 has 1024 distinct rows, and the duplicates never part in training; columns whose indices span GF(2)^k make all
@@ -104,11 +106,15 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         return values | recurrent(layer, matrix, Zeros, still=_ends_convolutional_branch(layer, structure))
     if layer.kind == "attention" and g is not None:
         for t in trainable:
+            mixed = layer.normalized and layer.join is None  # nothing but its values is left to have a direction
             if t.local == "in_proj_weight":
                 n = g.out_channels
-                values[t.local] = Stack((PartialIdentity(n, n), Constant((n, n), 0.0), Constant((n, n), 0.0)))
+                value: Formula = PartialIdentity(n, n) if mixed else Constant((n, n), 0.0)
+                values[t.local] = Stack((PartialIdentity(n, n), Constant((n, n), 0.0), value))
+            elif t.local == "q_proj_weight" or (mixed and t.local == "v_proj_weight"):
+                values[t.local] = matrix(*t.shape) if mixed else PartialIdentity(*t.shape)
             else:
-                values[t.local] = PartialIdentity(*t.shape) if t.local == "q_proj_weight" else zeros(t)
+                values[t.local] = zeros(t)
         return values
     if layer.kind == "embedding":
         return values | {t.local: _codes(layer, t) for t in trainable}
@@ -117,6 +123,8 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         for t in trainable:
             if t.local in raw and t.trainable:
                 values[t.local] = stacked(t, raw[t.local][0], matrix)
+            elif layer.normalized and dict(layer.uses).get(t.local) in ("concatenated", "signal") and not several(t):
+                values[t.local] = tokens(t)
             elif (rule := _raw(t, dict(layer.uses).get(t.local, ""))) is not None:
                 values[t.local] = rule
         return values

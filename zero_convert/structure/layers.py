@@ -15,6 +15,7 @@ from ..errors import CoverageError
 from ..graphs import relu_kind, tensors_in
 from ..layers import NORMS, geometry, is_quantized, kind_of, recurrent_gates
 from ..records import Join, Layer, Tensor
+from .directions import find_directions, makers_of
 from .facts import Facts
 from .neutral import neutral
 from .parametrized import parametrized
@@ -68,6 +69,8 @@ class _Inventory:
         self.called = {str(n.target) for n in facts.graph.nodes if n.op == "call_module"}
         self.clipped: set[str] = set()
         self.by_node: dict[fx.Node, Role] = {}
+        self.directions = find_directions(facts)
+        self.normalized: set[str] = set()
         self.roles = self._roles()
         self.sections = find_sections(facts)
         self.reads: dict[str, list[fx.Node]] = {}
@@ -131,11 +134,12 @@ class _Inventory:
             table=what == "embedding" and self._is_table(path),
             blank=getattr(module, "padding_idx", None) if what == "embedding" else None,
             clipped=path in self.clipped or (role == "last" and _rectifies(module)),
+            normalized=path in self.normalized,
         )
 
     def _raw(self, layer: Layer, inside: str) -> Layer:
         """The layer with the use of each of its tensors."""
-        uses, weights = [], []
+        uses, weights, normalized = [], [], layer.name in self.normalized
         for tensor in layer.tensors:
             use = Use("unseen" if inside else "unused")
             for node in self.reads.get(tensor.name, ()):
@@ -147,7 +151,11 @@ class _Inventory:
             if use.geometry is not None and use.node is not None:
                 weights.append((tensor.local, use.geometry, self.by_node.get(use.node, ("trunk", None))[0]))
             uses.append((tensor.local, what))
-        return replace(layer, uses=tuple(uses), weights=tuple(weights))
+            normalized |= use.node is not None and self._ends_as_direction(use.node)
+        return replace(layer, uses=tuple(uses), weights=tuple(weights), normalized=normalized)
+
+    def _ends_as_direction(self, node: fx.Node) -> bool:
+        return any(self.facts.reach.reaches(node, end) for end in self.directions)
 
     def _is_table(self, path: str) -> bool:
         """Whether an embedding is added to a signal: of weight layers, or of an embedding that comes before it."""
@@ -194,7 +202,9 @@ class _Inventory:
     def _roles(self) -> dict[str, Role]:
         facts = self.facts
         roles: dict[str, Role] = {}
-        for role, nodes in (("trunk", facts.weights), ("stem", self._stems()), ("head", self._heads())):
+        self.normalized = set(facts.names(makers_of(facts, self.directions)))
+        heads = [n for n in self._heads() if not self._ends_as_direction(n)]
+        for role, nodes in (("trunk", facts.weights), ("stem", self._stems()), ("head", heads)):
             roles |= dict.fromkeys(facts.names(nodes), (role, None))
             self.by_node |= dict.fromkeys(nodes, (role, None))
         for join in sorted(self.joins, key=lambda join: -len(join.branch)):  # inner joins speak last

@@ -101,7 +101,7 @@ def _rows(facts: Facts, layer: fx.Node, end: fx.Node, axis: int) -> list[int] | 
     with torch.enable_grad():
         made = torch.sin(steps * 0.7 + 1).reshape(shape).requires_grad_()
         try:
-            value = _Part(facts, layer, made * 1).value(end)
+            value = Part(facts, layer, made * 1).value(end)
             weight = torch.cos(torch.arange(value.numel(), dtype=torch.float32) * 0.3).reshape(value.shape)
             (gradient,) = torch.autograd.grad((value * weight).sum(), made)
         except Exception:  # whatever a model's own functions raise on made-up numbers
@@ -110,7 +110,7 @@ def _rows(facts: Facts, layer: fx.Node, end: fx.Node, axis: int) -> list[int] | 
     return [int(i) for i in used.nonzero()[:, 0]]
 
 
-class _Part:
+class Part:
     """The part of a graph behind one node, on numbers: everything else is ones of the recorded shape."""
 
     def __init__(self, facts: Facts, layer: fx.Node, made: Tensor) -> None:

@@ -1,0 +1,76 @@
+"""Where a network's features end in a division by their own norm: of them only the direction is left, and 0 has none.
+
+Found by asking the graph: with its input made 1024 times smaller such a division returns the same. So a norm with an
+epsilon worth the name, a softmax and a gate are none, however they are spelled.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from ..graphs import tensors_in
+from .facts import Facts
+from .sections import LIMIT, Part
+
+DIVISIONS: frozenset[Any] = frozenset({operator.truediv, operator.itruediv, torch.div, "div", "div_"})
+SMALLER = 2.0**-10  # exact in every precision
+
+
+def find_directions(facts: Facts) -> tuple[fx.Node, ...]:
+    """The divisions, in order of execution, behind which stands no weight layer."""
+    return tuple(
+        node
+        for node in facts.graph.nodes
+        if (value := _divided(facts, node)) is not None
+        and not any(facts.reach.reaches(node, layer) for layer in facts.weights)
+        and _forgets_length(facts, value, node)
+    )
+
+
+def makers_of(facts: Facts, ends: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
+    """The weight layers with no other between them and one of the ends, on some way."""
+    found: dict[fx.Node, None] = {}
+    todo, seen = list(ends), set()
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in facts.weights:
+            found[node] = None
+        else:
+            todo += tensors_in(node)
+    return tuple(found)
+
+
+def _divided(facts: Facts, node: fx.Node) -> fx.Node | None:
+    """The value that is normalized, multiplied by or divided by what is computed from it without a weight."""
+    operands = tensors_in(node)
+    if node.target is F.normalize and len(operands) == 1:
+        return operands[0]
+    if len(operands) != 2 or (node.target not in DIVISIONS and facts.kinds[node] != "multiply"):
+        return None
+    for value, factor in (operands, operands[::-1]):
+        if facts.reach.reaches(value, factor):
+            between = facts.reach.between(value, factor)
+            return None if any(n in facts.weights for n in between) else value
+    return None
+
+
+def _forgets_length(facts: Facts, value: fx.Node, end: fx.Node) -> bool:
+    shape = value.meta.get("shape")
+    if not shape or torch.Size(shape).numel() > LIMIT:
+        return False
+    made = torch.sin(torch.arange(torch.Size(shape).numel(), dtype=torch.float32) * 0.7 + 1).reshape(shape)
+    try:
+        with torch.no_grad():
+            full, small = (Part(facts, value, made * scale).value(end) for scale in (1.0, SMALLER))
+    except Exception:  # whatever a model's own functions raise on made-up numbers
+        return False
+    return bool(full.isfinite().all()) and torch.allclose(full, small, rtol=1e-4, atol=1e-6)
