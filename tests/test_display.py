@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from zero_convert import display
+from zero_convert import display, pipeline
 from zero_convert.errors import CoverageError
+from zero_convert.records import Edit, Plan
 
 LONG = CoverageError(
     "scheme zero-2021 has no rule for 100 tensors",
@@ -17,6 +21,37 @@ LONG = CoverageError(
     expected="a rule for every trainable tensor " * 100,
     fix="Pass --leftovers zeros or --leftovers keep to say what they should be, or use another scheme.",
 )
+
+
+class Block(nn.Module):
+    """A residual block in pre-activation order."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(n), nn.Conv2d(n, n, 3, padding=1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(n), nn.Conv2d(n, n, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(torch.relu(self.bn2(self.conv1(torch.relu(self.bn1(x))))))
+
+
+class Deciding(nn.Module):
+    """Its own values decide at the root, around residual blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(Block(8), Block(8))
+        self.last, self.head = Block(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.stem(x))
+        return self.head((self.last(x) if bool(x.detach().sum() > -1e9) else x).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def regions() -> Plan:
+    """The plan of a model of which only parts may be rewritten."""
+    return pipeline.plan(Deciding(), torch.ones(2, 3, 8, 8))
 
 
 class Terminal(io.StringIO):
@@ -85,3 +120,14 @@ def test_a_result_is_one_line_however_narrow_the_window(terminal: Terminal) -> N
 def test_names_with_a_line_end_or_a_backslash_are_escaped_as_coreutils_does() -> None:
     assert display.checksum_line("ab", "plain name") == "ab  plain name"
     assert display.checksum_line("ab", "a\nb\\c\r") == "\\ab  a\\nb\\\\c\\r"
+
+
+def test_joins_rewritten_inside_a_region_are_counted(regions: Plan) -> None:
+    assert regions.rung == "regions"
+    assert [join.node for join in display.rewritten_joins(regions)] == ["add", "add_1", "add_2"]
+    outside = tuple(edit for edit in regions.edits if not edit.target.startswith("last"))
+    assert [join.node for join in display.rewritten_joins(replace(regions, edits=outside))] == ["add", "add_1"]
+    declined = tuple(replace(edit, applied=False) for edit in regions.edits)
+    assert display.rewritten_joins(replace(regions, edits=declined)) == ()
+    inner = (Edit("inner_skips", "blocks: 1.conv2", "identity skip"), Edit("inner_skips", "*", "everything"))
+    assert [join.node for join in display.rewritten_joins(replace(regions, edits=inner))] == ["add_1"]

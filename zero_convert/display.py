@@ -215,9 +215,18 @@ def _add_joins(facts: Table, plan: Plan) -> None:
 def rewritten_joins(plan: Plan) -> tuple[Join, ...]:
     """The residual joins that an applied edit touched: at the addition, on the branch, or on the shortcut."""
     touched = {edit.target for edit in plan.edits if edit.applied}
-    return tuple(
-        join for join in plan.joins if join.residual and touched & {join.node, *join.branch, *join.shortcut_layers}
-    )
+
+    def names(join: Join) -> Iterator[str]:
+        """As edits spell them: of the whole model, or inside a region that holds the layer."""
+        layers = (*join.branch, *join.shortcut_layers)
+        yield from (join.node, *layers)
+        for layer in layers:
+            parts = layer.split(".")
+            for index in range(1, len(parts) + 1):
+                region, inner = ".".join(parts[:index]), ".".join(parts[index:])
+                yield from (f"{region}: {join.node}", f"{region}: {inner}")
+
+    return tuple(join for join in plan.joins if join.residual and not touched.isdisjoint(names(join)))
 
 
 def _add_edits(facts: Table, edits: Sequence[Edit]) -> None:

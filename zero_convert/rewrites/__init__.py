@@ -24,7 +24,8 @@ def apply(traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]
     """The rewritten model and the edits. `traced` is used up: its modules and graphs move into the new one.
 
     Without rewrites the model is returned as it is. Where only regions may be rewritten, each is replaced in its place
-    by a module of the same names, and the recordings of the whole no longer fit: they have to be made again.
+    by a module of the same names, and the recordings of the whole no longer fit: they have to be made again. Its edits
+    begin with its path; joins have the names of their nodes in the whole, layers those inside the region.
     """
     if not rewrites:
         return traced, ()
@@ -32,14 +33,17 @@ def apply(traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]
         return _rewritten(traced, rewrites, options)
     whole = analyze(traced)
     ends = tuple(frozenset(x.name for x in whole.layers if x.role == role) for role in ("stem", "head"))
+    nodes = {join.branch: join.node for join in whole.joins}
     edits: list[Edit] = []
     for region in traced.regions:
         prefix = f"{region.path}."
+        joins = analyze(region.traced).joins
+        named = {x.node: nodes.get(tuple(f"{prefix}{name}" for name in x.branch), x.node) for x in joins}
         stems, heads = (frozenset(n.removeprefix(prefix) for n in names if n.startswith(prefix)) for names in ends)
         inner, found = _rewritten(replace(region.traced, ends=(stems, heads)), rewrites, options)
         _keep_attributes(inner, region)
         replace_module(traced.root, region.path, inner.root)
-        edits += [replace(edit, target=f"{region.path}: {edit.target}") for edit in found]
+        edits += [replace(edit, target=f"{region.path}: {named.get(edit.target, edit.target)}") for edit in found]
     return replace(traced, regions=()), tuple(edits)
 
 
