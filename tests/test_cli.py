@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -342,8 +343,9 @@ def test_force_replaces_a_file_and_nothing_else_does(run: Run) -> None:
     assert run("verify", "a.safetensors").code == 0
 
 
-def test_a_reader_that_goes_away_is_no_traceback() -> None:
-    code = "import sys; from zero_convert.cli import main; sys.exit(main(['schemes', 'zero-2022']))"
+@pytest.mark.parametrize("typed", ["schemes zero-2022", "schemes", "convert --help", "--help"])
+def test_a_reader_that_goes_away_is_no_traceback(typed: str) -> None:
+    code = f"import sys; from zero_convert.cli import main; sys.exit(main({typed.split()}))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
@@ -433,6 +435,13 @@ def test_the_word_convert_may_be_left_out(typed: str, meant: str) -> None:
     group = typer.main.get_command(cli.app)
     assert isinstance(group, cli._Commands)
     assert group.complete(typed.split()) == meant.split()
+
+
+def test_help_names_the_exit_codes_that_the_readme_lists(run: Run) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (\d+) \|", readme.partition("### Exit codes")[2].partition("\n## ")[0], re.MULTILINE)
+    assert len(listed) == 9
+    assert re.findall(r"\d+", run("--help").out.partition("Exit codes:")[2]) == listed
 
 
 def test_without_arguments_help_comes_on_stderr_with_the_code_of_usage(run: Run) -> None:

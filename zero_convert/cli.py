@@ -112,7 +112,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="\b\nExit codes: 0 done, 1 a finding, 2 usage, 3 model, 4 refused, 5 device,\n"
-    "74 input/output, 130 interrupted.",
+    "70 internal error, 74 input/output, 130 interrupted.",
 )
 
 
@@ -370,12 +370,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _report(_Interrupted("interrupted"), arguments)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except (Exception, SystemExit) as error:
+        if not _pipe_broken(error):
+            return _report(error, arguments)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return StorageError.exit_code
-    except (Exception, SystemExit) as error:
-        return _report(error, arguments)
     return 0
+
+
+def _pipe_broken(error: BaseException) -> bool:
+    """Whether the reader of a pipe has seen enough; Rich, which writes the help pages, makes a SystemExit of it."""
+    return isinstance(error, BrokenPipeError) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
+    )
 
 
 class _Interrupted(ZeroConvertError):
