@@ -2,10 +2,15 @@
 
 The same analysis runs on the model as given and on the rewritten one. It changes nothing.
 
-    facts    kinds, reach, weight layers, gates
-    joins    residual joins: fork, branch, shortcut, order
-    layers   every module that owns tensors: kind, role, how raw parameters are used
-    hidden   roles of layers that no node of the graph shows
+    facts          kinds, reach, weight layers, gates
+    joins          residual joins: fork, branch, shortcut, order
+    layers         every module that owns tensors: kind, role, what its rows and tensors are
+    raw            what the graph does with parameters that belong to no known layer
+    parametrized   layers whose weight is computed from other tensors
+    sections       what the rows of an output are: queries, keys and values, or factors of a product
+    attentions     where queries, keys and values meet
+    neutral        values that leave a signal alone
+    hidden         roles of layers that no node of the graph shows
 """
 
 from __future__ import annotations
