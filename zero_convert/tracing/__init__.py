@@ -25,7 +25,8 @@ from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Traced
 from ..locate import defined_at, user_frame
 from .leaves import kept_whole
-from .recorder import CannotRecord, Recorder
+from .nodes import CannotRecord
+from .recorder import Recorder
 from .regions import record_real, trace_regions
 from .shapes import propagate_shapes, refuse_failing_forward
 from .symbolic import LayerTracer, TraceFailure, argument_names

@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_map
 
 from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Region, Traced
+from .calls import Call, Like
 from .leaves import kept_whole
-from .recorder import Call, Like, Recorder
+from .recorder import Recorder
 from .shapes import stand_in
 from .symbolic import TraceFailure, argument_names
 

@@ -1,0 +1,161 @@
+"""Which node of a graph stands for which value, and how a value becomes an argument of a node.
+
+Parts of containers get their nodes when they are first used. Tensors that no recorded call made are parameters,
+buffers or constants of the module.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .shapes import tensors_of
+from .sizes import _Traced
+from .sizes import argument as of_size
+
+PLAIN = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.memory_format)
+
+
+class CannotRecord(Exception):
+    """The forward does something that no graph can hold."""
+
+
+class Nodes:
+    """The values of one recording and their nodes.
+
+    Attributes:
+        running: paths of the modules whose forward runs now, the innermost last.
+        reads: device or dtype → the node that asks a tensor for it.
+        attributes: id of every parameter, buffer and tensor attribute → its names.
+        alive: what must not be forgotten, so that no id is given twice.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, *, real: bool) -> None:
+        self.root, self.graph, self.real = root, graph, real
+        self.running: list[str] = []
+        self.reads: dict[torch.device | torch.dtype, Callable[[], fx.Node]] = {}
+        self.attributes = self._tensor_attributes()
+        self.alive: list[Any] = []
+        self.by_tensor: dict[int, fx.Node] = {}
+        self._sources: dict[int, Callable[[], fx.Node]] = {}  # tensor → its node, made when it is first used
+
+    def known(self, tensor: Tensor) -> bool:
+        return id(tensor) in self.by_tensor or id(tensor) in self._sources
+
+    def remember(self, value: Any, source: Callable[[], fx.Node], node: fx.Node | None = None) -> None:
+        """Every tensor in the value gets its node; inside a container it is made when it is first used."""
+        if isinstance(value, Tensor):
+            self.alive.append(value)
+            self._sources[id(value)] = source
+            self.by_tensor.pop(id(value), None)
+            if node is not None:
+                self.by_tensor[id(value)] = node
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                self.remember(item, self._part(source, key, item))
+        elif isinstance(value, (tuple, list)):
+            for i, item in enumerate(value):
+                self.remember(item, self._part(source, i, item))
+        elif hasattr(value, "__dataclass_fields__"):
+            for key in value.__dataclass_fields__:
+                self.remember(getattr(value, key), self._field(source, key))
+
+    def _part(self, source: Callable[[], fx.Node], key: Any, item: Any) -> Callable[[], fx.Node]:
+        made: list[fx.Node] = []
+
+        def part() -> fx.Node:
+            if not made:
+                made.append(self.graph.call_function(operator.getitem, (source(), key)))
+                made[0].meta["part"] = True
+                made[0].meta["shape"] = tuple(item.shape) if isinstance(item, Tensor) else None
+            return made[0]
+
+        return part
+
+    def _field(self, source: Callable[[], fx.Node], key: str) -> Callable[[], fx.Node]:
+        made: list[fx.Node] = []
+
+        def part() -> fx.Node:
+            if not made:
+                made.append(self.graph.call_function(getattr, (source(), key)))
+                made[0].meta["part"] = True
+            return made[0]
+
+        return part
+
+    def node(self, tensor: Tensor) -> fx.Node:
+        node = self.by_tensor.get(id(tensor))
+        if node is None:
+            source = self._sources.get(id(tensor))
+            node = self.by_tensor[id(tensor)] = source() if source is not None else self._state(tensor)
+        return node
+
+    def _state(self, tensor: Tensor) -> fx.Node:
+        """A node for a tensor that no operation of this forward made."""
+        names = self.attributes.get(id(tensor))
+        if names is None:
+            if isinstance(tensor, torch._subclasses.FakeTensor):
+                raise CannotRecord("a tensor appears that no call of torch's Python interface made")
+            names = [self._constant_name()]
+            setattr(self.root, names[0], tensor)
+            self.attributes[id(tensor)] = names
+        here = f"{self.running[-1]}." if self.running and self.running[-1] else ""
+        name = next((n for n in names if n.startswith(here) and "." not in n[len(here) :]), names[0])
+        node = self.graph.get_attr(name)
+        node.meta["shape"] = tuple(tensor.shape)
+        self.alive.append(tensor)
+        return node
+
+    def _tensor_attributes(self) -> dict[int, list[str]]:
+        """id of every parameter, buffer and tensor attribute → its names, by the modules that have it."""
+        found: dict[int, list[str]] = {}
+        for path, module in self.root.named_modules(remove_duplicate=False):
+            prefix = f"{path}." if path else ""
+            for name, value in (*module._parameters.items(), *module._buffers.items(), *vars(module).items()):
+                if isinstance(value, Tensor):
+                    found.setdefault(id(value), []).append(prefix + name)
+        return found
+
+    def argument(self, value: Any) -> Any:
+        """The value as a node's argument."""
+        if isinstance(value, Tensor):
+            return self.node(value)
+        if isinstance(value, _Traced):
+            return of_size(value)
+        if isinstance(value, (torch.dtype, torch.device)):
+            source = self.reads.get(value)
+            return source() if source is not None else value
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return self.graph.call_function(type(value), tuple(map(self.argument, value)))
+        if isinstance(value, (tuple, list)):
+            made = [self.argument(v) for v in value]
+            return tuple(made) if isinstance(value, tuple) else made
+        if isinstance(value, slice):
+            return slice(*map(self.argument, (value.start, value.stop, value.step)))
+        if isinstance(value, range):
+            return value
+        if isinstance(value, dict) and type(value).__module__ in ("builtins", "collections"):
+            return {k: self.argument(v) for k, v in value.items()}
+        if hasattr(value, "__dataclass_fields__"):
+            fields = {k: self.argument(getattr(value, k)) for k in value.__dataclass_fields__}
+            return self.graph.call_function(type(value), (), {k: v for k, v in fields.items() if v is not None})
+        if isinstance(value, PLAIN) or (isinstance(value, type) and not list(tensors_of(value))):
+            return value
+        if isinstance(value, fx.node.base_types) or (callable(value) and next(tensors_of(value), None) is None):
+            return value
+        if self.real:
+            return self._object(value)
+        raise CannotRecord(f"a {type(value).__qualname__} is passed on")
+
+    def _object(self, value: Any) -> fx.Node:
+        """A Python object that a recording needs to run again, kept beside the module's state."""
+        name = self._constant_name()
+        setattr(self.root, name, value)
+        return self.graph.get_attr(name)
+
+    def _constant_name(self) -> str:
+        return f"_tensor_constant{sum(name.startswith('_tensor_constant') for name in vars(self.root))}"
