@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -131,3 +132,42 @@ def test_joins_rewritten_inside_a_region_are_counted(regions: Plan) -> None:
     assert display.rewritten_joins(replace(regions, edits=declined)) == ()
     inner = (Edit("inner_skips", "blocks: 1.conv2", "identity skip"), Edit("inner_skips", "*", "everything"))
     assert [join.node for join in display.rewritten_joins(replace(regions, edits=inner))] == ["add_1"]
+
+
+def test_what_was_captured_and_why_the_rest_was_not_is_in_every_view(
+    regions: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = pipeline.inspect_model(Deciding(), example_inputs=torch.ones(2, 3, 8, 8))
+    assert 0 < regions.captured == seen.captured < 1
+    result = SimpleNamespace(plan=regions, recipe=SimpleNamespace(model="net", source="", dtype="float32"), checks=())
+    views = {
+        "inspect": lambda screen: display.inspection(screen, seen),
+        "dry run": lambda screen: display.plan(screen, regions, "net", "float32"),
+        "convert": lambda screen: display.summary(screen, result),
+    }
+    for name, show in views.items():
+        pipe = io.StringIO()
+        monkeypatch.setattr(display, "sys", SimpleNamespace(stderr=pipe, stdout=pipe))
+        show(display.Screen())
+        lines = [line.strip() for line in pipe.getvalue().splitlines()]
+        assert "traced  regions, 93.3 % of the parameters captured" in [re.sub(" {2,}", "  ", line) for line in lines]
+        assert any(line.startswith("values: ValueNeeded") for line in lines)
+        assert any(line.startswith("joins") and "3 identity" in line for line in lines)
+        assert any("the model's own Python stays" in line for line in lines) == (name != "inspect")
+
+
+def test_a_join_that_is_left_alone_is_told_with_its_reason(terminal: Terminal) -> None:
+    class TwoBranches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.a(x)) + torch.relu(self.b(x))
+
+    found = pipeline.inspect_model(TwoBranches(), example_inputs=torch.ones(2, 4))
+    [join] = found.structure.joins
+    assert join.reason
+    display.inspection(display.Screen(), found)
+    shown = " ".join(terminal.getvalue().split())
+    assert f"{join.reason} ({join.node})" in re.sub(r"\x1b\[[0-9;]*m", "", shown)

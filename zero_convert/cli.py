@@ -582,6 +582,7 @@ def _facts(result: Result) -> dict[str, Any]:
         "recipe": result.recipe,
         "rung": plan.rung,
         "rungs_failed": plan.rungs_failed,
+        "captured": plan.captured,
         "joins": {"found": len(residual), "rewritten": len(display.rewritten_joins(plan))},
         "edits": plan.edits,
         "rules": rules,

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from math import prod
+from math import floor, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, str], None]
 
 _MARKS = {"pass": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red"), "skip": ("–", "dim")}
+_NOTES = 6  # of a plan, where nobody asked for all
 _UNFOLDED = 10_000  # columns of a stream that is no terminal
 
 
@@ -142,6 +143,7 @@ def summary(screen: Screen, result: Result) -> None:
     _add_capture(facts, plan)
     _add_joins(facts, plan)
     _add_edits(facts, plan.edits)
+    _add_notes(facts, plan.notes, screen.verbose > 0)
     facts.add_row(Text("values", "dim"), _rules(plan.assignments))
     if result.checks:
         facts.add_row(Text("device", "dim"), Text(result.device))
@@ -196,10 +198,23 @@ def _options(options: Mapping[str, Option]) -> str:
     return ", ".join(f"{key}={value}" for key, value in options.items()) or "no options"
 
 
-def _add_capture(facts: Table, plan: Plan) -> None:
-    facts.add_row(Text("traced", "dim"), Text(plan.rung))
-    for line in plan.rungs_failed:
+def _add_capture(facts: Table, found: Plan | Inspection) -> None:
+    share = f"{floor(found.captured * 1000) / 10:g} %"  # 100 % only where nothing is missing
+    facts.add_row(Text("traced", "dim"), Text(f"{found.rung}, {share} of the parameters captured"))
+    for line in found.rungs_failed:
         facts.add_row("", Text(line, "dim"))
+
+
+def _add_notes(facts: Table, notes: Sequence[str], whole: bool) -> None:
+    shown = notes if whole else notes[:_NOTES]
+    for index, text in enumerate(shown):
+        facts.add_row(Text("" if index else "notes", "dim"), Text(text))
+    if len(shown) < len(notes):
+        facts.add_row("", Text(f"and {len(notes) - len(shown)} more; -v lists them", "dim"))
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _add_joins(facts: Table, plan: Plan) -> None:
@@ -239,8 +254,8 @@ def _add_edits(facts: Table, edits: Sequence[Edit]) -> None:
         if not edit.applied:
             reasons.setdefault((edit.rewrite.replace("_", " "), edit.reason), []).append(edit)
     for index, ((rewrite, reason), group) in enumerate(reasons.items()):
-        at = group[0].target + (f" and {len(group) - 1} more" if len(group) > 1 else "")
-        facts.add_row(Text("" if index else "declined", "dim"), Text(f"{rewrite}: {reason} ({at})"))
+        at = [edit.target for edit in group]
+        facts.add_row(Text("" if index else "declined", "dim"), Text(f"{rewrite}: {reason} ({_first(at)})"))
 
 
 def by_rule(assignments: Sequence[Assignment]) -> dict[str, list[Assignment]]:
@@ -309,22 +324,28 @@ def inspection(screen: Screen, found: Inspection) -> None:
     structure: Structure = found.structure
     screen.give(Text(f"{found.name}, {found.source}", "bold"), "")
     facts = _facts()
-    facts.add_row(Text("traced", "dim"), Text(found.rung))
-    for line in found.rungs_failed:
-        facts.add_row("", Text(line, "dim"))
+    _add_capture(facts, found)
     residual = [join for join in structure.joins if join.residual]
+    kinds = _counted(join.shortcut for join in residual)
     counts = f"{found.parameters:,} parameters, {found.buffers:,} values in buffers"
     facts.add_row(Text("values", "dim"), Text(counts))
     facts.add_row(Text("layers", "dim"), Text(_counted(layer.kind for layer in structure.layers)))
     facts.add_row(Text("roles", "dim"), Text(_counted(layer.role for layer in structure.layers)))
-    facts.add_row(Text("joins", "dim"), Text(f"{len(residual)} residual, {len(structure.gates)} gates"))
-    for text in structure.notes:
-        facts.add_row(Text("note", "dim"), Text(text))
+    joins = f"{len(residual)} residual{f' ({kinds})' if kinds else ''}, {len(structure.gates)} gates"
+    facts.add_row(Text("joins", "dim"), Text(joins))
+    declined: dict[str, list[str]] = {}
+    for join in structure.joins:
+        if join.reason:
+            about = "kept as it is" if join.residual else "no residual join"
+            declined.setdefault(f"{about}: {join.reason}", []).append(join.node)
+    for index, (reason, at) in enumerate(declined.items()):
+        facts.add_row(Text("" if index else "declined", "dim"), Text(f"{reason} ({_first(at)})"))
+    _add_notes(facts, structure.notes, screen.verbose > 0)
     screen.give(Padding(facts, (0, 0, 0, 2)))
     if structure.joins:
         table = _table("join", "shortcut", "order", "channels", "stride", "branch")
         for join in structure.joins:
-            shortcut = join.shortcut if join.residual else f"no residual join: {join.reason}"
+            shortcut = join.shortcut if join.residual else "no residual join"
             channels = f"{join.in_channels} → {join.out_channels}"
             table.add_row(join.node, shortcut, join.order, channels, str(join.stride), ", ".join(join.branch))
         screen.give("", table)

@@ -45,7 +45,8 @@ class Made:
     training: bool
     leftovers: str
     needed: tuple[str, ...]
-    captured: tuple[str, ...]  # what the reader of the plan should know about the capture
+    notes: tuple[str, ...]  # what the reader of the plan should know about the capture
+    captured: float  # of the model as given
 
     def fill(self, *, write: bool) -> tuple[Assignment, ...]:
         return initialize(
@@ -68,7 +69,8 @@ class Made:
             joins=self.joins.joins,
             edits=self.edits,
             assignments=assignments,
-            notes=(*self.loaded.notes, *self.captured, *self.joins.notes),
+            notes=(*self.loaded.notes, *self.notes, *self.joins.notes),
+            captured=self.captured,
         )
 
     def recipe(self, dtype: str) -> Recipe:
@@ -113,7 +115,7 @@ def prepare(
     if traced.whole and traced.opaque:
         traced = replace(traced, inside=_inside(traced, given))
     before = analyze(traced)
-    captured = _capture_notes(traced)
+    notes, captured = _capture_notes(traced), traced.captured
     tell(progress, "rewrite", f"{sum(join.residual for join in before.joins)} residual joins")
     traced, edits = rewrites.apply(traced, scheme.rewrites(chosen), chosen)
     if edits and traced.whole:
@@ -135,6 +137,7 @@ def prepare(
         training,
         leftovers,
         needed,
+        notes,
         captured,
     )
 
@@ -150,8 +153,6 @@ def _inside(traced: Traced, given: Inputs) -> dict[str, str]:
 
 def _capture_notes(traced: Traced) -> tuple[str, ...]:
     notes = []
-    if traced.captured < 1:
-        notes.append(f"{traced.captured:.1%} of the parameters are inside captured graphs")
     if not traced.whole:
         parts = ", ".join(region.path for region in traced.regions[:SHOWN]) or "none"
         notes.append(f"the model's own Python stays; parts that may be rewritten: {parts}")

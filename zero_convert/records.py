@@ -206,6 +206,7 @@ class Plan:
     edits: tuple[Edit, ...]
     assignments: tuple[Assignment, ...]
     notes: tuple[str, ...] = ()
+    captured: float = 1.0  # share of the parameters inside captured graphs
 
 
 @dataclass(frozen=True, slots=True)

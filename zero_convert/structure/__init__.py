@@ -8,6 +8,7 @@ The same analysis runs on the model as given and on the rewritten one. It change
     raw            what the graph does with parameters that belong to no known layer
     parametrized   layers whose weight is computed from other tensors
     sections       what the rows of an output are: queries, keys and values, or factors of a product
+    directions     where the features end in a division by their own norm
     attentions     where queries, keys and values meet
     neutral        values that leave a signal alone
     hidden         roles of layers that no node of the graph shows
