@@ -13,7 +13,9 @@ from torch.nn.utils import parametrizations
 import zero_convert as zc
 from zero_convert.errors import CoverageError, ModelError
 from zero_convert.layers import geometry, kind_of
+from zero_convert.structure import analyze
 from zero_convert.structure.neutral import neutral
+from zero_convert.tracing import trace
 
 from .odd_nets import Head, ramp
 from .test_families import SCHEMES
@@ -340,3 +342,32 @@ def test_a_softmax_and_a_norm_with_an_epsilon_leave_a_head_a_head() -> None:
 
     result = zc.convert(Ended(), (ramp(3, 5),), scheme="zero-2021", device="cpu")
     assert {a.rule for a in result.plan.assignments if a.role == "head"} == {"constant 0"}
+
+
+class Resampled(nn.Module):
+    """A table of positions for another size, read in parts, and one of complex numbers."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.positions = nn.Parameter(torch.randn(1, 5, 8))
+        self.shift = nn.Parameter(torch.randn(8, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, grid = self.positions[:, :1], self.positions[:, 1:]
+        grid = F.interpolate(grid.mT, size=x.shape[1] - 1).mT
+        y = self.embed(x) + torch.cat([first, grid], 1).expand(len(x), -1, -1)
+        return self.head(torch.relu(y + self.shift.real).mT.mean(2))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_table_that_is_resampled_and_joined_of_its_parts_is_added(scheme: str) -> None:
+    result = zc.convert(Resampled(torch.float32), (ramp(3, 7, 5),), scheme=scheme, device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
+    assert not result.module.positions.any() and not result.module.shift.any()
+
+
+def test_the_real_part_of_a_parameter_is_a_use_of_it() -> None:
+    structure = analyze(trace(Resampled(torch.complex64), (ramp(3, 7, 5),)))
+    uses = next(dict(layer.uses) for layer in structure.layers if layer.uses)
+    assert uses == {"positions": "added", "shift": "added"}

@@ -44,6 +44,7 @@ POOLS: frozenset[Any] = frozenset(
 )
 IDENTITIES: frozenset[Any] = frozenset({"contiguous", "clone", torch.clone})
 SIZES: frozenset[Any] = frozenset({"size", "dim", "numel", "new_empty", "new_full", "new_ones", "new_zeros"})
+VIEWS = frozenset({"T", "H", "mT", "mH", "real", "imag", "data"})  # attributes of a tensor that are its values
 LIKE: frozenset[Any] = frozenset(
     {torch.empty_like, torch.full_like, torch.ones_like, torch.rand_like, torch.randn_like, torch.zeros_like}
 )
@@ -104,7 +105,9 @@ def is_size(node: fx.Node) -> bool:
 
     So is a tensor of a given size, whatever fills it: the mask of a stochastic depth is no computed value.
     """
-    if node.op == "call_function" and (node.target is getattr or node.target in LIKE):
+    if node.op == "call_function" and node.target is getattr:
+        return node.args[1] not in VIEWS
+    if node.op == "call_function" and node.target in LIKE:
         return True
     if node.op == "call_method" and node.target in SIZES:
         return True

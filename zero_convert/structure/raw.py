@@ -39,6 +39,7 @@ BY_ARGUMENT = {  # of functions, also of libraries' own
     "attn_mask": "added",
     **dict.fromkeys(("relative_position_bias_table", "rel_pos_h", "rel_pos_w", "rel_pos_t"), "indexed"),
 }
+FOLLOWED = ("other", "identity", "activation", "drop", "pool")  # a table of positions may be resampled
 USES = {"add": "added", "multiply": "multiplied", "concatenate": "concatenated"}
 
 
@@ -63,15 +64,17 @@ def raw_weight(node: fx.Node) -> fx.Node | None:
 
 def use_of(node: fx.Node, kinds: dict[fx.Node, str]) -> Use:
     """The use of the parameter that a `get_attr` node reads."""
-    labels = _labels(node)
+    labels, source = _labels(node), node.target
     while True:
         user = next((n for n in node.users if not is_size(n)), None)
         if user is None:
             return Use("unused")
-        others = [n for n in user.all_input_nodes if n is not node and not is_size(n)]
+        more = [n for n in user.all_input_nodes if n is not node and not is_size(n)]
+        others = [n for n in more if not _made_of(n, source)]
         if user.op == "call_module":
             return Use("signal", user)
-        if not others and kinds[user] in ("other", "identity", "activation", "drop") and not _folds(user):
+        joined = kinds[user] == "concatenate" and more  # parts of one table
+        if not others and (joined or (not more and kinds[user] in FOLLOWED and not _folds(user))):
             labels = _followed(user, node, labels)
             node = user
             continue
@@ -119,6 +122,21 @@ def _source(node: fx.Node) -> fx.Node | None:
             return None
         node = inputs[0]
     return node
+
+
+def _made_of(node: fx.Node, parameter: Any) -> bool:
+    """Whether a value is made of nothing but one parameter."""
+    todo, seen = [node], set()
+    while todo:
+        at = todo.pop()
+        if at in seen or (at.op == "get_attr" and at.target == parameter):
+            continue
+        seen.add(at)
+        inputs = [n for n in at.all_input_nodes if not is_size(n)]
+        if at.op not in ("call_function", "call_method") or not inputs:
+            return False
+        todo += inputs
+    return True
 
 
 def _folds(node: fx.Node) -> bool:
