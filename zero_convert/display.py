@@ -345,7 +345,7 @@ def inspection(screen: Screen, found: Inspection) -> None:
     if structure.joins:
         table = _table("join", "shortcut", "order", "channels", "stride", "branch")
         for join in structure.joins:
-            shortcut = join.shortcut if join.residual else "no residual join"
+            shortcut = join.shortcut if join.residual else "none"
             channels = f"{join.in_channels} → {join.out_channels}"
             table.add_row(join.node, shortcut, join.order, channels, str(join.stride), ", ".join(join.branch))
         screen.give("", table)
