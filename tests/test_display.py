@@ -150,7 +150,7 @@ def test_what_was_captured_and_why_the_rest_was_not_is_in_every_view(
         monkeypatch.setattr(display, "sys", SimpleNamespace(stderr=pipe, stdout=pipe))
         show(display.Screen())
         lines = [line.strip() for line in pipe.getvalue().splitlines()]
-        assert "traced  regions, 93.3 % of the parameters captured" in [re.sub(" {2,}", "  ", line) for line in lines]
+        assert "traced  regions, 93.4% of the parameters captured" in [re.sub(" {2,}", "  ", line) for line in lines]
         assert any(line.startswith("values: ValueNeeded") for line in lines)
         assert any(line.startswith("joins") and "3 identity" in line for line in lines)
         assert any("the model's own Python stays" in line for line in lines) == (name != "inspect")

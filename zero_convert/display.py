@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from math import floor, prod
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,8 +199,7 @@ def _options(options: Mapping[str, Option]) -> str:
 
 
 def _add_capture(facts: Table, found: Plan | Inspection) -> None:
-    share = f"{floor(found.captured * 1000) / 10:g} %"  # 100 % only where nothing is missing
-    facts.add_row(Text("traced", "dim"), Text(f"{found.rung}, {share} of the parameters captured"))
+    facts.add_row(Text("traced", "dim"), Text(f"{found.rung}, {found.captured:.1%} of the parameters captured"))
     for line in found.rungs_failed:
         facts.add_row("", Text(line, "dim"))
 
