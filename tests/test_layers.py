@@ -371,3 +371,26 @@ def test_the_real_part_of_a_parameter_is_a_use_of_it() -> None:
     structure = analyze(trace(Resampled(torch.complex64), (ramp(3, 7, 5),)))
     uses = next(dict(layer.uses) for layer in structure.layers if layer.uses)
     assert uses == {"positions": "added", "shift": "added"}
+
+
+class ReZero(nn.Module):
+    """A branch with one number in front of it, 0 at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.last = nn.Conv1d(4, 8, 1), nn.Conv1d(8, 8, 3, padding=1), nn.Conv1d(8, 8, 1)
+        self.alpha, self.head = nn.Parameter(torch.zeros(1)), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.alpha.view(1, 1, 1) * self.last(torch.tanh(self.first(x)))
+        return self.head(x.mean(2))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_branch_that_a_factor_makes_zero_does_not_end_in_zero_as_well(scheme: str) -> None:
+    result = zc.convert(ReZero(), (ramp(3, 4, 6),), scheme=scheme, device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
+    held = next(check for check in result.checks if check.name == "zero_branches")
+    assert held.numbers["joins"] >= 1
+    assert bool(result.module.last.weight.any()) == (scheme == "zero-2022") != bool(result.module.alpha.any())

@@ -93,6 +93,8 @@ class Layer:
         blank: the row of an embedding that stays 0.
         clipped: between this "last" layer and its join stands what has derivative 0 at 0. Started at 0 it would never
             get a gradient where that derivative is not changed.
+        stilled: between this "last" layer and its join stands a factor that the constructor set to 0: the branch adds 0
+            already, and with both at 0 neither would ever get a gradient.
         normalized: its features end divided by their own norm, where 0 would be 0/0: of a layer, with no weight layer
             in between on some way (its role is no "head" then); of raw parameters, whatever is in between.
         parametrization: "weight_norm" or "spectral_norm" and an axis where the weight is computed from other tensors;
@@ -116,6 +118,7 @@ class Layer:
     table: bool = False
     blank: int | None = None
     clipped: bool = False
+    stilled: bool = False
     normalized: bool = False
     parametrization: tuple[str, int] | None = None
     parameters: tuple[tuple[str, str], ...] = ()

@@ -17,20 +17,20 @@ What is whose. [2], from the text: the rules above; [A], the authors' notebook: 
 groups and depthwise layers per group; even kernels at tap k//2; a layer that cuts patches is one matrix on the
 flattened patch n·k·k; transposed convolutions by adjoint; `in_proj_weight` and fused query-key-value layers as three
 square parts; separate layers, layers with fewer keys than queries and rows interleaved by head are told apart by the
-graph (linear attentions without softmax follow the matrix rule); a branch with convolutions and no attention ends in
-0 also where its last layer is linear (ConvNeXt); embeddings are Hadamard codes of unit norm, the padding row 0;
+graph (linear attentions without softmax follow the matrix rule); a branch with convolutions and no attention ends in 0
+also where its last layer is linear (ConvNeXt); embeddings are Hadamard codes of unit norm, the padding row 0;
 positions, tables that are added to a signal, and tokens 0; layer scale and other constants as constructed. The last
 convolution of a branch follows the matrix rule instead of 0 where a ReLU stands between it and the join (its
-derivative at 0 is 0: the layer would stay dead), and where its weight is divided by its spectral norm (0/0). Of two
-factors that are multiplied at the end of a branch only one is 0. Recurrent layers: the candidate of the new state
-reads the input by the matrix rule and the old state by I*; gates and biases are 0, half open. Bilinear layers
-multiply coordinate k of both inputs. Features that are divided by their own norm must not be 0 (0/0): a token that
-they are made of is a row of I*, and an attention outside of branches, whose output they are, starts with V = I. Raw
-weights (F.linear, einsum, stacks of experts) follow the matrix rule in each slice; several raw inputs of a layer are
-codes, one is 0. Norms of libraries start at their neutral value (0 where they multiply by 1 + weight). Standardized
-convolutions standardize this start: a kernel at one tap is nearly itself, 0 stays 0. weight_norm: v is the weight and
-g its length, 0 with any direction where it is 0; spectral_norm: u and v are its singular vectors. Unused parameters
-are kept if constant, else 0.
+derivative at 0 is 0: the layer would stay dead), where its weight is divided by its spectral norm (0/0), and where a
+factor constructed as 0 makes the branch 0 (ReZero). Of two factors that are multiplied at the end of a branch only one
+is 0. Recurrent layers: the candidate of the new state reads the input by the matrix rule and the old state by I*;
+gates and biases are 0, half open. Bilinear layers multiply coordinate k of both inputs. Features that are divided by
+their own norm must not be 0 (0/0): a token that they are made of is a row of I*, and an attention outside of branches,
+whose output they are, starts with V = I. Raw weights (F.linear, einsum, stacks of experts) follow the matrix rule in
+each slice; several raw inputs of a layer are codes, one is 0. Norms of libraries start at their neutral value (0 where
+they multiply by 1 + weight). Standardized convolutions standardize this start: a kernel at one tap is nearly itself, 0
+stays 0. weight_norm: v is the weight and g its length, 0 with any direction where it is 0; spectral_norm: u and v are
+its singular vectors. Unused parameters are kept if constant, else 0.
 
 Options [D]. columns=spanning: the first n Sylvester columns see only the low ceil(log2 n) bits of the row, so that
 2048×784 has 1024 distinct rows, and the duplicates never part in training; columns whose indices span GF(2)^k make all
@@ -160,6 +160,7 @@ def _ends_convolutional_branch(layer: Layer, structure: Structure) -> bool:
         layer.role == "last"
         and layer.join is not None
         and not _needs_values(layer)
+        and not layer.stilled
         and _has_convolutions(structure.joins[layer.join], structure)
     )
 

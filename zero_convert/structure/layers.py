@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -17,9 +17,9 @@ from ..layers import NORMS, geometry, is_quantized, kind_of, recurrent_gates
 from ..records import Join, Layer, Tensor
 from .directions import find_directions, makers_of
 from .facts import Facts
-from .neutral import neutral
+from .neutral import constant, neutral
 from .parametrized import parametrized
-from .raw import Use, feeds_nothing_else, use_of
+from .raw import Use, feeds_nothing_else, stored, use_of
 from .sections import find_sections
 
 Role = tuple[str, int | None]
@@ -67,7 +67,9 @@ class _Inventory:
         self.facts, self.joins = facts, joins
         self.nodes = {node.name: node for node in facts.graph.nodes}
         self.called = {str(n.target) for n in facts.graph.nodes if n.op == "call_module"}
+        self.parameters = {name for name, _ in facts.root.named_parameters(remove_duplicate=False)}
         self.clipped: set[str] = set()
+        self.stilled: set[str] = set()
         self.by_node: dict[fx.Node, Role] = {}
         self.directions = find_directions(facts)
         self.normalized: set[str] = set()
@@ -134,6 +136,7 @@ class _Inventory:
             table=what == "embedding" and self._is_table(path),
             blank=getattr(module, "padding_idx", None) if what == "embedding" else None,
             clipped=path in self.clipped or (role == "last" and _rectifies(module)),
+            stilled=path in self.stilled,
             normalized=path in self.normalized,
         )
 
@@ -213,6 +216,7 @@ class _Inventory:
             fork, end = self.nodes[join.fork], self.nodes[join.branch_node]
             finals = self._finals(fork, end)
             self.clipped |= {path for node, clipped in finals.items() if clipped for path in facts.paths[node][-1:]}
+            self.stilled |= {path for n in finals for path in facts.paths[n][-1:] if self._stilled(n, end)}
             for node in facts.reach.between(fork, end):
                 if not facts.counts(node, end):
                     continue
@@ -258,18 +262,33 @@ class _Inventory:
 
     def _rectified(self, layer: fx.Node, end: fx.Node) -> bool:
         """Whether a ReLU stands on a way from the layer to the end that passes no other weight layer."""
-        todo, seen = [(layer, False)], set()
+        return True in self._passed(layer, end, self._rectifies)
+
+    def _stilled(self, layer: fx.Node, end: fx.Node) -> bool:
+        """Whether a factor that was constructed as 0 stands on every way from the layer to the end."""
+        return self._passed(layer, end, self._multiplies_by_zero) == {True}
+
+    def _passed(self, layer: fx.Node, end: fx.Node, wanted: Callable[[fx.Node], bool]) -> set[bool]:
+        """Whether a wanted node stands on the ways from the layer to the end that pass no other weight layer."""
+        todo, seen, found = [(layer, False)], set(), set()
         while todo:
-            at, rectified = todo.pop()
-            if at is end and rectified:
-                return True
+            at, passed = todo.pop()
+            if at is end:
+                found.add(passed)
             for user in at.users:
                 if user in self.facts.reach.position and self.facts.reach.reaches(user, end):
-                    step = (user, rectified or self._rectifies(user))
+                    step = (user, passed or wanted(user))
                     if step not in seen and (user not in self.facts.weights):
                         seen.add(step)
                         todo.append(step)
-        return False
+        return found
+
+    def _multiplies_by_zero(self, node: fx.Node) -> bool:
+        if self.facts.kinds[node] != "multiply":
+            return False
+        factors = [stored(n) for n in node.all_input_nodes]
+        own = [self.facts.root.get_parameter(name) for name in factors if name in self.parameters]
+        return any(constant(p) == 0 for p in own)
 
     def _behind(self, layer: fx.Node, node: fx.Node) -> bool:
         return layer is not node and self.facts.reach.reaches(layer, node)

@@ -40,6 +40,7 @@ BY_ARGUMENT = {  # of functions, also of libraries' own
     **dict.fromkeys(("relative_position_bias_table", "rel_pos_h", "rel_pos_w", "rel_pos_t"), "indexed"),
 }
 FOLLOWED = ("other", "identity", "activation", "drop", "pool")  # a table of positions may be resampled
+RESHAPES = frozenset({"view", "reshape", "unsqueeze", "expand", "to", torch.reshape, torch.unsqueeze, operator.getitem})
 USES = {"add": "added", "multiply": "multiplied", "concatenate": "concatenated"}
 
 
@@ -122,6 +123,15 @@ def _source(node: fx.Node) -> fx.Node | None:
             return None
         node = inputs[0]
     return node
+
+
+def stored(node: fx.Node) -> str:
+    """The name of the parameter that a value is, in another shape; "" for a value that was computed."""
+    while node.op != "get_attr":
+        if node.target not in RESHAPES:
+            return ""
+        node = node.all_input_nodes[0]
+    return str(node.target)
 
 
 def _made_of(node: fx.Node, parameter: Any) -> bool:
