@@ -394,3 +394,28 @@ def test_a_branch_that_a_factor_makes_zero_does_not_end_in_zero_as_well(scheme: 
     held = next(check for check in result.checks if check.name == "zero_branches")
     assert held.numbers["joins"] >= 1
     assert bool(result.module.last.weight.any()) == (scheme == "zero-2022") != bool(result.module.alpha.any())
+
+
+class Shared(nn.Module):
+    """The last layer of a branch has the weight of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.last = (
+            nn.Conv1d(4, 8, 1),
+            nn.Conv1d(8, 8, 3, padding=1),
+            nn.Conv1d(8, 8, 3, padding=1),
+        )
+        self.last.weight = self.first.weight
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((x + self.last(torch.tanh(self.first(x)))).mean(2))
+
+
+def test_a_last_layer_with_the_weight_of_another_is_held_to_no_zero_branch() -> None:
+    result = zc.convert(Shared(), (ramp(3, 4, 6),), scheme="zero-2022", device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
+    assert {a.rule for a in result.plan.assignments if a.tensor.name == "last.weight"} == {"tied to first.weight"}
+    assert result.module.last.weight is result.module.first.weight and result.module.last.weight.any()

@@ -95,6 +95,7 @@ class Layer:
             get a gradient where that derivative is not changed.
         stilled: between this "last" layer and its join stands a factor that the constructor set to 0: the branch adds 0
             already, and with both at 0 neither would ever get a gradient.
+        shared: names of the other layers that hold the same weight.
         normalized: its features end divided by their own norm, where 0 would be 0/0: of a layer, with no weight layer
             in between on some way (its role is no "head" then); of raw parameters, whatever is in between.
         parametrization: "weight_norm" or "spectral_norm" and an axis where the weight is computed from other tensors;
@@ -120,6 +121,7 @@ class Layer:
     clipped: bool = False
     stilled: bool = False
     normalized: bool = False
+    shared: tuple[str, ...] = ()
     parametrization: tuple[str, int] | None = None
     parameters: tuple[tuple[str, str], ...] = ()
     refusal: str = ""

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from ..errors import CoverageError
 from ..graphs import relu_kind, tensors_in
-from ..layers import NORMS, geometry, is_quantized, kind_of, recurrent_gates
+from ..layers import NORMS, WEIGHT_KINDS, geometry, is_quantized, kind_of, recurrent_gates
 from ..records import Join, Layer, Tensor
 from .directions import find_directions, makers_of
 from .facts import Facts
@@ -68,6 +68,10 @@ class _Inventory:
         self.nodes = {node.name: node for node in facts.graph.nodes}
         self.called = {str(n.target) for n in facts.graph.nodes if n.op == "call_module"}
         self.parameters = {name for name, _ in facts.root.named_parameters(remove_duplicate=False)}
+        self.owners: dict[int, list[str]] = {}
+        for path, module in facts.root.named_modules():
+            if kind_of(module) in WEIGHT_KINDS and (weight := module._parameters.get("weight")) is not None:
+                self.owners.setdefault(id(weight), []).append(path)
         self.clipped: set[str] = set()
         self.stilled: set[str] = set()
         self.by_node: dict[fx.Node, Role] = {}
@@ -138,7 +142,13 @@ class _Inventory:
             clipped=path in self.clipped or (role == "last" and _rectifies(module)),
             stilled=path in self.stilled,
             normalized=path in self.normalized,
+            shared=self._sharing(path, module),
         )
+
+    def _sharing(self, path: str, module: nn.Module) -> tuple[str, ...]:
+        """The other layers that hold the same weight."""
+        weight = module._parameters.get("weight")
+        return tuple(p for p in self.owners.get(id(weight), ()) if weight is not None and p != path)
 
     def _raw(self, layer: Layer, inside: str) -> Layer:
         """The layer with the use of each of its tensors."""
