@@ -97,13 +97,15 @@ def explained(check: Check, design: Design, result: zc.Result) -> bool:
 
     1. A last layer that shares its weight with a layer that is not 0 adds something.
     2. The only unit behind a gate's ReLU reads one channel, and may see negative values alone.
+    3. A branch that a constructed 0 multiplies (ReZero) has a last layer that is 0 as well: neither gets a gradient.
     """
     if check.name == "zero_branches":
         shares = any(a.role == "last" and a.rule.startswith("tied to") for a in result.plan.assignments)
         return design.tied and shares
     if check.name == "gradients":
         roles = {a.tensor.name: a.role for a in result.plan.assignments}
-        return all(roles[name].startswith("gate") for name in check.numbers["dead"])
+        gates = all(roles[name].startswith("gate") for name in check.numbers["dead"])
+        return gates or ("scale='scalar'" in repr(design) and result.plan.scheme == "zero-2022")
     return False
 
 
