@@ -404,3 +404,23 @@ def test_inspection_shows_the_model_as_given() -> None:
     assert len(found.structure.joins) == 8 and found.rung == "fx"
     assert [j.shortcut for j in found.structure.joins].count("projection") == 3
     assert found.parameters == 11_173_962 and {j.order for j in found.structure.joins} == {"post-activation"}
+
+
+def test_complex_parameters_stay_complex(tmp_path: Path) -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(5, 5, dtype=torch.complex64))
+            self.fc = nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(torch.fft.irfft(torch.fft.rfft(x) @ self.weight, n=8))
+
+    result = zc.convert(Spectral(), (torch.ones(2, 8),), scheme="zero-2022", dtype="bfloat16", device="cpu")
+    assert {name: value.dtype for name, value in result.module.state_dict().items()} == {
+        "weight": torch.complex64, "fc.weight": torch.bfloat16, "fc.bias": torch.bfloat16,
+    }  # fmt: skip
+    result.save(tmp_path / "s.safetensors")
+    assert torch.equal(
+        zc.load(tmp_path / "s.safetensors", Spectral(), (torch.ones(2, 8),)).weight, torch.eye(5, dtype=torch.complex64)
+    )

@@ -275,6 +275,25 @@ def test_raw_parameters_are_known_by_their_use() -> None:
     assert uses == {"weight": "weight", "scale": "multiplied", "shift": "added"}
 
 
+class RelativePositions(nn.Module):
+    """Rows of a table, taken by indices that are made of sizes, are multiplied with the queries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.table = nn.Linear(4, 4), nn.Parameter(torch.zeros(9, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, n = self.q(x), x.shape[1]
+        index = torch.arange(n)[:, None] - torch.arange(n)[None] + 4
+        return torch.einsum("bnc,nmc->bnm", q, self.table[index]) + q @ x.transpose(1, 2)
+
+
+def test_rows_taken_by_indices_make_a_parameter_a_table() -> None:
+    traced = trace(RelativePositions(), (torch.zeros(2, 5, 4),))
+    [layer] = [layer for layer in analyze(traced).layers if layer.name == ""]
+    assert layer.uses == (("table", "indexed"),)
+
+
 def test_attention_ends_in_its_output_projection() -> None:
     found = odd("post_norm")
     assert found.joins[0].branch == ("attention",)

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from . import checks
 from .errors import CoverageError
 from .initialize import nan_names
 from .live import Subject
-from .prepared import Inputs, load_source, one_of, prepare
+from .prepared import Inputs, cast, load_source, one_of, prepare
 from .records import Check, Option, Plan, Structure
 from .restore import load as load
 from .result import Progress, tell
@@ -96,7 +95,7 @@ def convert(
             made.traced, made.structure, made.scheme, made.options, assignments, made.inputs, made.outputs
         )
         found = checks.run(subject, level=validate, device=where, progress=progress)
-    made.traced.root.to(getattr(torch, dtype))
+    cast(made.traced.root, dtype)
     return Result(
         module=made.traced.root,
         plan=made.plan(assignments),

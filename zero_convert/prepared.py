@@ -159,6 +159,11 @@ def _capture_notes(traced: Traced) -> tuple[str, ...]:
     return (*notes, *(f"control flow {decision}" for decision in traced.decisions[:SHOWN]))
 
 
+def cast(module: nn.Module, dtype: str) -> None:
+    """Floating tensors of the module get the dtype; complex and whole ones stay."""
+    {"float32": nn.Module.float, "float16": nn.Module.half, "bfloat16": nn.Module.bfloat16}[dtype](module)
+
+
 def _single_precision(loaded: sources.Loaded) -> sources.Loaded:
     """The model in float32, in which it is rewritten and checked; what is written has the dtype that was asked for."""
     inputs = loaded.example_inputs

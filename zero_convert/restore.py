@@ -13,7 +13,7 @@ from . import receipt, sources
 from .errors import LoadError, MalformedError, UntrustedError
 from .exporters import safetensors
 from .initialize import nan_names, ties
-from .prepared import Inputs, prepare
+from .prepared import Inputs, cast, prepare
 from .records import Recipe
 from .sources.inputs import parse_input
 
@@ -54,7 +54,7 @@ def load(
     folders = [str(Path(path).parent)]
     made = prepare(model, example_inputs, recipe.scheme, recipe.options, arguments, "keep", None, folders)
     module = made.traced.root
-    module.to(getattr(torch, recipe.dtype))
+    cast(module, recipe.dtype)
     _fill_from(module, path, recipe, where)
     if nan := nan_names(module):
         raise MalformedError("values are left that the file does not hold", where=", ".join(nan[:6]), got="NaN")

@@ -74,12 +74,19 @@ def use_of(node: fx.Node, kinds: dict[fx.Node, str]) -> Use:
         others = [n for n in more if not _made_of(n, source)]
         if user.op == "call_module":
             return Use("signal", user)
+        if user.target in INDEXING and user.all_input_nodes[0] is node and _looks_up(user):
+            return Use("indexed", user)
         joined = kinds[user] == "concatenate" and more  # parts of one table
         if not others and (joined or (not more and kinds[user] in FOLLOWED and not _folds(user))):
             labels = _followed(user, node, labels)
             node = user
             continue
         return _met(user, node, labels, kinds[user])
+
+
+def _looks_up(node: fx.Node) -> bool:
+    """Whether rows are taken by a tensor of indices, be it made of sizes alone; not by numbers or slices."""
+    return any(n.meta.get("shape") for n in node.all_input_nodes[1:])
 
 
 def _met(user: fx.Node, node: fx.Node, labels: Tensor | None, kind: str) -> Use:
