@@ -122,7 +122,8 @@ def _ladder(module: nn.Module, inputs: Inputs, failed: list[str]) -> Traced:
         return found
     if _hidden(module, leaves) > HIDDEN:
         found = trace_regions(module, inputs, failed, _values)
-        if found is not None and _sums(module, found.evaluate) > _sums(module, whole.evaluate):
+        hides = found is not None and _sums(module, found.evaluate) > _sums(module, whole.evaluate)
+        if found is not None and hides and found.captured > whole.captured:
             return found
     return whole
 
