@@ -6,6 +6,7 @@ product with a third. The key is the operand that gives the axis over which the 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 from collections.abc import Collection
@@ -81,11 +82,16 @@ def arguments(node: fx.Node) -> dict[str, Any]:
     elif node.target is F.linear:
         names = ("input", "weight", "bias")
     else:
-        try:
-            names = tuple(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            names = ()
+        names = _parameters(node.target)
     return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+
+
+@functools.cache
+def _parameters(target: Any) -> tuple[str, ...]:
+    try:
+        return tuple(inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        return ()
 
 
 def _named(node: fx.Node) -> Attention | None:

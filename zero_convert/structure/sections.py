@@ -107,7 +107,8 @@ def _rows(facts: Facts, layer: fx.Node, end: fx.Node, axis: int) -> list[int] | 
         except Exception:  # whatever a model's own functions raise on made-up numbers
             return None
     used = gradient.movedim(axis, 0).flatten(1).ne(0).any(1)
-    return [int(i) for i in used.nonzero()[:, 0]]
+    rows: list[int] = used.nonzero()[:, 0].tolist()
+    return rows
 
 
 class Part:
