@@ -61,13 +61,6 @@ class DecidingItself(nn.Module):
         return self.head(x) if bool(x.detach().sum() > -1e9) else x
 
 
-class Scaled(nn.Module):
-    """Branches on a size, which symbols cannot follow."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * 2 if x.shape[-1] > 2 else x
-
-
 class SizeDependent(nn.Module):
     """Loops, tests and reshapes by sizes; makes tensors of sizes, on the input's device and of its dtype."""
 
@@ -201,12 +194,20 @@ def test_a_size_out_of_a_cache_is_a_plain_number_in_the_next_graph() -> None:
         assert run(graph, module, ramp(2, 4, 3)).shape == (8, 2)  # type: ignore[attr-defined]
 
 
-def test_hooks_are_seen() -> None:
-    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    module[0].register_forward_hook(lambda part, args, returned: returned * 2)
-    traced = trace(nn.Sequential(Scaled(), module), (ramp(3, 4),))
-    found, root = run(traced.train, traced.root, ramp(3, 4)), traced.root
-    assert torch.equal(found, root(ramp(3, 4)))
+def test_what_a_hook_collects_is_seen() -> None:
+    class Collects(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.seen = nn.Linear(4, 4), []
+            self.inner.register_forward_hook(lambda part, args, returned: self.seen.append(returned))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) + self.seen[-1]
+
+    module = Collects()
+    traced = trace(module, (ramp(3, 4),))
+    assert traced.rung == "values" and module.seen == []
+    assert torch.equal(run(traced.train, module, ramp(3, 4)), 2 * module.inner(ramp(3, 4)))
 
 
 def test_variable_arguments_are_counted_by_the_example() -> None:

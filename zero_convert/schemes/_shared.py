@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from ..composed import Direction, Lengths, Repeated, Sections, Singular
+from ..composed import Blanked, Direction, Lengths, Repeated, Sections, Singular
 from ..formulas import Constant, Formula, Kernel, Matrix, PartialIdentity, Patch, Rows
 from ..records import Geometry, Layer, Tensor
 from ..scheme import Kept
@@ -111,3 +111,12 @@ def parametrized(layer: Layer, weight: Formula, spare: Formula, *, binary: bool)
     for local, meaning in layer.parameters:
         values[local] = made[meaning]
     return values
+
+
+def codes(layer: Layer, table: Tensor, code: Callable[[int, int], Matrix]) -> Formula:
+    """An embedding's rows: the code's; 0 for the blank row, and in a table that is added to another signal."""
+    if layer.table:
+        return zeros(table)
+    rows = code(*table.shape)
+    rule = rows if layer.blank is None else Blanked(rows, layer.blank)
+    return rule if table.trainable else Kept(table.shape, rule)

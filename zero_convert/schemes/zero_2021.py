@@ -54,11 +54,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..composed import BinaryCodes, Blanked, Products, Wrapped, Zeros
+from ..composed import BinaryCodes, Products, Wrapped, Zeros
 from ..formulas import Constant, Formula, Matrix, PartialIdentity, Stack
-from ..records import Geometry, Join, Layer, Option, Structure, Tensor
+from ..records import Geometry, Join, Layer, Option, Structure
 from ..scheme import Kept, OptionSpec, Scheme
-from ._shared import buffers, by_section, norm, parametrized, place, recurrent, stacked, tokens, zeros
+from ._shared import buffers, by_section, codes, norm, parametrized, place, recurrent, stacked, tokens, zeros
 
 ZERO = ("last", "head", "gate-last")  # roles whose weights start at 0: a skip, a constant or the loss covers for them
 
@@ -92,7 +92,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
     if layer.kind == "recurrent":
         return values | recurrent(layer, _tall, Zeros, still=layer.role in ZERO and not layer.clipped)
     if layer.kind == "embedding":
-        return values | {t.local: _codes(layer, t) for t in trainable}
+        return values | {t.local: codes(layer, t, BinaryCodes) for t in trainable}
     if layer.kind == "attention":
         d = layer.geometry.out_channels if layer.geometry else 0
         for t in trainable:
@@ -127,14 +127,6 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
 def _tall(m: int, n: int) -> Matrix:
     """I*, wrapped around where it has more rows than columns and no transform follows: no row is 0."""
     return PartialIdentity(m, n) if m <= n else Wrapped(m, n)
-
-
-def _codes(layer: Layer, table: Tensor) -> Formula:
-    if layer.table:
-        return zeros(table)
-    codes: Matrix = BinaryCodes(*table.shape)
-    rule = codes if layer.blank is None else Blanked(codes, layer.blank)
-    return rule if table.trainable else Kept(table.shape, rule)
 
 
 def _weight(layer: Layer, g: Geometry) -> Formula:

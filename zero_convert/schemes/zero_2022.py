@@ -45,7 +45,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ..composed import Blanked, Products, Zeros
+from ..composed import Products, Zeros
 from ..formulas import Codes, Constant, Formula, Hadamard, Matrix, PartialIdentity, Stack
 from ..hadamard import matrix_for
 from ..records import Geometry, Join, Layer, Option, Structure, Tensor
@@ -54,6 +54,7 @@ from ._shared import (
     MatrixRule,
     buffers,
     by_section,
+    codes,
     norm,
     parametrized,
     place,
@@ -117,7 +118,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
                 values[t.local] = zeros(t)
         return values
     if layer.kind == "embedding":
-        return values | {t.local: _codes(layer, t) for t in trainable}
+        return values | {t.local: codes(layer, t, Codes) for t in trainable}
     if layer.kind in ("parameter", "buffers"):
         raw = {name: (g, role) for name, g, role in layer.weights}
         for t in trainable:
@@ -145,14 +146,6 @@ def _weight(layer: Layer, g: Geometry, structure: Structure, matrix: MatrixRule)
             return place(g, PartialIdentity)
         return place(g, lambda m, n: by_section(layer, n, rules, matrix))
     return place(g, matrix)
-
-
-def _codes(layer: Layer, table: Tensor) -> Formula:
-    if layer.table:
-        return zeros(table)
-    codes: Matrix = Codes(*table.shape)
-    rule = codes if layer.blank is None else Blanked(codes, layer.blank)
-    return rule if table.trainable else Kept(table.shape, rule)
 
 
 def _ends_convolutional_branch(layer: Layer, structure: Structure) -> bool:

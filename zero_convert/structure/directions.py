@@ -7,7 +7,6 @@ epsilon worth the name, a softmax and a gate are none, however they are spelled.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,22 +30,6 @@ def find_directions(facts: Facts) -> tuple[fx.Node, ...]:
         and not any(facts.reach.reaches(node, layer) for layer in facts.weights)
         and _forgets_length(facts, value, node)
     )
-
-
-def makers_of(facts: Facts, ends: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
-    """The weight layers with no other between them and one of the ends, on some way."""
-    found: dict[fx.Node, None] = {}
-    todo, seen = list(ends), set()
-    while todo:
-        node = todo.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if node in facts.weights:
-            found[node] = None
-        else:
-            todo += tensors_in(node)
-    return tuple(found)
 
 
 def _divided(facts: Facts, node: fx.Node) -> fx.Node | None:

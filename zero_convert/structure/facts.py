@@ -104,3 +104,18 @@ class Facts:
 
     def names(self, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(path for node in nodes for path in self.paths[node]))
+
+    def makers_of(self, ends: Iterable[fx.Node]) -> tuple[fx.Node, ...]:
+        """The weight layers with no other between them and one of the ends, on some way."""
+        found: dict[fx.Node, None] = {}
+        todo, seen = list(ends), set()
+        while todo:
+            node = todo.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in self.weights:
+                found[node] = None
+            else:
+                todo += tensors_in(node)
+        return tuple(found)

@@ -15,7 +15,7 @@ from ..errors import CoverageError
 from ..graphs import relu_kind, tensors_in
 from ..layers import NORMS, WEIGHT_KINDS, geometry, is_quantized, kind_of, recurrent_gates
 from ..records import Join, Layer, Tensor
-from .directions import find_directions, makers_of
+from .directions import find_directions
 from .facts import Facts
 from .neutral import constant, neutral
 from .parametrized import parametrized
@@ -215,7 +215,7 @@ class _Inventory:
     def _roles(self) -> dict[str, Role]:
         facts = self.facts
         roles: dict[str, Role] = {}
-        self.normalized = set(facts.names(makers_of(facts, self.directions)))
+        self.normalized = set(facts.names(facts.makers_of(self.directions)))
         heads = [n for n in self._heads() if not self._ends_as_direction(n)]
         for role, nodes in (("trunk", facts.weights), ("stem", self._stems()), ("head", heads)):
             roles |= dict.fromkeys(facts.names(nodes), (role, None))

@@ -53,18 +53,7 @@ def find_sections(facts: Facts) -> dict[str, Sections]:
 
 def _makers(facts: Facts, node: fx.Node) -> list[fx.Node]:
     """The weight layers that make a value, none of them behind another and no activation or join on the way."""
-    found: dict[fx.Node, None] = {}
-    todo, seen = [node], set()
-    while todo:
-        at = todo.pop()
-        if at in seen:
-            continue
-        seen.add(at)
-        if at in facts.weights:
-            found[at] = None
-            continue
-        todo += tensors_in(at)
-    makers = list(found)
+    makers = facts.makers_of([node])
     if len(makers) > 3 or any(a is not b and facts.reach.reaches(a, b) for a in makers for b in makers):
         return []
     return [n for n in makers if facts.kinds[n] in ("convolution", "linear") or n.op == "call_function"]
