@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ class Traced:
         decisions: what the example inputs' values decided in the forward.
         inside: name → role of the layers inside `opaque` parts, from a recording.
         ends: for a region: names of the layers in it that are the whole model's stems, and its heads.
+        answers: what the analysis asked parts of the graphs by running them, kept from one analysis to the next.
     """
 
     root: nn.Module
@@ -44,6 +45,7 @@ class Traced:
     decisions: tuple[str, ...] = ()
     inside: Mapping[str, str] = field(default_factory=dict)
     ends: tuple[frozenset[str], frozenset[str]] | None = None
+    answers: dict[Hashable, list[int] | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def graphs(self) -> tuple[fx.Graph, ...]:

@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
@@ -83,6 +85,14 @@ class FunctionCall:
         return self.function.apply(*args, **kwargs)
 
 
+@functools.lru_cache(maxsize=32)
+def _transform(order: int, channels: int) -> NDArray[np.float32]:
+    """The first `channels` rows and columns of Hᵀ/sqrt(order), which transforms of one width have in common."""
+    first, *second = (factor.astype(np.float32) for factor in hadamard.kronecker_factors(order))
+    whole = np.kron(first, second[0]) if second else first
+    return np.ascontiguousarray(whole[:channels, :channels].T) * np.float32(1 / math.sqrt(order))
+
+
 class HadamardTransform(nn.Module):
     """`T x = H Π x / sqrt(d)` over the d channels: frozen, no parameter, nothing in the state dict.
 
@@ -112,11 +122,11 @@ class HadamardTransform(nn.Module):
         self.channels, self.trailing, self.mixing, self.key = channels, trailing, mixing, key
         self.order = channels if hadamard.exact_order(channels) else 1 << (channels - 1).bit_length()
         self.scale = 1 / math.sqrt(self.order)
-        first, *second = (torch.from_numpy(factor).float() for factor in hadamard.kronecker_factors(self.order))
-        left, right = (first, second[0]) if second else (torch.ones(1, 1), first)
         if channels <= self.DENSE:
-            whole = torch.kron(left, right)[:channels, :channels] * self.scale
-            left, right = torch.empty(0), whole.T.contiguous()
+            left, right = torch.empty(0), torch.from_numpy(_transform(self.order, channels).copy())
+        else:
+            first, *second = (torch.from_numpy(factor).float() for factor in hadamard.kronecker_factors(self.order))
+            left, right = (first, second[0]) if second else (torch.ones(1, 1), first)
         self.register_buffer("left", left, persistent=False)
         self.register_buffer("right", right, persistent=False)
         mix = torch.empty(0)

@@ -6,7 +6,7 @@ graphs) stay in `live.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -176,6 +176,9 @@ class Structure:
     def layer(self, name: str) -> Layer:
         """The layer at a module path."""
         return next(layer for layer in self.layers if layer.name == name)
+
+
+Analyzed = Callable[[], Structure]  # makes the analysis when it is first asked for
 
 
 @dataclass(frozen=True, slots=True)

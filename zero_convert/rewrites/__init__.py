@@ -1,14 +1,16 @@
 """Rewrite: the graph edits that schemes ask for, one a file; the file's name is the rewrite's name.
 
-Every file has one function `rewrite(root, graph, structure, options) -> list[Edit]`. It edits the graph in place, may
+Every file has one function `rewrite(root, graph, analyzed, options) -> list[Edit]`. It edits the graph in place, may
 register or replace submodules of `root`, sets `meta["shape"]` of what it puts in, and says what it did and what it
-declined. The structure is analyzed anew before each rewrite, so that none depends on what another remembers.
+declined. `analyzed()` is the structure of the graph as it is then, asked for before the first edit; so no rewrite
+depends on what another remembers, and one that looks at single nodes costs no analysis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 
 from torch import fx
@@ -58,19 +60,28 @@ def _rewritten(
     for name in rewrites:
         room = import_module(f".{name}", __name__)
         for graph in traced.graphs:
-            structure = known[graph] if graph in known else analyze(traced, graph)
-            before = str(graph)
-            found = room.rewrite(traced.root, graph, structure, options)
+            before = _content(graph)
+            found = room.rewrite(traced.root, graph, partial(_analyzed, traced, graph, known), options)
             for edit in found:
                 edits.setdefault((edit.rewrite, edit.target, edit.action), edit)
-            if str(graph) == before and not any(edit.applied for edit in found):
-                known[graph] = structure
+            if _content(graph) == before and not any(edit.applied for edit in found):
                 continue
             known.clear()  # the graphs share their modules
             resort(graph)
             graph.lint()
     module = ConvertedModule.assemble(traced.root, traced.train, traced.evaluate, uncalled)
     return replace(traced, root=module), tuple(edits.values())
+
+
+def _analyzed(traced: Traced, graph: fx.Graph, known: dict[fx.Graph, Structure]) -> Structure:
+    if graph not in known:
+        known[graph] = analyze(traced, graph)
+    return known[graph]
+
+
+def _content(graph: fx.Graph) -> list[tuple[object, ...]]:
+    """What the graph computes, in a form that can be compared."""
+    return [(node, node.op, node.target, node.args, node.kwargs) for node in graph.nodes]
 
 
 def _keep_attributes(inner: Traced, region: Region) -> None:

@@ -15,13 +15,13 @@ from torch import fx, nn
 
 from ..graphs import add_module, insert_after
 from ..modules import HadamardTransform
-from ..records import Edit, Layer, Option, Structure
+from ..records import Analyzed, Edit, Layer, Option
 
 NAME = "growth_transforms"
 
 
-def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
-    growing = {layer.name: layer for layer in structure.layers if _grows(layer)}
+def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mapping[str, Option]) -> list[Edit]:
+    growing = {layer.name: layer for layer in analyzed().layers if _grows(layer)}
     edits = []
     for node in list(graph.nodes):
         layer = growing.get(str(node.target)) if node.op == "call_module" else None

@@ -26,15 +26,15 @@ from torch import fx, nn
 from ..graphs import insert_after, kind, tensors_in
 from ..layers import WEIGHT_KINDS, geometry
 from ..modules import subsample
-from ..records import Edit, Geometry, Join, Option, Structure
+from ..records import Analyzed, Edit, Geometry, Join, Option
 
 NAME = "inner_skips"
 
 
-def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
+def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mapping[str, Option]) -> list[Edit]:
     nodes = {node.name: node for node in graph.nodes}
     edits: list[Edit] = []
-    for join in structure.joins:
+    for join in analyzed().joins:
         if not join.residual:
             continue
         chain = [nodes[name] for name in join.chain]

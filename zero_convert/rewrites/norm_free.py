@@ -16,16 +16,16 @@ from torch import fx, nn
 from ..graphs import add_module, insert_after, kind, tensors_in
 from ..layers import WEIGHT_KINDS
 from ..modules import ScalarBias, ScalarScale
-from ..records import Edit, Join, Option, Structure
+from ..records import Analyzed, Edit, Join, Option
 
 NAME = "norm_free"
 
 
-def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
+def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mapping[str, Option]) -> list[Edit]:
     nodes = {node.name: node for node in graph.nodes}
     edits = []
     done: set[fx.Node] = set()
-    for join in structure.joins:
+    for join in analyzed().joins:
         if not join.residual:
             continue
         chain = [nodes[name] for name in join.chain]

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 
 from ..graphs import replace_module
 from ..layers import NORMS
-from ..records import Edit, Option, Structure
+from ..records import Analyzed, Edit, Option
 
 NAME = "norm_modules"
 FUNCTIONS = frozenset({F.batch_norm, F.group_norm, F.layer_norm})
 
 
-def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
+def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mapping[str, Option]) -> list[Edit]:
     count = 0
     for node in list(graph.nodes):
         path = _owner(node) if node.target in FUNCTIONS else ""

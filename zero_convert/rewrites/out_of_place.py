@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from ..graphs import kind, memory
-from ..records import Edit, Option, Structure
+from ..records import Analyzed, Edit, Option
 
 NAME = "out_of_place"
 FUNCTIONS: dict[Any, Any] = {
@@ -48,7 +48,7 @@ VIEWS: frozenset[Any] = frozenset(
 )
 
 
-def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
+def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mapping[str, Option]) -> list[Edit]:
     order = {node: i for i, node in enumerate(graph.nodes)}
     in_place: dict[str, bool] = memory(root, NAME)  # module path → whether it was before the other graph was rewritten
     count, edits, stay = 0, [], set()

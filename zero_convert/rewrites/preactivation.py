@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from ..graphs import add_module, insert_after, kind, only_user, replace_module, tensors_in
 from ..layers import WEIGHT_KINDS, geometry, new_norm
-from ..records import Edit, Join, Option, Structure
+from ..records import Analyzed, Edit, Join, Option
 
 NAME = "preactivation"
 
@@ -41,10 +41,10 @@ class _Block:
     units: tuple[_Unit, ...]
 
 
-def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
+def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mapping[str, Option]) -> list[Edit]:
     nodes = {node.name: node for node in graph.nodes}
     blocks, edits = [], []
-    for join in structure.joins:
+    for join in analyzed().joins:
         if join.order != "post-activation":
             continue
         found = _block(root, nodes, join)

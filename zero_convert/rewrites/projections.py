@@ -11,13 +11,14 @@ from torch import fx, nn
 
 from ..graphs import add_module, insert_after, kind, tensors_in
 from ..modules import HadamardTransform
-from ..records import Edit, Option, Structure
+from ..records import Analyzed, Edit, Option
 
 NAME = "projections"
 
 
-def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
+def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mapping[str, Option]) -> list[Edit]:
     nodes = {node.name: node for node in graph.nodes}
+    structure = analyzed()
     layers = {layer.name: layer for layer in structure.layers}
     edits = []
     for join in structure.joins:

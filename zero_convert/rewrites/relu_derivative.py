@@ -12,10 +12,10 @@ from torch import fx, nn
 
 from ..graphs import relu_kind
 from ..modules import relu0, relu6_0
-from ..records import Edit, Option, Structure
+from ..records import Analyzed, Edit, Option
 
 
-def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
+def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mapping[str, Option]) -> list[Edit]:
     count = 0
     for node in list(graph.nodes):
         which = relu_kind(node, root)

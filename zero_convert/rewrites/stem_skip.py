@@ -20,14 +20,14 @@ from torch.nn.modules.pooling import _MaxPoolNd
 
 from ..graphs import add_module, insert_after, kind, only_user, tensors_in
 from ..modules import HadamardTransform, pad_channels, subsample
-from ..records import Edit, Geometry, Option, Structure
+from ..records import Analyzed, Edit, Geometry, Option
 from .inner_skips import centre_sides, sampled
 
 NAME = "stem_skip"
 
 
-def rewrite(root: nn.Module, graph: fx.Graph, structure: Structure, options: Mapping[str, Option]) -> list[Edit]:
-    stems = {layer.name: layer.geometry for layer in structure.layers if layer.role == "stem"}
+def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mapping[str, Option]) -> list[Edit]:
+    stems = {layer.name: layer.geometry for layer in analyzed().layers if layer.role == "stem"}
     edits = []
     for node in list(graph.nodes):
         g = stems.get(str(node.target)) if node.op == "call_module" else None

@@ -31,7 +31,7 @@ from .layers import find_layers
 
 def analyze(traced: Traced, graph: fx.Graph | None = None) -> Structure:
     """Layers, joins and gates of the training graph, or of another graph over the same modules."""
-    facts = Facts(traced.root, traced.train if graph is None else graph)
+    facts = Facts(traced.root, traced.train if graph is None else graph, traced.answers)
     joins, notes = find_joins(facts)
     layers = find_layers(facts, joins)
     shown = {path for paths in facts.paths.values() for path in paths}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 from torch import fx, nn
 
@@ -19,15 +19,18 @@ class Facts:
         kinds: node → what it does, as `graphs.kind` says.
         paths: node → paths of the weight layers it applies; `weights` are its keys.
         gates: products of a signal with what weight layers compute from it.
+        factors: a gate's product → the signal, and the factor computed from it.
         gate_of: node of a weight layer inside a gate → the gate's product.
+        answers: what parts of graphs did when they were run; shared by the analyses of one model.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
-        self.root, self.graph = root, graph
+    def __init__(self, root: nn.Module, graph: fx.Graph, answers: dict[Hashable, list[int] | None]) -> None:
+        self.root, self.graph, self.answers = root, graph, answers
         self.reach = Reach(graph)
         self.kinds = {node: kind(node, root) for node in graph.nodes}
         self.paths = {node: paths for node in graph.nodes if (paths := self._weight_layers(node))}
         self.weights = self.paths.keys()
+        self.factors: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
         self.gates, self.gate_of = self._find_gates()
 
     def _weight_layers(self, node: fx.Node) -> tuple[str, ...]:
@@ -58,6 +61,7 @@ class Facts:
                 if layers:
                     gates.append(Gate(node.name, self.names(layers)))
                     owner |= dict.fromkeys(layers, node)
+                    self.factors[node] = (signal, factor)
                 break
         return tuple(gates), owner
 

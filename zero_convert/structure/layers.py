@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
@@ -44,13 +45,25 @@ SAFETENSORS_DTYPES = {
 }
 ATTENTION = ("query", "key", "value")
 
-LIFTING = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
+LIFTING = (nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax, nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid, nn.Softplus)
 LIFTING_FUNCTIONS = frozenset(
     {
-        *(F.softmax, F.log_softmax, F.sigmoid, F.hardsigmoid, F.softplus, torch.softmax, torch.sigmoid, torch.exp),
-        *("softmax", "log_softmax", "sigmoid", "sigmoid_", "exp"),
+        *(
+            F.softmax,
+            F.softmin,
+            F.log_softmax,
+            F.logsigmoid,
+            F.sigmoid,
+            F.hardsigmoid,
+            F.softplus,
+            torch.softmax,
+            torch.sigmoid,
+            torch.exp,
+        ),
+        *("softmax", "log_softmax", "sigmoid", "sigmoid_", "exp", "cos", "cosh", torch.cos, torch.cosh),
     }
 )
+DIFFERENCES = frozenset({operator.sub, operator.isub, torch.sub, torch.rsub, "sub", "sub_"})
 
 
 def find_layers(facts: Facts, joins: tuple[Join, ...]) -> tuple[Layer, ...]:
@@ -237,15 +250,37 @@ class _Inventory:
                 roles |= dict.fromkeys(first, ("branch", join.index))
             for path in join.shortcut_layers:
                 roles[path] = ("shortcut", join.index)
-        for node, product in facts.gate_of.items():
-            later = any(
-                n is not node and facts.reach.reaches(node, n) for n, p in facts.gate_of.items() if p is product
-            )
-            if self.by_node[node][1] is not None:
-                continue  # in the branch of a join inside the gate
-            self.by_node[node] = ("gate" if later else "gate-last", None)
-            roles |= dict.fromkeys(facts.paths[node], self.by_node[node])
+        for product in facts.factors:
+            for node, given in self._gate_roles(product).items():
+                self.by_node[node] = given
+                roles |= dict.fromkeys(facts.paths[node], given)
         return roles
+
+    def _gate_roles(self, product: fx.Node) -> dict[fx.Node, Role]:
+        """Which layers of a gate start at 0; those in the branch of a join inside the gate have their roles.
+
+        Where nothing keeps that 0 from being the factor (no sigmoid, no softmax), a gate at the end of a branch is the
+        branch's last part, and the signal is not 0: with both at 0 neither would ever move. Anywhere else such a gate
+        may not be 0, or the signal would end there.
+        """
+        facts = self.facts
+        inside = [n for n, p in facts.gate_of.items() if p is product]
+        own = [n for n in inside if self.by_node[n][1] is None]
+        ends = [n for n in own if not any(n is not other and facts.reach.reaches(n, other) for other in inside)]
+        roles: dict[fx.Node, Role] = dict.fromkeys(own, ("gate", None))
+        finals = [n for n in facts.finals(*facts.factors[product]) if n in own]
+        if not finals or any(True in self._passed(n, product, self._lifts) for n in finals):
+            return roles | dict.fromkeys(ends, ("gate-last", None))
+        for join in self.joins:
+            fork, end = self.nodes[join.fork], self.nodes[join.branch_node]
+            last = [n for n in facts.finals(fork, end) if self.by_node[n] == ("last", join.index)]
+            if join.residual and last and all(self._only_by(product, n, end) for n in last):
+                return roles | dict.fromkeys(last, ("branch", join.index)) | dict.fromkeys(finals, ("last", join.index))
+        return roles
+
+    def _only_by(self, product: fx.Node, layer: fx.Node, end: fx.Node) -> bool:
+        """Whether every way from the layer to the end passes the product."""
+        return self._passed(layer, end, lambda node: node is product) == {True}
 
     def _finals(self, fork: fx.Node, end: fx.Node) -> dict[fx.Node, bool]:
         """The last weight layers of a branch, and whether a ReLU stands behind each on some way to the end.
@@ -306,6 +341,9 @@ class _Inventory:
     def _lifts(self, node: fx.Node) -> bool:
         """Whether 0 does not stay 0: a factor behind it is not 0 however its layers start."""
         module = self.facts.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        shifts = self.facts.kinds[node] == "add" or node.target in DIFFERENCES
+        if shifts and any(isinstance(x, (int, float)) and x != 0 for x in node.args[:2]):
+            return True  # relu6(x + 3) / 6, 1 - tanh(x)
         return isinstance(module, LIFTING) or node.target in LIFTING_FUNCTIONS
 
     def _way(self, layers: Iterable[fx.Node], end: fx.Node) -> Iterator[fx.Node]:

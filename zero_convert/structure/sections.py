@@ -7,7 +7,7 @@ output is cut, turned or rotated on the way, and in which order heads and parts 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -84,7 +84,61 @@ def _sections(facts: Facts, layer: fx.Node, uses: Mapping[fx.Node, str]) -> Sect
 
 
 def _rows(facts: Facts, layer: fx.Node, end: fx.Node, axis: int) -> list[int] | None:
-    """The rows of the layer's output that the value at `end` depends on; None where that cannot be run."""
+    """The rows of the layer's output that the value at `end` depends on; None where that cannot be run.
+
+    Blocks of one kind ask the same, and a rewritten graph asks what the graph before it did: answers are kept.
+    """
+    question = _question(facts, layer, end)
+    if question is None:
+        return _asked(facts, layer, end, axis)
+    key = (axis, *question)
+    if key not in facts.answers:
+        facts.answers[key] = _asked(facts, layer, end, axis)
+    return facts.answers[key]
+
+
+def _question(facts: Facts, layer: fx.Node, end: fx.Node) -> tuple[Hashable, ...] | None:
+    """All that `Part` would run for the value at `end`, spelled so that equal parts are equal; None for a part with a
+    module in it that is run."""
+    numbers: dict[fx.Node, int] = {layer: 0}
+    steps: list[Hashable] = [tuple(layer.meta["shape"])]
+
+    def spelled(value: Any) -> Hashable:
+        if isinstance(value, fx.Node):
+            if value not in numbers:
+                add(value)
+            return ("node", numbers[value])
+        if isinstance(value, (tuple, list)):
+            return (type(value).__name__, *map(spelled, value))
+        if isinstance(value, Mapping):
+            return ("mapping", *((key, spelled(item)) for key, item in value.items()))
+        if isinstance(value, slice):
+            return ("slice", spelled(value.start), spelled(value.stop), spelled(value.step))
+        return (type(value), value)
+
+    def add(node: fx.Node) -> None:
+        shape = node.meta.get("shape")
+        if shape is not None and not facts.reach.reaches(layer, node):
+            step: Hashable = tuple(shape)
+        elif node.op == "call_module":
+            inputs = tensors_in(node)
+            if facts.kinds[node] not in PASSED or not inputs or inputs[0].meta.get("shape") != shape:
+                raise TypeError("a module's answer depends on the module")
+            step = ("passed", spelled(inputs[0]))
+        else:
+            step = (node.op, node.target, spelled(node.args), spelled(node.kwargs))
+        numbers[node] = len(steps)
+        steps.append(step)
+
+    try:
+        add(end)
+        hash(tuple(steps))
+    except (TypeError, RecursionError):
+        return None
+    return tuple(steps)
+
+
+def _asked(facts: Facts, layer: fx.Node, end: fx.Node, axis: int) -> list[int] | None:
     shape = layer.meta["shape"]
     steps = torch.arange(torch.Size(shape).numel(), dtype=torch.float32)
     with torch.enable_grad():

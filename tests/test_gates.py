@@ -1,0 +1,93 @@
+"""Products of a signal with what is computed from it: which of the two factors starts at 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import zero_convert as zc
+from zero_convert.structure import analyze
+from zero_convert.tracing import trace
+
+from .odd_nets import ramp
+from .test_families import SCHEMES
+
+LIFTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "module": nn.Hardsigmoid(),
+    "relu6 of x + 3": lambda x: F.relu6(x + 3) / 6,
+    "one minus": lambda x: 1 - torch.tanh(x),
+    "one plus": lambda x: x.tanh().add(1.0),
+    "exponential": torch.exp,
+}
+UNLIFTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "itself": lambda x: x,
+    "tanh": torch.tanh,
+    "norm": lambda x: F.layer_norm(x, x.shape[-1:]),
+    "plus nothing": lambda x: x + 0,
+}
+
+
+class Gated(nn.Module):
+    """x + s·g(s) where s is the branch, or x·g(x) on the way itself."""
+
+    def __init__(self, lift: Callable[[Tensor], Tensor], on_the_branch: bool = True, residual: bool = False) -> None:
+        super().__init__()
+        self.stem, self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.reduce, self.expand, self.inner = nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(8, 8)
+        self.head, self.norm = nn.Linear(8, 3), nn.LayerNorm(8)
+        self.lift, self.on_the_branch, self.residual = lift, on_the_branch, residual
+
+    def gate(self, x: Tensor) -> Tensor:
+        x = self.expand(torch.tanh(self.reduce(x)))
+        return self.lift(x + self.inner(x) if self.residual else x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if not self.on_the_branch:
+            x = x * self.gate(x)
+        y = self.last(torch.tanh(self.first(self.norm(x))))
+        return self.head(x + (y * self.gate(y) if self.on_the_branch else y))
+
+
+def roles(net: nn.Module) -> dict[str, str]:
+    return {layer.name: layer.role for layer in analyze(trace(net, (ramp(4, 5),))).layers}
+
+
+@pytest.mark.parametrize("name", LIFTED)
+def test_a_factor_that_is_not_zero_leaves_the_zero_to_the_branch(name: str) -> None:
+    found = roles(Gated(LIFTED[name]))
+    assert (found["last"], found["reduce"], found["expand"]) == ("last", "gate", "gate-last")
+
+
+@pytest.mark.parametrize("name", UNLIFTED)
+def test_of_two_factors_that_would_both_be_zero_the_gate_is(name: str) -> None:
+    found = roles(Gated(UNLIFTED[name]))
+    assert (found["last"], found["reduce"], found["expand"]) == ("branch", "gate", "last")
+
+
+def test_a_gate_with_a_join_inside_is_zero_where_all_of_its_ways_are() -> None:
+    found = roles(Gated(torch.tanh, residual=True))
+    assert (found["last"], found["expand"], found["inner"]) == ("branch", "last", "last")
+
+
+def test_a_factor_on_the_way_itself_is_not_zero() -> None:
+    assert roles(Gated(torch.tanh, on_the_branch=False))["expand"] == "gate"
+    assert roles(Gated(torch.sigmoid, on_the_branch=False))["expand"] == "gate-last"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("on_the_branch", [True, False])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("lift", [torch.sigmoid, torch.tanh])
+def test_gates_start_alive(lift: Callable[[Tensor], Tensor], residual: bool, on_the_branch: bool, scheme: str) -> None:
+    net = Gated(lift, on_the_branch, residual)
+    result = zc.convert(net, (ramp(6, 5),), scheme=scheme, device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
+    if scheme == "zero-2021":
+        held = next(check for check in result.checks if check.name == "zero_branches")
+        assert held.numbers["joins"] == len([join for join in result.structure.joins if join.residual]) >= 3
