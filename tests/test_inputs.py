@@ -47,6 +47,19 @@ def test_an_input_is_parsed() -> None:
     assert inputs.parse_input("4:bfloat16").dtype == torch.bfloat16
 
 
+def test_inputs_are_positional_or_have_names() -> None:
+    image, mask = inputs.parse_inputs(["1x3x8x8", "1x4:bool"])
+    assert (tuple(image.shape), mask.dtype) == ((1, 3, 8, 8), torch.bool)
+    named = inputs.parse_inputs(["ids=2x5:int64", "mask=2x5"])
+    assert isinstance(named, dict) and list(named) == ["ids", "mask"] and named["ids"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("texts", [["ids=2x5", "2x5"], ["a=1", "a=2"], ["=2x5"], ["a b=2x5"], ["ids=2x"]])
+def test_half_named_and_doubly_named_inputs_are_refused(texts: list[str]) -> None:
+    with pytest.raises(UsageError, match="--input"):
+        inputs.parse_inputs(texts)
+
+
 @pytest.mark.parametrize("text", ["", "1x", "x3", "1,3", "0x3", "1x3:float31", "1x3:", "-1x3", "99999x99999x99999"])
 def test_a_bad_input_is_refused(text: str) -> None:
     with pytest.raises(UsageError):

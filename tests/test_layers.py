@@ -131,6 +131,50 @@ class ToImages(nn.Module):
         return x + self.b(F.gelu(self.a(x.transpose(1, 2)))).transpose(1, 2)
 
 
+class OtherWidths(nn.Module):
+    """Attention to a memory of other widths: separate projections of keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=10, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        keys, values = ramp(len(x), 7, 6), ramp(len(x), 7, 10)
+        return x + self.attention(self.norm(x), keys, values, need_weights=False)[0]
+
+
+class Standardized(nn.Conv1d):
+    """A convolution whose kernels are standardized before each use (Qiao et al., 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = self.weight.mean((1, 2), keepdim=True), self.weight.var((1, 2), keepdim=True, unbiased=False)
+        weight = (self.weight - mean) * torch.rsqrt(variance + 1e-5)
+        return F.conv1d(x, weight, self.bias, self.stride, self.padding)
+
+
+class StandardizedBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm = Standardized(8, 8, 3, padding=1), nn.GroupNorm(2, 8)
+        self.b = Standardized(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.b(F.gelu(self.norm(self.a(x.transpose(1, 2))))).transpose(1, 2)
+
+
+class Bags(nn.Module):
+    """Sums of embeddings of what is positive, beside the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bags = nn.EmbeddingBag(6, 8, mode="sum")
+
+    def forward(self, x: Tensor) -> Tensor:
+        index = (x.flatten(1)[:, :12] > 0).long() + torch.arange(12) % 5
+        return torch.cat([x, self.bags(index)[:, None].expand(-1, x.shape[1], -1)], 2)
+
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "lstm": lambda: Net(lambda: nn.LSTM(8, 12, 2, batch_first=True), 12),
     "lstm_both_ways": lambda: Net(lambda: nn.LSTM(8, 6, batch_first=True, bidirectional=True), 12),
@@ -144,6 +188,9 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "block_interleaved": lambda: Net(lambda: Block(interleaved=True)),
     "block_fused_mlp": lambda: Net(lambda: Block(fused=True)),
     "experts": lambda: Net(Experts),
+    "attention_of_other_widths": lambda: Net(OtherWidths),
+    "standardized": lambda: Net(StandardizedBlock),
+    "bags": lambda: Net(Bags, 16),
     "weight_norm": lambda: Net(lambda: ToImages(parametrizations.weight_norm)),
     "weight_norm_by_tap": lambda: Net(lambda: ToImages(lambda m: parametrizations.weight_norm(m, dim=2))),
     "spectral_norm": lambda: Net(lambda: ToImages(parametrizations.spectral_norm)),

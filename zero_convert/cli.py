@@ -46,7 +46,9 @@ ModelArgs = Annotated[
 ]
 Inputs = Annotated[
     list[str] | None,
-    _option("--input", panel=_MODEL, metavar="SHAPE[:DTYPE]", help="Example input, 1x3x224x224:float32; repeatable."),
+    _option(
+        "--input", panel=_MODEL, metavar="[NAME=]SHAPE[:DTYPE]", help="Example input, 1x3x224x224:float32; repeatable."
+    ),
 ]
 Json = Annotated[
     bool, _option("--json", panel=_MESSAGES, help="One JSON object on stdout and nothing else there.", metavar="")
@@ -489,12 +491,12 @@ def _is_file(target: str) -> bool:
     return path.is_file() and (path.suffix != "" or path.name != target)
 
 
-def _examples(inputs: Sequence[str] | None) -> tuple[Any, ...] | None:
+def _examples(inputs: Sequence[str] | None) -> Any:
     if not inputs:
         return None
-    from .sources.inputs import parse_input
+    from .sources.inputs import parse_inputs
 
-    return tuple(parse_input(text) for text in inputs)
+    return parse_inputs(inputs)
 
 
 def _model_args(pairs: Sequence[str] | None) -> dict[str, Any]:

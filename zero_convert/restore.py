@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from .exporters import safetensors
 from .initialize import nan_names, ties
 from .prepared import Inputs, cast, prepare
 from .records import Recipe
-from .sources.inputs import parse_input
+from .sources.inputs import parse_inputs
 
 
 def load(
@@ -50,7 +49,7 @@ def load(
     if model is None:
         model, arguments = _named_model(recipe, where, trust), recipe.model_args
     if example_inputs is None and recipe.inputs:
-        example_inputs = _spelled_inputs(recipe.inputs)
+        example_inputs = parse_inputs(recipe.inputs)
     folders = [str(Path(path).parent)]
     made = prepare(model, example_inputs, recipe.scheme, recipe.options, arguments, "keep", None, folders)
     module = made.traced.root
@@ -62,13 +61,6 @@ def load(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def _spelled_inputs(texts: Sequence[str]) -> Inputs:
-    """The example inputs that a recipe spells: positional, or `name=shape`."""
-    if all("=" in text for text in texts):
-        return {name: parse_input(shape) for name, _, shape in (text.partition("=") for text in texts)}
-    return tuple(parse_input(text) for text in texts)
 
 
 def _named_model(recipe: Recipe, where: str, trust: bool) -> str:

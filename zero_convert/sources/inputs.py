@@ -78,6 +78,25 @@ def parse_input(text: str) -> torch.Tensor:
     return reference_tensor(shape, DTYPES[name] if colon else torch.float32)
 
 
+def parse_inputs(texts: Sequence[str]) -> Inputs:
+    """The example inputs that texts spell: all in the order of `forward`'s arguments, or all by name, "mask=1x9:bool".
+
+    Raises:
+        UsageError: as `parse_input`; some have names and others none, or a name comes twice.
+    """
+    names = [name if mark else "" for name, mark, _ in (text.partition("=") for text in texts)]
+    if not any(names):
+        return tuple(parse_input(text) for text in texts)
+    if not all(name.strip().isidentifier() for name in names) or len(set(names)) < len(names):
+        raise UsageError(
+            "these inputs are not all named, or not by different names",
+            where="--input",
+            got=", ".join(texts),
+            expected="a name for each, --input input_ids=1x128:int64 --input mask=1x128:bool, or names for none",
+        )
+    return {name.strip(): parse_input(text.partition("=")[2]) for name, text in zip(names, texts, strict=True)}
+
+
 def copied(values: Any) -> Any:
     """The same nest of tuples, lists and dicts with every tensor detached, cloned and on the CPU."""
     return _mapped(values, lambda tensor: tensor.detach().clone().cpu())

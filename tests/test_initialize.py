@@ -1,0 +1,114 @@
+"""Initialize: every tensor gets its rule's value, ties are followed, and what has no rule stops the run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zero_convert as zc
+from zero_convert import schemes
+from zero_convert.errors import CoverageError
+from zero_convert.initialize import initialize, nan_names, ties
+from zero_convert.structure import analyze
+from zero_convert.tracing import trace
+
+from .odd_nets import ramp
+
+
+class Net(nn.Module):
+    """Two layers, a buffer, and a factor that `extra` stands for."""
+
+    def __init__(self, extra: Tensor | None = None) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.register_buffer("count", torch.tensor(7))
+        self.extra = None if extra is None else nn.Parameter(extra)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        return self.head(x if self.extra is None else torch.special.zeta(x.abs() + 2, self.extra))
+
+
+def shared_memory() -> Net:
+    """A second name for the first layer's numbers, without being the same tensor."""
+    net = Net()
+    net.again = nn.Linear(4, 6)
+    net.again.weight = nn.Parameter(net.first.weight.detach())
+    assert net.again.weight is not net.first.weight
+    return net
+
+
+def filled(net: nn.Module, **settings: object) -> tuple[nn.Module, dict[str, str]]:
+    traced = trace(net, (ramp(3, 4),))
+    scheme = schemes.get("zero-2021")
+    rules = initialize(traced, analyze(traced), scheme, schemes.complete_options(scheme, {}), **settings)  # type: ignore[arg-type]
+    return traced.root, {a.tensor.name: a.rule for a in rules}
+
+
+def test_every_tensor_has_a_rule_and_its_value() -> None:
+    net, rules = filled(Net())
+    assert set(rules) == set(net.state_dict())
+    assert torch.equal(net.first.weight, torch.eye(6, 4)) and not net.head.weight.any() and not net.first.bias.any()
+    assert net.count == 7
+
+
+def test_nothing_is_written_where_only_the_plan_is_wanted() -> None:
+    before = Net()
+    values = {name: value.clone() for name, value in before.state_dict().items()}
+    net, rules = filled(before, write=False)
+    assert all(torch.equal(values[name], value) for name, value in net.state_dict().items())
+    assert rules == filled(Net())[1]
+
+
+def test_names_of_the_same_numbers_are_tied_to_the_first() -> None:
+    net = shared_memory()
+    found = ties(net.state_dict(keep_vars=True))
+    assert found["first.weight"] == found["again.weight"] == "again.weight"
+    assert len(set(found.values())) == len(found) - 1
+    made, rules = filled(net)
+    assert torch.equal(made.first.weight, torch.eye(6, 4)) and torch.equal(made.again.weight, torch.eye(6, 4))
+    assert rules["first.weight"].startswith("partial identity")
+    assert rules["again.weight"] == "tied to first.weight"
+
+
+def test_empty_tensors_are_never_tied() -> None:
+    state = {"a": torch.empty(0), "b": torch.empty(0), "c": torch.ones(2)}
+    assert ties(state) == {"a": "a", "b": "b", "c": "c"}
+    column = torch.ones(2, 3)
+    assert len(set(ties({"whole": column, "turned": column.T, "part": column[:1]}).values())) == 3
+
+
+@pytest.mark.parametrize(("leftovers", "value"), [("zeros", 0.0), ("keep", 0.5)])
+def test_a_tensor_without_a_rule_stops_the_run_unless_it_is_said_what_it_gets(leftovers: str, value: float) -> None:
+    with pytest.raises(CoverageError, match="no rule") as raised:
+        filled(Net(torch.full((6,), 0.5)))
+    assert "extra (6, Net" in str(raised.value.where) and "--leftovers" in raised.value.fix
+    net, _ = filled(Net(torch.full((6,), 0.5)), leftovers=leftovers)
+    assert net.extra.tolist() == [value] * 6
+
+
+def test_what_a_generator_drew_is_not_kept() -> None:
+    with pytest.raises(CoverageError, match="drew them at random"):
+        filled(Net(torch.full((6,), torch.nan)), leftovers="keep")
+    with pytest.raises(CoverageError, match="drew them at random"):
+        filled(Net(torch.tensor([0.3, 0.1, 0.7, 0.2, 0.9, 0.5])), leftovers="keep", constructed=False)
+    with pytest.raises(CoverageError, match="drew them at random"):
+        filled(Net(), drawn=("count",))
+
+
+def test_a_left_nan_is_named_wherever_it_is() -> None:
+    net = Net()
+    assert nan_names(net) == []
+    net.register_buffer("hidden", torch.tensor([1.0, torch.nan]), persistent=False)
+    with torch.no_grad():
+        net.head.bias[1] = torch.nan
+    assert nan_names(net) == ["head.bias", "hidden"]
+
+
+def test_given_values_do_not_matter() -> None:
+    digests = set()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        digests.add(zc.convert(Net(), (ramp(3, 4),), validate="none").weights_digest)
+    assert len(digests) == 1
