@@ -466,3 +466,47 @@ def test_a_last_layer_with_the_weight_of_another_is_held_to_no_zero_branch() -> 
     assert not result.failed, [check.summary for check in result.failed]
     assert {a.rule for a in result.plan.assignments if a.tensor.name == "last.weight"} == {"tied to first.weight"}
     assert result.module.last.weight is result.module.first.weight and result.module.last.weight.any()
+
+
+class Mixed(nn.Module):
+    """Kernels mixed for each sample of a batch, which are groups of one convolution (Yang et al., CondConv, 2019)."""
+
+    def __init__(self, experts: int, groups: int = 1, bias: bool = True) -> None:
+        super().__init__()
+        self.kernels = nn.Parameter(torch.randn(experts, 8 * (8 // groups) * 9))
+        self.biases = nn.Parameter(torch.randn(experts, 8)) if bias else None
+        self.groups = groups
+
+    def forward(self, x: Tensor, shares: Tensor) -> Tensor:
+        n, c, *size = x.shape
+        kernel = (shares @ self.kernels).view(n * 8, 8 // self.groups, 3, 3)
+        bias = None if self.biases is None else torch.matmul(shares, self.biases).view(n * 8)
+        y = F.conv2d(x.reshape(1, n * c, *size), kernel, bias, padding=1, groups=n * self.groups)
+        return y.view(n, 8, *size)
+
+
+class MixedBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.route = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+        self.depthwise, self.last = Mixed(4, groups=8, bias=False), Mixed(4)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        shares = torch.sigmoid(self.route(x.mean((2, 3))))
+        x = x + self.last(torch.tanh(self.depthwise(x, shares)), shares)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("samples", [1, 3])
+def test_kernels_mixed_of_flat_rows_follow_the_rules_of_kernels(samples: int, scheme: str) -> None:
+    result = zc.convert(MixedBlock(), (ramp(samples, 3, 6, 6),), scheme=scheme, device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
+    net, centre = result.module, torch.zeros(3, 3)
+    centre[1, 1] = 1
+    assert torch.equal(net.depthwise.kernels.view(4, 8, 3, 3), centre.expand(4, 8, 3, 3))
+    assert not net.last.kernels.any() and not net.last.biases.any()
+    (join,) = [join for join in result.structure.joins if "last" in join.branch]
+    assert join.residual and join.branch == ("route", "depthwise", "last")

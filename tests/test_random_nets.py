@@ -39,7 +39,7 @@ def keeps_the_promises(design: Design, scheme: str) -> None:
     net, inputs = build(design), inputs_of(design)
     before = {name: value.clone() for name, value in net.state_dict().items()}
     result = zc.convert(net, inputs, scheme=scheme, device="cpu", validate="quick")
-    unexplained = [f"{c.name}: {c.summary}" for c in result.failed if not explained(c, design, result)]
+    unexplained = [f"{c.name}: {c.summary}" for c in result.failed if not explained(c, result)]
     assert not unexplained
     residual = [join for join in result.plan.joins if join.residual]
     assert (len(residual), len(result.plan.joins)) == (net.joins, net.joins + net.sums)
@@ -92,21 +92,13 @@ def told(join: Join, result: zc.Result) -> bool:
     return not any(g and g.in_channels == g.out_channels and max(g.kernel, default=1) > 1 for g in sizes)
 
 
-def explained(check: Check, design: Design, result: zc.Result) -> bool:
+def explained(check: Check, result: zc.Result) -> bool:
     """Failed checks that tell the truth about this start, and about no defect of the conversion.
 
-    1. A last layer that shares its weight with a layer that is not 0 adds something.
-    2. The only unit behind a gate's ReLU reads one channel, and may see negative values alone.
-    3. A branch that a constructed 0 multiplies (ReZero) has a last layer that is 0 as well: neither gets a gradient.
+    The only unit behind a gate's ReLU reads one channel, and may see negative values alone.
     """
-    if check.name == "zero_branches":
-        shares = any(a.role == "last" and a.rule.startswith("tied to") for a in result.plan.assignments)
-        return design.tied and shares
-    if check.name == "gradients":
-        roles = {a.tensor.name: a.role for a in result.plan.assignments}
-        gates = all(roles[name].startswith("gate") for name in check.numbers["dead"])
-        return gates or ("scale='scalar'" in repr(design) and result.plan.scheme == "zero-2022")
-    return False
+    roles = {a.tensor.name: a.role for a in result.plan.assignments}
+    return check.name == "gradients" and all(roles[name].startswith("gate") for name in check.numbers["dead"])
 
 
 SETTINGS = {"deadline": None, "phases": PHASES, "suppress_health_check": list(HealthCheck)}

@@ -87,9 +87,11 @@ def recurrent(layer: Layer, matrix: MatrixRule, zero: MatrixRule, still: bool) -
 
 
 def stacked(tensor: Tensor, g: Geometry, matrix: MatrixRule) -> Formula:
-    """The rule on a raw weight: axes before those of the geometry are a stack of equal weights."""
+    """The rule on a raw weight: axes before those of the geometry are a stack of equal weights, maybe flat."""
     weight = place(g, matrix)
-    lead = tensor.shape[: len(tensor.shape) - len(weight.shape)]
+    lead = tensor.shape[: max(0, len(tensor.shape) - len(weight.shape))]
+    if tensor.shape[len(lead) :] != weight.shape:
+        return Repeated(weight, tensor.shape[:-1], flat=True)
     return Repeated(weight, lead) if lead else weight
 
 

@@ -123,7 +123,9 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         raw = {name: (g, role) for name, g, role in layer.weights}
         for t in trainable:
             if t.local in raw and t.trainable:
-                values[t.local] = stacked(t, raw[t.local][0], matrix)
+                g, role = raw[t.local]
+                zero = role == "last" and _ends_convolutional_branch(layer, structure)
+                values[t.local] = zeros(t) if zero else stacked(t, g, matrix)
             elif layer.normalized and dict(layer.uses).get(t.local) in ("concatenated", "signal") and not several(t):
                 values[t.local] = tokens(t)
             elif (rule := _raw(t, dict(layer.uses).get(t.local, ""))) is not None:
@@ -171,7 +173,9 @@ def _has_convolutions(join: Join, structure: Structure) -> bool:
     """A branch with convolutions ends in 0; not one with attention, whose values V are 0 already."""
     branch = [layer for layer in structure.layers if layer.name in join.branch]
     attention = any(layer.kind == "attention" or layer.parts == 3 or layer.has("value") for layer in branch)
-    return not attention and any(layer.kind == "convolution" for layer in branch)
+    return not attention and any(
+        layer.kind == "convolution" or any(g.kernel for _, g, _ in layer.weights) for layer in branch
+    )
 
 
 def _needs_values(layer: Layer) -> bool:

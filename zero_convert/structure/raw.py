@@ -7,6 +7,7 @@ its geometry says which of its axes are outputs and inputs, wherever it is store
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -56,8 +57,12 @@ class Use:
 def raw_weight(node: fx.Node) -> fx.Node | None:
     """The parameter that a product or convolution of a computed value takes as its weight."""
     operands: tuple[Any, ...] = product(node) or ()
+    if operands and _mixed_into(node) is not None:
+        return None
     if node.op == "call_function" and node.target in CONVOLUTIONS:
         operands = _convolution(node)["input"], _convolution(node)["weight"]
+        if isinstance(operands[1], fx.Node) and (mixed := _mixture(operands[1])) is not None:
+            return mixed
     sources = [_source(n) if isinstance(n, fx.Node) else None for n in operands]
     computed = [isinstance(n, fx.Node) and s is None for n, s in zip(operands, sources, strict=True)]
     return next((s for s, other in zip(sources, reversed(computed), strict=True) if s is not None and other), None)
@@ -92,6 +97,11 @@ def _looks_up(node: fx.Node) -> bool:
 def _met(user: fx.Node, node: fx.Node, labels: Tensor | None, kind: str) -> Use:
     """The use by an operation that takes the parameter together with something else."""
     operands = product(user) or ()
+    if node in operands and (mixed := _mixed_into(user)) is not None:
+        convolution, argument = mixed
+        geometry = _mixed_kernel(convolution, _stored_shape(node)) if argument == "weight" else None
+        what = "weight" if geometry else "added" if argument == "bias" else "read"
+        return Use(what, convolution, geometry)
     if node in operands and user.target not in CONVOLUTIONS:
         geometry = _matrix(user, operands, node, labels)
         return Use("weight", user, geometry) if geometry else Use("read", user)
@@ -130,6 +140,30 @@ def _source(node: fx.Node) -> fx.Node | None:
             return None
         node = inputs[0]
     return node
+
+
+def _mixture(node: fx.Node) -> fx.Node | None:
+    """The table of kernels, one a row, that computed shares mix into the kernel `node` (Yang et al., CondConv)."""
+    while node.target in RESHAPES:
+        node = node.all_input_nodes[0]
+    operands = product(node) or ()
+    sources = [_source(n) if isinstance(n, fx.Node) else None for n in operands]
+    found = [s for s in sources if s is not None and len(s.meta.get("shape") or ()) == 2]
+    return found[0] if len(operands) == 2 and len(found) == 1 and None in sources else None
+
+
+def _mixed_into(node: fx.Node) -> tuple[fx.Node, str] | None:
+    """The convolution that takes a product as its kernel or bias, and which of the two."""
+    while True:
+        users = [n for n in node.users if not is_size(n)]
+        if len(users) != 1:
+            return None
+        if users[0].op == "call_function" and users[0].target in CONVOLUTIONS:
+            given = _convolution(users[0])
+            return next(((users[0], name) for name in ("weight", "bias") if given[name] is node), None)
+        if users[0].target not in RESHAPES:
+            return None
+        node = users[0]
 
 
 def stored(node: fx.Node) -> str:
@@ -264,7 +298,12 @@ def _kernel(user: fx.Node, node: fx.Node, labels: Tensor | None) -> Geometry | N
     groups = given["groups"] if isinstance(given["groups"], int) else 1
     if labels is None or tuple(labels.shape) != shape or len(shape) < 3:
         return None
-    kernel = shape[2:]
+    first, second = (shape[1] * groups, shape[0]) if given["transposed"] else (shape[0], shape[1] * groups)
+    return _windows(given, first, second, shape[2:], groups)
+
+
+def _windows(given: dict[str, Any], outs: int, ins: int, kernel: tuple[int, ...], groups: int) -> Geometry:
+    """The geometry with the strides, paddings and dilations that a convolution is given."""
 
     def each(value: Any, default: int) -> tuple[int, ...]:
         items = tuple(value) if isinstance(value, list | tuple) else (default if value is None else value,)
@@ -277,9 +316,25 @@ def _kernel(user: fx.Node, node: fx.Node, labels: Tensor | None) -> Geometry | N
         sides = tuple((t // 2, t - t // 2) for t in total)
     else:
         sides = tuple((p, p) for p in each(None if padding == "valid" else padding, 0))
-    first, second = (shape[1] * groups, shape[0]) if given["transposed"] else (shape[0], shape[1] * groups)
-    stride = each(given["stride"], 1)
-    return Geometry(first, second, kernel, stride, sides, dilation, groups, given["transposed"])
+    return Geometry(outs, ins, kernel, each(given["stride"], 1), sides, dilation, groups, given["transposed"])
+
+
+def _mixed_kernel(node: fx.Node, stored: tuple[int, ...]) -> Geometry | None:
+    """The geometry of a convolution whose kernels, one for each sample, are flat rows of a stored table, mixed.
+
+    The samples of a batch are groups of one convolution (or the batch has one sample), so channels and groups are
+    those of one sample.
+    """
+    given = _convolution(node)
+    weight, signal = given["weight"].meta.get("shape"), given["input"].meta.get("shape")
+    if given["transposed"] or not weight or not signal or len(stored) != 2:
+        return None
+    out, rest = divmod(stored[1], math.prod(weight[1:]))
+    samples = weight[0] // max(1, out)
+    groups = signal[1] // (weight[1] * max(1, samples))
+    if rest or not out or weight[0] % out or groups < 1 or out % groups:
+        return None
+    return _windows(given, out, weight[1] * groups, tuple(weight[2:]), groups)
 
 
 def feeds_nothing_else(node: fx.Node, weights: Any) -> bool:
