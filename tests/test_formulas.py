@@ -171,6 +171,8 @@ def test_codes_have_unit_norm_and_differ() -> None:
     assert len(np.unique(values(Codes(100, 3)), axis=0)) == 8
     assert np.array_equal(np.abs(values(Codes(9, 4))), np.full((9, 4), 0.5, dtype=np.float32))
     assert values(Codes(3, 3)).shape == (3, 3)
+    assert np.array_equal(values(Codes(5, 7, first=1)), values(Codes(6, 7))[1:])
+    assert np.array_equal(Codes(5, 7, first=1).window(2, 4, np.float32), values(Codes(6, 7))[3:5])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

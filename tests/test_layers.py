@@ -510,3 +510,34 @@ def test_kernels_mixed_of_flat_rows_follow_the_rules_of_kernels(samples: int, sc
     assert not net.last.kernels.any() and not net.last.biases.any()
     (join,) = [join for join in result.structure.joins if "last" in join.branch]
     assert join.residual and join.branch == ("route", "depthwise", "last")
+
+
+class Deep(nn.Module):
+    """Pre-norm blocks over embedded items, the first of them item 0, or over a class token."""
+
+    def __init__(self, depth: int, reads_items: bool) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(50, 64) if reads_items else nn.Linear(5, 64)
+        self.token = None if reads_items else nn.Parameter(torch.randn(1, 1, 64))
+        self.norms = nn.ModuleList(nn.LayerNorm(64, eps=1e-6) for _ in range(depth + 1))
+        self.first = nn.ModuleList(nn.Linear(64, 128) for _ in range(depth))
+        self.second = nn.ModuleList(nn.Linear(128, 64) for _ in range(depth))
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        if self.token is not None:
+            x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        for norm, first, second in zip(self.norms, self.first, self.second, strict=False):
+            x = x + second(F.gelu(first(norm(x))))
+        return self.head(self.norms[-1](x)[:, 0])
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("reads_items", [True, False])
+def test_the_first_gradient_of_a_deep_network_of_tokens_is_bounded(reads_items: bool, scheme: str) -> None:
+    x = torch.arange(12).reshape(2, 6) * torch.tensor([[1], [0]]) if reads_items else ramp(2, 6, 5)
+    net = zc.convert(Deep(24, reads_items), (x,), scheme=scheme, validate="none").module.train()
+    F.cross_entropy(net(x), torch.tensor([1, 2])).backward()
+    norms = torch.stack([p.grad.norm() for p in net.parameters() if p.grad is not None])
+    assert norms.norm() < 1000

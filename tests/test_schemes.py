@@ -208,15 +208,19 @@ def test_raw_parameters_follow_their_use(scheme: str, use: str, value: float) ->
     assert np.array_equal(fill(scheme, what)["p"], [value] * 3, equal_nan=True)
 
 
-def test_tokens_are_rows_of_the_partial_identity() -> None:
-    """A class token of zeros would stay zero through every zero branch, and all before the head would be dead."""
+def test_tokens_are_rows_of_the_partial_identity_or_codes_that_are_not_constant() -> None:
+    """A class token of zeros would stay zero through every zero branch, and all before the head would be dead; a
+    LayerNorm leaves nothing of 0 or of a constant."""
     one = layer("parameter", "trunk", tensor("a.p", 1, 1, 3), uses=(("p", "concatenated"),))
     two = layer("parameter", "trunk", tensor("a.p", 1, 2, 3), uses=(("p", "concatenated"),))
     flat = layer("parameter", "trunk", tensor("a.p", 3), uses=(("p", "concatenated"),))
     assert fill("zero-2021", one)["p"].tolist() == [[[1, 0, 0]]]
     assert fill("zero-2021", two)["p"].tolist() == [[[1, 0, 0], [0, 1, 0]]]
     assert fill("zero-2021", flat)["p"].tolist() == [1, 0, 0]
-    assert not fill("zero-2022", two)["p"].any()
+    two_by_four = layer("parameter", "trunk", tensor("a.p", 1, 2, 4), uses=(("p", "concatenated"),))
+    assert fill("zero-2022", two_by_four)["p"].tolist() == [[[0.5, -0.5, 0.5, -0.5], [0.5, 0.5, -0.5, -0.5]]]
+    table = layer("embedding", "trunk", tensor("a.weight", 2, 4))
+    assert fill("zero-2022", table)["weight"].tolist() == [[0.5, -0.5, 0.5, -0.5], [0.5, 0.5, -0.5, -0.5]]
 
 
 @pytest.mark.parametrize("scheme", schemes.names())

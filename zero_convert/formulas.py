@@ -197,25 +197,28 @@ class Codes(Matrix):
     """Row i: the code of item i, ±1/sqrt(dim) throughout, unit norm; for an embedding table.  # (num, dim)
 
     Sylvester's matrix of order 2^k ≥ max(num, dim) on spanning columns: all codes differ as soon as
-    dim ≥ ceil(log2 num); with fewer columns only 2^dim codes exist.
+    dim ≥ ceil(log2 num); with fewer columns only 2^dim codes exist. The code of item 0 is constant; `first` = 1 begins
+    after it.
     """
 
     m: int
     n: int
+    first: int = 0
 
     @property
     def matrix(self) -> Hadamard:
-        return Hadamard(self.m, self.n, 1 / math.sqrt(self.n), columns="spanning")
+        return Hadamard(self.first + self.m, self.n, 1 / math.sqrt(self.n), columns="spanning")
 
     @property
     def rule(self) -> str:
-        return f"Hadamard codes {self.m}×{self.n} of {self.matrix.matrix.name}, unit norm"
+        begin = f", from row {self.first}" if self.first else ""
+        return f"Hadamard codes {self.m}×{self.n} of {self.matrix.matrix.name}{begin}, unit norm"
 
     def write(self, out: Floats, start: int) -> None:
-        self.matrix.write(out, start)
+        self.matrix.write(out, self.first + start)
 
     def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
-        return self.matrix.entries(rows, cols, dtype)
+        return self.matrix.entries(np.asarray(rows) + self.first, cols, dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -40,11 +40,6 @@ def tokens(tensor: Tensor, matrix: MatrixRule = PartialIdentity) -> Formula:
     return Rows(matrix(math.prod(shape[:-1]), shape[-1]), shape) if shape else zeros(tensor)
 
 
-def several(tensor: Tensor) -> bool:
-    """Whether a tensor of tokens holds more than one. Shape (…, n, d)."""
-    return math.prod(tensor.shape[:-1]) > 1
-
-
 def buffers(layer: Layer) -> dict[str, Formula]:
     """Buffers of layers that are no norms are tables and constants: kept."""
     return {tensor.local: Kept(tensor.shape) for tensor in layer.tensors if tensor.buffer}

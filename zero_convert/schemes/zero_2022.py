@@ -18,19 +18,22 @@ groups and depthwise layers per group; even kernels at tap k//2; a layer that cu
 flattened patch n·k·k; transposed convolutions by adjoint; `in_proj_weight` and fused query-key-value layers as three
 square parts; separate layers, layers with fewer keys than queries and rows interleaved by head are told apart by the
 graph (linear attentions without softmax follow the matrix rule); a branch with convolutions and no attention ends in 0
-also where its last layer is linear (ConvNeXt); embeddings are Hadamard codes of unit norm, the padding row 0;
-positions, tables that are added to a signal, and tokens 0; layer scale and other constants as constructed. The last
+also where its last layer is linear (ConvNeXt); embeddings and tokens are Hadamard codes of unit norm, the padding row
+0; positions and tables that are added to a signal 0; layer scale and other constants as constructed. The codes begin
+with row 1: of the constant row 0, as of 0, a LayerNorm leaves nothing and multiplies the gradient by up to
+1/sqrt(eps), so that the first step of a ViT with a zero token, or of a GPT that reads item 0, overflows at 12 blocks
+(measured; with these codes its norm is about 10 at any depth). The last
 convolution of a branch follows the matrix rule instead of 0 where a ReLU stands between it and the join (its
 derivative at 0 is 0: the layer would stay dead), where its weight is divided by its spectral norm (0/0), and where a
 factor constructed as 0 makes the branch 0 (ReZero). Of two factors that are multiplied at the end of a branch only one
 is 0. Recurrent layers: the candidate of the new state reads the input by the matrix rule and the old state by I*;
 gates and biases are 0, half open. Bilinear layers multiply coordinate k of both inputs. Features that are divided by
-their own norm must not be 0 (0/0): a token that they are made of is a row of I*, and an attention outside of branches,
-whose output they are, starts with V = I. Raw weights (F.linear, einsum, stacks of experts) follow the matrix rule in
-each slice; several raw inputs of a layer are codes, one is 0. Norms of libraries start at their neutral value (0 where
-they multiply by 1 + weight). Standardized convolutions standardize this start: a kernel at one tap is nearly itself, 0
-stays 0. weight_norm: v is the weight and g its length, 0 with any direction where it is 0; spectral_norm: u and v are
-its singular vectors. Unused parameters are kept if constant, else 0.
+their own norm must not be 0 (0/0): an attention outside of branches, whose output they are, starts with V = I. Raw
+weights (F.linear, einsum, stacks of experts) follow the matrix rule in each slice; raw inputs of a layer are tokens.
+Norms of libraries start at their neutral value (0 where they multiply by 1 + weight). Standardized convolutions
+standardize this start: a kernel at one tap is nearly itself, 0 stays 0. weight_norm: v is the weight and g its length,
+0 with any direction where it is 0; spectral_norm: u and v are its singular vectors. Unused parameters are kept if
+constant, else 0.
 
 Options [D]. columns=spanning: the first n Sylvester columns see only the low ceil(log2 n) bits of the row, so that
 2048×784 has 1024 distinct rows, and the duplicates never part in training; columns whose indices span GF(2)^k make all
@@ -59,7 +62,6 @@ from ._shared import (
     parametrized,
     place,
     recurrent,
-    several,
     stacked,
     tokens,
     zeros,
@@ -118,7 +120,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
                 values[t.local] = zeros(t)
         return values
     if layer.kind == "embedding":
-        return values | {t.local: codes(layer, t, Codes) for t in trainable}
+        return values | {t.local: codes(layer, t, _codes) for t in trainable}
     if layer.kind in ("parameter", "buffers"):
         raw = {name: (g, role) for name, g, role in layer.weights}
         for t in trainable:
@@ -126,8 +128,6 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
                 g, role = raw[t.local]
                 zero = role == "last" and _ends_convolutional_branch(layer, structure)
                 values[t.local] = zeros(t) if zero else stacked(t, g, matrix)
-            elif layer.normalized and dict(layer.uses).get(t.local) in ("concatenated", "signal") and not several(t):
-                values[t.local] = tokens(t)
             elif (rule := _raw(t, dict(layer.uses).get(t.local, ""))) is not None:
                 values[t.local] = rule
         return values
@@ -183,6 +183,11 @@ def _needs_values(layer: Layer) -> bool:
     return layer.clipped or (layer.parametrization is not None and layer.parametrization[0] == "spectral_norm")
 
 
+def _codes(m: int, n: int) -> Matrix:
+    """Codes without the constant one, of which a LayerNorm leaves nothing."""
+    return Codes(m, n, first=1)
+
+
 def _raw(tensor: Tensor, use: str) -> Formula | None:
     """A parameter that belongs to no layer, by how the graph uses it."""
     if tensor.buffer or not tensor.trainable or use in ("multiplied", "temperature"):
@@ -190,10 +195,10 @@ def _raw(tensor: Tensor, use: str) -> Formula | None:
     if use == "unused":
         return Kept(tensor.shape, zeros(tensor))
     if use == "embedding" and len(tensor.shape) == 2:
-        return Codes(*tensor.shape)
-    if use == "signal" and several(tensor):
-        return tokens(tensor, Codes)
-    return zeros(tensor) if use in ("added", "concatenated", "indexed", "signal") else None
+        return _codes(*tensor.shape)
+    if use in ("concatenated", "signal"):
+        return tokens(tensor, _codes)
+    return zeros(tensor) if use in ("added", "indexed") else None
 
 
 SCHEME = Scheme(
