@@ -541,3 +541,50 @@ def test_the_first_gradient_of_a_deep_network_of_tokens_is_bounded(reads_items: 
     F.cross_entropy(net(x), torch.tensor([1, 2])).backward()
     norms = torch.stack([p.grad.norm() for p in net.parameters() if p.grad is not None])
     assert norms.norm() < 1000
+
+
+class BareAttention(nn.Module):
+    """Attention without an output projection, its scores spelled out or not, fused or not, maybe behind a ReLU."""
+
+    def __init__(self, fused: bool, spelled: bool, rectified: bool) -> None:
+        super().__init__()
+        self.norm, self.fused, self.spelled, self.rectified = nn.LayerNorm(8), fused, spelled, rectified
+        if fused:
+            self.qkv = nn.Linear(8, 24)
+        else:
+            self.q, self.k, self.v = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.last = nn.Linear(8, 8) if rectified else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        q, k, v = self.qkv(y).chunk(3, -1) if self.fused else (self.q(y), self.k(y), self.v(y))
+        if self.spelled:
+            y = (q @ k.transpose(1, 2) / 8**0.5).softmax(-1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
+        return x + self.last(F.relu(y) if self.rectified else y)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("rectified", [True, False])
+@pytest.mark.parametrize("spelled", [True, False])
+@pytest.mark.parametrize("fused", [True, False])
+def test_all_rows_of_an_attention_at_the_end_of_a_branch_or_before_a_relu_start_alive(
+    fused: bool, spelled: bool, rectified: bool, scheme: str
+) -> None:
+    result = zc.convert(Net(lambda: BareAttention(fused, spelled, rectified)), (ramp(3, 6, 5),), scheme=scheme)
+    assert not result.failed, [check.summary for check in result.failed]
+    net = result.module
+    moved: dict[str, Tensor] = {}
+    for _ in range(12):
+        net.zero_grad()
+        (net(ramp(3, 6, 5)) - ramp(3, 3)).pow(2).sum().backward()
+        with torch.no_grad():
+            for name, p in net.layer.named_parameters():
+                if p.grad is not None and p.ndim == 2:
+                    moved[name] = moved.get(name, torch.zeros(len(p), dtype=torch.bool)) | p.grad.ne(0).any(1)
+                    p -= 0.05 * p.grad / (p.grad.norm() + 1e-12)
+            for p in net.head.parameters():
+                p -= 0.05 * p.grad / (p.grad.norm() + 1e-12)
+    still = {name: int((~rows).sum()) for name, rows in moved.items() if not rows.all()}
+    assert not still, f"rows that never get a gradient: {still}"

@@ -133,6 +133,8 @@ def _weight(layer: Layer, g: Geometry) -> Formula:
     zero = layer.role in ZERO
     if layer.has("gate") and layer.role == "last":  # the other factor is 0
         return place(g, lambda m, n: by_section(layer, n, {"factor": Zeros}, _tall))
+    if zero and layer.has("value") and len(layer.sections) > 1:  # with queries and keys at 0 neither would ever move
+        return place(g, lambda m, n: by_section(layer, n, {"value": Zeros}, _tall))
     if zero:
         shape = place(g, PartialIdentity).shape
         return Constant(shape, 0.0)

@@ -28,12 +28,12 @@ derivative at 0 is 0: the layer would stay dead), where its weight is divided by
 factor constructed as 0 makes the branch 0 (ReZero). Of two factors that are multiplied at the end of a branch only one
 is 0. Recurrent layers: the candidate of the new state reads the input by the matrix rule and the old state by I*;
 gates and biases are 0, half open. Bilinear layers multiply coordinate k of both inputs. Features that are divided by
-their own norm must not be 0 (0/0): an attention outside of branches, whose output they are, starts with V = I. Raw
-weights (F.linear, einsum, stacks of experts) follow the matrix rule in each slice; raw inputs of a layer are tokens.
-Norms of libraries start at their neutral value (0 where they multiply by 1 + weight). Standardized convolutions
-standardize this start: a kernel at one tap is nearly itself, 0 stays 0. weight_norm: v is the weight and g its length,
-0 with any direction where it is 0; spectral_norm: u and v are its singular vectors. Unused parameters are kept if
-constant, else 0.
+their own norm must not be 0 (0/0): an attention outside of branches, whose output they are, starts with V = I; so does
+one whose output a ReLU takes. Raw weights (F.linear, einsum, stacks of experts) follow the matrix rule in each slice;
+raw inputs of a layer are tokens. Norms of libraries start at their neutral value (0 where they multiply by 1 + weight).
+Standardized convolutions standardize this start: a kernel at one tap is nearly itself, 0 stays 0. weight_norm: v is the
+weight and g its length, 0 with any direction where it is 0; spectral_norm: u and v are its singular vectors. Unused
+parameters are kept if constant, else 0.
 
 Options [D]. columns=spanning: the first n Sylvester columns see only the low ceil(log2 n) bits of the row, so that
 2048×784 has 1024 distinct rows, and the duplicates never part in training; columns whose indices span GF(2)^k make all
@@ -141,9 +141,10 @@ def _weight(layer: Layer, g: Geometry, structure: Structure, matrix: MatrixRule)
     if zero:
         return Constant(place(g, matrix).shape, 0.0)
     if any(layer.has(part) for part in ("query", "key", "value")):
-        if len(layer.sections) == 1 and layer.sections[0][0] != "query":
+        values: MatrixRule = PartialIdentity if layer.clipped else Zeros
+        rules: dict[str, MatrixRule] = {"query": PartialIdentity, "key": Zeros, "value": values}
+        if len(layer.sections) == 1 and rules[layer.sections[0][0]] is Zeros:
             return Constant(place(g, matrix).shape, 0.0)
-        rules: dict[str, MatrixRule] = {"query": PartialIdentity, "key": Zeros, "value": Zeros}
         if len(layer.sections) == 1:
             return place(g, PartialIdentity)
         return place(g, lambda m, n: by_section(layer, n, rules, matrix))

@@ -13,9 +13,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from ..errors import CoverageError
-from ..graphs import relu_kind, tensors_in
+from ..graphs import is_size, relu_kind, tensors_in
 from ..layers import NORMS, WEIGHT_KINDS, geometry, is_quantized, kind_of, recurrent_gates
 from ..records import Join, Layer, Tensor
+from .attentions import arguments, product
 from .directions import find_directions
 from .facts import Facts
 from .neutral import constant, neutral
@@ -152,7 +153,9 @@ class _Inventory:
             neutral=neutral(module) if _has_factors(module, what, tensors) else (),
             table=what == "embedding" and self._is_table(path),
             blank=getattr(module, "padding_idx", None) if what == "embedding" else None,
-            clipped=path in self.clipped or (role == "last" and _rectifies(module)),
+            clipped=path in self.clipped
+            or (role == "last" and _rectifies(module))
+            or ("value" in attention and self._ends_rectified(path)),
             stilled=path in self.stilled,
             normalized=path in self.normalized,
             shared=self._sharing(path, module),
@@ -250,8 +253,8 @@ class _Inventory:
                 roles |= dict.fromkeys(first, ("branch", join.index))
             for path in join.shortcut_layers:
                 roles[path] = ("shortcut", join.index)
-        for product in facts.factors:
-            for node, given in self._gate_roles(product).items():
+        for gated in facts.factors:
+            for node, given in self._gate_roles(gated).items():
                 self.by_node[node] = given
                 roles |= dict.fromkeys(facts.paths[node], given)
         return roles
@@ -286,28 +289,60 @@ class _Inventory:
         """The last weight layers of a branch, and whether a ReLU stands behind each on some way to the end.
 
         Of two factors that are multiplied only one is last: both at 0 would never get a gradient. The activated one,
-        or the first, is the gate and no last layer.
+        or the first, is the gate and no last layer. Of an attention only the values are last.
         """
         facts = self.facts
         finals = dict.fromkeys(facts.finals(fork, end), False)
         for node in facts.reach.between(fork, end):
-            operands = [n for n in tensors_in(node) if facts.reach.reaches(fork, n)]
-            if facts.kinds[node] != "multiply" or len(operands) != 2 or not any(self._behind(n, node) for n in finals):
+            if node.target is F.scaled_dot_product_attention:
+                named = arguments(node)
+                scores, values = (self._ends(fork, [named[x] for x in what]) for what in (("query", "key"), ("value",)))
+                finals = {n: clipped for n, clipped in finals.items() if n not in scores or n in values}
+                continue
+            operands = [n for n in self._factors(node) if facts.reach.reaches(fork, n)]
+            if len(operands) != 2 or not any(self._behind(n, node) for n in finals):
                 continue
             ends = [{n: None for n in facts.finals(fork, operand) if n in finals} for operand in operands]
-            if all(ends) and not set(ends[0]) & set(ends[1]):
-                pairs = zip(ends, operands, strict=True)
-                ways = [self._way(e, o) for e, o in pairs]
-                lifted = [any(self._lifts(n) for n in way) for way in ways]
-                active = [any(facts.kinds[n] == "activation" for n in way) for way in ways]
-                signs = lifted if any(lifted) else active
-                gate = ends[1] if signs == [False, True] else ends[0]
-                finals = {n: clipped for n, clipped in finals.items() if n not in gate}
+            if not all(ends):
+                continue
+            ways = [list(self._way(e, o)) for e, o in zip(ends, operands, strict=True)]
+            lifted = [any(self._lifts(n) for n in way) for way in ways]
+            if set(ends[0]) & set(ends[1]) and sum(lifted) != 1:
+                continue
+            active = [any(facts.kinds[n] == "activation" for n in way) for way in ways]
+            signs = lifted if any(lifted) else active
+            gate, other = (ends[1], ends[0]) if signs == [False, True] else (ends[0], ends[1])
+            finals = {n: clipped for n, clipped in finals.items() if n not in gate or n in other}
         return {node: self._rectified(node, end) for node in finals}
+
+    def _ends(self, fork: fx.Node, values: Iterable[fx.Node]) -> set[fx.Node]:
+        """The last weight layers between the fork and any of the values."""
+        return {n for value in values if self._behind(fork, value) for n in self.facts.finals(fork, value)}
+
+    def _factors(self, node: fx.Node) -> list[fx.Node]:
+        """The two operands of a product, of numbers or of matrices."""
+        if self.facts.kinds[node] == "multiply":
+            return tensors_in(node)
+        operands = product(node)
+        return [n for n in operands if isinstance(n, fx.Node) and n in tensors_in(node)] if operands else []
 
     def _rectified(self, layer: fx.Node, end: fx.Node) -> bool:
         """Whether a ReLU stands on a way from the layer to the end that passes no other weight layer."""
         return True in self._passed(layer, end, self._rectifies)
+
+    def _ends_rectified(self, path: str) -> bool:
+        """Whether a way from a layer to the next weight layers passes a ReLU."""
+        todo = [(n, False) for n in self.facts.weights if self.facts.paths[n][-1] == path]
+        seen, found = set(todo), set()
+        while todo:
+            at, passed = todo.pop()
+            for user in at.users:
+                if user in self.facts.weights or user.op == "output":
+                    found.add(passed)
+                elif (step := (user, passed or self._rectifies(user))) not in seen and not is_size(user):
+                    seen.add(step)
+                    todo.append(step)
+        return True in found
 
     def _stilled(self, layer: fx.Node, end: fx.Node) -> bool:
         """Whether a factor that was constructed as 0 stands on every way from the layer to the end."""
