@@ -117,10 +117,17 @@ def test_slopes_of_activations(scheme: str, value: float) -> None:
 def test_attention_starts_with_queries_only() -> None:
     attention = layer("attention", "branch", tensor("a.in_proj_weight", 6, 2), geometry=Geometry(2, 2))
     assert fill("zero-2022", attention)["in_proj_weight"].tolist() == [[1, 0], [0, 1]] + [[0, 0]] * 4
-    assert (
-        fill("zero-2022", linear(6, 2, sections=(("query", 2), ("key", 2), ("value", 2))))["weight"].tolist()
-        == [[1, 0], [0, 1]] + [[0, 0]] * 4
-    )
+    parts = (("query", 2), ("key", 2), ("value", 2))
+    fused = fill("zero-2022", linear(6, 2, "branch", sections=parts))["weight"]
+    assert fused.tolist() == [[1, 0], [0, 1]] + [[0, 0]] * 4
+
+
+def test_an_attention_of_which_nothing_else_carries_the_signal_starts_with_values() -> None:
+    attention = layer("attention", "trunk", tensor("a.in_proj_weight", 6, 2), geometry=Geometry(2, 2))
+    assert fill("zero-2022", attention)["in_proj_weight"].tolist() == [[1, 0], [0, 1], [0, 0], [0, 0], [1, 0], [0, 1]]
+    parts = (("query", 2), ("key", 2), ("value", 2))
+    for alone in (linear(6, 2, sections=parts), linear(6, 2, "branch", sections=parts, clipped=True)):
+        assert fill("zero-2022", alone)["weight"].tolist() == [[1, 0], [0, 1], [0, 0], [0, 0], [1, 0], [0, 1]]
 
 
 def test_spanning_columns_tell_all_rows_apart() -> None:

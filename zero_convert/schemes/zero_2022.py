@@ -22,18 +22,17 @@ also where its last layer is linear (ConvNeXt); embeddings and tokens are Hadama
 0; positions and tables that are added to a signal 0; layer scale and other constants as constructed. The codes begin
 with row 1: of the constant row 0, as of 0, a LayerNorm leaves nothing and multiplies the gradient by up to
 1/sqrt(eps), so that the first step of a ViT with a zero token, or of a GPT that reads item 0, overflows at 12 blocks
-(measured; with these codes its norm is about 10 at any depth). The last
-convolution of a branch follows the matrix rule instead of 0 where a ReLU stands between it and the join (its
-derivative at 0 is 0: the layer would stay dead), where its weight is divided by its spectral norm (0/0), and where a
-factor constructed as 0 makes the branch 0 (ReZero). Of two factors that are multiplied at the end of a branch only one
-is 0. Recurrent layers: the candidate of the new state reads the input by the matrix rule and the old state by I*;
-gates and biases are 0, half open. Bilinear layers multiply coordinate k of both inputs. Features that are divided by
-their own norm must not be 0 (0/0): an attention outside of branches, whose output they are, starts with V = I; so does
-one whose output a ReLU takes. Raw weights (F.linear, einsum, stacks of experts) follow the matrix rule in each slice;
-raw inputs of a layer are tokens. Norms of libraries start at their neutral value (0 where they multiply by 1 + weight).
-Standardized convolutions standardize this start: a kernel at one tap is nearly itself, 0 stays 0. weight_norm: v is the
-weight and g its length, 0 with any direction where it is 0; spectral_norm: u and v are its singular vectors. Unused
-parameters are kept if constant, else 0.
+(measured; with these codes its norm is about 10 at any depth). The last convolution of a branch follows the matrix rule
+instead of 0 where a ReLU stands between it and the join (its derivative at 0 is 0: the layer would stay dead), where
+its weight is divided by its spectral norm (0/0), and where a factor constructed as 0 makes the branch 0 (ReZero). Of
+two factors that are multiplied at the end of a branch only one is 0. An attention outside of branches starts with
+V = I, or nothing would be left of the signal; so does one whose output a ReLU takes. Recurrent layers: the candidate of
+the new state reads the input by the matrix rule and the old state by I*; gates and biases are 0, half open. Bilinear
+layers multiply coordinate k of both inputs. Raw weights (F.linear, einsum, stacks of experts) follow the matrix rule in
+each slice; raw inputs of a layer are tokens. Norms of libraries start at their neutral value (0 where they multiply by
+1 + weight). Standardized convolutions standardize this start: a kernel at one tap is nearly itself, 0 stays 0.
+weight_norm: v is the weight and g its length, 0 with any direction where it is 0; spectral_norm: u and v are its
+singular vectors. Unused parameters are kept if constant, else 0.
 
 Options [D]. columns=spanning: the first n Sylvester columns see only the low ceil(log2 n) bits of the row, so that
 2048×784 has 1024 distinct rows, and the duplicates never part in training; columns whose indices span GF(2)^k make all
@@ -109,7 +108,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         return values | recurrent(layer, matrix, Zeros, still=_ends_convolutional_branch(layer, structure))
     if layer.kind == "attention" and g is not None:
         for t in trainable:
-            mixed = layer.normalized and layer.join is None  # nothing but its values is left to have a direction
+            mixed = _stands_alone(layer)
             if t.local == "in_proj_weight":
                 n = g.out_channels
                 value: Formula = PartialIdentity(n, n) if mixed else Constant((n, n), 0.0)
@@ -141,7 +140,7 @@ def _weight(layer: Layer, g: Geometry, structure: Structure, matrix: MatrixRule)
     if zero:
         return Constant(place(g, matrix).shape, 0.0)
     if any(layer.has(part) for part in ("query", "key", "value")):
-        values: MatrixRule = PartialIdentity if layer.clipped else Zeros
+        values: MatrixRule = PartialIdentity if layer.clipped or _stands_alone(layer) else Zeros
         rules: dict[str, MatrixRule] = {"query": PartialIdentity, "key": Zeros, "value": values}
         if len(layer.sections) == 1 and rules[layer.sections[0][0]] is Zeros:
             return Constant(place(g, matrix).shape, 0.0)
@@ -149,6 +148,11 @@ def _weight(layer: Layer, g: Geometry, structure: Structure, matrix: MatrixRule)
             return place(g, PartialIdentity)
         return place(g, lambda m, n: by_section(layer, n, rules, matrix))
     return place(g, matrix)
+
+
+def _stands_alone(layer: Layer) -> bool:
+    """An attention outside of branches: with V = 0 nothing would be left of the signal."""
+    return layer.join is None and layer.role not in ("branch", "last")
 
 
 def _ends_convolutional_branch(layer: Layer, structure: Structure) -> bool:

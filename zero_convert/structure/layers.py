@@ -390,8 +390,10 @@ class _Inventory:
         if node.op == "call_module" and self.facts.kinds[node] == "norm":
             module = self.facts.root.get_submodule(str(node.target))
             return any(isinstance(m, nn.ReLU | nn.ReLU6) for m in module.children())
-        reaches = self.facts.reach.reaches
-        inside = any(reaches(signal, node) and reaches(node, factor) for signal, factor in self.facts.factors.values())
+        inside = any(
+            self._behind(signal, node) and self.facts.reach.reaches(node, factor)
+            for signal, factor in self.facts.factors.values()
+        )
         return bool(relu_kind(node, self.facts.root)) and not inside
 
     def _stems(self) -> list[fx.Node]:
