@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import zero_convert as zc
 from zero_convert.records import Join, Structure
 from zero_convert.structure import analyze
 from zero_convert.tracing import trace
@@ -330,3 +331,28 @@ def test_analysis_changes_nothing() -> None:
     before = str(traced.train), list(net.state_dict())
     assert analyze(traced) == analyze(traced)
     assert (str(traced.train), list(net.state_dict())) == before
+
+
+class TwoSignals(nn.Module):
+    """As in the cells of NASNet: what is added to a pooled signal holds another signal as well."""
+
+    def __init__(self, pooled_sum: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.left, self.right = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head, self.pooled_sum = nn.Linear(4, 2), pooled_sum
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        y = self.left(a) + self.right(b)
+        y = F.avg_pool2d(a, 3, 1, 1) + (F.avg_pool2d(y, 3, 1, 1) if self.pooled_sum else self.right(y))
+        return self.head(y.mean((2, 3)))
+
+
+def test_a_branch_that_carries_another_signal_is_no_residual_branch() -> None:
+    (join,) = [j for j in analyze(trace(TwoSignals(True), (ramp(1, 3, 6, 6),))).joins if j.shortcut == "pooling"]
+    assert not join.residual and "does not come from the fork" in join.reason
+    (join,) = [j for j in analyze(trace(TwoSignals(False), (ramp(1, 3, 6, 6),))).joins if j.shortcut == "pooling"]
+    assert join.residual  # its last layer decides over both signals
+    result = zc.convert(TwoSignals(True), (ramp(4, 3, 6, 6),), device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]

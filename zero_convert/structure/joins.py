@@ -14,6 +14,7 @@ from torch import fx
 
 from ..graphs import is_size, only_user, tensors_in
 from ..records import Join
+from .attentions import product
 from .facts import Facts
 
 PASSIVE = frozenset({"drop", "identity", "transform"})  # on a shortcut these leave it an identity up to a frozen mixing
@@ -77,6 +78,8 @@ class _Search:
         shortcut_layers = layers[choice] if depth[choice] else []
         first, last = self.facts.geometry(branch[0]), self.facts.geometry(branch[-1])
         chain = self._chain(fork, branch_end)
+        if residual and self._carries_another(fork, branch_end):
+            residual, reason = False, "its branch carries a signal that does not come from the fork"
         if residual and not reason:
             inner = sum(
                 self.facts.kinds[n] == "add" and self._is_join_between(n, fork)
@@ -128,6 +131,23 @@ class _Search:
             return candidates[0], True, ""
         fewer = 0 if len(layers[0]) <= len(layers[1]) else 1
         return fewer, False, "both operands have weight layers, and neither is a 1×1 projection"
+
+    def _carries_another(self, fork: fx.Node, end: fx.Node) -> bool:
+        """Whether a sum adds what weight layers make of something else, and no weight or product comes after it."""
+        todo, seen = [end], set()
+        while todo:
+            node = todo.pop()
+            if node in seen or node in self.facts.weights or product(node) is not None:
+                continue
+            seen.add(node)
+            inputs = tensors_in(node)
+            own = [n for n in inputs if self.facts.reach.reaches(fork, n)]
+            if self.facts.kinds[node] == "add" and len(own) == 1 and len(inputs) == 2:
+                other = inputs[1 - inputs.index(own[0])]
+                if any(self.facts.reach.reaches(n, other) for n in self.facts.weights):
+                    return True
+            todo += own if self.facts.kinds[node] != "multiply" else []
+        return False
 
     def _weightless(self, fork: fx.Node, end: fx.Node) -> list[fx.Node]:
         """What acts on the ways from fork to end that pass no weight layer; sums on them pass the value on."""
