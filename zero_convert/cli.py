@@ -10,6 +10,7 @@ them), or one JSON object with `--json`.
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import sys
 import traceback
@@ -371,7 +372,7 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
     failure = _in_our_words(error)
     if _verbosity(arguments) > 1:
         traceback.print_exception(error)
-    if "--json" in arguments:
+    if {"--json", "--format=json"}.intersection(arguments) or ("--format", "json") in itertools.pairwise(arguments):
         print_json(error_facts(failure))
     else:
         from . import display

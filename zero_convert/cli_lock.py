@@ -79,7 +79,7 @@ def check(
     lines = line_numbers(lock) if spell(lock).encode("ascii") == data else {}
     findings = reports.Findings(lock_file.as_posix(), tuple(answers), lines)
     if name == "text":
-        display_lock.counts(screen, answers, str(lock_file))
+        display_lock.counts(screen, answers, str(lock_file), "`zero-convert lock --update` records what they are now.")
     else:
         print(reports.render(name, findings))
     raise typer.Exit(findings.exit_code)

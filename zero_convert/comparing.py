@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .digests import Leaf, brief, canonical_json
+from .fields import is_digest
 from .receipt import Identity, recipe_json
 from .records import Edit
 
@@ -50,7 +51,12 @@ class Difference:
         return f"{self.kind} {brief(self.name)}: {self.what}" if self.name else f"{self.kind}: {self.what}"
 
     def __str__(self) -> str:
-        return f"{self.subject}: got {self.got}, expected {self.expected}"
+        return f"{self.subject}: got {_short(self.got)}, expected {_short(self.expected)}"
+
+
+def _short(text: str) -> str:
+    """The first 16 of a digest's digits; people compare no more."""
+    return f"{text[:16]}…" if is_digest(text) else text
 
 
 def compare(got: Identity, expected: Identity) -> list[Difference]:

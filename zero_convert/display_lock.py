@@ -34,10 +34,12 @@ def answer(screen: Screen, found: Answer, moved: str, to_stdout: bool = True) ->
         screen.tell(Text(f"  and {len(found.differences) - len(shown):,} more; -v lists them", "dim"))
 
 
-def counts(screen: Screen, answers: Sequence[Answer], lock: str) -> None:
-    """The last line: how many were made again, and how many of them moved."""
+def counts(screen: Screen, answers: Sequence[Answer], lock: str, hint: str = "") -> None:
+    """The last lines: what to do where anything moved; how many were made again, and how many of them moved."""
     states = Counter("failed" if one.error else "moved" if one.differences else "the same" for one in answers)
     spelled = ", ".join(f"{states[state]} {state}" for state in ("the same", "moved", "failed") if states[state])
+    if states["moved"] and hint:
+        screen.tell(Text(hint))
     seconds = sum(one.seconds for one in answers)
     noun = "conversion" if len(answers) == 1 else "conversions"
     screen.tell(Text(f"{lock}: {len(answers)} {noun} in {seconds:.1f} s{f': {spelled}' if spelled else ''}", "dim"))
