@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 import typer.core
 
-from . import cli_lock
+from . import cli_diff, cli_lock
 from .cli_parts import (
     OUTPUT,
     Device,
@@ -275,6 +275,7 @@ def verify(
 
 app.command()(cli_lock.check)
 app.command()(cli_lock.lock)
+app.command()(cli_diff.diff)
 
 
 @app.command("schemes")

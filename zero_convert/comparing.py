@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .digests import Leaf, brief, canonical_json
 from .fields import is_digest
 from .receipt import Identity, recipe_json
-from .records import Edit
+from .records import Edit, Recipe
 
 _SOURCE = "source"  # of a recipe's fields the one that comes with the model
 
@@ -51,10 +51,10 @@ class Difference:
         return f"{self.kind} {brief(self.name)}: {self.what}" if self.name else f"{self.kind}: {self.what}"
 
     def __str__(self) -> str:
-        return f"{self.subject}: got {_short(self.got)}, expected {_short(self.expected)}"
+        return f"{self.subject}: got {short(self.got)}, expected {short(self.expected)}"
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     """The first 16 of a digest's digits; people compare no more."""
     return f"{text[:16]}…" if is_digest(text) else text
 
@@ -91,7 +91,7 @@ def compare_files(path: str, got: tuple[int, str], expected: tuple[int, str]) ->
 
 
 def _recipes(got: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[Difference]:
-    for field in sorted(got.keys() | expected.keys()):
+    for field in (spec.name for spec in fields(Recipe)):  # the scheme before its options
         kind = "source" if field == _SOURCE else "recipe"
         one, other = got.get(field), expected.get(field)
         if isinstance(one, dict) and isinstance(other, dict):  # options, arguments, ties: name the one that moved
