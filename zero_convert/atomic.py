@@ -1,24 +1,39 @@
 """Safe writing: after any failure the old file is intact or the new one complete. Knows nothing of what is written.
 
-The bytes go to a temporary file in the target's own folder, are forced to the disk, and take the target's name in
-one step; then the folder is forced to the disk as well. Only a process killed without warning leaves the temporary
-file (`.NAME.….part`) behind.
+The bytes go to a temporary file in the target's own folder, are forced to the disk, read back and compared with what
+the writer promised, and take the target's name in one step; then the folder is forced to the disk as well. Only a
+process killed without warning leaves the temporary file (`.NAME.….part`) behind.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import secrets
 import stat
 from collections.abc import Iterator
+from io import BufferedWriter, FileIO
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
 
 from .errors import StorageError, UsageError
 
 _BUFFER = 1 << 20  # bytes gathered before small pieces are handed to the system
+_CHUNK = 4 << 20  # bytes read back at a time
+# What a file system answers that cannot force a folder to the disk, and does it in its own time.
+_UNSUPPORTED = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+
+
+class Output(BufferedWriter):
+    """The stream of one output. Whoever knows the digest of what it wrote promises it, and it is read back."""
+
+    promised: tuple[int, str] | None = None
+
+    def promise(self, size: int, sha256: str) -> None:
+        """Say what the file must read as: its bytes, and its SHA-256 in hex."""
+        self.promised = size, sha256
 
 
 def check_target(path: str | PathLike[str], force: bool = False) -> Path:
@@ -68,7 +83,7 @@ def check_target(path: str | PathLike[str], force: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[BinaryIO]:
+def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[Output]:
     """A binary stream whose bytes become the file `path` when the block ends well, and vanish when it does not.
 
     A new file gets the mode that the umask leaves of 0666; a replaced file keeps its mode. A symlink stays and its
@@ -85,7 +100,7 @@ def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[Bin
     try:
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            with open(os.open(temporary, flags, 0o666), "wb", buffering=_BUFFER) as stream:
+            with Output(FileIO(os.open(temporary, flags, 0o666), "wb"), _BUFFER) as stream:
                 yield stream
                 stream.flush()
                 present = _stat(target)
@@ -93,15 +108,45 @@ def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[Bin
                     with contextlib.suppress(PermissionError):  # file systems without modes
                         os.fchmod(stream.fileno(), stat.S_IMODE(present.st_mode))
                 os.fsync(stream.fileno())
+            _read_back(temporary, stream.promised, path)
             check_target(path, force)  # somebody may have put a file there in the meantime
             _rename(temporary, target, force)
         except BaseException:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
     except OSError as error:
         raise _failure(path, error) from error
-    _sync_folder(target.parent)
+    _sync_folder(target)
+
+
+def write_bytes(path: str | PathLike[str], data: bytes, force: bool = False) -> None:
+    """Write a small file as `atomic_write` does. Errors as there."""
+    with atomic_write(path, force) as stream:
+        stream.write(data)
+        stream.promise(len(data), hashlib.sha256(data).hexdigest())
+
+
+def _read_back(temporary: Path, promised: tuple[int, str] | None, path: str | PathLike[str]) -> None:
+    """Raises StorageError if the file is not what was promised; the disk is asked, not the memory, where that works."""
+    if promised is None:
+        return
+    hasher, size = hashlib.sha256(), 0
+    with open(temporary, "rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while chunk := file.read(_CHUNK):
+            hasher.update(chunk)
+            size += len(chunk)
+    if (size, hasher.hexdigest()) != promised:
+        raise StorageError(
+            "the output does not read back as it was written",
+            where=str(path),
+            got=f"{size} bytes with SHA-256 {hasher.hexdigest()}",
+            expected=f"{promised[0]} bytes with SHA-256 {promised[1]}",
+            fix="Nothing was replaced. The disk, its cable or the memory may be at fault.",
+        )
 
 
 def _rename(temporary: Path, target: Path, force: bool) -> None:
@@ -131,14 +176,26 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _sync_folder(folder: Path) -> None:
-    """Force the new name to the disk; where a folder cannot be opened or synced, the system does it in its own time."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+def _sync_folder(target: Path) -> None:
+    """Force the new name to the disk; where a folder cannot be opened or synced, the system does it in its own time.
+
+    Raises:
+        StorageError: the disk failed. The file has its name, but may lose it when the power goes.
+    """
+    try:
+        descriptor = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise StorageError(
+                "the output was written, but its name may not have reached the disk",
+                where=str(target),
+                got=error.strerror or str(error),
+                fix="Look after the disk, and write it again.",
+            ) from error
 
 
 def _kind(mode: int) -> str:

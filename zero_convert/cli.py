@@ -9,12 +9,14 @@ them), or one JSON object with `--json`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import itertools
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -334,7 +336,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # "✓" or a file's name on a stream without Unicode
     try:
-        with typer.main.get_command(app).make_context("zero-convert", arguments) as context:
+        with (
+            _ended_like_an_interrupt(),
+            typer.main.get_command(app).make_context("zero-convert", arguments) as context,
+        ):
             context.command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as end:
@@ -347,6 +352,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return StorageError.exit_code
     return 0
+
+
+@contextlib.contextmanager
+def _ended_like_an_interrupt() -> Iterator[None]:
+    """A request to end cleans up as Ctrl-C does; a thread that runs a command line leaves signals alone."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    changed = []
+    with contextlib.suppress(ValueError):
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, interrupt)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _pipe_broken(error: BaseException) -> bool:

@@ -34,7 +34,7 @@ from os import PathLike
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from .atomic import atomic_write
+from .atomic import write_bytes
 from .digests import Written, brief, parse_json
 from .errors import MalformedError
 from .fields import Fields, is_text, is_texts, read_limited
@@ -117,8 +117,7 @@ def write_lock(path: str | PathLike[str], lock: Lock) -> None:
     Raises:
         StorageError: the file system said no.
     """
-    with atomic_write(path, force=True) as stream:
-        stream.write(spell(lock).encode("ascii"))
+    write_bytes(path, spell(lock).encode("ascii"), force=True)
 
 
 def spell(lock: Lock) -> str:

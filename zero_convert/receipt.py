@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from . import records
-from .atomic import atomic_write
+from .atomic import write_bytes
 from .digests import Leaf, Written, brief, canonical_json, parse_json, weights_digest
 from .errors import MalformedError, UsageError
 from .fields import Fields, is_option, is_text, is_texts, is_value, read_edit, read_leaf, read_limited
@@ -124,8 +124,7 @@ def write_receipt(artifact: str | PathLike[str], receipt: Mapping[str, Any], for
     """
     path = receipt_path(artifact)
     text = json.dumps(receipt, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    with atomic_write(path, force) as stream:
-        stream.write(text.encode("ascii"))
+    write_bytes(path, text.encode("ascii"), force)
     return path
 
 

@@ -122,6 +122,7 @@ class Result:
         tell(progress, "export", str(path))
         with atomic_write(path, force) as stream:
             written = self.write(stream)
+            stream.promise(written.size, written.sha256)
         tell(progress, "seal", str(receipt.receipt_path(path)))
         sealed = receipt.make_receipt(self.recipe, self.fingerprint, self.plan.edits, written, self.run_record())
         beside = receipt.write_receipt(path, sealed, force)
