@@ -1,8 +1,9 @@
 """Safe writing: after any failure the old file is intact or the new one complete. Knows nothing of what is written.
 
 The bytes go to a temporary file in the target's own folder, are forced to the disk, read back and compared with what
-the writer promised, and take the target's name in one step; then the folder is forced to the disk as well. Only a
-process killed without warning leaves the temporary file (`.NAME.….part`) behind.
+the writer promised, and take the target's name in one step; then the folder is forced to the disk as well. Files that
+belong together are all made ready first and then take their names one after the other, while nobody else's do. Only a
+process killed without warning leaves temporary files (`.NAME.….part`) behind.
 """
 
 from __future__ import annotations
@@ -27,13 +28,45 @@ _UNSUPPORTED = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EN
 
 
 class Output(BufferedWriter):
-    """The stream of one output. Whoever knows the digest of what it wrote promises it, and it is read back."""
+    """The stream of one output, which is not there before `commit`.
 
-    promised: tuple[int, str] | None = None
+    Whoever knows the digest of what it wrote promises it, and it is read back.
+    """
+
+    def __init__(self, path: str | PathLike[str], target: Path, temporary: Path, force: bool) -> None:
+        self._path, self._target, self._temporary, self._force = path, target, temporary, force
+        self._promised: tuple[int, str] | None = None
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        super().__init__(FileIO(os.open(self._temporary, flags, 0o666), "wb"), _BUFFER)
 
     def promise(self, size: int, sha256: str) -> None:
         """Say what the file must read as: its bytes, and its SHA-256 in hex."""
-        self.promised = size, sha256
+        self._promised = size, sha256
+
+    def settle(self) -> None:
+        """Force everything to the disk and read it back; nothing can be written any more."""
+        with _told(self._path):
+            self.flush()
+            present = _stat(self._target)
+            if present is not None and hasattr(os, "fchmod"):
+                with contextlib.suppress(PermissionError):  # file systems without modes
+                    os.fchmod(self.fileno(), stat.S_IMODE(present.st_mode))
+            os.fsync(self.fileno())
+            self.close()
+            _read_back(self._temporary, self._promised, self._path)
+
+    def write_all(self, data: bytes) -> None:
+        """The whole of a small file: written, promised and settled."""
+        self.write(data)
+        self.promise(len(data), hashlib.sha256(data).hexdigest())
+        self.settle()
+
+    def commit(self) -> None:
+        """Give the settled file its name."""
+        with _told(self._path):
+            check_target(self._path, self._force)  # somebody may have put a file there in the meantime
+            _rename(self._temporary, self._target, self._force)
+        _sync_folder(self._target)
 
 
 def check_target(path: str | PathLike[str], force: bool = False) -> Path:
@@ -83,8 +116,8 @@ def check_target(path: str | PathLike[str], force: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[Output]:
-    """A binary stream whose bytes become the file `path` when the block ends well, and vanish when it does not.
+def staged(path: str | PathLike[str], force: bool = False) -> Iterator[Output]:
+    """A binary stream that becomes the file `path` when it is settled and committed, and vanishes if it is not.
 
     A new file gets the mode that the umask leaves of 0666; a replaced file keeps its mode. A symlink stays and its
     target is written.
@@ -97,34 +130,61 @@ def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[Out
     """
     target = check_target(path, force)
     temporary = target.with_name(f".{target.name[:32]}.{secrets.token_hex(8)}.part")
+    output = None
     try:
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            with Output(FileIO(os.open(temporary, flags, 0o666), "wb"), _BUFFER) as stream:
-                yield stream
-                stream.flush()
-                present = _stat(target)
-                if present is not None and hasattr(os, "fchmod"):
-                    with contextlib.suppress(PermissionError):  # file systems without modes
-                        os.fchmod(stream.fileno(), stat.S_IMODE(present.st_mode))
-                os.fsync(stream.fileno())
-            _read_back(temporary, stream.promised, path)
-            check_target(path, force)  # somebody may have put a file there in the meantime
-            _rename(temporary, target, force)
-        except BaseException:
+        with _told(path):
+            output = Output(path, target, temporary, force)
+            yield output
+    finally:
+        if output is not None:
             with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+                output.raw.close()  # what is still in the buffer goes nowhere
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[Output]:
+    """A binary stream whose bytes become the file `path` when the block ends well. Arguments and errors as `staged`."""
+    with staged(path, force) as output:
+        yield output
+        output.settle()
+        output.commit()
+
+
+@contextlib.contextmanager
+def alone(folder: str | PathLike[str]) -> Iterator[None]:
+    """Nobody else who asks for this folder goes on meanwhile; where the system cannot say so, it is hoped.
+
+    It is the folder itself that is held, so that no file is left behind.
+    """
+    descriptor = None
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        descriptor = os.open(os.path.realpath(folder), os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _told(path: str | PathLike[str]) -> Iterator[None]:
+    """An OSError becomes a StorageError about the output."""
+    try:
+        yield
     except OSError as error:
         raise _failure(path, error) from error
-    _sync_folder(target)
 
 
 def write_bytes(path: str | PathLike[str], data: bytes, force: bool = False) -> None:
     """Write a small file as `atomic_write` does. Errors as there."""
-    with atomic_write(path, force) as stream:
-        stream.write(data)
-        stream.promise(len(data), hashlib.sha256(data).hexdigest())
+    with staged(path, force) as output:
+        output.write_all(data)
+        output.commit()
 
 
 def _read_back(temporary: Path, promised: tuple[int, str] | None, path: str | PathLike[str]) -> None:

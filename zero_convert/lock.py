@@ -23,7 +23,6 @@ the same JSON and believes nothing that it did not check.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -34,7 +33,7 @@ from os import PathLike
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from .atomic import write_bytes
+from .atomic import alone, write_bytes
 from .digests import Written, brief, parse_json
 from .errors import MalformedError
 from .fields import Fields, is_text, is_texts, read_limited
@@ -269,32 +268,13 @@ def strange_path(path: str) -> str:
 # two writers at once
 
 
-@contextlib.contextmanager
-def held(path: str | PathLike[str]) -> Iterator[None]:
-    """Nobody else who asks for this changes the lock at `path` meanwhile; where the system cannot say so, it is hoped.
-
-    The lock's folder is what is held, so that no file is left behind.
-    """
-    descriptor = None
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
-
-        descriptor = os.open(os.path.dirname(os.path.realpath(path)), os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-
-
 def record(path: str | PathLike[str], entry: Entry) -> Lock:
     """The lock at `path` after `entry` was recorded in it; a lock that is not there yet is made.
 
     Raises:
         MalformedError, StorageError: as `read_lock` and `write_lock`.
     """
-    with held(path):
+    with alone(os.path.dirname(os.path.realpath(path))):
         lock = read_lock(path) if os.path.lexists(path) else Lock()
         lock = lock.with_entry(entry)
         write_lock(path, lock)

@@ -123,9 +123,13 @@ def write_receipt(artifact: str | PathLike[str], receipt: Mapping[str, Any], for
         StorageError: the file system said no.
     """
     path = receipt_path(artifact)
-    text = json.dumps(receipt, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    write_bytes(path, text.encode("ascii"), force)
+    write_bytes(path, spell_receipt(receipt), force)
     return path
+
+
+def spell_receipt(receipt: Mapping[str, Any]) -> bytes:
+    """The bytes of a receipt's file."""
+    return (json.dumps(receipt, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
 
 
 def read_receipt(path: str | PathLike[str]) -> Receipt:
