@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 import typer.core
 
-from . import cli_diff, cli_lock
+from . import cli_diff, cli_lock, cli_verify
 from .cli_parts import (
     OUTPUT,
     Device,
@@ -238,46 +238,10 @@ def inspect(
         display.inspection(screen, found)
 
 
-@app.command()
-def verify(
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE|FOLDER", help="Artifacts, or folders: then every artifact with a receipt in it."),
-    ],
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-) -> None:
-    """Rehash artifacts and compare them with their receipts, which lie beside them.
-
-    All are looked at, whatever is wrong with one; the exit code is the highest of theirs.
-    """
-    from . import display, verifying
-
-    screen = display.Screen(quiet or as_json, verbose)
-    rows: list[dict[str, Any]] = []
-    worst: ZeroConvertError | None = None
-    code = 0
-    for file, answer in verifying.verify_all(files):
-        if isinstance(answer, ZeroConvertError):
-            worst = answer if answer.exit_code > code else worst
-            own, row = answer.exit_code, {"sound": False, **error_facts(answer)}
-        else:
-            own = FindingError.exit_code if answer.findings else 0
-            sha256 = answer.receipt.written.sha256
-            row = {"sound": not answer.findings, "sha256": sha256, "findings": answer.findings, "exit_code": own}
-        rows.append({"file": str(file), **row})
-        code = max(code, own)
-        if not as_json:
-            display.verification(screen, file, answer)
-    if as_json:
-        print_json({"files": rows} | (error_facts(worst) if worst else {}) | {"exit_code": code})
-    raise typer.Exit(code)
-
-
 app.command()(cli_lock.check)
 app.command()(cli_lock.lock)
 app.command()(cli_diff.diff)
+app.command()(cli_verify.verify)
 
 
 @app.command("schemes")

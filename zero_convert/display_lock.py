@@ -12,7 +12,9 @@ from rich.text import Text
 from .display import Screen, error
 
 if TYPE_CHECKING:
+    from .comparing import Difference
     from .lock import Lock
+    from .manifest import Manifest
     from .replaying import Answer
 
 _SHOWN = 10  # differences of an entry, where nobody asked for all
@@ -49,3 +51,15 @@ def recorded(screen: Screen, path: Path, lock: Lock) -> None:
     """After `lock`: where it is, and how many entries are there now."""
     count = len(lock.entries)
     screen.tell(Text.assemble(("locked ", "green"), f"in {path}, {count} {'entry' if count == 1 else 'entries'}"))
+
+
+def manifest(screen: Screen, path: Path, expected: Manifest, found: Sequence[Difference]) -> None:
+    """`FOLDER: OK`, or `DIFFERS` and which files; and that no signature was looked at."""
+    word = ("DIFFERS", "bold red") if found else ("OK", "green")
+    screen.give(Text.assemble(f"{path}: ", word))
+    for difference in found if screen.verbose else found[:_SHOWN]:
+        screen.tell(Text(f"  {difference}"))
+    if len(found) > _SHOWN and not screen.verbose:
+        screen.tell(Text(f"  and {len(found) - _SHOWN:,} more; -v lists them", "dim"))
+    count = len(expected.resources)
+    screen.tell(Text(f"{count} {'file' if count == 1 else 'files'} by digest; the signature was not checked", "dim"))
