@@ -21,8 +21,7 @@ def diff(
 ) -> None:
     """Name the first field, edit or tensor that differs from A to B, then sum up.
 
-    A receipt or an entry of a lock holds digests only: how far values moved is told where both are artifacts. The
-    exit code is 1 where anything differs.
+    How far values moved is told where both are artifacts. The exit code is 1 where anything differs.
     """
     from . import diffing, display, display_diff
 

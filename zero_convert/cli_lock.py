@@ -46,9 +46,7 @@ Trust = Annotated[
 
 
 def check(
-    lock_file: Annotated[Path, typer.Argument(metavar="[zero.lock]", help="The lock.", show_default=False)] = Path(
-        LOCK
-    ),
+    lock_file: Annotated[Path, typer.Argument(metavar="zero.lock", help="The lock.", show_default=False)] = Path(LOCK),
     format_: Annotated[
         Literal["text", "json", "github", "junit", "sarif"],
         option("--format", panel=OUTPUT, help="What stdout holds."),
@@ -115,8 +113,7 @@ def lock(
 ) -> None:
     """Convert MODEL, write it and record what it is in a lock; the only command that writes a lock.
 
-    A lock holds identities: recipe, source, edits and digests, no time and no machine. Paths in it are relative to
-    its folder. A file that the lock knows already gets its new entry.
+    Paths in a lock are relative to its folder. A file that it knows already gets a new entry.
     """
     from . import display
 
