@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
@@ -21,6 +22,7 @@ from zero_convert import atomic
 from zero_convert.errors import StorageError, ZeroConvertError
 from zero_convert.exporters import safetensors
 from zero_convert.pipeline import Result, convert
+from zero_convert.verifying import verify
 
 CALLS = ("access", "close", "fchmod", "fstat", "fsync", "link", "open", "replace", "stat", "unlink")
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.EINTR, errno.EDQUOT, errno.EROFS)
@@ -134,3 +136,25 @@ def _saved(result: Result, folder: Path, names: Sequence[str]) -> dict[str, byte
     folder.mkdir()
     result.save(folder / names[0])
     return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_a_receipt_that_stays_is_that_of_the_file_that_stays(
+    results: tuple[Result, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "a.safetensors", atomic.Output.commit
+    first_is_there, second_is_through = threading.Event(), threading.Event()
+
+    def commit(output: atomic.Output) -> None:
+        real(output)
+        if threading.current_thread().name == "slow":  # between its file and its receipt
+            first_is_there.set()
+            second_is_through.wait(0.5)
+
+    monkeypatch.setattr(atomic.Output, "commit", commit)
+    slow = threading.Thread(target=results[0].save, args=(path,), kwargs={"force": True}, name="slow")
+    slow.start()
+    first_is_there.wait()
+    results[1].save(path, force=True)
+    second_is_through.set()
+    slow.join()
+    assert verify(path).findings == ()

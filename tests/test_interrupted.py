@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,20 +180,31 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_of_any_fill_keeps_the_old_files_or_takes_the_new_ones(
-    saver: Saver, made: list[Files], small_disk: Path
-) -> None:
+def _fill(saver: Saver, made: list[Files], disk: Path, sizes: Iterable[int]) -> None:
     codes = []
-    for kilobytes in range(40):
-        for stale in small_disk.iterdir():
+    for kilobytes in sizes:
+        for stale in disk.iterdir():
             stale.unlink()
         for name, data in made[0].items():
-            (small_disk / name).write_bytes(data)
-        (small_disk / "filler").write_bytes(bytes(kilobytes * 1024))
-        codes.append(saver.wait(saver.start(small_disk / NAMES[0], SCHEMES[1])))
-        (small_disk / "filler").unlink()
-        assert_whole(small_disk / NAMES[0], codes[-1], made, kilobytes)
+            (disk / name).write_bytes(data)
+        (disk / "filler").write_bytes(bytes(kilobytes * 1024))
+        codes.append(saver.wait(saver.start(disk / NAMES[0], SCHEMES[1])))
+        (disk / "filler").unlink()
+        assert_whole(disk / NAMES[0], codes[-1], made, kilobytes)
     assert set(codes) == {0, 74}
+
+
+def test_a_full_disk_keeps_the_old_files_or_takes_the_new_ones(
+    saver: Saver, made: list[Files], small_disk: Path
+) -> None:
+    _fill(saver, made, small_disk, range(0, 40, 5))
+
+
+@pytest.mark.slow
+def test_a_disk_of_forty_fills_keeps_the_old_files_or_takes_the_new_ones(
+    saver: Saver, made: list[Files], small_disk: Path
+) -> None:
+    _fill(saver, made, small_disk, range(40))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
