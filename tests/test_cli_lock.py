@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -52,9 +53,7 @@ def replace(path: str, old: str, new: str) -> None:
 
 def tree() -> dict[str, tuple[int, bytes]]:
     return {
-        str(path): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in sorted(Path().rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
+        str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(Path().rglob("*")) if path.is_file()
     }
 
 
@@ -75,6 +74,29 @@ def test_lock_converts_writes_and_records_and_check_finds_the_same(run: Run) -> 
     assert (ran.code, ran.out) == (0, "a.safetensors: OK\n")
     assert "1 conversion in" in ran.err and "1 the same" in ran.err
     assert tree() == before
+
+
+def test_check_writes_no_file_and_asks_no_network(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("check asked the network")
+
+    Path("nets/helper.py").write_text("CLASSES = 3\n")
+    replace("nets/net.py", "import os\n", "import os\nfrom helper import CLASSES\n")
+    lock(run)
+    shutil.rmtree("nets/__pycache__", ignore_errors=True)
+    sys.modules.pop("helper")
+    before = tree()
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert run("check", "--trust").code == 0
+    assert sys.modules.pop("helper").__file__ == str(folder / "nets" / "helper.py")
+    assert tree() == before
+    replace("nets/net.py", "8, classes)", "8, 5)")
+    before = tree()
+    for name in ("text", "json", "github", "junit", "sarif"):
+        sys.modules.pop("helper", None)
+        assert run("check", "--trust", "--format", name).code == 1
+        assert tree() == before
 
 
 def test_the_lock_holds_nothing_of_the_machine_and_of_the_time(run: Run, folder: Path) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path, PurePath
@@ -79,7 +80,8 @@ def check(index: int, entry: Entry, folder: Path, *, trust: bool = False, progre
     error: ZeroConvertError | None = None
     found: list[Difference] = []
     try:
-        found = differences(made_again(entry, folder, trust=trust, validate="none", progress=progress), entry)
+        with _no_bytecode():
+            found = differences(made_again(entry, folder, trust=trust, validate="none", progress=progress), entry)
     except ZeroConvertError as failure:
         error = failure
     except OSError as failure:
@@ -223,6 +225,16 @@ def _identity(result: Result, written: Written) -> Identity:
     return Identity(
         result.recipe, result.fingerprint, tuple(result.plan.edits), written.tensors, written.weights_digest
     )
+
+
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Python leaves no `__pycache__` beside what it imports."""
+    usual, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = usual
 
 
 class _Nowhere:
