@@ -313,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, SystemExit) as error:
         if not _pipe_broken(error):
             return _report(error, arguments)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return StorageError.exit_code
     return 0
 
@@ -364,12 +364,23 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
     if _verbosity(arguments) > 1:
         traceback.print_exception(error)
     if {"--json", "--format=json"}.intersection(arguments) or ("--format", "json") in itertools.pairwise(arguments):
-        print_json(error_facts(failure))
-    else:
-        from . import display
+        try:
+            print_json(error_facts(failure))
+            sys.stdout.flush()
+        except OSError as lost:  # nobody could read it: a full disk, a pipe without reader
+            _drop_stdout()
+            failure = _in_our_words(lost)
+        else:
+            return failure.exit_code
+    from . import display
 
-        display.error(failure, whole=_verbosity(arguments) > 0)
+    display.error(failure, whole=_verbosity(arguments) > 0)
     return failure.exit_code
+
+
+def _drop_stdout() -> None:
+    """What is still to be written to stdout goes nowhere, without a complaint at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _in_our_words(error: BaseException) -> ZeroConvertError:

@@ -140,7 +140,8 @@ def _artifact(name: str, format: str) -> Side:
     exporter = exporters.load(format)
     written: Written = exporter.file_digests(name)
     recipe = recipe_from_metadata(exporter.read_metadata(name), name)
-    return Side(name, written, recipe, None, None, exporter.tensor_pieces(name))
+    values = exporter.tensor_pieces(name) if hasattr(exporter, "tensor_pieces") else {}
+    return Side(name, written, recipe, None, None, values)
 
 
 def _entry_for(lock: Lock, name: str, other: str) -> Side:
