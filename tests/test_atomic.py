@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import stat
 import threading
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -257,3 +261,74 @@ def test_two_writers_at_once_leave_one_complete_file(tmp_path: Path) -> None:
         thread.join()
     assert path.read_bytes() in contents
     assert os.listdir(tmp_path) == [path.name]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# read back
+
+
+def promised(path: Path, content: bytes, size: int, sha256: str) -> None:
+    with atomic_write(path, force=True) as stream:
+        stream.write(content)
+        stream.promise(size, sha256)
+
+
+def test_what_reads_back_as_promised_is_written_and_nothing_else_is(old: Path) -> None:
+    digest = hashlib.sha256(NEW).hexdigest()
+    for size, sha256 in ((len(NEW) - 1, digest), (len(NEW), "0" * 64)):
+        with pytest.raises(StorageError, match="does not read back") as caught:
+            promised(old, NEW, size, sha256)
+        assert digest in caught.value.got
+        assert_untouched(old)
+    promised(old, NEW, len(NEW), digest)
+    assert old.read_bytes() == NEW
+
+
+@pytest.mark.parametrize("lie", ["loses the last byte", "flips a bit", "says more than it took"])
+def test_a_disk_that_lies_is_found_before_anything_is_replaced(
+    old: Path, monkeypatch: pytest.MonkeyPatch, lie: str
+) -> None:
+    class Liar(FileIO):
+        def write(self, data: Any) -> int:
+            raw = bytes(data)
+            if lie == "flips a bit":
+                super().write(raw[:-1] + bytes([raw[-1] ^ 1]))
+            else:
+                super().write(raw[:-1] if lie == "loses the last byte" else raw[: len(raw) // 2])
+            return len(raw)
+
+    monkeypatch.setattr(atomic, "FileIO", Liar)
+    with pytest.raises(StorageError, match="does not read back"):
+        atomic.write_bytes(old, NEW, force=True)
+    assert_untouched(old)
+
+
+def test_short_writes_are_gone_on_with(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Short(FileIO):
+        def write(self, data: Any) -> int | None:
+            return super().write(memoryview(data)[:7777])
+
+    monkeypatch.setattr(atomic, "FileIO", Short)
+    atomic.write_bytes(old, NEW, force=True)
+    assert old.read_bytes() == NEW
+
+
+@pytest.mark.parametrize(("number", "fails"), [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False)])
+def test_a_folder_that_does_not_reach_the_disk_is_said_and_one_that_cannot_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, fails: bool
+) -> None:
+    real = os.fsync
+
+    def sync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(atomic.os, "fsync", sync)
+    if fails:
+        with pytest.raises(StorageError, match="may not have reached the disk"):
+            save(tmp_path / "new")
+    else:
+        save(tmp_path / "new")
+    assert (tmp_path / "new").read_bytes() == NEW
+    assert os.listdir(tmp_path) == ["new"]

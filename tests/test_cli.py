@@ -354,6 +354,18 @@ def test_a_reader_that_goes_away_is_no_traceback(typed: str) -> None:
     process.stderr.close()
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("typed", ["schemes", "schemes zero-2022", "schemes --json", "schemes nope --json", "--help"])
+def test_a_stdout_that_takes_nothing_is_a_storage_error(typed: str) -> None:
+    code = f"import sys; from zero_convert.cli import main; sys.exit(main({typed.split()}))"
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 74, done.stderr
+    assert "No space left on device" in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
 def test_verify_looks_at_every_file_and_ends_with_the_highest_code(run: Run, artifact: dict[str, bytes]) -> None:
     for name, data in artifact.items():
         for new in (name, name.replace("damaged", "sound")):

@@ -1,24 +1,72 @@
 """Safe writing: after any failure the old file is intact or the new one complete. Knows nothing of what is written.
 
-The bytes go to a temporary file in the target's own folder, are forced to the disk, and take the target's name in
-one step; then the folder is forced to the disk as well. Only a process killed without warning leaves the temporary
-file (`.NAME.….part`) behind.
+The bytes go to a temporary file in the target's own folder, are forced to the disk, read back and compared with what
+the writer promised, and take the target's name in one step; then the folder is forced to the disk as well. Files that
+belong together are all made ready first and then take their names one after the other, while nobody else's do. Only a
+process killed without warning leaves temporary files (`.NAME.….part`) behind.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
 import secrets
 import stat
 from collections.abc import Iterator
+from io import BufferedWriter, FileIO
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
 
 from .errors import StorageError, UsageError
 
 _BUFFER = 1 << 20  # bytes gathered before small pieces are handed to the system
+_CHUNK = 4 << 20  # bytes read back at a time
+# What a file system answers that cannot force a folder to the disk, and does it in its own time.
+_UNSUPPORTED = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+
+
+class Output(BufferedWriter):
+    """The stream of one output, which is not there before `commit`.
+
+    Whoever knows the digest of what it wrote promises it, and it is read back.
+    """
+
+    def __init__(self, path: str | PathLike[str], target: Path, temporary: Path, force: bool) -> None:
+        self._path, self._target, self._temporary, self._force = path, target, temporary, force
+        self._promised: tuple[int, str] | None = None
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        super().__init__(FileIO(os.open(self._temporary, flags, 0o666), "wb"), _BUFFER)
+
+    def promise(self, size: int, sha256: str) -> None:
+        """Say what the file must read as: its bytes, and its SHA-256 in hex."""
+        self._promised = size, sha256
+
+    def settle(self) -> None:
+        """Force everything to the disk and read it back; nothing can be written any more."""
+        with _told(self._path):
+            self.flush()
+            present = _stat(self._target)
+            if present is not None and hasattr(os, "fchmod"):
+                with contextlib.suppress(PermissionError):  # file systems without modes
+                    os.fchmod(self.fileno(), stat.S_IMODE(present.st_mode))
+            os.fsync(self.fileno())
+            self.close()
+            _read_back(self._temporary, self._promised, self._path)
+
+    def write_all(self, data: bytes) -> None:
+        """The whole of a small file: written, promised and settled."""
+        self.write(data)
+        self.promise(len(data), hashlib.sha256(data).hexdigest())
+        self.settle()
+
+    def commit(self) -> None:
+        """Give the settled file its name."""
+        with _told(self._path):
+            check_target(self._path, self._force)  # somebody may have put a file there in the meantime
+            _rename(self._temporary, self._target, self._force)
+        _sync_folder(self._target)
 
 
 def check_target(path: str | PathLike[str], force: bool = False) -> Path:
@@ -68,8 +116,8 @@ def check_target(path: str | PathLike[str], force: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[BinaryIO]:
-    """A binary stream whose bytes become the file `path` when the block ends well, and vanish when it does not.
+def staged(path: str | PathLike[str], force: bool = False) -> Iterator[Output]:
+    """A binary stream that becomes the file `path` when it is settled and committed, and vanishes if it is not.
 
     A new file gets the mode that the umask leaves of 0666; a replaced file keeps its mode. A symlink stays and its
     target is written.
@@ -82,26 +130,83 @@ def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[Bin
     """
     target = check_target(path, force)
     temporary = target.with_name(f".{target.name[:32]}.{secrets.token_hex(8)}.part")
+    output = None
     try:
-        try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            with open(os.open(temporary, flags, 0o666), "wb", buffering=_BUFFER) as stream:
-                yield stream
-                stream.flush()
-                present = _stat(target)
-                if present is not None and hasattr(os, "fchmod"):
-                    with contextlib.suppress(PermissionError):  # file systems without modes
-                        os.fchmod(stream.fileno(), stat.S_IMODE(present.st_mode))
-                os.fsync(stream.fileno())
-            check_target(path, force)  # somebody may have put a file there in the meantime
-            _rename(temporary, target, force)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
+        with _told(path):
+            output = Output(path, target, temporary, force)
+            yield output
+    finally:
+        if output is not None:
+            with contextlib.suppress(OSError):
+                output.raw.close()  # what is still in the buffer goes nowhere
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[Output]:
+    """A binary stream whose bytes become the file `path` when the block ends well. Arguments and errors as `staged`."""
+    with staged(path, force) as output:
+        yield output
+        output.settle()
+        output.commit()
+
+
+@contextlib.contextmanager
+def alone(folder: str | PathLike[str]) -> Iterator[None]:
+    """Nobody else who asks for this folder goes on meanwhile; where the system cannot say so, it is hoped.
+
+    It is the folder itself that is held, so that no file is left behind.
+    """
+    descriptor = None
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        descriptor = os.open(os.path.realpath(folder), os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _told(path: str | PathLike[str]) -> Iterator[None]:
+    """An OSError becomes a StorageError about the output."""
+    try:
+        yield
     except OSError as error:
         raise _failure(path, error) from error
-    _sync_folder(target.parent)
+
+
+def write_bytes(path: str | PathLike[str], data: bytes, force: bool = False) -> None:
+    """Write a small file as `atomic_write` does. Errors as there."""
+    with staged(path, force) as output:
+        output.write_all(data)
+        output.commit()
+
+
+def _read_back(temporary: Path, promised: tuple[int, str] | None, path: str | PathLike[str]) -> None:
+    """Raises StorageError if the file is not what was promised; the disk is asked, not the memory, where that works."""
+    if promised is None:
+        return
+    hasher, size = hashlib.sha256(), 0
+    with open(temporary, "rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while chunk := file.read(_CHUNK):
+            hasher.update(chunk)
+            size += len(chunk)
+    if (size, hasher.hexdigest()) != promised:
+        raise StorageError(
+            "the output does not read back as it was written",
+            where=str(path),
+            got=f"{size} bytes with SHA-256 {hasher.hexdigest()}",
+            expected=f"{promised[0]} bytes with SHA-256 {promised[1]}",
+            fix="Nothing was replaced. The disk, its cable or the memory may be at fault.",
+        )
 
 
 def _rename(temporary: Path, target: Path, force: bool) -> None:
@@ -131,14 +236,26 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _sync_folder(folder: Path) -> None:
-    """Force the new name to the disk; where a folder cannot be opened or synced, the system does it in its own time."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+def _sync_folder(target: Path) -> None:
+    """Force the new name to the disk; where a folder cannot be opened or synced, the system does it in its own time.
+
+    Raises:
+        StorageError: the disk failed. The file has its name, but may lose it when the power goes.
+    """
+    try:
+        descriptor = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise StorageError(
+                "the output was written, but its name may not have reached the disk",
+                where=str(target),
+                got=error.strerror or str(error),
+                fix="Look after the disk, and write it again.",
+            ) from error
 
 
 def _kind(mode: int) -> str:

@@ -11,20 +11,47 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
+import itertools
 import os
+import signal
 import sys
 import traceback
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from math import isfinite, prod
+from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import typer.core
 
+from . import cli_diff, cli_lock, cli_verify
+from .cli_parts import (
+    OUTPUT,
+    Device,
+    Dtype,
+    Force,
+    Format,
+    Inputs,
+    Json,
+    Leftovers,
+    ModelArgs,
+    ModelName,
+    Out,
+    Quiet,
+    SchemeName,
+    Settings,
+    Validate,
+    Verbose,
+    check_outputs,
+    error_facts,
+    examples,
+    model_args_of,
+    option,
+    plain,
+    print_json,
+    stdout_kept_clean,
+    third_party_warnings,
+)
 from .errors import FindingError, StorageError, UsageError, ZeroConvertError
 
 if TYPE_CHECKING:
@@ -32,40 +59,6 @@ if TYPE_CHECKING:
     from .records import Plan
 
 INTERNAL, INTERRUPTED = 70, 130  # the exit codes that belong to no class of errors.py
-
-_OUTPUT, _MODEL, _RUN, _MESSAGES = "Output", "Model and scheme", "Checks", "Messages"
-
-
-def _option(*names: str, panel: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
-
-
-ModelArgs = Annotated[
-    list[str] | None,
-    _option("--model-arg", panel=_MODEL, metavar="KEY=VALUE", help="Argument of the model's factory; repeatable."),
-]
-Inputs = Annotated[
-    list[str] | None,
-    _option(
-        "--input", panel=_MODEL, metavar="[NAME=]SHAPE[:DTYPE]", help="Example input, 1x3x224x224:float32; repeatable."
-    ),
-]
-Json = Annotated[
-    bool, _option("--json", panel=_MESSAGES, help="One JSON object on stdout and nothing else there.", metavar="")
-]
-Quiet = Annotated[bool, _option("--quiet", "-q", panel=_MESSAGES, help="Say nothing but errors.", metavar="")]
-Verbose = Annotated[
-    int,
-    _option(
-        "--verbose",
-        "-v",
-        panel=_MESSAGES,
-        help="Say more; -vv shows tracebacks.",
-        count=True,
-        show_default=False,
-        metavar="",
-    ),
-]
 
 
 class _Commands(typer.core.TyperGroup):
@@ -140,49 +133,22 @@ def _start(
 
 @app.command()
 def convert(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="resnet50, torchvision:NAME, package.module:factory or path/file.py:factory."
-        ),
-    ],
-    out: Annotated[
-        list[str] | None,
-        _option("--out", "-o", panel=_OUTPUT, metavar="FILE", help="File to write; repeatable; - is stdout."),
-    ] = None,
-    format_: Annotated[
-        str | None,
-        _option("--format", panel=_OUTPUT, metavar="NAME", help="Output format, where the suffix does not say it."),
-    ] = None,
-    force: Annotated[bool, _option("--force", panel=_OUTPUT, help="Replace existing files.", metavar="")] = False,
+    model: ModelName,
+    out: Out = None,
+    format_: Format = None,
+    force: Force = False,
     dry_run: Annotated[
         bool,
-        _option(
-            "--dry-run", panel=_OUTPUT, help="Print every edit and every tensor's rule; write nothing.", metavar=""
-        ),
+        option("--dry-run", panel=OUTPUT, help="Print every edit and every tensor's rule; write nothing.", metavar=""),
     ] = False,
-    scheme: Annotated[
-        str, _option("--scheme", panel=_MODEL, metavar="NAME", help="`zero-convert schemes` lists them.")
-    ] = "zero-2021",
-    settings: Annotated[
-        list[str] | None,
-        _option("--set", panel=_MODEL, metavar="KEY=VALUE", help="Option of the scheme; repeatable."),
-    ] = None,
+    scheme: SchemeName = "zero-2021",
+    settings: Settings = None,
     model_args: ModelArgs = None,
     inputs: Inputs = None,
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"], _option("--dtype", panel=_MODEL, help="Type of the written values.")
-    ] = "float32",
-    leftovers: Annotated[
-        Literal["error", "zeros", "keep"],
-        _option("--leftovers", panel=_MODEL, help="What becomes of a tensor that no rule covers."),
-    ] = "error",
-    validate: Annotated[
-        Literal["quick", "full", "none"], _option("--validate", panel=_RUN, help="How much to check before writing.")
-    ] = "quick",
-    device: Annotated[
-        str, _option("--device", panel=_RUN, metavar="auto|cpu|cuda|cuda:N|mps", help="Where the checks run.")
-    ] = "auto",
+    dtype: Dtype = "float32",
+    leftovers: Leftovers = "error",
+    validate: Validate = "quick",
+    device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
@@ -197,14 +163,14 @@ def convert(
         _check_outputs(outputs, format_, force, as_json)
     options = schemes.parse_options(schemes.get(scheme), settings or [])
     screen = display.Screen(quiet or as_json, verbose)
-    with screen.progress() as progress, _stdout_kept_clean(), _third_party_warnings(verbose):
+    with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
         from . import pipeline
 
         question: dict[str, Any] = {
-            "example_inputs": _examples(inputs),
+            "example_inputs": examples(inputs),
             "scheme": scheme,
             "options": options,
-            "model_args": _model_args(model_args),
+            "model_args": model_args_of(model_args),
             "leftovers": leftovers,
             "progress": progress,
         }
@@ -214,23 +180,23 @@ def convert(
             result = pipeline.convert(model, **question, dtype=dtype, device=device, validate=validate)
     if dry_run:
         if as_json:
-            _print_json({"model": model, "plan": plan, "exit_code": 0})
+            print_json({"model": model, "plan": plan, "exit_code": 0})
         else:
             display.plan(screen, plan, model, dtype)
         return
     if not as_json and (verbose or not result.failed):
         display.summary(screen, result)
     try:
-        with screen.progress(keep=False) as progress, _third_party_warnings(verbose):
+        with screen.progress(keep=False) as progress, third_party_warnings(verbose):
             saved = _save(result, outputs, format_, force, progress)
     except FindingError as error:
         if as_json:
-            _print_json({**_facts(result), **_error_facts(error)})
+            print_json({**_facts(result), **error_facts(error)})
             raise typer.Exit(error.exit_code) from error
         error.fix = f"{error.fix} -v shows all checks.".strip() if not verbose else error.fix
         raise
     if as_json:
-        _print_json({**_facts(result), "outputs": saved, "exit_code": 0})
+        print_json({**_facts(result), "outputs": saved, "exit_code": 0})
     else:
         display.saved(screen, saved, result.weights_digest)
 
@@ -256,57 +222,26 @@ def inspect(
         recipe = recipe_from_metadata(header.metadata, target)
         spelled = None if recipe is None else recipe_json(recipe)
         if as_json:
-            _print_json(
+            print_json(
                 {"file": target, "size": header.size, "recipe": spelled, "tensors": header.tensors, "exit_code": 0}
             )
         else:
             display.file_contents(screen, target, header, spelled)
         return
-    with screen.progress() as progress, _stdout_kept_clean(), _third_party_warnings(verbose):
+    with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
         from . import pipeline
 
-        found = pipeline.inspect_model(target, _model_args(model_args), _examples(inputs), progress=progress)
+        found = pipeline.inspect_model(target, model_args_of(model_args), examples(inputs), progress=progress)
     if as_json:
-        _print_json({**_plain(found), "exit_code": 0})
+        print_json({**plain(found), "exit_code": 0})
     else:
         display.inspection(screen, found)
 
 
-@app.command()
-def verify(
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE|FOLDER", help="Artifacts, or folders: then every artifact with a receipt in it."),
-    ],
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-) -> None:
-    """Rehash artifacts and compare them with their receipts, which lie beside them.
-
-    All are looked at, whatever is wrong with one; the exit code is the highest of theirs.
-    """
-    from . import display, verifying
-
-    screen = display.Screen(quiet or as_json, verbose)
-    rows: list[dict[str, Any]] = []
-    worst: ZeroConvertError | None = None
-    code = 0
-    for file, answer in verifying.verify_all(files):
-        if isinstance(answer, ZeroConvertError):
-            worst = answer if answer.exit_code > code else worst
-            own, row = answer.exit_code, {"sound": False, **_error_facts(answer)}
-        else:
-            own = FindingError.exit_code if answer.findings else 0
-            sha256 = answer.receipt.written.sha256
-            row = {"sound": not answer.findings, "sha256": sha256, "findings": answer.findings, "exit_code": own}
-        rows.append({"file": str(file), **row})
-        code = max(code, own)
-        if not as_json:
-            display.verification(screen, file, answer)
-    if as_json:
-        _print_json({"files": rows} | (_error_facts(worst) if worst else {}) | {"exit_code": code})
-    raise typer.Exit(code)
+app.command()(cli_lock.check)
+app.command()(cli_lock.lock)
+app.command()(cli_diff.diff)
+app.command()(cli_verify.verify)
 
 
 @app.command("schemes")
@@ -323,7 +258,7 @@ def list_schemes(
         rows = [
             {"name": s.name, "aliases": s.aliases, "title": s.title, "options": s.options, "doc": s.doc} for s in known
         ]
-        _print_json({"schemes": rows, "exit_code": 0})
+        print_json({"schemes": rows, "exit_code": 0})
     elif name is not None:
         display.scheme(screen, known[0])
     else:
@@ -339,14 +274,14 @@ def list_models(
     from . import display, sources
 
     screen = display.Screen()
-    with _stdout_kept_clean(), _third_party_warnings(0):
+    with stdout_kept_clean(), third_party_warnings(0):
         names = sources.names(pattern)
     if not any(names.values()):
         raise UsageError(
             "no model name matches", where="models", got=repr(pattern), fix="Without a pattern all are listed."
         )
     if as_json:
-        _print_json({"models": names, "exit_code": 0})
+        print_json({"models": names, "exit_code": 0})
     else:
         display.models(screen, names)
 
@@ -365,7 +300,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # "✓" or a file's name on a stream without Unicode
     try:
-        with typer.main.get_command(app).make_context("zero-convert", arguments) as context:
+        with (
+            _ended_like_an_interrupt(),
+            typer.main.get_command(app).make_context("zero-convert", arguments) as context,
+        ):
             context.command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as end:
@@ -375,9 +313,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (Exception, SystemExit) as error:
         if not _pipe_broken(error):
             return _report(error, arguments)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return StorageError.exit_code
     return 0
+
+
+@contextlib.contextmanager
+def _ended_like_an_interrupt() -> Iterator[None]:
+    """A request to end cleans up as Ctrl-C does; a thread that runs a command line leaves signals alone."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    changed = []
+    with contextlib.suppress(ValueError):
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, interrupt)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _pipe_broken(error: BaseException) -> bool:
@@ -404,13 +363,24 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
     failure = _in_our_words(error)
     if _verbosity(arguments) > 1:
         traceback.print_exception(error)
-    if "--json" in arguments:
-        _print_json(_error_facts(failure))
-    else:
-        from . import display
+    if {"--json", "--format=json"}.intersection(arguments) or ("--format", "json") in itertools.pairwise(arguments):
+        try:
+            print_json(error_facts(failure))
+            sys.stdout.flush()
+        except OSError as lost:  # nobody could read it: a full disk, a pipe without reader
+            _drop_stdout()
+            failure = _in_our_words(lost)
+        else:
+            return failure.exit_code
+    from . import display
 
-        display.error(failure, whole=_verbosity(arguments) > 0)
+    display.error(failure, whole=_verbosity(arguments) > 0)
     return failure.exit_code
+
+
+def _drop_stdout() -> None:
+    """What is still to be written to stdout goes nowhere, without a complaint at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _in_our_words(error: BaseException) -> ZeroConvertError:
@@ -442,8 +412,6 @@ def _verbosity(arguments: Sequence[str]) -> int:
 def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_json: bool) -> None:
     """Everything that can be said against the outputs before any work is done."""
     from . import exporters
-    from .atomic import check_target
-    from .receipt import receipt_path
 
     if "-" in outputs:
         if len(outputs) > 1:
@@ -454,14 +422,7 @@ def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_jso
             raise UsageError("a terminal cannot show a model", where="--out -", fix="Send stdout to a file or a pipe.")
         exporters.format_of("-", name or "safetensors")
         return
-    targets = []
-    for output in outputs:
-        exporters.format_of(output, name)
-        targets += [check_target(output, force), check_target(receipt_path(output), force)]
-    if len(set(targets)) < len(targets):
-        raise UsageError(
-            "an output is named twice, or is the receipt of another", where="--out", got=", ".join(outputs)
-        )
+    check_outputs(outputs, name, force)
 
 
 def _refuse_without_output(word: str) -> NoReturn:
@@ -469,7 +430,7 @@ def _refuse_without_output(word: str) -> NoReturn:
     if word.replace("_", "").isalnum():  # a path, a factory or source:name is no mistyped command
         from . import sources
 
-        with _stdout_kept_clean(), _third_party_warnings(0):
+        with stdout_kept_clean(), third_party_warnings(0):
             names = dict.fromkeys(name for found in sources.names().values() for name in found)
         if word not in names:
             commands = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
@@ -491,49 +452,8 @@ def _is_file(target: str) -> bool:
     return path.is_file() and (path.suffix != "" or path.name != target)
 
 
-def _examples(inputs: Sequence[str] | None) -> Any:
-    if not inputs:
-        return None
-    from .sources.inputs import parse_inputs
-
-    return parse_inputs(inputs)
-
-
-def _model_args(pairs: Sequence[str] | None) -> dict[str, Any]:
-    from . import sources
-
-    return sources.parse_model_args(list(pairs or []))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # streams
-
-
-@contextlib.contextmanager
-def _stdout_kept_clean() -> Iterator[None]:
-    """What a model's own code or a library prints goes to stderr, so that stdout holds results and nothing else."""
-    sys.stdout.flush()
-    try:
-        kept = os.dup(1)
-    except OSError:  # the process was started without stdout
-        yield
-        return
-    os.dup2(2, 1)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-@contextlib.contextmanager
-def _third_party_warnings(verbose: int) -> Iterator[None]:
-    """Python warnings of the libraries underneath are shown with -v, or as the user asked Python to."""
-    with warnings.catch_warnings():
-        if not verbose and not sys.warnoptions:
-            warnings.simplefilter("ignore")
-        yield
 
 
 def _save(result: Result, outputs: Sequence[str], name: str | None, force: bool, progress: Any) -> tuple[Saved, ...]:
@@ -549,25 +469,6 @@ def _save(result: Result, outputs: Sequence[str], name: str | None, force: bool,
 
 # ---------------------------------------------------------------------------------------------------------------------
 # JSON
-
-
-def _print_json(value: Mapping[str, Any]) -> None:
-    print(json.dumps(_plain(value), indent=2, allow_nan=False))
-
-
-def _plain(value: Any) -> Any:
-    """Records, mappings and sequences as JSON has them; a number that JSON cannot hold is spelled as a string."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float):
-        return value if isfinite(value) else repr(value)
-    return str(value)
 
 
 def _facts(result: Result) -> dict[str, Any]:
@@ -592,12 +493,4 @@ def _facts(result: Result) -> dict[str, Any]:
         "device": result.device,
         "checks": result.checks,
         "weights_digest": result.weights_digest,
-    }
-
-
-def _error_facts(error: ZeroConvertError) -> dict[str, Any]:
-    parts = {name: getattr(error, name) for name in ("what", "where", "got", "expected", "fix")}
-    return {
-        "error": {"type": type(error).__name__.lstrip("_"), "message": str(error), **parts},
-        "exit_code": error.exit_code,
     }

@@ -64,7 +64,7 @@ def canonical_json(obj: Any) -> str:
     return json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def parse_json(data: bytes, where: str) -> Any:
+def parse_json(data: bytes, where: str, lines: bool = False) -> Any:
     """The value of a JSON text from an untrusted file.
 
     Stricter than `json.loads`: UTF-8 only, no key twice in one object, no NaN or infinity; endless nesting and
@@ -73,6 +73,7 @@ def parse_json(data: bytes, where: str) -> Any:
     Args:
         data: the text.
         where: file and part of it, for the message.
+        lines: people read this text, so the message names the line.
     Raises:
         MalformedError: it is not such a text.
     """
@@ -95,7 +96,9 @@ def parse_json(data: bytes, where: str) -> Any:
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
     except (ValueError, RecursionError) as error:
-        detail = str(error).partition(": line ")[0]
+        detail, _, place = str(error).partition(": line ")
+        if lines and place:
+            where = f"{where}, line {place.partition(' ')[0]}"
         raise MalformedError("the text is not JSON", where=where, got=detail, expected="one JSON value") from None
 
 

@@ -120,7 +120,7 @@ def _message(failure: ZeroConvertError, width: int = 0) -> list[RenderableType]:
     where = _cut(failure.where, 2 * width - len(failure.what) - 12, width)
     headline = f"{failure.what} ({where})" if where else failure.what
     lines: list[RenderableType] = [Text.assemble(("error: ", "bold red"), headline)]
-    facts = _facts()
+    facts = facts_table()
     for label, text, count in (("got", failure.got, 3), ("expected", failure.expected, 2)):
         if text:
             facts.add_row(Text(label, "dim"), Text(_cut(text, count * (width - 24), width)))
@@ -139,7 +139,7 @@ def summary(screen: Screen, result: Result) -> None:
     """After the work: joins found and rewritten, tensors per rule, what was declined, checks with their numbers."""
     plan = result.plan
     screen.tell(Text(_headline(result.recipe.model or result.recipe.source, plan, result.recipe.dtype), "bold"), "")
-    facts = _facts()
+    facts = facts_table()
     _add_capture(facts, plan)
     _add_joins(facts, plan)
     _add_edits(facts, plan.edits)
@@ -176,12 +176,12 @@ def checksum_line(sha256: str, path: str) -> str:
 def plan(screen: Screen, plan: Plan, model: str, dtype: str) -> None:
     """Every edit and every tensor's rule; a layer's tensors with the same rule share a line."""
     screen.give(Text(_headline(model, plan, dtype), "bold"), "")
-    facts = _facts()
+    facts = facts_table()
     _add_capture(facts, plan)
     _add_joins(facts, plan)
     screen.give(Padding(facts, (0, 0, 0, 2)), "")
     screen.give(Text(f"Edits ({len(plan.edits)})", "bold"), _edits(plan.edits), "")
-    table = _table("layer", "role", "tensors", "rule")
+    table = table_of("layer", "role", "tensors", "rule")
     for layer, rule, group in _by_layer(plan.assignments):
         tensors = ", ".join(f"{each.tensor.local} {_times(each.tensor.shape)}".rstrip() for each in group)
         table.add_row(layer, group[0].role if layer else "", tensors, rule)
@@ -322,7 +322,7 @@ def inspection(screen: Screen, found: Inspection) -> None:
     """What is in a model: how it was captured, its joins, its layers."""
     structure: Structure = found.structure
     screen.give(Text(f"{found.name}, {found.source}", "bold"), "")
-    facts = _facts()
+    facts = facts_table()
     _add_capture(facts, found)
     residual = [join for join in structure.joins if join.residual]
     kinds = _counted(join.shortcut for join in residual)
@@ -342,14 +342,14 @@ def inspection(screen: Screen, found: Inspection) -> None:
     _add_notes(facts, structure.notes, screen.verbose > 0)
     screen.give(Padding(facts, (0, 0, 0, 2)))
     if structure.joins:
-        table = _table("join", "shortcut", "order", "channels", "stride", "branch")
+        table = table_of("join", "shortcut", "order", "channels", "stride", "branch")
         for join in structure.joins:
             shortcut = join.shortcut if join.residual else "none"
             channels = f"{join.in_channels} → {join.out_channels}"
             table.add_row(join.node, shortcut, join.order, channels, str(join.stride), ", ".join(join.branch))
         screen.give("", table)
     if screen.verbose:
-        table = _table("layer", "kind", "role", "class", "tensors")
+        table = table_of("layer", "kind", "role", "class", "tensors")
         for layer in structure.layers:
             tensors = ", ".join(f"{tensor.local} {_times(tensor.shape)}".rstrip() for tensor in layer.tensors)
             table.add_row(layer.name or "(the model itself)", layer.kind, layer.role, layer.cls, tensors)
@@ -360,7 +360,7 @@ def file_contents(screen: Screen, path: str, header: Header, recipe: Mapping[str
     """What is in a safetensors file: its recipe and its tensors."""
     values = sum(prod(tensor.shape) for tensor in header.tensors)
     screen.give(Text(f"{path}, {size(header.size)}", "bold"), "")
-    facts = _facts()
+    facts = facts_table()
     facts.add_row(Text("tensors", "dim"), Text(f"{len(header.tensors):,}, {values:,} values"))
     facts.add_row(Text("types", "dim"), Text(_counted(tensor.dtype for tensor in header.tensors)))
     for key, value in (recipe or {}).items():
@@ -369,7 +369,7 @@ def file_contents(screen: Screen, path: str, header: Header, recipe: Mapping[str
             facts.add_row(Text(key, "dim"), Text(spelled))
     if recipe is None:
         facts.add_row(Text("recipe", "dim"), Text("none: not written by zero-convert"))
-    table = _table("tensor", "type", "shape", "bytes")
+    table = table_of("tensor", "type", "shape", "bytes")
     for tensor in header.tensors:
         table.add_row(tensor.name, tensor.dtype, _times(tensor.shape), f"{tensor.end - tensor.begin:,}")
     screen.give(Padding(facts, (0, 0, 0, 2)), "", table)
@@ -392,7 +392,7 @@ def verification(screen: Screen, path: Path, answer: Verification | ZeroConvertE
 
 def schemes(screen: Screen, known: Sequence[Scheme]) -> None:
     """Name, aliases, options and source of each scheme."""
-    table = _table("scheme", "also", "options", "source")
+    table = table_of("scheme", "also", "options", "source")
     for scheme in known:
         options = "\n".join(f"{option.name}={'|'.join(option.choices)}" for option in scheme.options)
         table.add_row(scheme.name, ", ".join(scheme.aliases), options, scheme.title)
@@ -403,7 +403,7 @@ def scheme(screen: Screen, one: Scheme) -> None:
     """The mathematics, source and options of one scheme."""
     names = ", ".join((one.name, *one.aliases))
     screen.give(Text(names, "bold"), "", Text(one.doc.strip()), "")
-    table = _table("--set", "values", "default", "what it does")
+    table = table_of("--set", "values", "default", "what it does")
     for option in one.options:
         table.add_row(option.name, " | ".join(option.choices), option.default, option.help)
     screen.give(table)
@@ -447,14 +447,14 @@ def _counted(words: Iterable[str]) -> str:
     return ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
 
 
-def _facts() -> Table:
+def facts_table() -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column()
     return table
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for index, column in enumerate(columns):
         table.add_column(column, no_wrap=index == 0, overflow="fold")

@@ -14,27 +14,47 @@ import dataclasses
 import json
 import math
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from . import records
-from .atomic import atomic_write
-from .digests import Leaf, Written, brief, canonical_json, is_plain_text, parse_json, weights_digest
-from .errors import MalformedError, StorageError, UsageError
+from .atomic import write_bytes
+from .digests import Leaf, Written, brief, canonical_json, parse_json, weights_digest
+from .errors import MalformedError, UsageError
+from .fields import Fields, is_option, is_text, is_texts, is_value, read_edit, read_leaf, read_limited
 
 RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
 RECEIPT_SUFFIX = ".receipt.json"
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 LEFTOVERS = ("error", "zeros", "keep")
+IDENTITY_FIELDS = ("edits", "fingerprint", "recipe", "tensors", "weights_digest")
 
 _FORMAT = 1
 _OPTIONAL: Mapping[str, Any] = {"leftovers": "error", "inputs": ()}  # fields that are left out at these values
 _LIMIT = 256 << 20  # bytes; a receipt of a million tensors has about 150 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a conversion is, apart from the files it became; receipts and locks hold it in the same words.
+
+    Attributes:
+        recipe: what makes the bytes.
+        fingerprint: of the model's source.
+        edits: the changes of the architecture, in order.
+        tensors: name → dtype, shape and leaf digest.
+        weights_digest: `zc1` over all tensors, hex.
+    """
+
+    recipe: records.Recipe
+    fingerprint: str
+    edits: tuple[records.Edit, ...]
+    tensors: Mapping[str, Leaf]
+    weights_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +76,12 @@ class Receipt:
     file_format: str
     written: Written
     run: Mapping[str, Any]
+
+    @property
+    def identity(self) -> Identity:
+        """All of it but the file and the run."""
+        tensors, digest = self.written.tensors, self.written.weights_digest
+        return Identity(self.recipe, self.fingerprint, self.edits, tensors, digest)
 
 
 def receipt_path(artifact: str | PathLike[str]) -> Path:
@@ -84,20 +110,9 @@ def make_receipt(
     Raises:
         UsageError: the recipe holds something else than plain values.
     """
-    return {
-        "identity": {
-            "edits": [dataclasses.asdict(edit) for edit in edits],
-            "file": {"format": file_format, "sha256": written.sha256, "size": written.size},
-            "fingerprint": fingerprint,
-            "recipe": recipe_json(recipe),
-            "tensors": {
-                name: {"dtype": leaf.dtype, "shape": list(leaf.shape), "digest": leaf.digest}
-                for name, leaf in written.tensors.items()
-            },
-            "weights_digest": written.weights_digest,
-        },
-        "run": _informative(run),
-    }
+    identity = Identity(recipe, fingerprint, tuple(edits), written.tensors, written.weights_digest)
+    file = {"format": file_format, "sha256": written.sha256, "size": written.size}
+    return {"identity": {**identity_json(identity), "file": file}, "run": _informative(run)}
 
 
 def write_receipt(artifact: str | PathLike[str], receipt: Mapping[str, Any], force: bool = False) -> Path:
@@ -108,10 +123,13 @@ def write_receipt(artifact: str | PathLike[str], receipt: Mapping[str, Any], for
         StorageError: the file system said no.
     """
     path = receipt_path(artifact)
-    text = json.dumps(receipt, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    with atomic_write(path, force) as stream:
-        stream.write(text.encode("ascii"))
+    write_bytes(path, spell_receipt(receipt), force)
     return path
+
+
+def spell_receipt(receipt: Mapping[str, Any]) -> bytes:
+    """The bytes of a receipt's file."""
+    return (json.dumps(receipt, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
 
 
 def read_receipt(path: str | PathLike[str]) -> Receipt:
@@ -121,16 +139,7 @@ def read_receipt(path: str | PathLike[str]) -> Receipt:
         MalformedError: it is no receipt, or contradicts itself.
         StorageError: it cannot be read.
     """
-    where = str(path)
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size > _LIMIT:
-                raise MalformedError("too large for a receipt", where=where, expected=f"at most {_LIMIT} bytes")
-            data = file.read(_LIMIT)
-    except (OSError, ValueError) as error:
-        got = getattr(error, "strerror", None) or str(error)
-        raise StorageError("cannot read the receipt", where=where, got=got) from error
-    return receipt_from_json(parse_json(data, where), where)
+    return receipt_from_json(parse_json(read_limited(path, _LIMIT, "receipt"), str(path)), str(path))
 
 
 def receipt_from_json(obj: object, where: str = "receipt") -> Receipt:
@@ -139,35 +148,70 @@ def receipt_from_json(obj: object, where: str = "receipt") -> Receipt:
     Raises:
         MalformedError: it spells none, or its weights digest is not that of its tensors.
     """
-    top = _Fields.of(obj, where, ("identity", "run"))
-    identity = _Fields.of(
-        top.raw["identity"],
-        f"{where}, identity",
-        ("edits", "file", "fingerprint", "recipe", "tensors", "weights_digest"),
+    top = Fields.of(obj, where, ("identity", "run"))
+    inside = f"{where}, identity"
+    fields = Fields.of(top.raw["identity"], inside, (*IDENTITY_FIELDS, "file"))
+    identity = identity_from_json({name: fields.raw[name] for name in IDENTITY_FIELDS}, inside)
+    file = Fields.of(fields.raw["file"], f"{inside}.file", ("format", "sha256", "size"))
+    return Receipt(
+        recipe=identity.recipe,
+        fingerprint=identity.fingerprint,
+        edits=identity.edits,
+        file_format=file.text("format"),
+        written=Written(file.digest("sha256"), file.size("size"), identity.tensors, identity.weights_digest),
+        run=top.take("run", lambda value: isinstance(value, dict), "an object"),
     )
-    file = _Fields.of(identity.raw["file"], f"{where}, identity.file", ("format", "sha256", "size"))
-    tensors = {
-        name: _leaf(leaf, f"{where}, tensor {brief(name)}")
-        for name, leaf in identity.mapping("tensors", lambda leaf: isinstance(leaf, dict), "an object").items()
+
+
+# --------------------------------------------------------------------------------------------- identity
+
+
+def identity_json(identity: Identity) -> dict[str, Any]:
+    """The identity as a JSON object with the keys `IDENTITY_FIELDS`.
+
+    Raises:
+        UsageError: the recipe holds something else than plain values.
+    """
+    return {
+        "edits": [dataclasses.asdict(edit) for edit in identity.edits],
+        "fingerprint": identity.fingerprint,
+        "recipe": recipe_json(identity.recipe),
+        "tensors": {
+            name: {"dtype": leaf.dtype, "shape": list(leaf.shape), "digest": leaf.digest}
+            for name, leaf in identity.tensors.items()
+        },
+        "weights_digest": identity.weights_digest,
     }
-    claimed = identity.digest("weights_digest")
+
+
+def identity_from_json(obj: object, where: str) -> Identity:
+    """The identity that a JSON object spells; the inverse of `identity_json`.
+
+    Raises:
+        MalformedError: it spells none, or its weights digest is not that of its tensors.
+    """
+    fields = Fields.of(obj, where, IDENTITY_FIELDS)
+    tensors = {
+        name: read_leaf(leaf, f"{where}, tensor {brief(name)}")
+        for name, leaf in fields.mapping("tensors", lambda leaf: isinstance(leaf, dict), "an object").items()
+    }
+    claimed = fields.digest("weights_digest")
     own = weights_digest({name: bytes.fromhex(leaf.digest) for name, leaf in tensors.items()})
     if own != claimed:
         raise MalformedError(
-            "the receipt contradicts itself: its weights digest is not that of its tensors",
+            "it contradicts itself: its weights digest is not that of its tensors",
             where=where,
             got=claimed,
             expected=own,
-            fix="It was changed after it was made; make artifact and receipt again.",
+            fix="It was changed after it was written; convert again.",
         )
-    edits = identity.take("edits", lambda value: isinstance(value, list), "a list")
-    return Receipt(
-        recipe=recipe_from_json(identity.raw["recipe"], f"{where}, identity.recipe"),
-        fingerprint=identity.text("fingerprint"),
-        edits=tuple(_edit(edit, f"{where}, edit {index}") for index, edit in enumerate(edits)),
-        file_format=file.text("format"),
-        written=Written(file.digest("sha256"), file.size("size"), tensors, claimed),
-        run=top.take("run", lambda value: isinstance(value, dict), "an object"),
+    edits = fields.take("edits", lambda value: isinstance(value, list), "a list")
+    return Identity(
+        recipe=recipe_from_json(fields.raw["recipe"], f"{where}.recipe"),
+        fingerprint=fields.text("fingerprint"),
+        edits=tuple(read_edit(edit, f"{where}, edit {index}") for index, edit in enumerate(edits)),
+        tensors=tensors,
+        weights_digest=claimed,
     )
 
 
@@ -221,7 +265,7 @@ def recipe_from_json(obj: object, where: str = "recipe") -> records.Recipe:
         MalformedError: it spells none, or one of a format that this version does not know.
     """
     complete = {**_OPTIONAL, **obj} if isinstance(obj, dict) else obj
-    fields = _Fields.of(complete, where, (spec.name for spec in dataclasses.fields(records.Recipe)))
+    fields = Fields.of(complete, where, (spec.name for spec in dataclasses.fields(records.Recipe)))
     version = fields.raw["format"]
     if type(version) is not int or version != _FORMAT:
         raise MalformedError(
@@ -233,14 +277,14 @@ def recipe_from_json(obj: object, where: str = "recipe") -> records.Recipe:
         )
     return records.Recipe(
         model=fields.text("model"),
-        model_args=fields.mapping("model_args", _is_value, "plain values"),
+        model_args=fields.mapping("model_args", is_value, "plain values"),
         scheme=fields.text("scheme"),
-        options=fields.mapping("options", _is_option, "a string, a number, true or false"),
+        options=fields.mapping("options", is_option, "a string, a number, true or false"),
         dtype=fields.take("dtype", lambda value: value in DTYPES, "one of " + ", ".join(DTYPES)),
-        ties=fields.mapping("ties", _is_text, "a tensor's name"),
+        ties=fields.mapping("ties", is_text, "a tensor's name"),
         source=fields.text("source"),
         leftovers=fields.take("leftovers", lambda value: value in LEFTOVERS, "one of " + ", ".join(LEFTOVERS)),
-        inputs=tuple(fields.take("inputs", _is_texts, "a list of shapes")),
+        inputs=tuple(fields.take("inputs", is_texts, "a list of shapes")),
         format=_FORMAT,
     )
 
@@ -263,106 +307,3 @@ def _informative(value: object) -> object:
     if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     return str(value)
-
-
-# ------------------------------------------------------------------------------- reading what others wrote
-
-
-@dataclass(frozen=True, slots=True)
-class _Fields:
-    """A JSON object with exactly the expected keys; every value is checked as it is taken."""
-
-    raw: dict[str, Any]
-    where: str
-
-    @classmethod
-    def of(cls, obj: object, where: str, names: Iterable[str]) -> _Fields:
-        names = sorted(names)
-        if not isinstance(obj, dict):
-            raise _wrong(where, "not an object", obj, "an object with " + ", ".join(names))
-        if missing := [name for name in names if name not in obj]:
-            raise _wrong(where, "a field is missing", obj, missing[0])
-        if unknown := [name for name in obj if name not in names]:
-            raise _wrong(where, "a field is unknown", unknown[0], ", ".join(names))
-        return cls(obj, where)
-
-    def take(self, name: str, check: Callable[[object], bool], expected: str) -> Any:
-        value = self.raw[name]
-        if not check(value):
-            raise _wrong(self.where, f"the field {name!r} is malformed", value, expected)
-        return value
-
-    def text(self, name: str) -> str:
-        value: str = self.take(name, _is_text, "text without control characters")
-        return value
-
-    def digest(self, name: str) -> str:
-        value: str = self.take(name, _is_digest, "64 hexadecimal digits")
-        return value
-
-    def size(self, name: str) -> int:
-        value: int = self.take(name, _is_size, "an integer from 0 to 2**63 - 1")
-        return value
-
-    def mapping(self, name: str, check: Callable[[object], bool], expected: str) -> dict[str, Any]:
-        value = self.raw[name]
-        if not isinstance(value, dict):
-            raise _wrong(self.where, f"the field {name!r} is malformed", value, "an object")
-        for key, item in value.items():
-            if not _is_text(key) or not check(item):
-                raise _wrong(self.where, f"the field {name!r} is malformed at {brief(key)}", item, expected)
-        return value
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and is_plain_text(value)
-
-
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(map(_is_text, value))
-
-
-def _is_digest(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
-def _is_size(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-def _is_shape(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_size, value))
-
-
-def _is_option(value: object) -> bool:
-    return isinstance(value, int | float) or _is_text(value)
-
-
-def _is_value(value: object, levels: int = 16) -> bool:
-    """A plain value, nested no deeper than `levels`."""
-    if isinstance(value, dict):
-        return all(map(_is_text, value)) and _is_value(list(value.values()), levels)
-    if isinstance(value, list):
-        return levels > 0 and all(_is_value(item, levels - 1) for item in value)
-    return value is None or _is_option(value)
-
-
-def _leaf(obj: object, where: str) -> Leaf:
-    fields = _Fields.of(obj, where, ("dtype", "shape", "digest"))
-    shape = fields.take("shape", _is_shape, "a list of sizes")
-    return Leaf(fields.text("dtype"), tuple(shape), fields.digest("digest"))
-
-
-def _edit(obj: object, where: str) -> records.Edit:
-    fields = _Fields.of(obj, where, (spec.name for spec in dataclasses.fields(records.Edit)))
-    return records.Edit(
-        rewrite=fields.text("rewrite"),
-        target=fields.text("target"),
-        action=fields.text("action"),
-        applied=fields.take("applied", lambda value: isinstance(value, bool), "true or false"),
-        reason=fields.text("reason"),
-    )
-
-
-def _wrong(where: str, what: str, got: object, expected: str) -> MalformedError:
-    return MalformedError(what, where=where, got=brief(got), expected=expected)

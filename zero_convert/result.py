@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from . import exporters, receipt
-from .atomic import atomic_write, check_target
+from .atomic import alone, check_target, staged
 from .digests import Written, leaf_digest, weights_digest
 from .errors import CheckError, UsageError
 from .exporters import safetensors
@@ -119,12 +119,18 @@ class Result:
         return tuple(self._save(target, force, format, progress) for target in paths)
 
     def _save(self, path: str | PathLike[str], force: bool, format: str | None, progress: Progress | None) -> Saved:
-        tell(progress, "export", str(path))
-        with atomic_write(path, force) as stream:
-            written = self.write(stream)
-        tell(progress, "seal", str(receipt.receipt_path(path)))
-        sealed = receipt.make_receipt(self.recipe, self.fingerprint, self.plan.edits, written, self.run_record())
-        beside = receipt.write_receipt(path, sealed, force)
+        beside = receipt.receipt_path(path)
+        with staged(path, force) as artifact, staged(beside, force) as seal:
+            tell(progress, "export", str(path))
+            written = self.write(artifact)
+            artifact.promise(written.size, written.sha256)
+            artifact.settle()
+            tell(progress, "seal", str(beside))
+            sealed = receipt.make_receipt(self.recipe, self.fingerprint, self.plan.edits, written, self.run_record())
+            seal.write_all(receipt.spell_receipt(sealed))
+            with alone(Path(path).parent):  # of two runs at once the receipt that stays is that of the file that stays
+                artifact.commit()
+                seal.commit()
         return Saved(Path(path), beside, written.sha256, written.size, written.weights_digest)
 
     def write(self, stream: Any) -> Written:

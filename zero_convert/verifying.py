@@ -1,4 +1,6 @@
-"""Is an artifact still what its receipt says? Rehash it and name what differs. Reads two files, writes none, no torch.
+"""Is an artifact still what its receipt or a lock says? Rehash it and name what differs. Reads two files, writes none.
+
+No torch.
 
 The questions, in the order of the answers:
 
@@ -20,6 +22,7 @@ from pathlib import Path
 from . import exporters
 from .digests import Leaf, Written, brief, canonical_json, sha256_file
 from .errors import MalformedError, MismatchError, StorageError, ZeroConvertError
+from .lock import Lock, find, read_lock
 from .receipt import RECEIPT_SUFFIX, Receipt, read_receipt, receipt_path, recipe_from_metadata, recipe_json
 
 
@@ -60,8 +63,9 @@ class Verification:
             return
         first, count = self.findings[:5], len(self.findings)
         more = f"; and {count - len(first)} more" if count > len(first) else ""
+        kind = "receipt" if self.receipt_path.name.endswith(RECEIPT_SUFFIX) else "entry in the lock"
         raise MismatchError(
-            f"the artifact differs from its receipt: {'; '.join(map(str, first))}{more}",
+            f"the artifact differs from its {kind}: {'; '.join(map(str, first))}{more}",
             where=str(self.path),
             fix="Make it again from its recipe, or restore both files from a copy.",
         )
@@ -90,18 +94,30 @@ def artifacts(path: str | PathLike[str]) -> tuple[Path, ...]:
     return tuple(Path(path) / name.removesuffix(RECEIPT_SUFFIX) for name in names)
 
 
-def verify_all(paths: Iterable[str | PathLike[str]]) -> Iterator[tuple[Path, Verification | ZeroConvertError]]:
-    """Each artifact at the paths and in the folders among them, with its answer, or with what stands against one."""
+def verify_all(
+    paths: Iterable[str | PathLike[str]], lock_path: str | PathLike[str] | None = None
+) -> Iterator[tuple[Path, Verification | ZeroConvertError]]:
+    """Each artifact at the paths and in the folders among them, with its answer, or with what stands against one.
+
+    With a lock its entries stand in for receipts, and without paths all its files are looked at.
+
+    Raises:
+        MalformedError, StorageError: the lock is none, or cannot be read.
+    """
+    lock = None if lock_path is None else read_lock(lock_path)
+    beside = Path() if lock_path is None else Path(lock_path).parent
+    if lock is not None and not (paths := list(paths)):
+        paths = [beside / file.path for entry in lock.entries for file in entry.files]
     for path in paths:
         try:
-            found = artifacts(path)
+            found = artifacts(path) if lock is None else _locked(path, lock, beside)
         except StorageError as error:
             yield Path(path), error
             continue
         for artifact in found:
             answer: Verification | ZeroConvertError
             try:
-                answer = verify(artifact)
+                answer = verify(artifact) if lock is None else verify_locked(artifact, lock, Path(lock_path or ""))
             except ZeroConvertError as error:
                 answer = error
             except OSError as error:  # it went away while it was read
@@ -131,10 +147,47 @@ def verify(path: str | PathLike[str], receipt: str | PathLike[str] | None = None
             expected=f"the file {beside}",
             fix="Copy the receipt beside the artifact, or convert again: the receipt is written with it.",
         )
-    known = read_receipt(beside)
+    return _verified(artifact, beside, read_receipt(beside))
+
+
+def verify_locked(path: str | PathLike[str], lock: Lock, lock_path: Path) -> Verification:
+    """What differs between the artifact at `path` and its entry in the lock; its receipt is not asked.
+
+    Raises:
+        StorageError: the artifact is not there, or has no entry.
+    """
+    if not os.path.exists(path):
+        raise StorageError("the artifact does not exist", where=str(path))
+    inside = Path(os.path.relpath(path, lock_path.parent)).as_posix()
+    found = find(lock, inside)
+    if found is None:
+        known = [file.path for entry in lock.entries for file in entry.files]
+        raise StorageError(
+            "the artifact has no entry in the lock",
+            where=str(path),
+            got=f"{lock_path} with {', '.join(known[:6]) or 'no entry'}{' …' if len(known) > 6 else ''}",
+            expected=f"an entry for {inside}",
+            fix="`zero-convert lock` records one.",
+        )
+    entry, file = found
+    return _verified(Path(path), lock_path, entry.receipt(file))
+
+
+def _locked(path: str | PathLike[str], lock: Lock, beside: Path) -> tuple[Path, ...]:
+    """The file itself; for a folder the files of the lock below it."""
+    if not os.path.isdir(path):
+        return (Path(path),)
+    every = [beside / file.path for entry in lock.entries for file in entry.files]
+    found = tuple(sorted(each for each in every if Path(os.path.abspath(path)) in Path(os.path.abspath(each)).parents))
+    if not found:
+        raise StorageError("the lock has no file in this folder", where=str(path), got="none")
+    return found
+
+
+def _verified(artifact: Path, beside: Path, known: Receipt) -> Verification:
     if known.file_format not in exporters.formats():
         raise MalformedError(
-            "the receipt names a format this version does not know",
+            "the receipt or lock names a format this version does not know",
             where=str(beside),
             got=brief(known.file_format),
             expected=" or ".join(exporters.formats()),

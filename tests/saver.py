@@ -1,0 +1,58 @@
+"""A process that has converted already and runs command lines in children, which tests can end at any moment.
+
+    python -m tests.saver
+
+Each line of stdin is {"arguments": […], "stop": bool}: a child runs `zero-convert ARGUMENTS`, stopped before it starts
+if `stop`. The answer is its process id. {"wait": PID} is answered with its wait status.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.test_cli import MODELS
+from zero_convert import cli
+
+QUICK = ("--input", "2x3x8x8", "--device", "cpu", "--validate", "none", "-q")
+
+
+def _child(arguments: list[str], stop: bool) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(nowhere, stream)
+        if stop:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        code = cli.main(arguments)
+    finally:
+        os._exit(code)
+
+
+def main() -> None:
+    """Serve stdin until it ends."""
+    with tempfile.TemporaryDirectory() as folder:  # everything that is imported late is imported before the first fork
+        net = Path(folder) / "net.py"
+        net.write_text(MODELS)
+        assert cli.main([f"{net}:Net", "--out", f"{folder}/a.safetensors", *QUICK]) == 0
+        assert (
+            cli.main([f"{net}:Net", "--out", f"{folder}/a.safetensors", "--scheme", "zero-2022", "--force", *QUICK])
+            == 0
+        )
+        print(json.dumps({"net": f"{net}:Net"}), file=sys.stderr, flush=True)
+        for line in sys.stdin:
+            order = json.loads(line)
+            answer = os.waitpid(order["wait"], 0)[1] if "wait" in order else _child(order["arguments"], order["stop"])
+            print(answer, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

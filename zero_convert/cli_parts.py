@@ -1,0 +1,186 @@
+"""What the commands share: options they spell alike, clean streams, JSON. No command is here, and nothing heavy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .errors import UsageError, ZeroConvertError
+
+OUTPUT, MODEL, RUN, MESSAGES = "Output", "Model and scheme", "Checks", "Messages"
+
+
+def option(*names: str, panel: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
+
+
+ModelName = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="resnet50, torchvision:NAME, package.module:factory or path/file.py:factory."),
+]
+Out = Annotated[
+    list[str] | None,
+    option("--out", "-o", panel=OUTPUT, metavar="FILE", help="File to write; repeatable; - is stdout."),
+]
+Format = Annotated[
+    str | None,
+    option("--format", panel=OUTPUT, metavar="NAME", help="Output format, where the suffix does not say it."),
+]
+Force = Annotated[bool, option("--force", panel=OUTPUT, help="Replace existing files.", metavar="")]
+SchemeName = Annotated[str, option("--scheme", panel=MODEL, metavar="NAME", help="`zero-convert schemes` lists them.")]
+Settings = Annotated[
+    list[str] | None,
+    option("--set", panel=MODEL, metavar="KEY=VALUE", help="Option of the scheme; repeatable."),
+]
+Dtype = Annotated[
+    Literal["float32", "float16", "bfloat16"], option("--dtype", panel=MODEL, help="Type of the written values.")
+]
+Leftovers = Annotated[
+    Literal["error", "zeros", "keep"],
+    option("--leftovers", panel=MODEL, help="What becomes of a tensor that no rule covers."),
+]
+Validate = Annotated[
+    Literal["quick", "full", "none"], option("--validate", panel=RUN, help="How much to check before writing.")
+]
+Device = Annotated[str, option("--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps", help="Where the checks run.")]
+ModelArgs = Annotated[
+    list[str] | None,
+    option("--model-arg", panel=MODEL, metavar="KEY=VALUE", help="Argument of the model's factory; repeatable."),
+]
+Inputs = Annotated[
+    list[str] | None,
+    option(
+        "--input",
+        panel=MODEL,
+        metavar="[NAME=]SHAPE[:DTYPE]",
+        help="Example input, 1x3x224x224:float32; repeatable.",
+    ),
+]
+Json = Annotated[
+    bool, option("--json", panel=MESSAGES, help="One JSON object on stdout and nothing else there.", metavar="")
+]
+Quiet = Annotated[bool, option("--quiet", "-q", panel=MESSAGES, help="Say nothing but errors.", metavar="")]
+Verbose = Annotated[
+    int,
+    option(
+        "--verbose",
+        "-v",
+        panel=MESSAGES,
+        help="Say more; -vv shows tracebacks.",
+        count=True,
+        show_default=False,
+        metavar="",
+    ),
+]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# arguments
+
+
+def check_outputs(outputs: Sequence[str], name: str | None, force: bool) -> list[Path]:
+    """The files that would be written, receipts as well, after everything that can be said against them before work.
+
+    Raises:
+        UsageError: no such format, a file that exists without `force`, or two outputs that are one.
+        StorageError: the file system would say no.
+    """
+    from . import exporters
+    from .atomic import check_target
+    from .receipt import receipt_path
+
+    targets = []
+    for output in outputs:
+        exporters.format_of(output, name)
+        targets += [check_target(output, force), check_target(receipt_path(output), force)]
+    if len(set(targets)) < len(targets):
+        raise UsageError(
+            "an output is named twice, or is the receipt of another", where="--out", got=", ".join(outputs)
+        )
+    return targets
+
+
+def examples(inputs: Sequence[str] | None) -> Any:
+    if not inputs:
+        return None
+    from .sources.inputs import parse_inputs
+
+    return parse_inputs(inputs)
+
+
+def model_args_of(pairs: Sequence[str] | None) -> dict[str, Any]:
+    from . import sources
+
+    return sources.parse_model_args(list(pairs or []))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# streams
+
+
+@contextlib.contextmanager
+def stdout_kept_clean() -> Iterator[None]:
+    """What a model's own code or a library prints goes to stderr, so that stdout holds results and nothing else."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # the process was started without stdout
+        yield
+        return
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def third_party_warnings(verbose: int) -> Iterator[None]:
+    """Python warnings of the libraries underneath are shown with -v, or as the user asked Python to."""
+    with warnings.catch_warnings():
+        if not verbose and not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# JSON
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    print(json.dumps(plain(value), indent=2, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """Records, mappings and sequences as JSON has them; a number that JSON cannot hold is spelled as a string."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if isfinite(value) else repr(value)
+    return str(value)
+
+
+def error_facts(error: ZeroConvertError) -> dict[str, Any]:
+    parts = {name: getattr(error, name) for name in ("what", "where", "got", "expected", "fix")}
+    return {
+        "error": {"type": type(error).__name__.lstrip("_"), "message": str(error), **parts},
+        "exit_code": error.exit_code,
+    }

@@ -1,0 +1,123 @@
+"""The verb `verify`: artifacts against receipts, a lock, or a manifest of model signing. It imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .cli_parts import OUTPUT, Force, Json, Quiet, Verbose, error_facts, option, print_json
+from .errors import FindingError, UsageError, ZeroConvertError
+
+if TYPE_CHECKING:
+    from .display import Screen
+
+_AGAINST = "Compared with, instead of receipts"
+
+
+def verify(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="FILE|FOLDER",
+            help="Artifacts, or folders: then every artifact with a receipt in it.",
+            show_default=False,
+        ),
+    ] = None,
+    lock_file: Annotated[
+        Path | None,
+        option("--lock", panel=_AGAINST, metavar="FILE", help="A lock; without FILE|FOLDER all its files."),
+    ] = None,
+    oms: Annotated[
+        Path | None,
+        option(
+            "--oms",
+            panel=_AGAINST,
+            metavar="FILE",
+            help="A statement or bundle of OpenSSF model signing: its manifest, not its signature.",
+        ),
+    ] = None,
+    statement: Annotated[
+        Path | None,
+        option(
+            "--statement",
+            panel=OUTPUT,
+            metavar="FILE",
+            help="If all is sound, write the in-toto statement of FILE|FOLDER, to be signed.",
+        ),
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Rehash artifacts and compare them with their receipts, which lie beside them.
+
+    All are looked at, whatever is wrong with one; the exit code is the highest of theirs.
+    """
+    from . import display, verifying
+
+    screen = display.Screen(quiet or as_json, verbose)
+    paths = files or []
+    if not paths and lock_file is None:
+        raise UsageError("nothing to verify", expected="FILE or FOLDER, or --lock FILE")
+    if (oms or statement) and len(paths) != 1:
+        where = "--oms" if oms else "--statement"
+        raise UsageError("a manifest is of one file or folder", where=where, got=f"{len(paths)} of them")
+    if oms and lock_file:
+        raise UsageError("one thing at a time to compare with", got="--oms and --lock")
+    if statement:
+        from .atomic import check_target
+
+        check_target(statement, force)
+    if oms:
+        _verify_manifest(screen, paths[0], oms, as_json)
+        _write_statement(screen, paths[0], statement, force)
+        return
+    rows: list[dict[str, Any]] = []
+    worst: ZeroConvertError | None = None
+    code = 0
+    for file, answer in verifying.verify_all(paths, lock_file):
+        if isinstance(answer, ZeroConvertError):
+            worst = answer if answer.exit_code > code else worst
+            own, row = answer.exit_code, {"sound": False, **error_facts(answer)}
+        else:
+            own = FindingError.exit_code if answer.findings else 0
+            sha256 = answer.receipt.written.sha256
+            row = {"sound": not answer.findings, "sha256": sha256, "findings": answer.findings, "exit_code": own}
+        rows.append({"file": str(file), **row})
+        code = max(code, own)
+        if not as_json:
+            display.verification(screen, file, answer)
+    if not code:
+        _write_statement(screen, paths[0] if paths else Path(), statement, force)
+    if as_json:
+        print_json({"files": rows} | (error_facts(worst) if worst else {}) | {"exit_code": code})
+    raise typer.Exit(code)
+
+
+def _verify_manifest(screen: Screen, path: Path, oms: Path, as_json: bool) -> None:
+    """Raises typer.Exit if the files are not those of the statement."""
+    from . import display_lock
+    from .manifest import compare_manifests, make_manifest, read_manifest
+
+    expected = read_manifest(oms)
+    found = compare_manifests(make_manifest(path, (oms,), expected.ignored), expected)
+    code = FindingError.exit_code if found else 0
+    if as_json:
+        print_json({"file": str(path), "root": expected.root, "findings": found, "exit_code": code})
+    else:
+        display_lock.manifest(screen, path, expected, found)
+    if code:
+        raise typer.Exit(code)
+
+
+def _write_statement(screen: Screen, path: Path, statement: Path | None, force: bool) -> None:
+    if statement is None:
+        return
+    from .manifest import make_manifest, write_statement
+
+    made = make_manifest(path, (statement,))
+    write_statement(statement, made, force)
+    screen.tell(f"wrote {statement}, the statement of {len(made.resources)} files with the root {made.root}")
