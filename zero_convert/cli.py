@@ -153,6 +153,13 @@ def convert(
         _option("--format", panel=_OUTPUT, metavar="NAME", help="Output format, where the suffix does not say it."),
     ] = None,
     force: Annotated[bool, _option("--force", panel=_OUTPUT, help="Replace existing files.", metavar="")] = False,
+    opset: Annotated[
+        int | None, _option("--opset", panel=_OUTPUT, metavar="N", help="ONNX: version of the operators; 20 by default.")
+    ] = None,
+    external_data: Annotated[
+        bool,
+        _option("--external-data", panel=_OUTPUT, help="ONNX: tensors in FILE.data, as beyond 1.8 GB.", metavar=""),
+    ] = False,
     dry_run: Annotated[
         bool,
         _option(
@@ -192,7 +199,7 @@ def convert(
     if not outputs and not dry_run:
         _refuse_without_output(model)
     if not dry_run:
-        _check_outputs(outputs, format_, force, as_json)
+        _check_outputs(outputs, format_, force, as_json, opset, external_data)
     options = schemes.parse_options(schemes.get(scheme), settings or [])
     screen = display.Screen(quiet or as_json, verbose)
     with screen.progress() as progress, _stdout_kept_clean(), _third_party_warnings(verbose):
@@ -220,7 +227,7 @@ def convert(
         display.summary(screen, result)
     try:
         with screen.progress(keep=False) as progress, _third_party_warnings(verbose):
-            saved = _save(result, outputs, format_, force, progress)
+            saved = _save(result, outputs, format_, force, opset, external_data, progress)
     except FindingError as error:
         if as_json:
             _print_json({**_facts(result), **_error_facts(error)})
@@ -235,7 +242,7 @@ def convert(
 
 @app.command()
 def inspect(
-    target: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="A model, or a .safetensors file.")],
+    target: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="A model, or a .safetensors or .onnx file.")],
     model_args: ModelArgs = None,
     inputs: Inputs = None,
     as_json: Json = False,
@@ -247,18 +254,11 @@ def inspect(
 
     screen = display.Screen(quiet or as_json, verbose)
     if _is_file(target):
-        from .exporters.safetensors import read_header
-        from .receipt import recipe_from_metadata, recipe_json
-
-        header = read_header(target)
-        recipe = recipe_from_metadata(header.metadata, target)
-        spelled = None if recipe is None else recipe_json(recipe)
+        facts = _file_facts(target)
         if as_json:
-            _print_json(
-                {"file": target, "size": header.size, "recipe": spelled, "tensors": header.tensors, "exit_code": 0}
-            )
+            _print_json({**facts, "exit_code": 0})
         else:
-            display.file_contents(screen, target, header, spelled)
+            display.file_contents(screen, facts)
         return
     with screen.progress() as progress, _stdout_kept_clean(), _third_party_warnings(verbose):
         from . import pipeline
@@ -296,8 +296,9 @@ def verify(
             own, row = answer.exit_code, {"sound": False, **_error_facts(answer)}
         else:
             own = FindingError.exit_code if answer.findings else 0
-            sha256 = answer.receipt.written.sha256
-            row = {"sound": not answer.findings, "sha256": sha256, "findings": answer.findings, "exit_code": own}
+            known = answer.receipt.written
+            row = {"sound": not answer.findings, "sha256": known.sha256, "weights_digest": known.weights_digest}
+            row |= {"findings": answer.findings, "exit_code": own}
         rows.append({"file": str(file), **row})
         code = max(code, own)
         if not as_json:
@@ -437,11 +438,16 @@ def _verbosity(arguments: Sequence[str]) -> int:
 # arguments
 
 
-def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_json: bool) -> None:
+def _check_outputs(
+    outputs: Sequence[str],
+    name: str | None,
+    force: bool,
+    as_json: bool,
+    opset: int | None,
+    external_data: bool,
+) -> None:
     """Everything that can be said against the outputs before any work is done."""
     from . import exporters
-    from .atomic import check_target
-    from .receipt import receipt_path
 
     if "-" in outputs:
         if len(outputs) > 1:
@@ -450,16 +456,17 @@ def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_jso
             raise UsageError("stdout cannot take a file and a JSON object", where="--out -", got="--json")
         if sys.stdout.isatty():
             raise UsageError("a terminal cannot show a model", where="--out -", fix="Send stdout to a file or a pipe.")
-        exporters.format_of("-", name or "safetensors")
-        return
-    targets = []
-    for output in outputs:
-        exporters.format_of(output, name)
-        targets += [check_target(output, force), check_target(receipt_path(output), force)]
-    if len(set(targets)) < len(targets):
-        raise UsageError(
-            "an output is named twice, or is the receipt of another", where="--out", got=", ".join(outputs)
-        )
+        formats = {exporters.format_of("-", name or "safetensors")}
+        if external_data:
+            raise UsageError("stdout takes one file only", where="--out -", got="--external-data")
+    else:
+        exporters.check_outputs(outputs, name, force, external_data=external_data)
+        formats = {exporters.format_of(output, name) for output in outputs}
+    if opset is not None or external_data:
+        if "onnx" not in formats:
+            option = "--external-data" if opset is None else "--opset"
+            raise UsageError("this option is for ONNX, and no output is", where=option, expected="--out FILE.onnx")
+        exporters.load("onnx").checked_opset(opset)
 
 
 def _refuse_without_output(word: str) -> NoReturn:
@@ -484,8 +491,8 @@ def _refuse_without_output(word: str) -> NoReturn:
 def _is_file(target: str) -> bool:
     """Is it a file to read rather than a model's name? `resnet50` stays a name beside a file of that name."""
     path = Path(target)
-    if path.suffix in (".safetensors", ".py"):
-        return path.suffix == ".safetensors"
+    if path.suffix in (".safetensors", ".onnx", ".py"):
+        return path.suffix != ".py"
     return path.is_file() and (path.suffix != "" or path.name != target)
 
 
@@ -534,13 +541,24 @@ def _third_party_warnings(verbose: int) -> Iterator[None]:
         yield
 
 
-def _save(result: Result, outputs: Sequence[str], name: str | None, force: bool, progress: Any) -> tuple[Saved, ...]:
+def _save(
+    result: Result,
+    outputs: Sequence[str],
+    name: str | None,
+    force: bool,
+    opset: int | None,
+    external_data: bool,
+    progress: Any,
+) -> tuple[Saved, ...]:
     if list(outputs) != ["-"]:
-        return result.save(*outputs, force=force, format=name, progress=progress)
+        with _stdout_kept_clean():
+            return result.save(
+                *outputs, force=force, format=name, opset=opset, external_data=external_data, progress=progress
+            )
     from .pipeline import refuse_failed
 
     refuse_failed(result.failed)
-    result.write(sys.stdout.buffer)
+    result.write(sys.stdout.buffer, name or "safetensors", opset)
     sys.stdout.buffer.flush()
     return ()
 
@@ -590,6 +608,34 @@ def _facts(result: Result) -> dict[str, Any]:
         "device": result.device,
         "checks": result.checks,
         "weights_digest": result.weights_digest,
+    }
+
+
+def _file_facts(path: str) -> dict[str, Any]:
+    """What is in a file of weights; its digest is made anew from the bytes of its tensors."""
+    from . import exporters
+    from .errors import MalformedError
+    from .receipt import recipe_from_metadata, recipe_json
+
+    exporter = exporters.load(exporters.format_of(path) if path.endswith(".onnx") else "safetensors")
+    header = exporter.read_header(path)
+    recipe = recipe_from_metadata(header.metadata, path)
+    names = ("ir_version", "opsets", "inputs", "outputs", "operators")
+    facts = {name: getattr(header, name) for name in names if hasattr(header, name)}
+    try:
+        digest, undigested = exporter.file_digests(path).weights_digest, ""
+    except MalformedError as error:
+        if not facts:
+            raise
+        digest, undigested = None, f"{error.what}: {error.got}"
+    return {
+        "file": path,
+        "size": header.size,
+        "recipe": None if recipe is None else recipe_json(recipe),
+        "weights_digest": digest,
+        **({"undigested": undigested} if undigested else {}),
+        **facts,
+        "tensors": header.tensors,
     }
 
 

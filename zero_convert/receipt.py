@@ -27,6 +27,7 @@ from .digests import Leaf, Written, brief, canonical_json, is_plain_text, parse_
 from .errors import MalformedError, StorageError, UsageError
 
 RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
+DIGEST_KEY = "zero_convert.weights_digest"  # likewise, where the format lets it follow the weights
 RECEIPT_SUFFIX = ".receipt.json"
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -176,7 +177,12 @@ def receipt_from_json(obj: object, where: str = "receipt") -> Receipt:
 
 def metadata(recipe: records.Recipe) -> dict[str, str]:
     """The `__metadata__` of a safetensors file; other libraries ask for `format`."""
-    return {"format": "pt", RECIPE_KEY: canonical_json(recipe_json(recipe))}
+    return {"format": "pt", **recipe_metadata(recipe)}
+
+
+def recipe_metadata(recipe: records.Recipe) -> dict[str, str]:
+    """The recipe as any artifact carries it."""
+    return {RECIPE_KEY: canonical_json(recipe_json(recipe))}
 
 
 def recipe_from_metadata(metadata: Mapping[str, str], where: str) -> records.Recipe | None:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import PurePath
 from types import ModuleType
 
+from ..atomic import check_target
 from ..errors import UsageError
+from ..receipt import receipt_path
 
 
 def formats() -> tuple[str, ...]:
@@ -40,6 +43,27 @@ def format_of(path: str | PathLike[str], name: str | None = None) -> str:
         expected=" or ".join(known),
         fix=f"Did you mean {close[0]!r}?" if close else "Change the suffix, or name the format with --format.",
     )
+
+
+def check_outputs(
+    paths: Sequence[str | PathLike[str]], name: str | None, force: bool, *, external_data: bool = False
+) -> None:
+    """Everything that can be said against the outputs before any work is done.
+
+    Raises:
+        UsageError: no such format, a file exists and `force` is not given, or two outputs are one file.
+        StorageError: the file system said no.
+    """
+    targets = []
+    for path in paths:
+        beside = [receipt_path(path)]
+        if format_of(path, name) == "onnx" and external_data:
+            beside.append(load("onnx").data_path(path))
+        targets += [check_target(target, force) for target in (path, *beside)]
+    if len(set(targets)) < len(targets):
+        raise UsageError(
+            "an output is named twice, or is a file beside another", where="--out", got=", ".join(map(str, paths))
+        )
 
 
 def load(name: str) -> ModuleType:
