@@ -154,7 +154,8 @@ def convert(
     ] = None,
     force: Annotated[bool, _option("--force", panel=_OUTPUT, help="Replace existing files.", metavar="")] = False,
     opset: Annotated[
-        int | None, _option("--opset", panel=_OUTPUT, metavar="N", help="ONNX: version of the operators; 20 by default.")
+        int | None,
+        _option("--opset", panel=_OUTPUT, metavar="N", help="ONNX: version of the operators; 20 by default."),
     ] = None,
     external_data: Annotated[
         bool,

@@ -1,8 +1,8 @@
 """The canonical form of an exported graph: names, order and constants that depend on the network alone. No torch here.
 
     inputs    as in `forward`; outputs as its result names them; the batch dimension is called `batch`
-    nodes     what the output does not need is gone; functions are inlined; attributes by name; `/Conv_12` is the name of
-              node 12 and of its output, further outputs are `/Split_12:1`, `/Split_12:2`, …
+    nodes     what the output does not need is gone; functions are inlined; attributes by name; `/Conv_12` is the name
+              of node 12 and of its output, further outputs are `/Split_12:1`, `/Split_12:2`, …
     states    keep the names of the state dict
     constants equal ones are one; they are nodes and come first, in the order in which they are needed
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass, RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 
 BATCH = "batch"
 _CONSTANTS = ("value", "value_int", "value_ints", "value_float", "value_floats")
@@ -30,9 +30,11 @@ def canonical(model: ir.Model, states: Mapping[str, str], outputs: Sequence[str]
         model: as exported; it is changed.
         states: every name of the state dict → the name it is stored under.
         outputs: the names that the results should have.
-        batched: the first free size of the inputs is the batch.
+        batched: the free sizes of the inputs are numbers of samples.
     """
-    for step in (InlinePass(), RemoveUnusedNodesPass(), RemoveUnusedFunctionsPass()):
+    _drop_missing_biases(model)
+    _name_casts(model)
+    for step in (InlinePass(), RemoveUnusedNodesPass()):
         step(model)
     initializers = dict(model.graph.initializers)
     values = {name: value.const_value for name, value in initializers.items() if name not in states}
@@ -53,11 +55,39 @@ def canonical(model: ir.Model, states: Mapping[str, str], outputs: Sequence[str]
     nodes += writer.readers(name for name in sorted(set(states.values()), key=str.encode) if name not in read)
     head = onnx.GraphProto(node=[*writer.constant_nodes, *nodes], name="zero_convert")
     sizes = _Sizes(batched)
-    tail = onnx.GraphProto(
-        input=[sizes.signature(value, writer.names[value.name]) for value in proto.input],
-        output=[sizes.signature(value, name) for value, name in zip(proto.output, wanted, strict=True)],
-    )
+    tail = onnx.GraphProto(input=[sizes.signature(value, writer.names[value.name]) for value in proto.input])
+    sizes.batched = False
+    tail.output.extend(sizes.signature(value, name) for value, name in zip(proto.output, wanted, strict=True))
     return head.SerializeToString(deterministic=True), tail.SerializeToString(deterministic=True)
+
+
+def _drop_missing_biases(model: ir.Model) -> None:
+    """Take away the zeros that torch puts where a convolution has no bias.
+
+    It computes them from the weight's sizes, and wrongly so for three axes, where ONNX Runtime refuses the node. The
+    optimizer that would take them away changes weights as well.
+    """
+    for node in model.graph.all_nodes():
+        if node.op_type in ("Conv", "ConvTranspose") and len(node.inputs) == 3:
+            value = node.inputs[2]
+            for kind in ("Expand", "CastLike"):
+                made = value.producer() if value is not None else None
+                value = made.inputs[0] if made is not None and made.op_type == kind else None
+            zero = ir.convenience.get_const_tensor(value) if value is not None and value.producer() else None
+            if zero is not None and not zero.numpy().any():
+                node.resize_inputs(2)
+
+
+def _name_casts(model: ir.Model) -> None:
+    """Casts to the type of another value become casts to that type: runtimes compute those of constants beforehand."""
+    for node in model.graph.all_nodes():
+        like = node.inputs[1] if node.op_type == "CastLike" else None
+        constant = ir.convenience.get_const_tensor(like) if like is not None else None
+        kind = constant.dtype if constant is not None else like.dtype if like is not None else None
+        if kind is not None:
+            node.op_type = "Cast"
+            node.resize_inputs(1)
+            node.attributes["to"] = ir.AttrInt64("to", kind.value)
 
 
 class _Writer:
@@ -111,7 +141,9 @@ class _Writer:
             if name in makers and name not in given:
                 given[name] = new
             else:  # an input, a state or a constant leaves as it is, or a result leaves twice
-                nodes.append(onnx.NodeProto(op_type="Identity", name=self._next("Identity"), input=[name], output=[new]))
+                nodes.append(
+                    onnx.NodeProto(op_type="Identity", name=self._next("Identity"), input=[name], output=[new])
+                )
         for node in _all_nodes(nodes):
             for names in (node.input, node.output):
                 for index, name in enumerate(names):
@@ -193,10 +225,13 @@ class _Writer:
 
 
 class _Sizes:
-    """Spells inputs and outputs; sizes that are free get names in the order in which they are met."""
+    """Spells inputs and outputs; sizes that are free get names in the order in which they are met.
+
+    In inputs only first sizes are: `batch`, and where another input may have another number of samples `batch_1`.
+    """
 
     def __init__(self, batched: bool) -> None:
-        self._batched = batched
+        self.batched = batched
         self._symbols: dict[str, str] = {}
 
     def signature(self, value: onnx.ValueInfoProto, name: str) -> onnx.ValueInfoProto:
@@ -210,9 +245,8 @@ class _Sizes:
         return made
 
     def _symbol(self, found: re.Match[str]) -> str:
-        first = BATCH if self._batched else "size_0"
-        count = len(self._symbols)
-        return self._symbols.setdefault(found[0], first if count == 0 else f"size_{count}")
+        kind, count = (BATCH if self.batched else "size"), len(self._symbols)
+        return self._symbols.setdefault(found[0], f"{kind}_{count}" if count or not self.batched else kind)
 
 
 def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:

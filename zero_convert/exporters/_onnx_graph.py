@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .. import hadamard
@@ -23,8 +25,6 @@ from ..errors import ModelError
 from ..modules import HadamardTransform
 from ._onnx_canonical import canonical
 from .onnx import Graph
-
-_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def graph(
@@ -63,6 +63,9 @@ def graph(
 
 class _Transform(nn.Module):
     """A Hadamard transform as two products with small matrices and one scaling, the channels where they are."""
+
+    left: Tensor | None
+    right: Tensor
 
     def __init__(self, given: HadamardTransform) -> None:
         super().__init__()
@@ -137,13 +140,30 @@ def _batches(inputs: Any) -> tuple[Any, Any]:
 
 def _export(module: nn.Module, inputs: Any, shapes: Any, opset: int) -> Any:
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), None)
-    with _quiet(), torch.no_grad():
+    with _quiet(), torch.no_grad(), _FourAxes():
         program = torch.onnx.export(
             module, args, kwargs=kwargs, dynamo=True, optimize=False, verbose=False, opset_version=opset,
             dynamic_shapes=shapes,
         )  # fmt: skip
     assert program is not None
     return program
+
+
+class _FourAxes(TorchFunctionMode):
+    """Attentions without an axis of heads get one: torch exports those with four axes only."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and args and args[0].ndim == 3 and len(args) <= 3:
+            args = tuple(each.unsqueeze(1) for each in args)
+            named = {key: value.unsqueeze(1) if _stack(value) else value for key, value in kwargs.items()}
+            return func(*args, **named).squeeze(1)
+        return func(*args, **kwargs)
+
+
+def _stack(value: Any) -> bool:
+    """Whether it is one matrix for each sample."""
+    return isinstance(value, Tensor) and value.ndim == 3
 
 
 def _result_names(program: Any, count: int) -> list[str]:
@@ -173,15 +193,12 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What torch says of its own ways while it exports is no news to the user."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    """What torch logs and prints of its own ways (whole graphs, before a failure) is no news to the user."""
+    before, said = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

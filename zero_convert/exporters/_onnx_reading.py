@@ -1,4 +1,4 @@
-"""Reads an ONNX file as far as its tensors, its metadata and its signature go: no torch, no onnx, no code from the file.
+"""Reads an ONNX file as far as its tensors, metadata and signature go: no torch, no onnx, no code from the file.
 
     ModelProto    1 IR version   7 graph   8 opsets   14 metadata
     GraphProto    1 nodes   5 initializers   11 inputs   12 outputs
@@ -13,15 +13,15 @@ from __future__ import annotations
 import collections
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import BinaryIO
 
-from ..digests import Leaf, Written, brief, weights_digest
+from ..digests import brief
 from ..errors import MalformedError, RefusedError, StorageError
 from ._protobuf import Field, Message
-from .safetensors import DIMENSIONS, Lanes, opened
+from .safetensors import DIMENSIONS, opened
 from .safetensors import DTYPES as BITS
 
 # ONNX's number of an element type → its name here; those without bits have no digest
@@ -32,12 +32,11 @@ TYPES: Mapping[int, str] = {
 }  # fmt: skip
 TENSORS = 1_000_000  # at most, so that a small file cannot fill the memory
 _TYPED_DATA = (4, 5, 6, 7, 10, 11)
-_CHUNK = 4 << 20  # bytes read at a time
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """An initializer: bytes `begin:end` of the file, or of the file `location` beside it; -1 where it is not stored raw."""
+    """An initializer: bytes `begin:end` of the file, or of the file `location` beside it; -1 where it is not raw."""
 
     name: str
     dtype: str
@@ -76,7 +75,7 @@ def read_header(path: str | PathLike[str]) -> OnnxHeader:
         StorageError: it, or its data file, cannot be read.
     """
     with opened(path) as file:
-        return _header(file, str(path))
+        return header_of(file, str(path))
 
 
 def read_metadata(path: str | PathLike[str]) -> Mapping[str, str]:
@@ -84,83 +83,8 @@ def read_metadata(path: str | PathLike[str]) -> Mapping[str, str]:
     return read_header(path).metadata
 
 
-def file_digests(path: str | PathLike[str]) -> Written:
-    """The digests of the file at `path`, made again from its bytes and those of its data file.
-
-    The data file has to hold the tensors that the model has in it, end to end, and nothing besides.
-
-    Raises:
-        MalformedError, RefusedError, StorageError: as `read_header`; or a tensor is not stored as raw bytes.
-    """
-    where = str(path)
-    with opened(path) as file:
-        header = _header(file, where)
-        for tensor in header.tensors:
-            if tensor.begin < 0 or tensor.dtype not in BITS:
-                raise MalformedError(
-                    f"tensor {brief(tensor.name)} has no digest",
-                    where=where,
-                    got=f"{tensor.dtype}, not stored as raw bytes" if tensor.begin < 0 else tensor.dtype,
-                    expected="raw bytes of a type that safetensors has",
-                    fix="The file was not written by zero-convert.",
-                )
-        whole = _digests(file, 0, header.size, [t for t in header.tensors if not t.location], where)
-    found = dict(whole.tensors)
-    for location in dict.fromkeys(t.location for t in header.tensors if t.location):
-        beside = os.path.join(os.path.dirname(where), location)
-        with opened(beside) as file:
-            size = os.fstat(file.fileno()).st_size
-            own = sorted((t for t in header.tensors if t.location == location), key=lambda t: (t.begin, t.end))
-            _check_tiling(own, size, beside)
-            found |= _digests(file, 0, size, own, beside).tensors
-    leaves = {name: bytes.fromhex(leaf.digest) for name, leaf in found.items()}
-    tensors: dict[str, Leaf] = {t.name: found[t.name] for t in header.tensors}
-    return Written(whole.sha256, whole.size, tensors, weights_digest(leaves))
-
-
-def _digests(file: BinaryIO, begin: int, end: int, tensors: list[StoredTensor], where: str) -> Written:
-    """The digests of a whole file and of the tensors in it, which are in its order."""
-    with Lanes() as lanes:
-        position = begin
-        for tensor in tensors:
-            for piece in _pieces(file, position, tensor.begin, where):
-                lanes.file(piece)
-            lanes.tensor(tensor.name, tensor.dtype, tensor.shape, _pieces(file, tensor.begin, tensor.end, where))
-            position = tensor.end
-        for piece in _pieces(file, position, end, where):
-            lanes.file(piece)
-    return lanes.written()
-
-
-def _pieces(file: BinaryIO, begin: int, end: int, where: str) -> Iterator[memoryview]:
-    try:
-        file.seek(begin)
-        while begin < end:
-            piece = file.read(min(end - begin, _CHUNK))
-            if not piece:
-                raise MalformedError("the file ends early", where=where, got=f"{begin} bytes", expected=f"{end}")
-            begin += len(piece)
-            yield memoryview(piece)
-    except OSError as error:
-        raise StorageError("cannot read the file", where=where, got=error.strerror or str(error)) from error
-
-
-def _check_tiling(tensors: list[StoredTensor], size: int, where: str) -> None:
-    expected = 0
-    for tensor in tensors:
-        if tensor.begin != expected:
-            what = "overlaps the one before it" if tensor.begin < expected else "leaves a hole before it"
-            got = f"offset {tensor.begin}"
-            raise MalformedError(f"tensor {brief(tensor.name)} {what}", where=where, got=got, expected=str(expected))
-        expected = tensor.end
-    if expected != size:
-        raise MalformedError("bytes follow the last tensor", where=where, got=f"{size} bytes", expected=str(expected))
-
-
-# ----------------------------------------------------------------------------------------------- header
-
-
-def _header(file: BinaryIO, where: str) -> OnnxHeader:
+def header_of(file: BinaryIO, where: str) -> OnnxHeader:
+    """The header of an open file; errors as `read_header`."""
     size = os.fstat(file.fileno()).st_size
     model = Message(file, 0, size, where)
     ir_version, graph = 0, None
@@ -252,13 +176,13 @@ def _tensor(message: Message, where: str) -> StoredTensor:
         location, begin, end = ("", raw.begin, raw.end) if raw else ("", -1, -1)
         if raw is None and 0 not in shape:
             raise message.malformed(f"{tensor} has no data")
-    bits = BITS.get(dtype)
-    for size in shape if bits is not None else ():
-        bits *= size  # type: ignore[operator]
-        if bits >= 1 << 66:  # type: ignore[operator]
-            raise message.malformed(f"{tensor} of shape {brief(shape)}", "fewer than 2**63 bytes")
-    if bits is not None and bits != 8 * (end - begin):
-        raise message.malformed(f"{tensor} with {end - begin} bytes", f"{bits / 8:g} for {dtype} {brief(shape)}")
+    if (bits := BITS.get(dtype)) is not None:
+        for size in shape:
+            bits *= size
+            if bits >= 1 << 66:
+                raise message.malformed(f"{tensor} of shape {brief(shape)}", "fewer than 2**63 bytes")
+        if bits != 8 * (end - begin):
+            raise message.malformed(f"{tensor} with {end - begin} bytes", f"{bits / 8:g} for {dtype} {brief(shape)}")
     return StoredTensor(name, dtype, tuple(shape), begin, end, location)
 
 

@@ -80,7 +80,7 @@ class Message:
         """The values of a repeated number, packed or not."""
         if field.kind == VARINT:
             return [self.integer(field)]
-        data, values, position = self.bytes(field), [], 0
+        data, values, position = self.payload(field), [], 0
         while position < len(data):
             value, position = self._varint(data, position)
             values.append(value)
@@ -89,14 +89,14 @@ class Message:
     def text(self, field: Field) -> str:
         """The value of a text; control characters are refused."""
         try:
-            text = self.bytes(field).decode("utf-8")
+            text = self.payload(field).decode("utf-8")
         except UnicodeDecodeError:
             raise self.malformed(f"field {field.number} is no text") from None
         if not is_plain_text(text):
             raise self.malformed(f"the text in field {field.number} holds control characters")
         return text
 
-    def bytes(self, field: Field) -> bytes:
+    def payload(self, field: Field) -> bytes:
         """The payload of a small field."""
         if field.kind != DELIMITED or field.end - field.begin > _TEXT:
             raise self.malformed(f"field {field.number} is no text, or longer than {_TEXT} bytes")
@@ -105,7 +105,9 @@ class Message:
     def malformed(self, what: str, expected: str = "") -> MalformedError:
         """The error that says so, for whoever knows the schema as well."""
         fix = "The file is damaged or was made by hand."
-        return MalformedError("the file does not hold together", where=self._where, got=what, expected=expected, fix=fix)
+        return MalformedError(
+            "the file does not hold together", where=self._where, got=what, expected=expected, fix=fix
+        )
 
     def _field(self, position: int) -> Field:
         head = self._read(position, min(2 * _LONGEST, self._end - position))

@@ -4,14 +4,14 @@
     nodes          `/Conv_12`: numbered in order; constants first, each once; everything that is no state is a node
     metadata       `zero_convert`: the recipe, `zero_convert.weights_digest`: "zc1:" and the digest
 
-So the weights digest can be made again from the file alone. Initializers that no node needs (`num_batches_tracked`) have
-a reader of their own, an `Identity` that leads nowhere: runtimes drop it without a word, and warn without it. No paths,
-doc strings, versions of producers, shapes of values in between.
+So the weights digest can be made again from the file alone. Initializers that no node needs (`num_batches_tracked`)
+have a reader of their own, an `Identity` that leads nowhere: runtimes drop it without a word, and warn without it. No
+paths, doc strings, versions of producers, shapes of values in between.
 
 `_onnx_graph.py` makes the graph. It is written here as a stream, as protobuf itself would write it: the tensors go by
 once and are never in memory together. Beyond `INLINE` bytes, or where asked for, tensors of 1024 bytes or more go to
-the file `NAME.data` beside the model, end to end and by name; what is smaller stays, because readers may need its values
-to tell shapes. Both files are complete before one of them takes its name.
+the file `NAME.onnx.data` beside the model, end to end and by name; what is smaller stays, because readers may need its
+values to tell shapes. Both files are complete before one of them takes its name.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from ..atomic import atomic_write
 from ..digests import Written, weights_digest
 from ..errors import ModelError, UsageError
 from ..receipt import DIGEST_KEY
-from ._onnx_reading import TYPES, OnnxHeader
-from ._onnx_reading import file_digests as file_digests
+from ._onnx_digests import file_digests as file_digests
+from ._onnx_reading import TYPES
 from ._onnx_reading import read_header as read_header
 from ._onnx_reading import read_metadata as read_metadata
 from ._protobuf import VARINT, opening, varint
 from .safetensors import Entry, Lanes, force_to_disk, pieces, raw_bytes
 
-Header = OnnxHeader
 OPSETS = range(18, 26)  # what torch writes and ONNX Runtime reads
 OPSET = 20  # where none is asked for
 IR_VERSION = 10
