@@ -36,18 +36,18 @@ def canonical(model: ir.Model, states: Mapping[str, str], outputs: Sequence[str]
     _name_casts(model)
     for step in (InlinePass(), RemoveUnusedNodesPass()):
         step(model)
-    initializers = dict(model.graph.initializers)
-    values = {name: value.const_value for name, value in initializers.items() if name not in states}
+    initializers = list(model.graph.initializers.values())
+    arguments = [str(value.name) for value in model.graph.inputs]
     model.graph.initializers.clear()  # the states' values are not needed here, and are large
+    writer = _Writer(states.values(), arguments, outputs)
+    for value, name in zip(model.graph.inputs, arguments, strict=True):
+        value.name = writer.renamed(writer.free(name))
+    for value in initializers:
+        name, tensor = str(value.name), value.const_value
+        value.name = writer.renamed(states.get(name))
+        if name not in states and tensor is not None:
+            writer.constants[value.name] = _plain_tensor(ir.to_proto(tensor))
     proto = ir.to_proto(model).graph
-    writer = _Writer(states.values(), [value.name for value in proto.input], outputs)
-    for name, stored in states.items():
-        writer.names[name] = stored
-    for value in proto.input:
-        writer.names[value.name] = writer.free(value.name)
-    for name, tensor in values.items():
-        if tensor is not None:
-            writer.constants[name] = _plain_tensor(ir.to_proto(tensor))
     nodes = writer.graph(proto)
     wanted = [writer.free(name) for name in outputs]
     nodes = writer.named_outputs(nodes, [value.name for value in proto.output], wanted)
@@ -109,7 +109,18 @@ class _Writer:
         self._prefix = "/"
         while any(name.startswith(self._prefix) for name in reserved):
             self._prefix += "/"
-        self._count = 0
+        self._count = self._renamed = 0
+
+    def renamed(self, name: str | None) -> str:
+        """A name for a value of the exported graph that nothing else in it has; `name` is ours, if it is known yet.
+
+        torch lets an argument, a parameter and a result in between have one name.
+        """
+        made = f"<{self._renamed}>"
+        self._renamed += 1
+        if name is not None:
+            self.names[made] = name
+        return made
 
     def free(self, name: str) -> str:
         """The name, or with underscores where the state dict, an input or an output has it already."""
