@@ -1,8 +1,8 @@
 """Step 7, export: one file format a file. The folder is the registry: `safetensors.py` writes `NAME.safetensors`.
 
 Every exporter offers `file_digests(path) -> Written` and `read_metadata(path) -> {key: text}`, so that `verify` can
-rehash what it wrote. What it needs to write differs (tensors, or a traced module); the corridor in `pipeline.py`
-hands it that. Nothing is imported here before it is asked for, because an exporter may be heavy.
+rehash what it wrote, and `read_header(path)` for `inspect`. What it needs to write differs (tensors, or a graph as
+well); `result.py` hands it that. Nothing is imported here before it is asked for, because an exporter may be heavy.
 """
 
 from __future__ import annotations
