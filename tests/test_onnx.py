@@ -30,7 +30,7 @@ from zero_convert.digests import sha256_file
 from zero_convert.errors import ModelError, StorageError, UsageError
 from zero_convert.exporters import onnx as exporter
 from zero_convert.exporters import safetensors
-from zero_convert.exporters._onnx_graph import graph
+from zero_convert.exporters._onnx_graph import _Transform, graph
 from zero_convert.initialize import ties
 from zero_convert.modules import HadamardTransform
 from zero_convert.receipt import recipe_from_metadata
@@ -157,6 +157,11 @@ def test_initializers_are_the_tensors_of_the_safetensors_file(name: str, scheme:
     assert len(session.get_outputs()) == len(model.graph.output)
 
 
+def test_a_module_is_not_loaded_from_it() -> None:
+    with pytest.raises(UsageError, match=r"loaded from safetensors.*FILE\.safetensors"):
+        zc.load(saved("tiny_resnet", "zero-2021")[1].path)
+
+
 def test_nothing_else_of_the_exporter_is_in_the_file() -> None:
     path = saved("tiny_resnet", "zero-2021")[1].path
     model = onnx.load(path)
@@ -261,6 +266,13 @@ def test_a_transform_is_written_as_products_with_small_matrices(mixing: str) -> 
         assert theirs.abs().max() > 1
     shapes = {tuple(node.attribute[0].t.dims) for node in model.graph.node if node.op_type == "Constant"}
     assert (8, 8) in shapes and (64, 64) not in shapes
+
+
+def test_a_transform_of_half_precision_does_not_leave_its_range() -> None:
+    given = HadamardTransform(64, 0).half()
+    y = _Transform(given)(torch.full((1, 64), 3000.0, dtype=torch.float16))
+    assert y[0, 0] == 24000
+    assert (y[0, 1:] == 0).all()
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
@@ -432,9 +444,13 @@ def test_models_too_large_for_one_file_get_a_data_file_by_themselves(
         converted("tiny_resnet", "zero-2021").write(io.BytesIO(), "onnx")
 
 
-@pytest.mark.parametrize("failing", [1, 2, 3])
-def test_a_full_disk_leaves_the_old_files(failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    exporter.save(tmp_path / "a.onnx", *parts(), {"round": "one"}, external_data=True)
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize("failing", [1, 2, 3, 5])  # 4 and 6 are the folder's, which are forgiven
+def test_a_full_disk_leaves_the_old_files(
+    failing: int, old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if old:
+        exporter.save(tmp_path / "a.onnx", *parts(), {"round": "one"}, external_data=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     calls = 0
 
@@ -449,6 +465,7 @@ def test_a_full_disk_leaves_the_old_files(failing: int, tmp_path: Path, monkeypa
     with pytest.raises(StorageError, match="No space left"):
         exporter.save(tmp_path / "a.onnx", *parts(), {"round": "two"}, external_data=True, force=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert calls >= failing
 
 
 # -- the same bytes ----------------------------------------------------------------------------------------------------

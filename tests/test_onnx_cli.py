@@ -72,6 +72,9 @@ def test_stdout_takes_the_bytes_of_the_model(folder: Path, capfdbinary: pytest.C
     capfdbinary.readouterr()
     assert main([*CONVERT, "--out", "-", "--format", "onnx", "--quiet"]) == 0
     assert capfdbinary.readouterr().out == (folder / "b").read_bytes()
+    for command in ("inspect", "verify"):  # without a suffix
+        assert main([command, "./b"]) == 0
+    assert b"ai.onnx 20" in capfdbinary.readouterr().out
 
 
 @pytest.mark.parametrize(

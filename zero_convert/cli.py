@@ -618,7 +618,7 @@ def _file_facts(path: str) -> dict[str, Any]:
     from .errors import MalformedError
     from .receipt import recipe_from_metadata, recipe_json
 
-    exporter = exporters.load(exporters.format_of(path) if path.endswith(".onnx") else "safetensors")
+    exporter = exporters.load(exporters.format_in(path))
     header = exporter.read_header(path)
     recipe = recipe_from_metadata(header.metadata, path)
     names = ("ir_version", "opsets", "inputs", "outputs", "operators")

@@ -127,15 +127,16 @@ class Result:
         paths = [path, *more]
         exporters.check_outputs(paths, format, force, external_data=external_data)
         refuse_failed(self.failed)
-        graph = None
+        entries, graph = self._start.entries(self.module), None
         if any(exporters.format_of(target, format) == "onnx" for target in paths):
             tell(progress, "export", "ONNX graph, evaluation mode")
             graph = self._graph(opset)
-        return tuple(self._save(target, force, format, graph, external_data, progress) for target in paths)
+        return tuple(self._save(target, entries, force, format, graph, external_data, progress) for target in paths)
 
     def _save(
         self,
         path: str | PathLike[str],
+        entries: list[safetensors.Entry],
         force: bool,
         format: str | None,
         graph: tuple[onnx.Graph, str] | None,
@@ -143,7 +144,7 @@ class Result:
         progress: Progress | None,
     ) -> Saved:
         tell(progress, "export", str(path))
-        entries, data, note = self._start.entries(self.module), None, ""
+        data, note = None, ""
         kind = exporters.format_of(path, format)
         if kind == "onnx" and graph is not None:
             about = receipt.recipe_metadata(self.recipe)

@@ -145,8 +145,8 @@ def verify(path: str | PathLike[str], receipt: str | PathLike[str] | None = None
 def _alone(path: Path) -> str:
     """What an artifact without a receipt says of itself."""
     try:
-        kind = exporters.format_of(path)
-        return f"a file with the weights zc1 {exporters.load(kind).file_digests(path).weights_digest}"
+        digest = exporters.load(exporters.format_in(path)).file_digests(path).weights_digest
+        return f"a file with the weights zc1 {digest}"
     except ZeroConvertError:
         return "nothing"
 

@@ -45,6 +45,19 @@ def format_of(path: str | PathLike[str], name: str | None = None) -> str:
     )
 
 
+def format_in(path: str | PathLike[str]) -> str:
+    """The format of an existing file: the one that its suffix says, else the one that its first bytes look like."""
+    named = PurePath(path).suffix.removeprefix(".").lower()
+    if named in formats():
+        return named
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError:
+        head = b""  # whoever reads it next says so
+    return "onnx" if head[:1] == b"\x08" and head[8:] != b"{" else "safetensors"
+
+
 def check_outputs(
     paths: Sequence[str | PathLike[str]], name: str | None, force: bool, *, external_data: bool = False
 ) -> None:

@@ -62,7 +62,10 @@ def graph(
 
 
 class _Transform(nn.Module):
-    """A Hadamard transform as two products with small matrices and one scaling, the channels where they are."""
+    """A Hadamard transform as two products with small matrices and one scaling, the channels where they are.
+
+    The scaling comes last, so that sums of integers are exact; float16 could not hold them and is scaled first.
+    """
 
     left: Tensor | None
     right: Tensor
@@ -83,6 +86,8 @@ class _Transform(nn.Module):
         elif given.mixing == "signs":
             x = x * given.mix.reshape(-1, *[1] * given.trailing).to(x.dtype)
         lead, after = x.shape[:axis], x.shape[axis + 1 :]
+        first = x.dtype is torch.float16
+        x = x * given.scale if first else x
         if given.order > given.channels:
             x = F.pad(x, [0, 0] * given.trailing + [0, given.order - given.channels])
         right = self.right.to(x.dtype)
@@ -95,7 +100,7 @@ class _Transform(nn.Module):
         y = y.reshape(*lead, given.order, *after)
         if given.order > given.channels:
             y = y.narrow(axis, 0, given.channels)
-        return y * given.scale
+        return y if first else y * given.scale
 
 
 def _prepared(module: nn.Module) -> nn.Module:

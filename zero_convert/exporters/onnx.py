@@ -11,14 +11,17 @@ paths, doc strings, versions of producers, shapes of values in between.
 `_onnx_graph.py` makes the graph. It is written here as a stream, as protobuf itself would write it: the tensors go by
 once and are never in memory together. Beyond `INLINE` bytes, or where asked for, tensors of 1024 bytes or more go to
 the file `NAME.onnx.data` beside the model, end to end and by name; what is smaller stays, because readers may need its
-values to tell shapes. Both files are complete before one of them takes its name.
+values to tell shapes. Both files are complete on the disk before one of them takes its name.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
@@ -78,7 +81,7 @@ def checked_opset(opset: int | None) -> int:
 
 def data_path(path: str | PathLike[str]) -> Path:
     """Where the data file of a model lies: beside it, `NAME.onnx.data`."""
-    return Path(f"{fspath(path)}{DATA_SUFFIX}")
+    return Path(f"{os.fspath(path)}{DATA_SUFFIX}")
 
 
 def needs_data_file(entries: Sequence[Entry]) -> bool:
@@ -111,9 +114,10 @@ def save(
         with atomic_write(path, force) as stream:
             return write(stream, graph, entries, metadata), None
     beside = data_path(path)
-    with atomic_write(path, force) as stream, atomic_write(beside, force) as data:
-        written, whole = _write(stream, graph, entries, metadata, data, beside.name)
-        force_to_disk(stream)  # so that nothing but two renames is left to do
+    with _Replaced(beside) as former, atomic_write(path, force) as stream:
+        with atomic_write(beside, force) as data:
+            written, whole = _write(stream, graph, entries, metadata, data, beside.name)
+        former.gone = True
     return written, DataFile(beside, whole.sha256, whole.size)
 
 
@@ -165,6 +169,36 @@ def _write(
     first, second = model.written(), beside.written()
     found = {**first.tensors, **second.tensors}
     return Written(first.sha256, first.size, {e.name: found[e.name] for e in ordered}, digest), second
+
+
+class _Replaced:
+    """Keeps what a file was until the block has ended, and puts it back if that fails after the file was replaced.
+
+    Two names cannot be given in one step: a process killed between them leaves a new data file beside an old model,
+    which `verify` finds.
+
+    Attributes:
+        gone: the file was replaced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.gone = False
+        self._target = Path(os.path.realpath(path))
+        self._kept = self._target.with_name(f".{self._target.name[:32]}.{secrets.token_hex(8)}.part")
+
+    def __enter__(self) -> _Replaced:
+        with contextlib.suppress(OSError):  # there is none, or the file system has no links
+            os.link(self._target, self._kept)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            if kind is None or not self.gone:
+                os.unlink(self._kept)
+            elif self._kept.exists():
+                os.replace(self._kept, self._target)
+            else:
+                os.unlink(self._target)
 
 
 def _tensor_head(entry: Entry, location: str, offset: int) -> bytes:
