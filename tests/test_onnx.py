@@ -68,7 +68,7 @@ MODELS: dict[str, tuple[Callable[[], Any], Any, dict[str, Any]]] = {
     **{name: (odd.build, odd.inputs(), {}) for name, odd in ODD.items()},
 }
 QUICK = [
-    ("tiny_resnet", "zero-2021"), ("mobilenet", "zero-2021"), ("straight", "zero-2021"), ("vit", "zero-2021"),
+    ("tiny_resnet", "zero-2021"), ("straight", "zero-2021"), ("vit", "zero-2021"),
     ("tied_language_model", "zero-2021"), ("conv3d", "zero-2021"), ("bert", "zero-2022"), ("convnext", "zero-2022"),
     ("dict_output", "zero-2022"), ("separate_attention", "zero-2022"),
 ]  # fmt: skip
@@ -394,9 +394,12 @@ def test_exporting_leaves_the_module_as_it_was(tmp_path: Path) -> None:
 
 @cache
 def parts() -> tuple[exporter.Graph, list[safetensors.Entry]]:
-    module = converted("tiny_resnet", "zero-2021").module
-    inputs = MODELS["tiny_resnet"][1]
-    return graph(module, inputs, ties(module.state_dict(keep_vars=True)), 20)[0], entries(module)
+    """What `save` takes, from the file of a conversion."""
+    graph = onnx.load(saved("tiny_resnet", "zero-2021")[1].path).graph
+    head = onnx.GraphProto(node=graph.node, name=graph.name)
+    tail = onnx.GraphProto(input=graph.input, output=graph.output)
+    made = exporter.Graph(head.SerializeToString(), tail.SerializeToString(), exporter.OPSET)
+    return made, entries(converted("tiny_resnet", "zero-2021").module)
 
 
 def test_tensors_may_lie_in_a_file_beside_the_model(tmp_path: Path) -> None:
@@ -476,7 +479,10 @@ def test_two_processes_write_the_same_bytes_wherever_they_run(tmp_path: Path) ->
     for seed, folder, name in (("1", "here", "one.onnx"), ("77", "some where/else", "zwei.onnx")):
         place = tmp_path / folder
         place.mkdir(parents=True)
-        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT), "HOME": str(place)}
+        code, libraries = place / "code", place / "libraries"  # the same packages under other paths
+        code.symlink_to(ROOT)
+        libraries.symlink_to(Path(torch.__file__).parents[1])
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": f"{code}:{libraries}", "HOME": str(place)}
         command = [sys.executable, "-m", "zero_convert", "tests.nets:tiny_resnet", "--input", "1x3x16x16", "--json"]
         command += ["--validate", "none", "--out", str(place / "weights.safetensors"), "--out", name]
         done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
