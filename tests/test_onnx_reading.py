@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -93,13 +94,15 @@ def test_the_reader_agrees_with_the_onnx_library(artifact: Path) -> None:
     assert header.operators == {"Identity": 5, "Transpose": 1, "MatMul": 1}
 
 
-def test_both_layouts_have_one_weights_digest(tmp_path: Path) -> None:
+def test_both_layouts_have_one_weights_digest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = save(tmp_path / "one.onnx"), save(tmp_path / "two.onnx", external_data=True)
     digests = [exporter.file_digests(path) for path in (one, two)]
     assert digests[0].weights_digest == digests[1].weights_digest
     assert digests[0].tensors == digests[1].tensors
     assert (tmp_path / "two.onnx.data").stat().st_size == 2400
     assert kinds(one) == kinds(two) == []
+    assert main(["inspect", str(two)]) == 0
+    assert "2 tensors in two.onnx.data" in capsys.readouterr().out
 
 
 def test_verifying_and_inspecting_import_neither_torch_nor_onnx(artifact: Path) -> None:
@@ -198,11 +201,14 @@ def test_swapped_renamed_missing_and_extra_tensors_are_named(artifact: Path) -> 
     assert ("recorded weights digest", "") in found
 
 
-def test_a_recorded_digest_that_is_another_is_found(artifact: Path) -> None:
+def test_a_recorded_digest_that_is_another_is_found(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = artifact.read_bytes()
     at = content.index(b"zc1:") + 4
     artifact.write_bytes(content[:at] + (b"0" if content[at : at + 1] != b"0" else b"1") + content[at + 1 :])
     assert kinds(artifact) == [("sha256", ""), ("recorded weights digest", "")]
+    capsys.readouterr()
+    assert main(["inspect", str(artifact)]) == 0
+    assert re.search("the file records zc1:[0-9a-f]{64}: its tensors were changed", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("cut", [1, 100, 1500])

@@ -616,7 +616,7 @@ def _file_facts(path: str) -> dict[str, Any]:
     """What is in a file of weights; its digest is made anew from the bytes of its tensors."""
     from . import exporters
     from .errors import MalformedError
-    from .receipt import recipe_from_metadata, recipe_json
+    from .receipt import DIGEST_KEY, recipe_from_metadata, recipe_json
 
     exporter = exporters.load(exporters.format_in(path))
     header = exporter.read_header(path)
@@ -634,6 +634,7 @@ def _file_facts(path: str) -> dict[str, Any]:
         "size": header.size,
         "recipe": None if recipe is None else recipe_json(recipe),
         "weights_digest": digest,
+        "recorded_digest": header.metadata.get(DIGEST_KEY),
         **({"undigested": undigested} if undigested else {}),
         **facts,
         "tensors": header.tensors,

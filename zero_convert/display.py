@@ -374,6 +374,11 @@ def file_contents(screen: Screen, found: Mapping[str, Any]) -> None:
     facts.add_row(Text("types", "dim"), Text(_counted(tensor.dtype for tensor in tensors)))
     digest = found["weights_digest"]
     facts.add_row(Text("weights", "dim"), Text(f"zc1 {digest}" if digest else f"no digest: {found['undigested']}"))
+    if digest and found["recorded_digest"] not in (None, f"zc1:{digest}"):
+        facts.add_row("", Text(f"the file records {found['recorded_digest']}: its tensors were changed", "red"))
+    for name, count in Counter(getattr(tensor, "location", "") for tensor in tensors).items():
+        if name:
+            facts.add_row(Text("data", "dim"), Text(f"{count:,} tensors in {name}"))
     if "opsets" in found:
         opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found["opsets"].items())
         facts.add_row(Text("opset", "dim"), Text(f"{opsets} (IR version {found['ir_version']})"))
