@@ -70,7 +70,7 @@ MODELS: dict[str, tuple[Callable[[], Any], Any, dict[str, Any]]] = {
 QUICK = [
     ("tiny_resnet", "zero-2021"), ("straight", "zero-2021"), ("vit", "zero-2021"),
     ("tied_language_model", "zero-2021"), ("conv3d", "zero-2021"), ("bert", "zero-2022"), ("convnext", "zero-2022"),
-    ("dict_output", "zero-2022"), ("separate_attention", "zero-2022"),
+    ("separate_attention", "zero-2022"),
 ]  # fmt: skip
 SMALL = (ODD["drop_path"].build(), ODD["drop_path"].inputs())
 DATA_DEPENDENT = {"with_leaf"}  # its forward asks for a value
@@ -246,18 +246,18 @@ class Transforms(nn.Module):
 
     SIZES = ((1, 2), (2, 0), (8, 1), (12, 2), (10, 0), (5, 3), (64, 2))
 
-    def __init__(self, mixing: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(HadamardTransform(d, trailing, mixing, f"key{d}") for d, trailing in self.SIZES)
+        kinds = [(*size, mixing) for size in self.SIZES for mixing in ("none", "permute", "signs")]
+        self.parts = nn.ModuleList(HadamardTransform(*kind, f"key{kind}") for kind in kinds)
+        self.slices = [(slice(None), slice(0, d), *[0] * (3 - trailing)) for d, trailing, _ in kinds]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        slices = [(slice(None), slice(0, d), *[0] * (3 - trailing)) for d, trailing in self.SIZES]
-        return [part(x[index]) for part, index in zip(self.parts, slices, strict=True)]
+        return [part(x[index]) for part, index in zip(self.parts, self.slices, strict=True)]
 
 
-@pytest.mark.parametrize("mixing", ["none", "permute", "signs"])
-def test_a_transform_is_written_as_products_with_small_matrices(mixing: str) -> None:
-    module = Transforms(mixing)
+def test_transforms_are_written_as_products_with_small_matrices() -> None:
+    module = Transforms()
     x = torch.arange(2 * 64 * 27).reshape(2, 64, 3, 3, 3).remainder(7).sub(3).float()
     model, fixed = exported(module, (x,))
     assert not fixed
@@ -385,8 +385,7 @@ def test_exporting_leaves_the_module_as_it_was(tmp_path: Path) -> None:
     assert {name: module.training for name, module in result.module.named_modules()} == modes
     assert {name: type(module) for name, module in result.module.named_modules()} == kinds
     assert any(modes.values())
-    (third,) = result.save(tmp_path / "c.onnx")
-    assert first.path.read_bytes() == second.path.read_bytes() == third.path.read_bytes()
+    assert first.path.read_bytes() == second.path.read_bytes()
 
 
 # -- a file for the tensors --------------------------------------------------------------------------------------------
