@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zero_convert.cli import main
-from zero_convert.errors import MalformedError, RefusedError, StorageError, ZeroConvertError
+from zero_convert.errors import MalformedError, ModelError, RefusedError, StorageError, UsageError, ZeroConvertError
 from zero_convert.exporters import onnx as exporter
 from zero_convert.exporters._protobuf import Message, opening, varint
 from zero_convert.exporters.safetensors import Entry
@@ -145,6 +145,23 @@ def test_a_file_of_others_is_shown_without_a_digest(tmp_path: Path, capsys: pyte
     assert "none: not written by zero-convert" in shown
     with pytest.raises(MalformedError, match="raw bytes"):
         exporter.file_digests(path)
+
+
+def test_names_that_a_reader_would_refuse_are_not_written(tmp_path: Path) -> None:
+    for name in ("two\nlines.onnx", "back\\slash.onnx"):
+        with pytest.raises(UsageError, match="cannot name a data file like this"):
+            save(tmp_path / name, external_data=True)
+    for name in ("a\x07", "half \ud800"):
+        with pytest.raises(ModelError, match="a tensor's name cannot be written"):
+            save(tmp_path / "a.onnx", {name: TENSORS["half"]})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_model_that_no_reader_could_parse_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "_LIMIT", 2000)
+    with pytest.raises(ModelError, match=r"too large for protobuf.*--external-data"):
+        save(tmp_path / "a.onnx")
+    save(tmp_path / "a.onnx", external_data=True)
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------

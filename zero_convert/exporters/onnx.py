@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..atomic import atomic_write
-from ..digests import Written, weights_digest
+from ..digests import Written, brief, is_plain_text, weights_digest
 from ..errors import ModelError, UsageError
 from ..receipt import DIGEST_KEY
 from ._onnx_digests import file_digests as file_digests
@@ -42,6 +42,7 @@ IR_VERSION = 10
 INLINE = 1_800_000_000  # bytes of tensors; readers of protobuf end at 2 GiB
 DATA_SUFFIX = ".data"
 
+_LIMIT = 1 << 31  # bytes; no reader of protobuf goes further
 _SMALL = 1024  # bytes; stays in the model
 _NUMBERS = {name: number for number, name in TYPES.items()}
 _IR_VERSION, _PRODUCER, _GRAPH, _OPSET, _METADATA = 1, 2, 7, 8, 14  # ModelProto
@@ -114,6 +115,12 @@ def save(
         with atomic_write(path, force) as stream:
             return write(stream, graph, entries, metadata), None
     beside = data_path(path)
+    if not is_plain_text(beside.name) or "\\" in beside.name:
+        raise UsageError(
+            "a model cannot name a data file like this",
+            where=brief(str(path)),
+            expected="an output whose name has neither backslashes nor control characters",
+        )
     with _Replaced(beside) as former, atomic_write(path, force) as stream:
         with atomic_write(beside, force) as data:
             written, whole = _write(stream, graph, entries, metadata, data, beside.name)
@@ -135,6 +142,8 @@ def _write(
     location: str = "",
 ) -> tuple[Written, Written]:
     """The digests of the model and of its data file."""
+    if strange := [entry.name for entry in entries if not is_plain_text(entry.name)]:
+        raise ModelError("a tensor's name cannot be written", got=brief(strange[0]), expected="plain text")
     ordered = sorted(entries, key=lambda entry: entry.name.encode())
     heads, offset = [], 0
     for entry in ordered:
@@ -145,6 +154,11 @@ def _write(
     for entry, outside, head in heads:
         whole = len(head) + (0 if outside else entry.size)
         size += len(opening(_INITIALIZER, whole)) + whole
+    if size >= _LIMIT:
+        fix = "" if data else "Give it a data file with --external-data."
+        raise ModelError(
+            "the model is too large for protobuf", got=f"{size} bytes", expected=f"below {_LIMIT}", fix=fix
+        )
     with Lanes() as model, Lanes() as beside:
 
         def put(piece: bytes) -> None:
