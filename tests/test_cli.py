@@ -218,7 +218,7 @@ FAILURES: list[tuple[int, str, tuple[str, ...]]] = [
     (2, "key=value", ("resnet50", *OUT, "--set", "mixing")),
     (2, "--force", ("resnet50", "--out", "old.safetensors")),
     (2, "safetensors", ("resnet50", "--out", "new.pth")),
-    (2, "safetensors", ("resnet50", "--out", "new.onnx")),
+    (2, "safetensors", ("resnet50", "--out", "new.gguf")),
     (2, "safetensors", ("resnet50", "--out", "new")),
     (2, "--dry-run", ("resnet50",)),
     (2, "twice", ("resnet50", *OUT, "--out", "./new.safetensors")),

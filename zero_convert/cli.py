@@ -42,7 +42,6 @@ from .cli_parts import (
     Settings,
     Validate,
     Verbose,
-    check_outputs,
     error_facts,
     examples,
     model_args_of,
@@ -137,6 +136,14 @@ def convert(
     out: Out = None,
     format_: Format = None,
     force: Force = False,
+    opset: Annotated[
+        int | None,
+        option("--opset", panel=OUTPUT, metavar="N", help="ONNX: version of the operators; 20 by default."),
+    ] = None,
+    external_data: Annotated[
+        bool,
+        option("--external-data", panel=OUTPUT, help="ONNX: tensors in FILE.data, as beyond 1.8 GB.", metavar=""),
+    ] = False,
     dry_run: Annotated[
         bool,
         option("--dry-run", panel=OUTPUT, help="Print every edit and every tensor's rule; write nothing.", metavar=""),
@@ -160,7 +167,7 @@ def convert(
     if not outputs and not dry_run:
         _refuse_without_output(model)
     if not dry_run:
-        _check_outputs(outputs, format_, force, as_json)
+        _check_outputs(outputs, format_, force, as_json, opset, external_data)
     options = schemes.parse_options(schemes.get(scheme), settings or [])
     screen = display.Screen(quiet or as_json, verbose)
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
@@ -188,7 +195,7 @@ def convert(
         display.summary(screen, result)
     try:
         with screen.progress(keep=False) as progress, third_party_warnings(verbose):
-            saved = _save(result, outputs, format_, force, progress)
+            saved = _save(result, outputs, format_, force, opset, external_data, progress)
     except FindingError as error:
         if as_json:
             print_json({**_facts(result), **error_facts(error)})
@@ -203,7 +210,7 @@ def convert(
 
 @app.command()
 def inspect(
-    target: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="A model, or a .safetensors file.")],
+    target: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="A model, or a .safetensors or .onnx file.")],
     model_args: ModelArgs = None,
     inputs: Inputs = None,
     as_json: Json = False,
@@ -215,18 +222,11 @@ def inspect(
 
     screen = display.Screen(quiet or as_json, verbose)
     if _is_file(target):
-        from .exporters.safetensors import read_header
-        from .receipt import recipe_from_metadata, recipe_json
-
-        header = read_header(target)
-        recipe = recipe_from_metadata(header.metadata, target)
-        spelled = None if recipe is None else recipe_json(recipe)
+        facts = _file_facts(target)
         if as_json:
-            print_json(
-                {"file": target, "size": header.size, "recipe": spelled, "tensors": header.tensors, "exit_code": 0}
-            )
+            print_json({**facts, "exit_code": 0})
         else:
-            display.file_contents(screen, target, header, spelled)
+            display.file_contents(screen, facts)
         return
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
         from . import pipeline
@@ -409,7 +409,14 @@ def _verbosity(arguments: Sequence[str]) -> int:
 # arguments
 
 
-def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_json: bool) -> None:
+def _check_outputs(
+    outputs: Sequence[str],
+    name: str | None,
+    force: bool,
+    as_json: bool,
+    opset: int | None,
+    external_data: bool,
+) -> None:
     """Everything that can be said against the outputs before any work is done."""
     from . import exporters
 
@@ -420,9 +427,17 @@ def _check_outputs(outputs: Sequence[str], name: str | None, force: bool, as_jso
             raise UsageError("stdout cannot take a file and a JSON object", where="--out -", got="--json")
         if sys.stdout.isatty():
             raise UsageError("a terminal cannot show a model", where="--out -", fix="Send stdout to a file or a pipe.")
-        exporters.format_of("-", name or "safetensors")
-        return
-    check_outputs(outputs, name, force)
+        formats = {exporters.format_of("-", name or "safetensors")}
+        if external_data:
+            raise UsageError("stdout takes one file only", where="--out -", got="--external-data")
+    else:
+        exporters.check_outputs(outputs, name, force, external_data=external_data)
+        formats = {exporters.format_of(output, name) for output in outputs}
+    if opset is not None or external_data:
+        if "onnx" not in formats:
+            option = "--external-data" if opset is None else "--opset"
+            raise UsageError("this option is for ONNX, and no output is", where=option, expected="--out FILE.onnx")
+        exporters.load("onnx").checked_opset(opset)
 
 
 def _refuse_without_output(word: str) -> NoReturn:
@@ -447,8 +462,8 @@ def _refuse_without_output(word: str) -> NoReturn:
 def _is_file(target: str) -> bool:
     """Is it a file to read rather than a model's name? `resnet50` stays a name beside a file of that name."""
     path = Path(target)
-    if path.suffix in (".safetensors", ".py"):
-        return path.suffix == ".safetensors"
+    if path.suffix in (".safetensors", ".onnx", ".py"):
+        return path.suffix != ".py"
     return path.is_file() and (path.suffix != "" or path.name != target)
 
 
@@ -456,13 +471,24 @@ def _is_file(target: str) -> bool:
 # streams
 
 
-def _save(result: Result, outputs: Sequence[str], name: str | None, force: bool, progress: Any) -> tuple[Saved, ...]:
+def _save(
+    result: Result,
+    outputs: Sequence[str],
+    name: str | None,
+    force: bool,
+    opset: int | None,
+    external_data: bool,
+    progress: Any,
+) -> tuple[Saved, ...]:
     if list(outputs) != ["-"]:
-        return result.save(*outputs, force=force, format=name, progress=progress)
+        with stdout_kept_clean():
+            return result.save(
+                *outputs, force=force, format=name, opset=opset, external_data=external_data, progress=progress
+            )
     from .pipeline import refuse_failed
 
     refuse_failed(result.failed)
-    result.write(sys.stdout.buffer)
+    result.write(sys.stdout.buffer, name or "safetensors", opset)
     sys.stdout.buffer.flush()
     return ()
 
@@ -493,4 +519,33 @@ def _facts(result: Result) -> dict[str, Any]:
         "device": result.device,
         "checks": result.checks,
         "weights_digest": result.weights_digest,
+    }
+
+
+def _file_facts(path: str) -> dict[str, Any]:
+    """What is in a file of weights; its digest is made anew from the bytes of its tensors."""
+    from . import exporters
+    from .errors import MalformedError
+    from .receipt import DIGEST_KEY, recipe_from_metadata, recipe_json
+
+    exporter = exporters.load(exporters.format_in(path))
+    header = exporter.read_header(path)
+    recipe = recipe_from_metadata(header.metadata, path)
+    names = ("ir_version", "opsets", "inputs", "outputs", "operators")
+    facts = {name: getattr(header, name) for name in names if hasattr(header, name)}
+    try:
+        digest, undigested = exporter.file_digests(path).weights_digest, ""
+    except MalformedError as error:
+        if not facts:
+            raise
+        digest, undigested = None, f"{error.what}: {error.got}"
+    return {
+        "file": path,
+        "size": header.size,
+        "recipe": None if recipe is None else recipe_json(recipe),
+        "weights_digest": digest,
+        "recorded_digest": header.metadata.get(DIGEST_KEY),
+        **({"undigested": undigested} if undigested else {}),
+        **facts,
+        "tensors": header.tensors,
     }

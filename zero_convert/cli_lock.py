@@ -24,7 +24,6 @@ from .cli_parts import (
     Settings,
     Validate,
     Verbose,
-    check_outputs,
     model_args_of,
     option,
     print_json,
@@ -128,14 +127,20 @@ def lock(
             got="no MODEL" if model is None else "no --out",
             expected="MODEL --out FILE, or --update",
         )
-    from . import display_lock, replaying, schemes
+    from . import display_lock, exporters, replaying, schemes
     from .atomic import check_target
     from .lock import read_lock, record
 
     if "-" in out:
         raise UsageError("a lock records files, and stdout is none", where="--out -")
     folder = lock_file.parent
-    targets = check_outputs(out, format_, force)
+    targets = exporters.check_outputs(out, format_, force)
+    if inputs and any(exporters.format_of(output, format_) == "onnx" for output in out):
+        raise UsageError(
+            "the bytes of an ONNX file depend on the example inputs, and a lock records only needed ones",
+            where="--input",
+            fix="Lock it with the model's usual inputs, or lock a safetensors file.",
+        )
     if check_target(lock_file, force=True) in targets:
         raise UsageError("an output is the lock itself", where="--out", got=str(lock_file))
     for output in out:

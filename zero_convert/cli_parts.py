@@ -10,12 +10,11 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from .errors import UsageError, ZeroConvertError
+from .errors import ZeroConvertError
 
 OUTPUT, MODEL, RUN, MESSAGES = "Output", "Model and scheme", "Checks", "Messages"
 
@@ -86,28 +85,6 @@ Verbose = Annotated[
 
 # ---------------------------------------------------------------------------------------------------------------------
 # arguments
-
-
-def check_outputs(outputs: Sequence[str], name: str | None, force: bool) -> list[Path]:
-    """The files that would be written, receipts as well, after everything that can be said against them before work.
-
-    Raises:
-        UsageError: no such format, a file that exists without `force`, or two outputs that are one.
-        StorageError: the file system would say no.
-    """
-    from . import exporters
-    from .atomic import check_target
-    from .receipt import receipt_path
-
-    targets = []
-    for output in outputs:
-        exporters.format_of(output, name)
-        targets += [check_target(output, force), check_target(receipt_path(output), force)]
-    if len(set(targets)) < len(targets):
-        raise UsageError(
-            "an output is named twice, or is the receipt of another", where="--out", got=", ".join(outputs)
-        )
-    return targets
 
 
 def examples(inputs: Sequence[str] | None) -> Any:

@@ -28,7 +28,6 @@ from .errors import ZeroConvertError
 from .records import Assignment, Check, Edit, Join, Option, Plan, Structure
 
 if TYPE_CHECKING:
-    from .exporters.safetensors import Header
     from .pipeline import Inspection, Result, Saved
     from .scheme import Scheme
     from .verifying import Verification
@@ -161,9 +160,18 @@ def saved(screen: Screen, files: Sequence[Saved], digest: str) -> None:
     Without files the bytes went to stdout, and the digest is told to the reader.
     """
     for file in files:
-        screen.tell(Text.assemble(("wrote ", "green"), f"{file.path}, {size(file.size)}, and {file.receipt_path}"))
+        beside = f", {file.data.path}, {size(file.data.size)}," if file.data else ""
+        screen.tell(
+            Text.assemble(
+                ("wrote ", "green"),
+                f"{file.path}, {size(file.size)}{beside or ','} and {file.receipt_path}",
+                (f"; {file.note}" if file.note else "", "dim"),
+            )
+        )
     for file in files:
         screen.give(checksum_line(file.sha256, str(file.path)))
+        if file.data:
+            screen.give(checksum_line(file.data.sha256, str(file.data.path)))
     (screen.give if files else screen.tell)(f"# weights zc1 {digest}")
 
 
@@ -356,13 +364,28 @@ def inspection(screen: Screen, found: Inspection) -> None:
         screen.give("", table)
 
 
-def file_contents(screen: Screen, path: str, header: Header, recipe: Mapping[str, Any] | None) -> None:
-    """What is in a safetensors file: its recipe and its tensors."""
-    values = sum(prod(tensor.shape) for tensor in header.tensors)
-    screen.give(Text(f"{path}, {size(header.size)}", "bold"), "")
+def file_contents(screen: Screen, found: Mapping[str, Any]) -> None:
+    """What is in a file: its recipe, its tensors, their digest; of an ONNX file what goes in and comes out as well."""
+    tensors, recipe = found["tensors"], found["recipe"]
+    values = sum(prod(tensor.shape) for tensor in tensors)
+    screen.give(Text(f"{found['file']}, {size(found['size'])}", "bold"), "")
     facts = facts_table()
-    facts.add_row(Text("tensors", "dim"), Text(f"{len(header.tensors):,}, {values:,} values"))
-    facts.add_row(Text("types", "dim"), Text(_counted(tensor.dtype for tensor in header.tensors)))
+    facts.add_row(Text("tensors", "dim"), Text(f"{len(tensors):,}, {values:,} values"))
+    facts.add_row(Text("types", "dim"), Text(_counted(tensor.dtype for tensor in tensors)))
+    digest = found["weights_digest"]
+    facts.add_row(Text("weights", "dim"), Text(f"zc1 {digest}" if digest else f"no digest: {found['undigested']}"))
+    if digest and found["recorded_digest"] not in (None, f"zc1:{digest}"):
+        facts.add_row("", Text(f"the file records {found['recorded_digest']}: its tensors were changed", "red"))
+    for name, count in Counter(getattr(tensor, "location", "") for tensor in tensors).items():
+        if name:
+            facts.add_row(Text("data", "dim"), Text(f"{count:,} tensors in {name}"))
+    if "opsets" in found:
+        opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found["opsets"].items())
+        facts.add_row(Text("opset", "dim"), Text(f"{opsets} (IR version {found['ir_version']})"))
+        for label in ("inputs", "outputs"):
+            facts.add_row(Text(label, "dim"), Text(", ".join(f"{k} {v}" for k, v in found[label].items())))
+        nodes = ", ".join(f"{count} {kind}" for kind, count in found["operators"].items())
+        facts.add_row(Text("nodes", "dim"), Text(nodes))
     for key, value in (recipe or {}).items():
         spelled = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
         if spelled:
@@ -370,7 +393,7 @@ def file_contents(screen: Screen, path: str, header: Header, recipe: Mapping[str
     if recipe is None:
         facts.add_row(Text("recipe", "dim"), Text("none: not written by zero-convert"))
     table = table_of("tensor", "type", "shape", "bytes")
-    for tensor in header.tensors:
+    for tensor in tensors:
         table.add_row(tensor.name, tensor.dtype, _times(tensor.shape), f"{tensor.end - tensor.begin:,}")
     screen.give(Padding(facts, (0, 0, 0, 2)), "", table)
 

@@ -104,6 +104,7 @@ def convert(
         structure=made.structure,
         fingerprint=made.fingerprint,
         device=f"{where} ({note})" if note else where,
+        inputs=made.loaded.example_inputs or (),
     )
 
 

@@ -27,6 +27,7 @@ from .errors import MalformedError, UsageError
 from .fields import Fields, is_option, is_text, is_texts, is_value, read_edit, read_leaf, read_limited
 
 RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
+DIGEST_KEY = "zero_convert.weights_digest"  # likewise, where the format lets it follow the weights
 RECEIPT_SUFFIX = ".receipt.json"
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
@@ -220,7 +221,12 @@ def identity_from_json(obj: object, where: str) -> Identity:
 
 def metadata(recipe: records.Recipe) -> dict[str, str]:
     """The `__metadata__` of a safetensors file; other libraries ask for `format`."""
-    return {"format": "pt", RECIPE_KEY: canonical_json(recipe_json(recipe))}
+    return {"format": "pt", **recipe_metadata(recipe)}
+
+
+def recipe_metadata(recipe: records.Recipe) -> dict[str, str]:
+    """The recipe as any artifact carries it."""
+    return {RECIPE_KEY: canonical_json(recipe_json(recipe))}
 
 
 def recipe_from_metadata(metadata: Mapping[str, str], where: str) -> records.Recipe | None:

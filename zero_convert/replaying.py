@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from . import sources
+from . import exporters, sources
 from .comparing import Difference, compare, compare_files
 from .digests import Written, brief, sha256_file
 from .errors import MismatchError, StorageError, UntrustedError, UsageError, ZeroConvertError
@@ -101,9 +101,12 @@ def differences(result: Result, entry: Entry) -> list[Difference]:
 
 def measure(result: Result, name: str) -> Written:
     """The digests of the file that the conversion would become in a format. No file is written."""
-    if name != "safetensors":
-        raise UsageError("the lock names a format this version cannot make", got=brief(name), expected="safetensors")
-    return result.write(_Nowhere())
+    known = exporters.formats()
+    if name not in known:
+        raise UsageError(
+            "the lock names a format this version cannot make", got=brief(name), expected=" or ".join(known)
+        )
+    return result.write(_Nowhere(), name)
 
 
 def made_again(

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import receipt, sources
-from .errors import LoadError, MalformedError, UntrustedError
+from . import exporters, receipt, sources
+from .errors import LoadError, MalformedError, UntrustedError, UsageError
 from .exporters import safetensors
 from .initialize import nan_names, ties
 from .prepared import Inputs, cast, prepare
@@ -39,8 +39,11 @@ def load(
         MalformedError: no file of ours, or its tensors do not fit the network.
         UntrustedError: it names a factory outside the model libraries.
         LoadError: it names no model; and the errors of `convert`.
+        UsageError: it is an ONNX file.
     """
     where = str(path)
+    if exporters.format_in(path) != "safetensors":
+        raise UsageError("modules are loaded from safetensors", where=where, fix="Convert to FILE.safetensors as well.")
     header = safetensors.read_header(path)
     recipe = receipt.recipe_from_metadata(header.metadata, where)
     if recipe is None:

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import torch
 from torch import nn
 
 from . import exporters, receipt
-from .atomic import alone, check_target, staged
+from .atomic import alone, staged
 from .digests import Written, leaf_digest, weights_digest
 from .errors import CheckError, UsageError
-from .exporters import safetensors
+from .exporters import onnx, safetensors
+from .exporters.onnx import DataFile
 from .initialize import ties
 from .records import Check, Plan, Recipe, Structure
 from .structure import SAFETENSORS_DTYPES
@@ -36,13 +38,20 @@ def tell(progress: Progress | None, step: str, detail: str) -> None:
 
 @dataclass(frozen=True)
 class Saved:
-    """One written artifact: where it and its receipt are, sha256 (hex) and size (bytes) of the file, weights digest."""
+    """One written artifact: where it and its receipt are, sha256 (hex) and size (bytes) of the file, weights digest.
+
+    Attributes:
+        data: path, sha256 and size of the file beside it that holds the tensors, where there is one.
+        note: what the reader should know of it.
+    """
 
     path: Path
     receipt_path: Path
     sha256: str
     size: int
     weights_digest: str
+    data: DataFile | None = None
+    note: str = ""
 
 
 @dataclass
@@ -57,6 +66,7 @@ class Result:
         structure: layers and joins of the converted network.
         fingerprint: SHA-256 of the source model's structure.
         device: where the checks ran, with a note if that was not what "auto" hoped for.
+        inputs: example inputs of the forward, by position or by name; an export to ONNX follows them.
     """
 
     module: nn.Module
@@ -66,6 +76,7 @@ class Result:
     structure: Structure
     fingerprint: str
     device: str
+    inputs: tuple[Any, ...] | Mapping[str, Any] = field(default=(), repr=False)
     _digest: str = field(default="", repr=False)
     _start: _Start = field(init=False, repr=False)
 
@@ -92,6 +103,8 @@ class Result:
         *more: str | PathLike[str],
         force: bool = False,
         format: str | None = None,
+        opset: int | None = None,
+        external_data: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Saved, ...]:
         """What was written: the artifact at each path, whole or not at all, and its receipt beside it.
@@ -100,50 +113,93 @@ class Result:
         not change it; a module that was trained is refused.
 
         Args:
-            path: where to; the suffix says the format (`.safetensors`) unless `format` does.
+            path: where to; the suffix says the format (`.safetensors`, `.onnx`) unless `format` does.
             force: existing files may be replaced.
+            opset: version of the ONNX operators, 20 by default.
+            external_data: ONNX files have their tensors in a file beside them, which those beyond 1.8 GB have anyway.
 
         Raises:
             CheckError: a check failed; nothing is written.
             UsageError: a file exists and `force` is not given, no such format, or the module was trained.
+            ModelError: torch cannot export the model to ONNX.
             StorageError: the file system said no; old files are as they were.
         """
         paths = [path, *more]
-        targets = []
-        for target in paths:
-            exporters.format_of(target, format)
-            targets += [check_target(target, force), check_target(receipt.receipt_path(target), force)]
-        if len(set(targets)) < len(targets):
-            raise UsageError("an output is named twice, or is the receipt of another", got=", ".join(map(str, paths)))
+        exporters.check_outputs(paths, format, force, external_data=external_data)
         refuse_failed(self.failed)
-        return tuple(self._save(target, force, format, progress) for target in paths)
+        entries, graph = self._start.entries(self.module), None
+        if any(exporters.format_of(target, format) == "onnx" for target in paths):
+            tell(progress, "export", "ONNX graph, evaluation mode")
+            graph = self._graph(opset)
+        return tuple(self._save(target, entries, force, format, graph, external_data, progress) for target in paths)
 
-    def _save(self, path: str | PathLike[str], force: bool, format: str | None, progress: Progress | None) -> Saved:
-        beside = receipt.receipt_path(path)
-        with staged(path, force) as artifact, staged(beside, force) as seal:
-            tell(progress, "export", str(path))
-            written = self.write(artifact)
-            artifact.promise(written.size, written.sha256)
-            artifact.settle()
+    def _save(
+        self,
+        path: str | PathLike[str],
+        entries: list[safetensors.Entry],
+        force: bool,
+        format: str | None,
+        graph: tuple[onnx.Graph, str] | None,
+        external_data: bool,
+        progress: Progress | None,
+    ) -> Saved:
+        tell(progress, "export", str(path))
+        beside, kind = receipt.receipt_path(path), exporters.format_of(path, format)
+        about, data, note = receipt.recipe_metadata(self.recipe), None, ""
+        if kind == "onnx" and graph is not None:
+            note = "evaluation mode" + (f"; batch size fixed: {graph[1]}" if graph[1] else "")
+        if kind == "onnx" and graph is not None and (external_data or onnx.needs_data_file(entries)):
+            written, data = onnx.save(path, graph[0], entries, about, force=force)
             tell(progress, "seal", str(beside))
-            sealed = receipt.make_receipt(self.recipe, self.fingerprint, self.plan.edits, written, self.run_record())
-            seal.write_all(receipt.spell_receipt(sealed))
-            with alone(Path(path).parent):  # of two runs at once the receipt that stays is that of the file that stays
-                artifact.commit()
-                seal.commit()
-        return Saved(Path(path), beside, written.sha256, written.size, written.weights_digest)
+            receipt.write_receipt(path, self._receipt(written, kind), force)
+        else:
+            with staged(path, force) as artifact, staged(beside, force) as seal:
+                if kind == "onnx" and graph is not None:
+                    written = onnx.write(artifact, graph[0], entries, about)
+                else:
+                    written = safetensors.write(artifact, entries, receipt.metadata(self.recipe))
+                artifact.promise(written.size, written.sha256)
+                artifact.settle()
+                tell(progress, "seal", str(beside))
+                seal.write_all(receipt.spell_receipt(self._receipt(written, kind)))
+                with alone(Path(path).parent):  # of two runs at once the receipt that stays is that of its file
+                    artifact.commit()
+                    seal.commit()
+        self._digest = written.weights_digest
+        return Saved(Path(path), beside, written.sha256, written.size, written.weights_digest, data, note)
 
-    def write(self, stream: Any) -> Written:
-        """The digests of the safetensors file that was written to the binary stream."""
-        written = safetensors.write(stream, self._start.entries(self.module), receipt.metadata(self.recipe))
+    def _receipt(self, written: Written, kind: str) -> dict[str, Any]:
+        return receipt.make_receipt(
+            self.recipe, self.fingerprint, self.plan.edits, written, self.run_record(kind), file_format=kind
+        )
+
+    def write(self, stream: Any, format: str = "safetensors", opset: int | None = None) -> Written:
+        """The digests of the file that was written to the binary stream. Errors as for `save`."""
+        entries = self._start.entries(self.module)
+        if format == "onnx":
+            if onnx.needs_data_file(entries):
+                raise UsageError(
+                    "the model is too large for one ONNX file", expected="an output with a name", fix="--out FILE"
+                )
+            written = onnx.write(stream, self._graph(opset)[0], entries, receipt.recipe_metadata(self.recipe))
+        else:
+            written = safetensors.write(stream, entries, receipt.metadata(self.recipe))
         self._digest = written.weights_digest
         return written
 
-    def run_record(self) -> dict[str, Any]:
+    def _graph(self, opset: int | None) -> tuple[onnx.Graph, str]:
+        """The graph for ONNX, and why its batch size is fixed."""
+        from .exporters._onnx_graph import graph
+
+        return graph(self.module, self.inputs, ties(self.module.state_dict(keep_vars=True)), onnx.checked_opset(opset))
+
+    def run_record(self, format: str = "safetensors") -> dict[str, Any]:
         """How the artifact was made: versions, device, checks. Not part of its identity."""
+        makers = ("onnx", "onnx_ir", "onnxscript") if format == "onnx" else ()
         return {
             "python": platform.python_version(),
             "torch": torch.__version__,
+            **{name: version(name) for name in makers},
             "platform": platform.platform(terse=True),
             "device": self.device,
             "checks": [

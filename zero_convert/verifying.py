@@ -8,7 +8,7 @@ The questions, in the order of the answers:
     2. header                                        can the file be read at all?
     3. recipe in the file = recipe in the receipt
     4. every tensor: there, same dtype, same shape, same `zc1` leaf; none besides
-    5. weights digest
+    5. weights digest, and the one that the file itself records (ONNX)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from . import exporters
 from .digests import Leaf, Written, brief, canonical_json, sha256_file
 from .errors import MalformedError, MismatchError, StorageError, ZeroConvertError
 from .lock import Lock, find, read_lock
-from .receipt import RECEIPT_SUFFIX, Receipt, read_receipt, receipt_path, recipe_from_metadata, recipe_json
+from .receipt import DIGEST_KEY, RECEIPT_SUFFIX, Receipt, read_receipt, receipt_path, recipe_from_metadata, recipe_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ class Finding:
     """One difference.
 
     Attributes:
-        what: "size", "sha256", "header", "recipe", "weights digest", or of a tensor "missing", "extra", "dtype",
-            "shape", "values".
+        what: "size", "sha256", "header", "recipe", "weights digest", "recorded weights digest", or of a tensor
+            "missing", "extra", "dtype", "shape", "values".
         tensor: its name, or "" where the finding is about the file.
         got: in the artifact.
         expected: in the receipt.
@@ -143,7 +143,7 @@ def verify(path: str | PathLike[str], receipt: str | PathLike[str] | None = None
         raise StorageError(
             "the artifact has no receipt",
             where=str(path),
-            got="nothing",
+            got=_alone(artifact),
             expected=f"the file {beside}",
             fix="Copy the receipt beside the artifact, or convert again: the receipt is written with it.",
         )
@@ -195,9 +195,19 @@ def _verified(artifact: Path, beside: Path, known: Receipt) -> Verification:
     return Verification(artifact, beside, known, tuple(_findings(artifact, known)))
 
 
+def _alone(path: Path) -> str:
+    """What an artifact without a receipt says of itself."""
+    try:
+        digest = exporters.load(exporters.format_in(path)).file_digests(path).weights_digest
+        return f"a file with the weights zc1 {digest}"
+    except ZeroConvertError:
+        return "nothing"
+
+
 def _findings(path: Path, receipt: Receipt) -> list[Finding]:
     expected = receipt.written
     exporter = exporters.load(receipt.file_format)
+    named = receipt.file_format == "onnx"
     try:
         written: Written = exporter.file_digests(path)
         metadata = exporter.read_metadata(path)
@@ -215,7 +225,9 @@ def _findings(path: Path, receipt: Receipt) -> list[Finding]:
     findings += _compare("recipe", spelled, canonical_json(recipe_json(receipt.recipe)))
     for name in sorted(written.tensors.keys() | expected.tensors.keys()):
         findings += _compare_tensor(name, written.tensors.get(name), expected.tensors.get(name))
-    return findings + _compare("weights digest", written.weights_digest, expected.weights_digest)
+    findings += _compare("weights digest", written.weights_digest, expected.weights_digest)
+    recorded = metadata.get(DIGEST_KEY, "none")
+    return findings + (_compare("recorded weights digest", recorded, f"zc1:{expected.weights_digest}") if named else [])
 
 
 def _compare_tensor(name: str, got: Leaf | None, expected: Leaf | None) -> list[Finding]:

@@ -1,10 +1,10 @@
 """Step 7, export: one file format a file. The folder is the registry: `safetensors.py` writes `NAME.safetensors`.
 
 Every exporter offers `file_digests(path) -> Written` and `read_metadata(path) -> {key: text}`, so that `verify` can
-rehash what it wrote, and may offer `tensor_pieces(path) -> {name: function that reads its bytes}`, in pieces of whole
-elements: then `diff` says how far values moved. What it needs to write differs (tensors, or a traced module); the
-corridor in `pipeline.py` hands it that. Nothing is imported here before it is asked for, because an exporter may be
-heavy.
+rehash what it wrote, `read_header(path)` for `inspect`, and may offer `tensor_pieces(path) -> {name: function that
+reads its bytes}`, in pieces of whole elements: then `diff` says how far values moved. What it needs to write differs
+(tensors, or a graph as well); `result.py` hands it that. Nothing is imported here before it is asked for, because an
+exporter may be heavy.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from os import PathLike
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import ModuleType
 
+from ..atomic import check_target
 from ..errors import UsageError
+from ..receipt import receipt_path
 
 
 def formats() -> tuple[str, ...]:
@@ -42,6 +45,41 @@ def format_of(path: str | PathLike[str], name: str | None = None) -> str:
         expected=" or ".join(known),
         fix=f"Did you mean {close[0]!r}?" if close else "Change the suffix, or name the format with --format.",
     )
+
+
+def format_in(path: str | PathLike[str]) -> str:
+    """The format of an existing file: the one that its suffix says, else the one that its first bytes look like."""
+    named = PurePath(path).suffix.removeprefix(".").lower()
+    if named in formats():
+        return named
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError:
+        head = b""  # whoever reads it next says so
+    return "onnx" if head[:1] == b"\x08" and head[8:] != b"{" else "safetensors"
+
+
+def check_outputs(
+    paths: Sequence[str | PathLike[str]], name: str | None, force: bool, *, external_data: bool = False
+) -> list[Path]:
+    """The files that would be written, receipts as well, after everything that can be said against them before work.
+
+    Raises:
+        UsageError: no such format, a file exists and `force` is not given, or two outputs are one file.
+        StorageError: the file system said no.
+    """
+    targets = []
+    for path in paths:
+        beside = [receipt_path(path)]
+        if format_of(path, name) == "onnx" and external_data:
+            beside.append(load("onnx").data_path(path))
+        targets += [check_target(target, force) for target in (path, *beside)]
+    if len(set(targets)) < len(targets):
+        raise UsageError(
+            "an output is named twice, or is a file beside another", where="--out", got=", ".join(map(str, paths))
+        )
+    return targets
 
 
 def load(name: str) -> ModuleType:

@@ -67,6 +67,16 @@ class Entry:
     shape: tuple[int, ...]
     data: Callable[[], Buffer]
 
+    @property
+    def size(self) -> int:
+        """Of the data, in bytes."""
+        bits = DTYPES[self.dtype]
+        for size in self.shape:
+            bits *= size
+        if bits % 8:
+            raise ValueError(f"{self.name!r}: {self.dtype} {self.shape} does not end at a whole byte")
+        return bits // 8
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
@@ -109,15 +119,15 @@ def write(stream: BinaryIO, entries: Sequence[Entry], metadata: Mapping[str, str
             calling code.
     """
     ordered = file_order(entries)
-    with _Lanes() as lanes:
+    with Lanes() as lanes:
         header = _header_bytes(ordered, metadata)
         stream.write(header)
         lanes.file(header)
         for entry in ordered:
-            data = _raw(entry)
-            lanes.tensor(entry.name, entry.dtype, entry.shape, _pieces(data))
+            data = raw_bytes(entry)
+            lanes.tensor(entry.name, entry.dtype, entry.shape, pieces(data))
             stream.write(data)
-        _force(stream)  # while the hashes finish
+        force_to_disk(stream)  # while the hashes finish
     return lanes.written()
 
 
@@ -128,7 +138,7 @@ def read_header(path: str | PathLike[str]) -> Header:
         MalformedError: it is no safetensors file, or one whose header claims what is not so.
         StorageError: it cannot be read.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         return _parse(_head(file, str(path)), os.fstat(file.fileno()).st_size, str(path))
 
 
@@ -144,7 +154,7 @@ def iter_tensors(path: str | PathLike[str], header: Header) -> Iterator[tuple[Te
         MalformedError: the file ends before the header says it does.
         StorageError: it cannot be read.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         file.seek(header.data_start)
         for info in header.tensors:
             for piece in _read_pieces(file, info, str(path)):
@@ -156,7 +166,7 @@ def tensor_pieces(path: str | PathLike[str]) -> dict[str, Callable[[], Iterator[
     header = read_header(path)
 
     def pieces(info: TensorInfo) -> Iterator[memoryview]:
-        with _opened(path) as file:
+        with opened(path) as file:
             file.seek(header.data_start + info.begin)
             yield from _read_pieces(file, info, str(path))
 
@@ -169,7 +179,7 @@ def file_digests(path: str | PathLike[str]) -> Written:
     Raises:
         MalformedError, StorageError: as `read_header` and `iter_tensors`.
     """
-    with _opened(path) as file, _Lanes() as lanes:
+    with opened(path) as file, Lanes() as lanes:
         head = _head(file, str(path))
         header = _parse(head, os.fstat(file.fileno()).st_size, str(path))
         lanes.file(head)
@@ -193,7 +203,7 @@ def _header_bytes(ordered: Sequence[Entry], metadata: Mapping[str, str] | None) 
             )
         if entry.name in table:
             raise ValueError(f"two entries are called {entry.name!r}")
-        size = _byte_size(entry)
+        size = entry.size
         table[entry.name] = {
             "dtype": entry.dtype,
             "shape": list(entry.shape),
@@ -213,31 +223,22 @@ def _header_bytes(ordered: Sequence[Entry], metadata: Mapping[str, str] | None) 
     return len(header).to_bytes(8, "little") + header
 
 
-def _byte_size(entry: Entry) -> int:
-    bits = DTYPES[entry.dtype]
-    for size in entry.shape:
-        bits *= size
-    if bits % 8:
-        raise ValueError(f"{entry.name!r}: {entry.dtype} {entry.shape} does not end at a whole byte")
-    return bits // 8
-
-
-def _raw(entry: Entry) -> memoryview:
+def raw_bytes(entry: Entry) -> memoryview:
     """The entry's buffer as plain bytes, not copied."""
     buffer = entry.data()
     if not memoryview(buffer).c_contiguous:
         raise ValueError(f"{entry.name!r}: the buffer is not row-major and contiguous")
     data = PickleBuffer(buffer).raw()  # memoryview.cast refuses empty arrays and complex numbers
-    if data.nbytes != _byte_size(entry):
+    if data.nbytes != entry.size:
         raise ValueError(f"{entry.name!r}: {data.nbytes} bytes for {entry.dtype} {entry.shape}")
     return data
 
 
-def _pieces(data: memoryview) -> Iterator[memoryview]:
+def pieces(data: memoryview) -> Iterator[memoryview]:
     return (data[start : start + _CHUNK] for start in range(0, data.nbytes, _CHUNK))
 
 
-def _force(stream: BinaryIO) -> None:
+def force_to_disk(stream: BinaryIO) -> None:
     """Have the disk take what was written so far, if `stream` is a file."""
     try:
         descriptor = stream.fileno()
@@ -247,7 +248,7 @@ def _force(stream: BinaryIO) -> None:
     os.fsync(descriptor)
 
 
-class _Lanes:
+class Lanes:
     """Hashes the file and its tensors side by side: one thread for each of the two, order kept within both.
 
     Small pieces of the file are gathered, small tensors hashed on the spot. At most `_IN_FLIGHT` bytes wait.
@@ -288,9 +289,16 @@ class _Lanes:
             self._submit(self._leaf_lane, leaf, piece)
         self._leaves[name] = dtype, shape, leaf
 
+    def leaves(self) -> dict[str, bytes]:
+        """Name → raw leaf of every tensor taken in, once they are made."""
+        while self._waiting:
+            self._waiting.popleft()[1].result()
+        self._in_flight = 0
+        return {name: leaf if isinstance(leaf, bytes) else leaf.digest() for name, (_, _, leaf) in self._leaves.items()}
+
     def written(self) -> Written:
         """The digests of everything taken in; after the `with` block."""
-        raw = {name: leaf if isinstance(leaf, bytes) else leaf.digest() for name, (_, _, leaf) in self._leaves.items()}
+        raw = self.leaves()
         tensors = {name: Leaf(dtype, shape, raw[name].hex()) for name, (dtype, shape, _) in self._leaves.items()}
         return Written(self._file_hash.hexdigest(), self._size, tensors, weights_digest(raw))
 
@@ -308,7 +316,7 @@ class _Lanes:
         self._waiting.append((size, lane.submit(hasher.update, piece)))
         self._in_flight += size
 
-    def __enter__(self) -> _Lanes:
+    def __enter__(self) -> Lanes:
         return self
 
     def __exit__(
@@ -323,10 +331,10 @@ class _Lanes:
 # ---------------------------------------------------------------------------------------------- reading
 
 
-def _opened(path: str | PathLike[str]) -> BinaryIO:
+def opened(path: str | PathLike[str]) -> BinaryIO:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise StorageError("cannot read it", where=str(path), got="no regular file", expected="a .safetensors file")
+            raise StorageError("cannot read it", where=str(path), got="no regular file", expected="a file")
         return open(path, "rb")
     except (OSError, ValueError) as error:
         got = getattr(error, "strerror", None) or str(error)
