@@ -426,12 +426,12 @@ def test_tensors_may_lie_in_a_file_beside_the_model(tmp_path: Path) -> None:
 
 def test_a_data_file_is_replaced_not_appended_to(tmp_path: Path) -> None:
     path, beside = tmp_path / "a.onnx", tmp_path / "a.onnx.data"
-    first = exporter.save(path, *parts(), {})
+    first = exporter.save(path, *parts(), {}, external_data=True)
     content = beside.read_bytes()
     beside.write_bytes(content * 3)
     path.unlink()
     with pytest.raises(UsageError, match="exists"):
-        exporter.save(path, *parts(), {})
+        exporter.save(path, *parts(), {}, external_data=True)
     assert os.listdir(tmp_path) == ["a.onnx.data"]
     assert exporter.save(path, *parts(), {}, external_data=True, force=True) == first
     assert beside.read_bytes() == content

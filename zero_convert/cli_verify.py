@@ -84,8 +84,9 @@ def verify(
             own, row = answer.exit_code, {"sound": False, **error_facts(answer)}
         else:
             own = FindingError.exit_code if answer.findings else 0
-            sha256 = answer.receipt.written.sha256
-            row = {"sound": not answer.findings, "sha256": sha256, "findings": answer.findings, "exit_code": own}
+            known = answer.receipt.written
+            row = {"sound": not answer.findings, "sha256": known.sha256, "weights_digest": known.weights_digest}
+            row |= {"findings": answer.findings, "exit_code": own}
         rows.append({"file": str(file), **row})
         code = max(code, own)
         if not as_json:

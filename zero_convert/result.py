@@ -149,7 +149,7 @@ class Result:
         if kind == "onnx" and graph is not None:
             note = "evaluation mode" + (f"; batch size fixed: {graph[1]}" if graph[1] else "")
         if kind == "onnx" and graph is not None and (external_data or onnx.needs_data_file(entries)):
-            written, data = onnx.save(path, graph[0], entries, about, force=force)
+            written, data = onnx.save(path, graph[0], entries, about, force=force, external_data=True)
             tell(progress, "seal", str(beside))
             receipt.write_receipt(path, self._receipt(written, kind), force)
         else:

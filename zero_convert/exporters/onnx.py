@@ -97,18 +97,23 @@ def save(
     metadata: Mapping[str, str],
     *,
     force: bool = False,
-) -> tuple[Written, DataFile]:
-    """The digests of the model that was written to `path`, and the data file beside it.
+    external_data: bool = False,
+) -> tuple[Written, DataFile | None]:
+    """The digests of the model that was written to `path`, and its data file if it has one.
 
     Args:
         graph: reads the entries by their names.
         entries: the state dict, ties resolved.
         metadata: besides the digest; written with sorted keys.
+        external_data: have a data file even where one file would do.
 
     Raises:
         ModelError: a tensor of a type that ONNX does not have.
         UsageError, StorageError: as `atomic_write`.
     """
+    if not (external_data or needs_data_file(entries)):
+        with atomic_write(path, force) as stream:
+            return write(stream, graph, entries, metadata), None
     beside = data_path(path)
     if not is_plain_text(beside.name) or "\\" in beside.name:
         raise UsageError(
