@@ -39,6 +39,10 @@ def _child(arguments: list[str], stop: bool) -> int:
 
 def main() -> None:
     """Serve stdin until it ends."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background is started with them ignored
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as folder:  # everything that is imported late is imported before the first fork
         net = Path(folder) / "net.py"
         net.write_text(MODELS)
