@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 
 import zero_convert as zc
 from zero_convert.errors import CoverageError, ModelError
-from zero_convert.layers import geometry, kind_of
+from zero_convert.layers import geometry, is_quantized, kind_of
 from zero_convert.structure import analyze
 from zero_convert.structure.neutral import neutral
 from zero_convert.tracing import trace
@@ -588,3 +588,8 @@ def test_all_rows_of_an_attention_at_the_end_of_a_branch_or_before_a_relu_start_
                 p -= 0.05 * p.grad / (p.grad.norm() + 1e-12)
     still = {name: int((~rows).sum()) for name, rows in moved.items() if not rows.all()}
     assert not still, f"rows that never get a gradient: {still}"
+
+
+def test_what_adds_floating_numbers_is_no_quantized_layer() -> None:
+    assert not is_quantized(torch.ao.nn.quantized.FloatFunctional())
+    assert is_quantized(torch.ao.nn.quantized.QFunctional())

@@ -103,7 +103,9 @@ def _is_norm(module: nn.Module) -> bool:
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether the module's weights are packed integers, which no rule can write."""
-    if any(name.startswith(QUANTIZED) for name in _names(type(module))):
+    names = list(_names(type(module)))
+    floating = any(name.endswith(".FloatFunctional") for name in names)  # lives beside the quantized layers
+    if not floating and any(name.startswith(QUANTIZED) for name in names):
         return True
     own = [*module._parameters.values(), *module._buffers.values()]
     if any(value is not None and value.is_quantized for value in own):
