@@ -13,9 +13,7 @@ from torch.nn.utils import parametrizations
 import zero_convert as zc
 from zero_convert.errors import CoverageError, ModelError
 from zero_convert.layers import geometry, is_quantized, kind_of
-from zero_convert.structure import analyze
 from zero_convert.structure.neutral import neutral
-from zero_convert.tracing import trace
 
 from .odd_nets import Head, ramp
 from .test_families import SCHEMES
@@ -391,35 +389,6 @@ def test_a_softmax_and_a_norm_with_an_epsilon_leave_a_head_a_head() -> None:
     assert {a.rule for a in result.plan.assignments if a.role == "head"} == {"constant 0"}
 
 
-class Resampled(nn.Module):
-    """A table of positions for another size, read in parts, and one of complex numbers."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.embed, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
-        self.positions = nn.Parameter(torch.randn(1, 5, 8))
-        self.shift = nn.Parameter(torch.randn(8, dtype=dtype))
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, grid = self.positions[:, :1], self.positions[:, 1:]
-        grid = F.interpolate(grid.mT, size=x.shape[1] - 1).mT
-        y = self.embed(x) + torch.cat([first, grid], 1).expand(len(x), -1, -1)
-        return self.head(torch.relu(y + self.shift.real).mT.mean(2))
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_table_that_is_resampled_and_joined_of_its_parts_is_added(scheme: str) -> None:
-    result = zc.convert(Resampled(torch.float32), (ramp(3, 7, 5),), scheme=scheme, device="cpu")
-    assert not result.failed, [check.summary for check in result.failed]
-    assert not result.module.positions.any() and not result.module.shift.any()
-
-
-def test_the_real_part_of_a_parameter_is_a_use_of_it() -> None:
-    structure = analyze(trace(Resampled(torch.complex64), (ramp(3, 7, 5),)))
-    uses = next(dict(layer.uses) for layer in structure.layers if layer.uses)
-    assert uses == {"positions": "added", "shift": "added"}
-
-
 class ReZero(nn.Module):
     """A branch with one number in front of it, 0 at the start."""
 
@@ -466,50 +435,6 @@ def test_a_last_layer_with_the_weight_of_another_is_held_to_no_zero_branch() -> 
     assert not result.failed, [check.summary for check in result.failed]
     assert {a.rule for a in result.plan.assignments if a.tensor.name == "last.weight"} == {"tied to first.weight"}
     assert result.module.last.weight is result.module.first.weight and result.module.last.weight.any()
-
-
-class Mixed(nn.Module):
-    """Kernels mixed for each sample of a batch, which are groups of one convolution (Yang et al., CondConv, 2019)."""
-
-    def __init__(self, experts: int, groups: int = 1, bias: bool = True) -> None:
-        super().__init__()
-        self.kernels = nn.Parameter(torch.randn(experts, 8 * (8 // groups) * 9))
-        self.biases = nn.Parameter(torch.randn(experts, 8)) if bias else None
-        self.groups = groups
-
-    def forward(self, x: Tensor, shares: Tensor) -> Tensor:
-        n, c, *size = x.shape
-        kernel = (shares @ self.kernels).view(n * 8, 8 // self.groups, 3, 3)
-        bias = None if self.biases is None else torch.matmul(shares, self.biases).view(n * 8)
-        y = F.conv2d(x.reshape(1, n * c, *size), kernel, bias, padding=1, groups=n * self.groups)
-        return y.view(n, 8, *size)
-
-
-class MixedBlock(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.route = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
-        self.depthwise, self.last = Mixed(4, groups=8, bias=False), Mixed(4)
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        shares = torch.sigmoid(self.route(x.mean((2, 3))))
-        x = x + self.last(torch.tanh(self.depthwise(x, shares)), shares)
-        return self.head(x.mean((2, 3)))
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("samples", [1, 3])
-def test_kernels_mixed_of_flat_rows_follow_the_rules_of_kernels(samples: int, scheme: str) -> None:
-    result = zc.convert(MixedBlock(), (ramp(samples, 3, 6, 6),), scheme=scheme, device="cpu")
-    assert not result.failed, [check.summary for check in result.failed]
-    net, centre = result.module, torch.zeros(3, 3)
-    centre[1, 1] = 1
-    assert torch.equal(net.depthwise.kernels.view(4, 8, 3, 3), centre.expand(4, 8, 3, 3))
-    assert not net.last.kernels.any() and not net.last.biases.any()
-    (join,) = [join for join in result.structure.joins if "last" in join.branch]
-    assert join.residual and join.branch == ("route", "depthwise", "last")
 
 
 class Deep(nn.Module):

@@ -70,6 +70,16 @@ def test_only_the_channel_axis_is_mixed(trailing: int) -> None:
     assert torch.allclose(transform(x), torch.einsum("ij,nj...->ni...", matrix, x), atol=1e-6)
 
 
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_transform_keeps_the_order_in_memory(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HadamardTransform, "DENSE", 2048 if dense else 0)
+    transform, x = HadamardTransform(12, 2), ramp(2, 12, 3, 5)
+    assert transform(x).is_contiguous() and transform(x[:, :, ::2, 1:]).is_contiguous()
+    last = transform(x.to(memory_format=torch.channels_last))
+    assert last.is_contiguous(memory_format=torch.channels_last) and not last.is_contiguous()
+    assert torch.equal(last, transform(x))
+
+
 def test_mixing_is_fixed_by_the_key_alone() -> None:
     plain = matrix_of(HadamardTransform(64, 0))
     for mixing in ("permute", "signs"):

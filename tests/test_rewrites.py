@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import zero_convert as zc
 from zero_convert import rewrites, schemes
 from zero_convert.converted import Container
 from zero_convert.live import Traced
@@ -283,6 +284,36 @@ def test_pre_activation_blocks_get_the_basic_form() -> None:
         return m.head(r0(m.norm(x)).mean((2, 3)))
 
     agree(PreActivationResNet(), ramp(2, 3, 9, 9), forward)
+
+
+class DoubleBottleneck(nn.Module):
+    """Pre-activation order without norms, with two layers in its middle that see more than one position."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce, self.expand = nn.Conv2d(channels, 4, 1), nn.Conv2d(4, channels, 1)
+        self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for layer in (self.reduce, self.one, self.two, self.expand):
+            y = layer(F.relu(y))
+        return x + y
+
+
+def test_the_skip_of_the_second_of_two_layers_carries_the_skip_of_the_first() -> None:
+    def forward(m: nn.Module, x: Tensor) -> Tensor:
+        block = m.get_submodule("1")
+        x = m.get_submodule("0")(x)
+        h = block.reduce(r0(x))
+        h = block.one(r0(h)) + h
+        h = block.two(r0(h)) + h
+        return m.get_submodule("2.fc")((x + block.expand(r0(h))).mean((2, 3)))
+
+    net = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), DoubleBottleneck(8), Head(8))
+    agree(net, ramp(2, 8, 7, 7), forward)
+    result = zc.convert(net, (ramp(2, 8, 7, 7),), scheme="zero-2021", device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
 
 
 def test_the_order_is_kept_where_a_norm_cannot_move() -> None:

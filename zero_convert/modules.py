@@ -85,7 +85,13 @@ class FunctionCall:
         return self.function.apply(*args, **kwargs)
 
 
-@functools.lru_cache(maxsize=32)
+def _layout(x: Tensor) -> torch.memory_format:
+    """Channels last where that is the tensor's only order, otherwise row-major."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim, torch.contiguous_format)
+    return last if not x.is_contiguous() and x.is_contiguous(memory_format=last) else torch.contiguous_format
+
+
+@functools.lru_cache(maxsize=8)  # of 16 MB at most
 def _transform(order: int, channels: int) -> NDArray[np.float32]:
     """The first `channels` rows and columns of Hᵀ/sqrt(order), which transforms of one width have in common."""
     first, *second = (factor.astype(np.float32) for factor in hadamard.kronecker_factors(order))
@@ -108,7 +114,8 @@ class HadamardTransform(nn.Module):
             "signs": a fixed sign for each input channel. Both come from the integer hash of `key`.
         key: the name of the layer the transform follows.
 
-    Shapes: (…, d, *spatial) → the same.
+    Shapes: (…, d, *spatial) → the same; channels last where x is, otherwise contiguous, since
+    a forward may go on with a view.
     """
 
     DENSE = 2048
@@ -142,7 +149,7 @@ class HadamardTransform(nn.Module):
         return self.order == self.channels
 
     def forward(self, x: Tensor) -> Tensor:
-        axis = -1 - self.trailing
+        axis, layout = -1 - self.trailing, _layout(x)
         if self.mixing == "permute":
             x = x.index_select(axis, self.mix)
         elif self.mixing == "signs":
@@ -158,7 +165,7 @@ class HadamardTransform(nn.Module):
                 y = F.pad(y, (0, self.order - self.channels))
             y = left @ y.reshape(*lead, len(left), len(right)) @ right.T
             y = y.reshape(*lead, self.order)[..., : self.channels] * self.scale
-        return y.movedim(-1, axis)
+        return y.movedim(-1, axis).contiguous(memory_format=layout)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, mixing={self.mixing}"

@@ -53,11 +53,12 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
         ):
             edits.append(_early_shortcut(graph, nodes, join, weights, ends, known))
         else:
-            for i, node in enumerate(weights[:-1]):
-                before = (
-                    (ends[i - 1] if i else nodes[join.fork]) if join.order == "pre-activation" else tensors_in(node)[0]
-                )
-                edits += _own_skip(graph, before, node, ends[i], known[i])
+            signal = nodes[join.fork]  # what the layer before left, with the skip around it
+            for node, end, g in zip(weights[:-1], ends, known, strict=False):
+                before = signal if join.order == "pre-activation" else tensors_in(node)[0]
+                joined, edit = _own_skip(graph, before, node, end, g)
+                edits += [edit] if edit else []
+                signal = joined or end
     return edits
 
 
@@ -120,19 +121,21 @@ def _early_shortcut(
     return Edit(NAME, join.node, f"the shortcut joins after {weights[0].target}; identity skips around {names}")
 
 
-def _own_skip(graph: fx.Graph, before: fx.Node, node: fx.Node, end: fx.Node, g: Geometry) -> list[Edit]:
-    """A skip from `before` to `end` if the layer keeps its channels and sees more than one position."""
+def _own_skip(
+    graph: fx.Graph, before: fx.Node, node: fx.Node, end: fx.Node, g: Geometry
+) -> tuple[fx.Node | None, Edit | None]:
+    """A skip from `before` to `end` if the layer keeps its channels and sees more than one position; their sum."""
     if not _keeps(g) or max(g.kernel, default=1) == 1:
-        return []
+        return None, None
     read = tensors_in(node)[0]
     if before is not read and before.meta.get("shape") != read.meta.get("shape"):
         reason = "what stands before the layer changes the shape"
-        return [Edit(NAME, str(node.target), "no skip of its own", False, reason)]
+        return None, Edit(NAME, str(node.target), "no skip of its own", False, reason)
     sides = centre_sides(g)
     made = end.meta.get("shape") or ()
     if made[len(made) - len(g.stride) :] != sampled(before.meta.get("shape") or (), g.stride, sides):
         reason = "its output has another size than a convolution with its stride and padding makes"
-        return [Edit(NAME, str(node.target), "no skip of its own", False, reason)]
+        return None, Edit(NAME, str(node.target), "no skip of its own", False, reason)
     skip = before
     if max(g.stride) > 1 or any(map(any, sides)):
         with graph.inserting_after(before):
@@ -141,4 +144,4 @@ def _own_skip(graph: fx.Graph, before: fx.Node, node: fx.Node, end: fx.Node, g: 
     joined = insert_after(graph, end, operator.add, lambda n: (n, skip))
     joined.meta["order"] = "pre-activation"
     what = "identity skip" if skip is before else f"skip that takes every {'×'.join(map(str, g.stride))} position"
-    return [Edit(NAME, str(node.target), what)]
+    return joined, Edit(NAME, str(node.target), what)

@@ -76,13 +76,13 @@ def use_of(node: fx.Node, kinds: dict[fx.Node, str]) -> Use:
         if user is None:
             return Use("unused")
         more = [n for n in user.all_input_nodes if n is not node and not is_size(n)]
-        others = [n for n in more if not _made_of(n, source)]
+        joins_parts = kinds[user] == "concatenate"  # of one table, or the biases of several layers in one
+        others = [n for n in more if not _made_of(n, None if joins_parts else source)]
         if user.op == "call_module":
             return Use("signal", user)
         if user.target in INDEXING and user.all_input_nodes[0] is node and _looks_up(user):
             return Use("indexed", user)
-        joined = kinds[user] == "concatenate" and more  # parts of one table
-        if not others and (joined or (not more and kinds[user] in FOLLOWED and not _folds(user))):
+        if not others and ((joins_parts and more) or (not more and kinds[user] in FOLLOWED and not _folds(user))):
             labels = _followed(user, node, labels)
             node = user
             continue
@@ -176,11 +176,11 @@ def stored(node: fx.Node) -> str:
 
 
 def _made_of(node: fx.Node, parameter: Any) -> bool:
-    """Whether a value is made of nothing but one parameter."""
+    """Whether a value is made of nothing but this parameter, or with None, of any parameters."""
     todo, seen = [node], set()
     while todo:
         at = todo.pop()
-        if at in seen or (at.op == "get_attr" and at.target == parameter):
+        if at in seen or (at.op == "get_attr" and parameter in (None, at.target)):
             continue
         seen.add(at)
         inputs = [n for n in at.all_input_nodes if not is_size(n)]
