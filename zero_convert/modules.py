@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,7 @@ class HadamardTransform(nn.Module):
         mixing: "none": Π = 1, the publication. "permute": a fixed permutation of the input channels.
             "signs": a fixed sign for each input channel. Both come from the integer hash of `key`.
         key: the name of the layer the transform follows.
+        like: transforms in the same network; one of the same width lends its numbers, which are in memory once.
 
     Shapes: (…, d, *spatial) → the same; channels last where x is, otherwise contiguous, since
     a forward may go on with a view.
@@ -124,12 +125,22 @@ class HadamardTransform(nn.Module):
     right: Tensor
     mix: Tensor
 
-    def __init__(self, channels: int, trailing: int, mixing: str = "none", key: str = "") -> None:
+    def __init__(
+        self,
+        channels: int,
+        trailing: int,
+        mixing: str = "none",
+        key: str = "",
+        like: Iterable[HadamardTransform] = (),
+    ) -> None:
         super().__init__()
         self.channels, self.trailing, self.mixing, self.key = channels, trailing, mixing, key
         self.order = channels if hadamard.exact_order(channels) else 1 << (channels - 1).bit_length()
         self.scale = 1 / math.sqrt(self.order)
-        if channels <= self.DENSE:
+        same = next((transform for transform in like if transform.channels == channels), None)
+        if same is not None:
+            left, right = same.left, same.right
+        elif channels <= self.DENSE:
             left, right = torch.empty(0), torch.from_numpy(_transform(self.order, channels).copy())
         else:
             first, *second = (torch.from_numpy(factor).float() for factor in hadamard.kronecker_factors(self.order))

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from ..graphs import add_module, insert_after
-from ..modules import HadamardTransform
+from ..graphs import insert_after
 from ..records import Analyzed, Edit, Layer, Option
+from ._transforms import add_transform
 
 NAME = "growth_transforms"
 
@@ -27,11 +27,10 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
         layer = growing.get(str(node.target)) if node.op == "call_module" else None
         if layer is None or layer.geometry is None:
             continue
-        g = layer.geometry
-        transform = HadamardTransform(g.out_channels, len(g.kernel), str(options["mixing"]), layer.name)
-        insert_after(graph, node, add_module(root, f"{layer.name}_transform", transform))
-        form = "" if transform.isometry else ", cropped from the next power of two: no isometry"
-        edits.append(Edit(NAME, layer.name, f"Hadamard transform over {g.out_channels} channels{form}"))
+        transform, note = add_transform(root, layer.name, layer.geometry, options)
+        insert_after(graph, node, transform)
+        channels = layer.geometry.out_channels
+        edits.append(Edit(NAME, layer.name, f"Hadamard transform over {channels} channels{note}"))
     return edits
 
 

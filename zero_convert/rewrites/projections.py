@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from ..graphs import add_module, insert_after, kind, tensors_in
-from ..modules import HadamardTransform
+from ..graphs import insert_after, kind, tensors_in
 from ..records import Analyzed, Edit, Option
+from ._transforms import add_transform
 
 NAME = "projections"
 
@@ -36,8 +36,7 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
         if g is None or str(end.target) != path:
             edits.append(Edit(NAME, join.node, "shortcut kept", False, f"{path} is not the last layer of the shortcut"))
             continue
-        transform = HadamardTransform(g.out_channels, len(g.kernel), str(options["mixing"]), path)
-        insert_after(graph, end, add_module(root, f"{path}_transform", transform))
-        form = "" if transform.isometry else ", cropped from the next power of two: no isometry"
-        edits.append(Edit(NAME, path, f"Hadamard transform over {g.out_channels} channels, no norm{form}"))
+        transform, note = add_transform(root, path, g, options)
+        insert_after(graph, end, transform)
+        edits.append(Edit(NAME, path, f"Hadamard transform over {g.out_channels} channels, no norm{note}"))
     return edits

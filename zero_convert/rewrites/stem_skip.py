@@ -18,9 +18,10 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.pooling import _MaxPoolNd
 
-from ..graphs import add_module, insert_after, kind, only_user, tensors_in
-from ..modules import HadamardTransform, pad_channels, subsample
+from ..graphs import insert_after, kind, only_user, tensors_in
+from ..modules import pad_channels, subsample
 from ..records import Analyzed, Edit, Geometry, Option
+from ._transforms import add_transform
 from .inner_skips import centre_sides, sampled
 
 NAME = "stem_skip"
@@ -39,11 +40,11 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
                 reason = "its output has another size than a convolution with its stride and padding makes"
                 edits.append(Edit(NAME, str(node.target), "no parallel skip", False, reason))
                 continue
-            edits.append(_skip(root, graph, node, g, str(options["mixing"])))
+            edits.append(_skip(root, graph, node, g, options))
     return edits
 
 
-def _skip(root: nn.Module, graph: fx.Graph, node: fx.Node, g: Geometry, mixing: str) -> Edit:
+def _skip(root: nn.Module, graph: fx.Graph, node: fx.Node, g: Geometry, options: Mapping[str, Option]) -> Edit:
     path, trailing = str(node.target), len(g.kernel)
     value = tensors_in(node)[0]
     pool = _own_pool(root, node, g) if max(g.stride, default=1) > 1 else None
@@ -58,9 +59,9 @@ def _skip(root: nn.Module, graph: fx.Graph, node: fx.Node, g: Geometry, mixing: 
             q, what = value, "identity"
     with graph.inserting_after(q if q is not value else node):
         padded = graph.call_function(pad_channels, (q, g.out_channels, trailing))
-    transform = HadamardTransform(g.out_channels, trailing, mixing, path)
+    transform, _ = add_transform(root, path, g, options)
     with graph.inserting_after(padded):
-        skip = graph.call_module(add_module(root, f"{path}_transform", transform), (padded,))
+        skip = graph.call_module(transform, (padded,))
     for new in (q, padded, skip):
         if new is not value:
             new.meta["shape"] = node.meta.get("shape")

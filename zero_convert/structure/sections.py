@@ -7,7 +7,7 @@ output is cut, turned or rotated on the way, and in which order heads and parts 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -140,18 +140,22 @@ def _question(facts: Facts, layer: fx.Node, end: fx.Node) -> tuple[Hashable, ...
 
 def _asked(facts: Facts, layer: fx.Node, end: fx.Node, axis: int) -> list[int] | None:
     shape = layer.meta["shape"]
-    steps = torch.arange(torch.Size(shape).numel(), dtype=torch.float32)
     with torch.enable_grad():
-        made = torch.sin(steps * 0.7 + 1).reshape(shape).requires_grad_()
+        made = _numbers(shape, 0.6180339).requires_grad_()
         try:
             value = Part(facts, layer, made * 1).value(end)
-            weight = torch.cos(torch.arange(value.numel(), dtype=torch.float32) * 0.3).reshape(value.shape)
-            (gradient,) = torch.autograd.grad((value * weight).sum(), made)
+            (gradient,) = torch.autograd.grad((value * _numbers(value.shape, 0.7548777)).sum(), made)
         except Exception:  # whatever a model's own functions raise on made-up numbers
             return None
     used = gradient.movedim(axis, 0).flatten(1).ne(0).any(1)
     rows: list[int] = used.nonzero()[:, 0].tolist()
     return rows
+
+
+def _numbers(shape: Sequence[int], step: float) -> Tensor:
+    """Numbers between -1 and 1 without symmetry: multiples of an irrational step, less their whole parts."""
+    steps = torch.arange(torch.Size(shape).numel(), dtype=torch.float32)
+    return steps.mul_(step).frac_().mul_(2).sub_(1 - 1 / 64).reshape(tuple(shape))
 
 
 class Part:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..errors import TraceError
 from ..locate import user_frame
 from ..sources.inputs import reference_tensor
 from .known import known_output, known_value
+from .remembered import Remembered
 from .state import restored
 
 Inputs = Sequence[Any] | Mapping[str, Any]
@@ -30,6 +31,7 @@ MAX_DEPTH = 8  # of nests that a forward returns
 
 class _Recorder(fx.Interpreter):
     on_meta = False
+    remembered: Remembered
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
@@ -40,7 +42,17 @@ class _Recorder(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         known = known_value(target, args) if not kwargs or target in WITH_OPTIONS else None
-        return super().call_function(target, args, kwargs) if known is None else known
+        if known is not None:
+            return known
+        return self._remembering(super().call_function, target, args, kwargs)
+
+    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._remembering(super().call_method, target, args, kwargs)
+
+    def _remembering(self, call: Callable[..., Any], target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self.on_meta:
+            return call(target, args, kwargs)
+        return self.remembered.call(target, args, kwargs, lambda: call(target, args, kwargs))
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = super().get_attr(target, args, kwargs)
@@ -98,6 +110,7 @@ def example_output(mode: FakeTensorMode, module: nn.Module, args: Sequence[Any],
 def _record(module: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
     recorder = _Recorder(module, graph=graph, garbage_collect_values=True)
     recorder.extra_traceback = False
+    recorder.remembered = Remembered()
     recorder.on_meta = any(isinstance(x, torch.Tensor) and x.is_meta for x in inputs)
     recorder.run(*inputs)
 

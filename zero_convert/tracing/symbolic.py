@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Collection
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from .leaves import kept_whole
 from .state import restored, unassigned
@@ -51,6 +51,7 @@ class LayerTracer(fx.Tracer):
     def __init__(self, leaves: Collection[str], inputs: int) -> None:
         super().__init__()
         self._leaves, self._inputs = frozenset(leaves), inputs
+        self._named: dict[int, tuple[str, Tensor]] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self._leaves or kept_whole(m)
@@ -65,7 +66,17 @@ class LayerTracer(fx.Tracer):
         except (Exception, SystemExit) as error:
             raise TraceFailure(self.path_of_module(m), error) from error
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """As fx does it, without a walk through all parameters for each that is read."""
+        name, known = self._named.get(id(attr_val), ("", None))
+        if known is None or known is not attr_val:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        self._named = {id(value): (name, value) for name, value in (*root.named_parameters(), *root.named_buffers())}
         try:
             with restored(root), unassigned(root):
                 graph = super().trace(root, concrete_args)
