@@ -145,10 +145,23 @@ class OtherWidths(nn.Module):
 class Standardized(nn.Conv1d):
     """A convolution whose kernels are standardized before each use (Qiao et al., 2019)."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def standard(self) -> Tensor:
         mean, variance = self.weight.mean((1, 2), keepdim=True), self.weight.var((1, 2), keepdim=True, unbiased=False)
-        weight = (self.weight - mean) * torch.rsqrt(variance + 1e-5)
-        return F.conv1d(x, weight, self.bias, self.stride, self.padding)
+        return (self.weight - mean) * torch.rsqrt(variance + 1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(x, self.standard(), self.bias, self.stride, self.padding)
+
+
+class Gained(Standardized):
+    """The same, with a factor for each output (Brock et al., NF-ResNet, 2021)."""
+
+    def __init__(self, inputs: int, outputs: int, one_plus: bool) -> None:
+        super().__init__(inputs, outputs, 5)
+        self.gain, self.one_plus = nn.Parameter(torch.full((outputs, 1, 1), float(not one_plus))), one_plus
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(x, self.standard() * (self.gain + self.one_plus), self.bias)
 
 
 class StandardizedBlock(nn.Module):
@@ -251,6 +264,14 @@ def test_norms_start_at_their_neutral_value_even_after_training() -> None:
         assert neutral(norm) == (("weight", value),)
         nn.init.normal_(norm.weight)
         assert neutral(norm) == (("weight", value),)
+
+
+@pytest.mark.parametrize("one_plus", [False, True])
+def test_gains_start_at_their_neutral_value_even_after_training(one_plus: bool) -> None:
+    layer = Gained(6, 9, one_plus)
+    assert neutral(layer) == (("gain", float(not one_plus)),)
+    nn.init.normal_(layer.gain)
+    assert neutral(layer) == (("gain", float(not one_plus)),)
 
 
 def test_a_stored_transposed_matrix_is_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from zero_convert.structure import analyze
 from zero_convert.tracing import trace
 from zero_convert.tracing.leaves import kept_whole
 from zero_convert.tracing.recorder import Recorder
+from zero_convert.tracing.regions import record_real
 
 from .nets import FailingForward, tiny_resnet
 from .odd_nets import ODD, Counting, DropPath, Residual, WithLeaf, ramp
@@ -299,3 +301,24 @@ def test_modes_are_restored_after_a_failure() -> None:
     with pytest.raises(TraceError):
         trace(module, (IMAGE,))
     assert not any(part.training for part in module.modules())
+
+
+ALIVE: list[weakref.ref[Tensor]] = []
+
+
+class ManySteps(nn.Module):
+    """Notes the values on its way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(20):
+            x = torch.stack([x, x + 1]).split(1)[1][0]
+            ALIVE.append(weakref.ref(x))
+        return x + sum(ref() is not None for ref in ALIVE)
+
+
+def test_a_recording_of_a_real_forward_holds_no_values_that_the_forward_dropped() -> None:
+    ALIVE.clear()
+    graph = record_real(ManySteps(), (torch.zeros(2, 3),), training=False)[0]
+    assert sum(node.op == "call_function" and node.target is torch.stack for node in graph.nodes) == 20
+    last = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
+    assert last.args[1] <= 2, "values alive at the end of the forward"

@@ -1,4 +1,4 @@
-"""Values that leave a signal alone: the factors and shifts of norms that are no classes of torch.
+"""Values that leave a signal alone: the factors and shifts of norms that are no classes of torch, and of weight layers.
 
 Most norms multiply by their weight, so that its neutral value is 1; some (Gemma's) multiply by 1 + weight, some add
 what they scale to the signal (global response norm), and their neutral value is 0. What the constructor fixed says
@@ -11,6 +11,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 KNOWN = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
 
@@ -27,34 +28,47 @@ def constant(tensor: Tensor) -> float | None:
 
 
 def neutral(module: nn.Module) -> tuple[tuple[str, float], ...]:
-    """The neutral value of every parameter that the module itself owns, by local name."""
+    """The neutral value of every parameter that the module itself owns, by local name; not of a weight layer's own."""
     own = {name: p for name, p in module._parameters.items() if p is not None}
+    channels = max((p.numel() for p in own.values()), default=1)
+    if isinstance(module, nn.Linear | _ConvNd):
+        channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
+        own = {name: p for name, p in own.items() if name not in ("weight", "bias")}
     fixed = {name: value for name, p in own.items() if (value := constant(p)) is not None}
     if len(fixed) < len(own):
-        fixed = _tried(module, own)
+        fixed = _tried(module, own, channels)
     buffers = {name: KNOWN[name] for name, b in module._buffers.items() if b is not None and name in KNOWN}
     return tuple((fixed | buffers).items())
 
 
-def _tried(module: nn.Module, own: dict[str, nn.Parameter]) -> dict[str, float]:
+def _tried(module: nn.Module, own: dict[str, nn.Parameter], channels: int) -> dict[str, float]:
     """1 for the first parameter, if any, that has to be 1 for a signal to pass; 0 for the others."""
     for name in (None, *own):
         values = {key: float(key == name) for key in own}
-        if _passes(module, values, max(p.numel() for p in own.values())):
+        if _passes(module, values, channels):
             return values
     return {key: float(not key.startswith("bias")) for key in own}
 
 
 def _passes(module: nn.Module, values: dict[str, float], channels: int) -> bool:
-    """Whether the output depends on the input when the parameters have these values."""
+    """Whether the output depends on the input when the parameters have these values, and the others any."""
     trial = copy.deepcopy(module).eval().float()
     with torch.no_grad():
-        for key, value in values.items():
-            trial._parameters[key].fill_(value)  # type: ignore[union-attr]
+        for key, parameter in trial._parameters.items():
+            if parameter is not None:
+                steps = torch.arange(parameter.numel(), dtype=torch.float32).reshape(parameter.shape)
+                parameter.copy_(torch.full_like(steps, values[key]) if key in values else torch.sin(steps))
         for name, buffer in trial._buffers.items():
             if buffer is not None and buffer.is_floating_point():
                 buffer.fill_(KNOWN.get(name, 1.0))
-        for shape in ((2, channels), (2, channels, 4, 4), (2, 4, 4, channels), (2, 4, channels)):
+        reach = (
+            [d * k for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+            if isinstance(module, _ConvNd)
+            else []
+        )
+        n = max([4, *reach])
+        last = ((2, channels), (2, channels, n, n), (2, n, n, channels), (2, n, channels))
+        for shape in (*last, (2, channels, n), (2, channels, n, n, n)):
             steps = torch.arange(torch.Size(shape).numel(), dtype=torch.float32)
             try:
                 outputs = [trial(torch.sin(steps * rate).reshape(shape)) for rate in (0.7, 0.3)]

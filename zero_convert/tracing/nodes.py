@@ -7,6 +7,7 @@ buffers or constants of the module.
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,7 +32,8 @@ class Nodes:
         running: paths of the modules whose forward runs now, the innermost last.
         reads: device or dtype → the node that asks a tensor for it.
         attributes: id of every parameter, buffer and tensor attribute → its names.
-        alive: what must not be forgotten, so that no id is given twice.
+        alive: what must not be forgotten, so that no id is given twice. Real values are forgotten when the forward
+            drops them: a recording needs no more memory than a run.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, *, real: bool) -> None:
@@ -49,7 +51,10 @@ class Nodes:
     def remember(self, value: Any, source: Callable[[], fx.Node], node: fx.Node | None = None) -> None:
         """Every tensor in the value gets its node; inside a container it is made when it is first used."""
         if isinstance(value, Tensor):
-            self.alive.append(value)
+            if self.real:
+                weakref.finalize(value, self._forget, id(value)).atexit = False
+            else:
+                self.alive.append(value)
             self._sources[id(value)] = source
             self.by_tensor.pop(id(value), None)
             if node is not None:
@@ -64,14 +69,19 @@ class Nodes:
             for key in value.__dataclass_fields__:
                 self.remember(getattr(value, key), self._field(source, key))
 
+    def _forget(self, key: int) -> None:
+        self._sources.pop(key, None)
+        self.by_tensor.pop(key, None)
+
     def _part(self, source: Callable[[], fx.Node], key: Any, item: Any) -> Callable[[], fx.Node]:
         made: list[fx.Node] = []
+        shape = tuple(item.shape) if isinstance(item, Tensor) else None
 
         def part() -> fx.Node:
             if not made:
                 made.append(self.graph.call_function(operator.getitem, (source(), key)))
                 made[0].meta["part"] = True
-                made[0].meta["shape"] = tuple(item.shape) if isinstance(item, Tensor) else None
+                made[0].meta["shape"] = shape
             return made[0]
 
         return part
