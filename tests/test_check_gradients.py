@@ -200,3 +200,32 @@ class Dying(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.inner(x))
+
+
+class Narrow(nn.Module):
+    """A gate with one hidden unit, which reads a channel that is never positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.reduce, self.expand = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 1, 1), nn.Conv2d(1, 4, 1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = -self.first(x).relu()
+        x = x * self.expand(self.reduce(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_gate_that_the_inputs_leave_closed_is_warned_of() -> None:
+    check = answers(convert(Narrow(), IMAGES, "zero-2022"))["gradients"]
+    assert check.status == "warn"
+    assert check.numbers["closed"] == ["expand.weight", "reduce.weight"]
+    assert "2 of them in gates that these inputs leave closed" in check.summary
+
+
+def test_a_gate_that_no_input_opens_is_dead() -> None:
+    subject = convert(Narrow(), IMAGES, "zero-2022")
+    parameter(subject, "reduce.weight").zero_()
+    parameter(subject, "expand.weight").zero_()
+    check = answers(subject)["gradients"]
+    assert (check.status, check.numbers["closed"]) == ("fail", [])

@@ -21,13 +21,18 @@ A weight whose gradient is exactly 0 for matrices of no structure at all, hashed
 network and not in its start (the first self-attention of DETR's decoder reads zeros, whatever the weights are): it is
 listed as "inert". Biases are 0 there, and factors as they are.
 
+A gate with few hidden units reads few channels, and a ReLU behind them is closed for good if these are negative in all
+inputs of the check. A weight of a gate that gets a gradient when the dead weights start with the opposite sign is
+listed as "closed": it is the inputs that decide, and the rest of the network learns without the gate.
+
 Fails if a weight of a convolution, linear or attention layer stays dead, or a gradient is not finite. Warns if another
-parameter stays dead, or if no output depends on any parameter.
+parameter stays dead, if a gate is closed, or if no output depends on any parameter.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -91,17 +96,24 @@ def ask(bench: Bench) -> Check:
         )  # fmt: skip
     seen = {name for run in runs for name in run.first} | set(runs[0].unused) | cancelled
     inert = _inert(bench, [name for name in trained if name in weights - seen])
-    return _answer(trained, runs, cancelled, limit, weights, inert)
+    closed = _closed(bench, {*trained} & weights - seen - {*inert}, limit)
+    return _answer(trained, runs, cancelled, limit, weights, inert, closed)
 
 
 def _answer(
-    trained: list[str], runs: list[_Run], cancelled: set[str], limit: int, weights: set[str], inert: list[str]
+    trained: list[str],
+    runs: list[_Run],
+    cancelled: set[str],
+    limit: int,
+    weights: set[str],
+    inert: list[str],
+    closed: list[str],
 ) -> Check:
     steps = {name: [run.first[name] for run in runs if name in run.first] for name in trained}
     first = {name: min(found) for name, found in steps.items() if found}
     unused = runs[0].unused
     dead = [n for n in trained if n not in first and n not in unused and n not in cancelled and n not in inert]
-    serious = [name for name in dead if name in weights]
+    serious = [name for name in dead if name in weights and name not in closed]
     when = Counter(first.values())
     made = max(run.steps for run in runs)
     numbers = {
@@ -112,12 +124,15 @@ def _answer(
         "limit": limit,
         "dead": dead,
         "inert": inert,
+        "closed": closed,
         "unused": unused,
         "cancelled": sorted(cancelled),
     }
     alive = ", ".join(f"{count} from step {step}" for step, count in sorted(when.items()))
     summary = f"parameters with a gradient: {alive or 'none'}"
     summary += f"; {len(dead)} dead after {made} steps: {_some(serious or dead)}" if dead else "; none stays dead"
+    if closed:
+        summary += f"; {len(closed)} of them in gates that these inputs leave closed"
     if not dead and len(runs) > 1:
         silent = [name for name in first if name not in runs[0].first]
         summary += f"; {len(silent)} of them only with smaller steps or another batch"
@@ -161,6 +176,16 @@ def _inert(bench: Bench, silent: list[str]) -> list[str]:
     return [name for name in silent if (g := made.get(name)) is None or not bool(torch.count_nonzero(g))]
 
 
+def _closed(bench: Bench, dead: set[str], limit: int) -> list[str]:
+    """Those of the dead weights that stand in gates, and have a gradient once the dead weights are negated."""
+    roles = {a.tensor.name: a.role for a in bench.subject.assignments}
+    gates = {name for name in dead if roles[name].startswith("gate")}
+    if not gates:
+        return []
+    run = _train(bench, bench.small_inputs[0], TRIALS[1][0], gates, limit, negated=dead)
+    return sorted(gates & run.first.keys())
+
+
 def _trainings(bench: Bench, trained: list[str], weights: set[str], cancelled: set[str], limit: int) -> list[_Run]:
     """One training, and where it leaves a doubt the repetitions until there is none."""
     runs: list[_Run] = []
@@ -179,11 +204,20 @@ def _trainings(bench: Bench, trained: list[str], weights: set[str], cancelled: s
     return runs
 
 
-def _train(bench: Bench, inputs: Inputs, size: float, wanted: set[str], limit: int) -> _Run:
-    """One training with steps of one size; it ends when all the wanted parameters had a gradient, or at the limit."""
+def _train(
+    bench: Bench, inputs: Inputs, size: float, wanted: set[str], limit: int, negated: Collection[str] = ()
+) -> _Run:
+    """One training with steps of one size; it ends when all the wanted parameters had a gradient, or at the limit.
+
+    The parameters `negated` start with the opposite sign.
+    """
     run = _Run(size)
     module = still(bench.fresh().train())
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    with torch.no_grad():
+        for name, parameter in named:
+            if name in negated:
+                parameter.neg_()
     fresh = True
     while run.steps < limit or fresh:
         run.steps, known = run.steps + 1, len(run.first)
