@@ -1,35 +1,66 @@
-"""Do two installed versions of torch give the same bytes? On demand: a fresh environment takes minutes and about 6 GB.
+"""Do two environments give the same bytes? On demand: a fresh one takes minutes and about 6 GB.
 
-    python -m benchmarks.versions 2.11.0 2.15.0            versions of torch, each installed into an environment
-    python -m benchmarks.versions 2.11.0 path/to/python    or an interpreter that has one
+    python -m benchmarks.versions safetensors 2.11.0 2.15.0       versions of torch, each installed into an environment
+    python -m benchmarks.versions onnx 2.11.0 path/to/python      or an interpreter that has one
 
-Makes every conversion of `tests/goldens.py` with each and prints one Markdown table; ends with 1 if a digest differs.
-torchvision comes in the version that its own requirements tie to that torch.
+`safetensors` makes every conversion of `tests/goldens.py` with each, and other bytes are a defect. `onnx` makes those
+of `ONNX`; there the exporter's versions choose the nodes: other bytes are told, and only other weights are a defect.
+Prints one Markdown table; ends with 1 at a defect. torchvision comes in the version that its own requirements tie to
+that torch.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+SMALL = ("tiny_resnet", "PreActivationResNet", "BottleneckNet", "NormFreeNet")
+LARGE = ("resnet18", "mobilenet_v2", "convnext_tiny", "regnet_y_400mf", "efficientnet_b0", "vit_b_16")
+ONNX = [*((f"tests.nets:{name}", "1x3x32x32") for name in SMALL), *((name, "") for name in LARGE)]
+SCHEMES = ("zero-2021", "zero-2022")
+LIBRARIES = {"safetensors": ("torch", "torchvision"), "onnx": ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript")}
+COUNTED = ("sha256", "weights_digest")
+
+Digests = dict[str, dict[str, str]]
 
 
-def here() -> dict[str, Any]:
-    """Versions and digests of this interpreter."""
-    import torch
-    import torchvision
-
+def safetensors() -> Digests:
+    """Conversion → its digests, for the conversions that have golden ones."""
     from tests.goldens import CASES, digests
 
-    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Python {platform.python_version()}"
-    return {"versions": versions, "digests": {case.key: digests(case) for case in CASES}}
+    return {case.key: digests(case) for case in CASES}
+
+
+def onnx() -> Digests:
+    """The same for ONNX files."""
+    import zero_convert as zc
+    from zero_convert.sources.inputs import parse_input
+
+    found = {}
+    for model, shape in ONNX:
+        for scheme in SCHEMES:
+            result = zc.convert(model, (parse_input(shape),) if shape else None, scheme=scheme, validate="none")
+            written = result.write(io.BytesIO(), "onnx")
+            found[f"{model} {scheme}"] = {"sha256": written.sha256, "weights_digest": written.weights_digest}
+    return found
+
+
+KINDS = {"safetensors": safetensors, "onnx": onnx}
+
+
+def here(kind: str) -> dict[str, Any]:
+    """Versions and digests of this interpreter."""
+    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES[kind])
+    return {"versions": f"{versions}, Python {platform.python_version()}", "digests": KINDS[kind]()}
 
 
 def environment(version: str, folder: Path) -> Path:
@@ -41,51 +72,50 @@ def environment(version: str, folder: Path) -> Path:
     return python
 
 
-def ask(python: Path) -> dict[str, Any]:
+def ask(python: Path, kind: str) -> dict[str, Any]:
     """What `here` answers under that interpreter."""
-    command = [str(python), "-m", "benchmarks.versions", "--here"]
+    command = [str(python), "-m", "benchmarks.versions", "--here", kind]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, check=True, cwd=ROOT, env=surroundings, stdout=subprocess.PIPE, encoding="utf-8")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
-def table(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, list[str]]:
-    """The Markdown table, and the conversions that differ."""
+def table(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, dict[str, int]]:
+    """The Markdown table, and how many conversions have the same file and the same weights."""
     first, second = one["digests"], other["digests"]
-    differ = [key for key in first if first[key] != second[key]]
+    counts = {name: sum(first[key][name] == second[key][name] for key in first) for name in COUNTED}
     lines = [f"A: {one['versions']}", "", f"B: {other['versions']}", ""]
-    lines += ["| conversion | sha256 with A | sha256 with B | file | values |", "|---|---|---|---|---|"]
+    lines += ["| conversion | sha256 with A | sha256 with B | file | weights |", "|---|---|---|---|---|"]
     for key in first:
-        same = [
-            "same" if first[key][name] == second[key][name] else "**differ**" for name in ("sha256", "weights_digest")
-        ]
+        same = ["same" if first[key][name] == second[key][name] else "**differ**" for name in COUNTED]
         lines.append(
             f"| {key} | `{first[key]['sha256'][:16]}…` | `{second[key]['sha256'][:16]}…` | {' | '.join(same)} |"
         )
-    return "\n".join(
-        [*lines, "", f"{len(first) - len(differ)} of {len(first)} conversions have the same bytes."]
-    ), differ
+    files, weights = counts.values()
+    lines += ["", f"{files} of {len(first)} files have the same bytes, {weights} the same weights."]
+    return "\n".join(lines), counts
 
 
 def main(arguments: list[str]) -> int:
-    if arguments == ["--here"]:
+    if len(arguments) == 2 and arguments[0] == "--here" and arguments[1] in KINDS:
         printed, sys.stdout = sys.stdout, sys.stderr
-        print(json.dumps(here()), file=printed)
+        print(json.dumps(here(arguments[1])), file=printed)
         return 0
-    if len(arguments) != 2:
+    if len(arguments) != 3 or arguments[0] not in KINDS:
         print(__doc__, file=sys.stderr)
         return 2
-    answers = []
-    for each in arguments:
+    kind, answers = arguments[0], []
+    for each in arguments[1:]:
         if Path(each).is_file():
-            answers.append(ask(Path(each)))
+            answers.append(ask(Path(each), kind))
             continue
         with tempfile.TemporaryDirectory() as folder:
-            answers.append(ask(environment(each, Path(folder))))
-    text, differ = table(*answers)
+            answers.append(ask(environment(each, Path(folder)), kind))
+    text, counts = table(*answers)
     print(text)
-    return int(bool(differ))
+    promised = counts["sha256" if kind == "safetensors" else "weights_digest"]
+    return int(promised < len(answers[0]["digests"]))
 
 
 if __name__ == "__main__":

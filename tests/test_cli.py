@@ -10,8 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import pytest
 import torch
 import typer.main
 
+from tests.command_line import Run, runner
 from zero_convert import cli
 
 MODELS = """
@@ -81,16 +80,6 @@ def interrupted():
 SMALL = ("--input", "2x3x8x8", "--device", "cpu")
 
 
-@dataclass(frozen=True)
-class Ran:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ran]
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: empty but for `net.py`."""
@@ -101,14 +90,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], folder: Path) -> Run:
-    """`run("resnet50", …)` is the command line `zero-convert resnet50 …` in that folder."""
-
-    def call(*arguments: str) -> Ran:
-        code = cli.main(arguments)
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
-
-    return call
+    return runner(capsys)
 
 
 def _files() -> dict[str, bytes]:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_cli import MODELS, SMALL, Ran, Run
-from zero_convert import cli
+from tests.command_line import Ran, Run, runner
+from tests.test_cli import MODELS, SMALL
 from zero_convert.lock import read_lock, spell
 
 QUICK = (*SMALL, "--validate", "none")
@@ -31,12 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], folder: Path) -> Run:
-    def call(*arguments: str) -> Ran:
-        code = cli.main(arguments)
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
-
-    return call
+    return runner(capsys)
 
 
 def lock(run: Run, *more: str, out: str = "a.safetensors") -> Ran:

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.test_cli import Ran, Run
-from zero_convert import cli
+from tests.command_line import Run
 
 ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / "examples" / "github-workflow.yml"
@@ -42,11 +41,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """A repository with a small lock in it."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str) -> Ran:
-        code = cli.main(arguments)
-        captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
-
+    run = runner(capsys)
     small = ("--model-arg", "num_classes=3", "--input", "1x3x64x64", "--validate", "none", "--device", "cpu", "-q")
     made = run("lock", "squeezenet1_1", "--out", "start.safetensors", *small)
     assert made.code == 0, made.err

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from zero_convert.structure import analyze
 from zero_convert.tracing import trace
 
 from .odd_nets import ODD, ramp
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SCHEMES = ("zero-2021", "zero-2022")
 
@@ -68,15 +69,6 @@ def side(name: str) -> int:
 
 def models(names: dict[str, int] | list[str], quick: tuple[str, ...]) -> list[Any]:
     return [pytest.param(name, marks=() if name in quick else pytest.mark.zoo) for name in names]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small only wait for a team of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,18 +20,11 @@ from zero_convert.records import Join
 
 from .random_nets import KINDS, Design, build, designs, inputs_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCHEMES = ("zero-2021", "zero-2022")
 QUICK, ALL = 10, 500
 PHASES = [Phase.generate, Phase.shrink]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small only wait for a team of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def keeps_the_promises(design: Design, scheme: str) -> None:
