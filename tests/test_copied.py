@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.command_line import Run
+from tests.command_line import Run, runner
 
 ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / "examples" / "github-workflow.yml"
