@@ -451,6 +451,26 @@ class Shared(nn.Module):
         return self.head((x + self.last(torch.tanh(self.first(x)))).mean(2))
 
 
+class SharedTwice(Shared):
+    """Its block is run twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for _ in range(2):
+            x = x + self.last(torch.tanh(self.first(x)))
+        return self.head(x.mean(2))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_block_that_is_run_twice_is_held_to_the_same_both_times(scheme: str) -> None:
+    result = zc.convert(SharedTwice(), (ramp(3, 4, 6),), scheme=scheme, device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
+    net = SharedTwice()
+    net.last.weight = nn.Parameter(torch.zeros(8, 8, 3))
+    held = next(c for c in zc.convert(net, (ramp(3, 4, 6),), scheme=scheme).checks if c.name == "zero_branches")
+    assert held.numbers["joins"] >= 2 and not held.numbers["not_required"]
+
+
 def test_a_last_layer_with_the_weight_of_another_is_held_to_no_zero_branch() -> None:
     result = zc.convert(Shared(), (ramp(3, 4, 6),), scheme="zero-2022", device="cpu")
     assert not result.failed, [check.summary for check in result.failed]

@@ -178,6 +178,13 @@ class Structure:
         """The layer at a module path."""
         return next(layer for layer in self.layers if layer.name == name)
 
+    def ends(self, join: Join) -> tuple[Layer, ...]:
+        """The last layers of a join's branch, also where the same layers are the branch of another join before it."""
+        last = [layer for layer in self.layers if layer.role == "last" and layer.join is not None]
+        return tuple(
+            layer for layer in last if layer.join == join.index or self.joins[layer.join or 0].branch == join.branch
+        )
+
 
 Analyzed = Callable[[], Structure]  # makes the analysis when it is first asked for
 

@@ -36,7 +36,7 @@ def zero_joins(subject: Subject) -> tuple[list[Join], list[Join]]:
     required: list[Join] = []
     free: list[Join] = []
     for join in subject.structure.joins:
-        last = [layer.name for layer in layers.values() if layer.role == "last" and layer.join == join.index]
+        last = [layer.name for layer in subject.structure.ends(join)]
         if join.residual:
             certain = bool(last) and all(_returns_zero(name, join, layers, rules) for name in last)
             asked = subject.scheme.zero_branch(join, subject.structure)

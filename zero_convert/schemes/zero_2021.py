@@ -163,9 +163,9 @@ def rewrites(options: Mapping[str, Option]) -> tuple[str, ...]:
 def _zero_branch(join: Join, structure: Structure) -> bool:
     """Every branch, but for one that ends in a rectified recurrent layer, which 0 would leave dead, or in a layer that
     shares its weight with one that is not 0."""
-    own = [layer for layer in structure.layers if layer.join == join.index]
-    sharers = [structure.layer(name) for layer in own if layer.role == "last" for name in layer.shared]
-    return not any(layer.kind == "recurrent" and layer.clipped for layer in own) and all(
+    ends = structure.ends(join)
+    sharers = [structure.layer(name) for layer in ends for name in layer.shared]
+    return not any(layer.kind == "recurrent" and layer.clipped for layer in ends) and all(
         layer.role in ZERO for layer in sharers
     )
 
