@@ -5,12 +5,14 @@ The same analysis runs on the model as given and on the rewritten one. It change
     facts          kinds, reach, weight layers, gates
     joins          residual joins: fork, branch, shortcut, order
     layers         every module that owns tensors: kind, role, what its rows and tensors are
+    roles          which layers are stem, head, branch or last, and what stands behind the last ones
     raw            what the graph does with parameters that belong to no known layer
     parametrized   layers whose weight is computed from other tensors
     sections       what the rows of an output are: queries, keys and values, or factors of a product
     directions     where the features end in a division by their own norm
     attentions     where queries, keys and values meet
     neutral        values that leave a signal alone
+    tables         embeddings that are added to a signal
     hidden         roles of layers that no node of the graph shows
 """
 
