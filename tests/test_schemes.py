@@ -13,6 +13,7 @@ from zero_convert import schemes
 from zero_convert.errors import UsageError
 from zero_convert.formulas import Formula
 from zero_convert.records import Geometry, Join, Layer, Option, Structure, Tensor
+from zero_convert.scheme import SEED
 
 R2 = np.float32(1 / math.sqrt(2))
 
@@ -279,6 +280,22 @@ def test_a_schemes_text_has_its_fixed_parts(scheme: str) -> None:
 def test_wrong_options_are_refused_with_the_nearest_right_one(pairs: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         schemes.parse_options(schemes.get("zero-2021"), pairs)
+
+
+SEEDED = schemes.Scheme("seeded", "", "", (SEED,), lambda options: (), lambda layer, structure, options: None)
+
+
+@pytest.mark.parametrize(("value", "read"), [("7", 7), ("007", 7), (7, 7), ("0", 0), (2**53 - 1, 2**53 - 1)])
+def test_a_whole_number_is_the_same_option_however_it_is_given(value: Option, read: int) -> None:
+    chosen = schemes.complete_options(SEEDED, {"seed": value})
+    assert chosen == {"seed": read} and type(chosen["seed"]) is int
+    assert schemes.complete_options(SEEDED, {}) == {"seed": 0}
+
+
+@pytest.mark.parametrize("value", ["", "-1", "1.0", "1e3", "٣", " 1", "0x1", "one", True, 1.0, -1, 2**53, "9" * 5000])
+def test_what_is_no_whole_number_in_range_is_refused(value: Option) -> None:
+    with pytest.raises(UsageError, match=r"0…9007199254740991"):
+        schemes.complete_options(SEEDED, {"seed": value})
 
 
 def test_an_unknown_scheme_is_refused_with_the_nearest_name() -> None:

@@ -66,6 +66,7 @@ def complete_options(scheme: Scheme, given: Mapping[str, Option]) -> dict[str, O
         UsageError: as for `parse_options`.
     """
     specs = {spec.name: spec for spec in scheme.options}
+    chosen: dict[str, Option] = {}
     for key, value in given.items():
         if key not in specs:
             near = difflib.get_close_matches(key, specs, 1, 0.5)
@@ -77,13 +78,14 @@ def complete_options(scheme: Scheme, given: Mapping[str, Option]) -> dict[str, O
                 fix=f"Did you mean {near[0]}?" if near else f"`zero-convert schemes {scheme.name}` explains them.",
             )
         spec: OptionSpec = specs[key]
-        if value not in spec.choices:
+        if (read := spec.read(value)) is None:
             near = difflib.get_close_matches(str(value), spec.choices, 1, 0.5)
             raise UsageError(
                 f"option {key} of scheme {scheme.name} has no such value",
                 where="--set",
                 got=repr(value),
-                expected="one of " + ", ".join(spec.choices),
+                expected="one of " + ", ".join(spec.spellings),
                 fix=f"Did you mean {near[0]}?" if near else "",
             )
-    return {name: given.get(name, spec.default) for name, spec in specs.items()}
+        chosen[key] = read
+    return {name: chosen.get(name, spec.default) for name, spec in specs.items()}
