@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from . import receipt, rewrites, schemes, sources
-from .errors import ModelError, TraceError, UsageError
+from .errors import CoverageError, ModelError, TraceError, UsageError
 from .initialize import initialize, ties
 from .live import Traced
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
@@ -123,6 +123,7 @@ def prepare(
     elif edits:
         traced = retrace(traced, traced.root, inputs)
     after = analyze(traced) if edits else before
+    _accepted(scheme, chosen, after, loaded.source)
     return Made(
         loaded,
         scheme,
@@ -140,6 +141,18 @@ def prepare(
         notes,
         captured,
     )
+
+
+def _accepted(scheme: Scheme, options: Mapping[str, Option], structure: Structure, source: str) -> None:
+    """Raises CoverageError with the reason if the scheme declines the network."""
+    decline = scheme.declines(structure, options)
+    if decline is not None:
+        raise CoverageError(
+            f"{scheme.name} declines this network",
+            where=f"{source}: {decline.where}" if decline.where else source,
+            got=decline.reason,
+            fix=decline.fix,
+        )
 
 
 def _inside(traced: Traced, given: Inputs) -> dict[str, str]:

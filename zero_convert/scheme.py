@@ -75,6 +75,15 @@ SEED = OptionSpec(
 
 
 @dataclass(frozen=True, slots=True)
+class Decline:
+    """Why a scheme does not start a network: what stands against it, where, and the way out."""
+
+    reason: str
+    where: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True)
 class Scheme:
     """One initialization scheme.
 
@@ -88,6 +97,9 @@ class Scheme:
         binary: every trainable value is 0 or 1.
         zero_branch: whether the branch of this residual join must add exactly 0 at the start; the checks hold the
             scheme to it, whatever its rules say.
+        checks: names of the questions of `checks/` that only schemes which promise something ask for, and the limit
+            that the scheme promises there, for these options; what the limit is of, the check's file says.
+        declines: pure; why the scheme cannot start this network, or None. Asked of the rewritten network.
     """
 
     name: str
@@ -99,6 +111,8 @@ class Scheme:
     aliases: tuple[str, ...] = ()
     binary: bool = False
     zero_branch: Callable[[Join, Structure], bool] = lambda join, structure: False
+    checks: Callable[[Mapping[str, Option]], Mapping[str, float]] = lambda options: {}
+    declines: Callable[[Structure, Mapping[str, Option]], Decline | None] = lambda structure, options: None
 
 
 @dataclass(frozen=True, slots=True)

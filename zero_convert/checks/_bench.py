@@ -68,6 +68,10 @@ class Bench:
         self.refused: dict[str, str] = {}  # mode → why the network does not run in it
         self.not_exact = ""  # why it does not run in float64
 
+    def promised(self, check: str) -> float | None:
+        """The limit that the scheme promises there; None if it promises nothing."""
+        return self.subject.scheme.checks(self.subject.options).get(check)
+
     # -- copies --------------------------------------------------------------------------------------------------------
 
     @cached_property

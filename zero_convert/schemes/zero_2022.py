@@ -13,8 +13,8 @@ code (default); the printed paper has 2^(-(k-1)/2) (c=paper). The last convoluti
 biases are 0, norms 1 and 0, the last linear layer follows the matrix rule. Transformers: W_Q = I, W_K = W_V = 0, output
 projection and both MLP matrices by the matrix rule. (V and O both 0 would never get a gradient.)
 
-What is whose. [2], from the text: the rules above; [A], the authors' notebook: matrix and convolution, c. [X], ours:
-groups and depthwise layers per group; even kernels at tap k//2; a layer that cuts patches is one matrix on the
+Paper against code. [2], from the text: the rules above; [A], the authors' notebook: matrix and convolution, c.
+[X], ours: groups and depthwise layers per group; even kernels at tap k//2; a layer that cuts patches is one matrix on the
 flattened patch n·k·k; transposed convolutions by adjoint; `in_proj_weight` and fused query-key-value layers as three
 square parts; separate layers, layers with fewer keys than queries and rows interleaved by head are told apart by the
 graph (linear attentions without softmax follow the matrix rule); a branch with convolutions and no attention ends in 0
@@ -33,6 +33,10 @@ each slice; raw inputs of a layer are tokens. Norms of libraries start at their 
 1 + weight). Standardized convolutions standardize this start: a kernel at one tap is nearly itself, 0 stays 0.
 weight_norm: v is the weight and g its length, 0 with any direction where it is 0; spectral_norm: u and v are its
 singular vectors. Unused parameters are kept if constant, else 0.
+
+Applies to: networks of convolutions, linear and recurrent layers, norms and attention.
+
+Needs: no change of the architecture.
 
 Options [D]. columns=spanning: the first n Sylvester columns see only the low ceil(log2 n) bits of the row, so that
 2048×784 has 1024 distinct rows, and the duplicates never part in training; columns whose indices span GF(2)^k make all
