@@ -174,6 +174,8 @@ class Join:
     stride: int
     residual: bool = True  # False: two branches meet, and neither is a shortcut
     reason: str = ""  # why it is no residual join, or what stands against rewriting it
+    depth: int = 1  # the most weight layers on one way from fork to join; an attention is two
+    scale: str = ""  # the scalar factor that a rewrite put at the end of the branch
     carried: Way | None = None
     added: Way | None = None
 
