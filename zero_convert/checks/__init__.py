@@ -21,6 +21,9 @@ Asked only where the scheme promises something, in `Scheme.checks`:
     branch_bound   no branch adds more than a limit
     channel_spread all channels are identical
     symmetry       whether and when identical channels part in training
+    norm_per_depth the length of the signal stays the same through the blocks
+    jacobian       the singular values of the blocks are 0 or 1
+    linearity      f(x + y) = f(x) + f(y)
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ CHECKS = (
     "channels",
     "precision",
 )
-PROMISES = ("branch_bound", "channel_spread", "symmetry")
+PROMISES = ("branch_bound", "channel_spread", "symmetry", "norm_per_depth", "jacobian", "linearity")
 
 
 def run(subject: Subject, *, level: str, device: str, progress: Progress | None = None) -> tuple[Check, ...]:
