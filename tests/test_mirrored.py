@@ -129,7 +129,7 @@ def test_projection_blocks_are_isometries(
 ) -> None:
     widths = (inputs, *middle, outputs)
     names = tuple(f"w{i}" for i in range(len(widths) - 1))
-    block = Block(names, widths, (first_half, *[False] * len(middle)), False, "s", shortcut_half)
+    block = Block(names, widths, (first_half, *[False] * len(middle)), False, (), "s", shortcut_half)
     a = np.random.default_rng(draw).normal(size=inputs // 2)
     y = run(block, np.concatenate([a, -a]))
     assert np.allclose(y[: outputs // 2] + y[outputs // 2 :], 0, atol=1e-12)

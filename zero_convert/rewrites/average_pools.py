@@ -37,6 +37,7 @@ FUNCTIONS: dict[Any, Any] = {
     F.adaptive_max_pool2d: F.adaptive_avg_pool2d,
     F.adaptive_max_pool3d: F.adaptive_avg_pool3d,
 }
+KEPT = ("kernel_size", "stride", "padding", "ceil_mode", "output_size")
 ARGUMENTS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
@@ -89,15 +90,11 @@ def _replaced(root: nn.Module, node: fx.Node) -> str | None:
         return ""
     if node.op != "call_function" or node.target not in FUNCTIONS:
         return None
-    given = {**dict(zip(ARGUMENTS, node.args[1:], strict=False)), **node.kwargs}
-    if "adaptive" in getattr(FUNCTIONS[node.target], "__name__", ""):
-        node.target = FUNCTIONS[node.target]
-        return ""
+    names = ("output_size", "return_indices") if "adaptive" in FUNCTIONS[node.target].__name__ else ARGUMENTS
+    given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
     if given.get("return_indices") or _dilated(given.get("dilation", 1)):
         return "it returns positions, or its window has holes"
-    kept: dict[str, Any] = {
-        name: given[name] for name in ("kernel_size", "stride", "padding", "ceil_mode") if name in given
-    }
+    kept: dict[str, Any] = {name: given[name] for name in KEPT if name in given}
     node.args, node.kwargs = node.args[:1], kept
     node.target = FUNCTIONS[node.target]
     return ""
