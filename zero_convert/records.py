@@ -59,6 +59,23 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """How a signal comes to a place: what made it, and what it passed since.
+
+    Attributes:
+        source: "input", "layer", "join" (a residual one), "sum", "concatenation", "product", "several" or "other".
+        name: path of the layer, name of the node.
+        passed: in order "relu", "relu6", "activation" (any other), "norm", "norm across channels", "max pool",
+            "average pool", "subsampling", "padding", "transform", "bias", "scale" and "other"; views, casts and dropout
+            are not mentioned.
+    """
+
+    source: str
+    name: str = ""
+    passed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One module that owns tensors, as a scheme sees it.
 
@@ -102,6 +119,7 @@ class Layer:
         parametrization: "weight_norm" or "spectral_norm" and an axis where the weight is computed from other tensors;
             then `parameters` names them: (local name, "g", "v", "weight", "u" or "right").
         refusal: why no rule can be given, and the way out; "" where one can.
+        way: of what it reads; None where no node of the graph shows it.
     """
 
     name: str
@@ -126,6 +144,7 @@ class Layer:
     parametrization: tuple[str, int] | None = None
     parameters: tuple[tuple[str, str], ...] = ()
     refusal: str = ""
+    way: Way | None = None
 
     def has(self, section: str) -> bool:
         """Whether some of the output's rows are this."""
@@ -136,7 +155,7 @@ class Layer:
 class Join:
     """A residual join: an addition whose two operands share a nearest common ancestor, the fork.
 
-    Node names are those of the training graph.
+    Node names are those of the training graph. `carried` is the way of the shortcut's operand, `added` the branch's.
     """
 
     index: int
@@ -157,6 +176,8 @@ class Join:
     reason: str = ""  # why it is no residual join, or what stands against rewriting it
     depth: int = 1  # the most weight layers on one way from fork to join; an attention is two
     scale: str = ""  # the scalar factor that a rewrite put at the end of the branch
+    carried: Way | None = None
+    added: Way | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,24 @@ class Integers:
 
 
 @dataclass(frozen=True, slots=True)
+class Rates:
+    """A word and a share, "dropout:0.01": more than 0, less than 1."""
+
+    word: str
+
+    @property
+    def spelling(self) -> str:
+        return f"{self.word}:P"
+
+    def read(self, value: Option) -> str | None:
+        word, _, text = str(value).partition(":")
+        digits = text.replace(".", "", 1)
+        if word != self.word or not (digits.isascii() and digits.isdecimal()) or len(text) > 32:
+            return None
+        return f"{word}:{float(text)!r}" if 0 < float(text) < 1 else None
+
+
+@dataclass(frozen=True, slots=True)
 class OptionSpec:
     """One `--set name=value`: the words it may be, the default, a line of help, and `values` besides the words."""
 

@@ -19,6 +19,8 @@ never written to.
 Asked only where the scheme promises something, in `Scheme.checks`:
 
     branch_bound   no branch adds more than a limit
+    channel_spread all channels are identical
+    symmetry       whether and when identical channels part in training
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ CHECKS = (
     "channels",
     "precision",
 )
-PROMISES = ("branch_bound",)
+PROMISES = ("branch_bound", "channel_spread", "symmetry")
 
 
 def run(subject: Subject, *, level: str, device: str, progress: Progress | None = None) -> tuple[Check, ...]:

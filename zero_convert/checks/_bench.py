@@ -65,6 +65,7 @@ class Bench:
         self.subject, self.level, self.device = subject, level, device
         self._runs: dict[str, Run] = {}
         self._exact_runs: dict[str, Run | None] = {}
+        self._fitting: dict[tuple[int, ...], Batches] = {}
         self.refused: dict[str, str] = {}  # mode → why the network does not run in it
         self.not_exact = ""  # why it does not run in float64
 
@@ -146,6 +147,12 @@ class Bench:
     def other_inputs(self) -> Inputs:
         """Another batch for training mode: like `small_inputs`, but no smaller than usual, with other values."""
         return batches(self.small_inputs[0], None, few=BATCH, variant=1, lengthen=True)[0]
+
+    def fitting(self, sides: tuple[int, ...]) -> Batches:
+        """Inputs whose images are cropped to the first of these sides that the network takes."""
+        if sides not in self._fitting:
+            self._fitting[sides] = self._fit(sides, self.modes, keep=False)
+        return self._fitting[sides]
 
     def _fit(self, sides: tuple[int, ...], modes: tuple[str, ...], *, keep: bool) -> Batches:
         """The first candidates that the network takes in these modes, outputs like the example's; else the example.

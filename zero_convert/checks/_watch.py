@@ -37,14 +37,24 @@ def graph_of(bench: Bench, mode: str) -> fx.Graph:
     return traced.train if mode == "train" else traced.evaluate
 
 
-def watch(bench: Bench, mode: str, see: See, *, exact: bool = False, inputs: Inputs | None = None) -> str:
+def watch(
+    bench: Bench,
+    mode: str,
+    see: See,
+    *,
+    exact: bool = False,
+    inputs: Inputs | None = None,
+    module: nn.Module | None = None,
+) -> str:
     """Shows every value of a run on the check's inputs; why it could not be followed to its end, "" if it could.
 
     Args:
         exact: in float64 on the CPU.
         inputs: others than the bench's for this mode, on the CPU.
+        module: another copy on the device than the bench's.
     """
-    module, device = (bench.exact, "cpu") if exact else (bench.module, bench.device)
+    device = "cpu" if exact else bench.device
+    module = bench.exact if exact else bench.module if module is None else module
     given = bench.inputs[mode != "train"] if inputs is None else inputs
     with _guard.kept(module), torch.no_grad():
         still(module.train(mode == "train"))
