@@ -141,8 +141,9 @@ def test_the_seed_moves_every_drawn_value_and_nothing_else(scheme: str) -> None:
 # -- what a converted network is ---------------------------------------------------------------------------------------
 
 
+QUICK = ("resnet18", "fixup")  # of the large ones
 PAIRS = [
-    pytest.param(net, scheme, marks=pytest.mark.slow if net == "resnet50" and scheme != "fixup" else ())
+    pytest.param(net, scheme, marks=pytest.mark.slow if "resnet" in net and (net, scheme) != QUICK else ())
     for net in NETS
     for scheme in NAMES
 ]
@@ -161,7 +162,7 @@ def test_every_join_is_its_shortcut(net: str, scheme: str) -> None:
         assert shortcut.count_nonzero() > 0
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", [pytest.param(n, marks=pytest.mark.slow if n == "resnet50" else ()) for n in NETS])
 def test_fixups_identity_blocks_return_their_input_bit_for_bit_and_logits_are_0(net: str) -> None:
     result, x = converted(net, "fixup")
     seen = values(result.module, x)

@@ -1,7 +1,7 @@
 """A scheme from outside: a file of Python that was named by its path, or an entry point of an installed package.
 
-Both hold one `SCHEME`. Naming one runs its code; whether that was asked for is the caller's question. What its functions
-raise is told as the scheme's failure, with the line. No torch here.
+Both hold one `SCHEME`. Naming one runs its code; whether that was asked for is the caller's question. What its
+functions raise is told as the scheme's failure, with the line. No torch here.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import LoadError, UsageError, ZeroConvertError
 from .foreign import canonical, importable, place, run_file, spell
-from .records import Structure
+from .records import Option, Structure
 from .scheme import Scheme
 
 GROUP = "zero_convert.schemes"  # of entry points: name = package.module, or package.module:SCHEME
@@ -89,6 +89,14 @@ def from_package(point: importlib.metadata.EntryPoint) -> Found:
     return Found(_guarded(_checked(getattr(held, "SCHEME", held), point.value)), point.name, mark)
 
 
+def known_rewrites() -> tuple[str, ...]:
+    """Names of the rewrites that a scheme may ask for: the files of that room, none of them imported."""
+    found = importlib.util.find_spec(str(__package__))
+    assert found is not None and found.submodule_search_locations is not None
+    files = Path(found.submodule_search_locations[0], "rewrites").glob("[!_]*.py")
+    return tuple(sorted(file.stem for file in files))
+
+
 def _checked(held: object, where: str) -> Scheme:
     if not isinstance(held, Scheme):
         raise UsageError(
@@ -104,7 +112,17 @@ def _checked(held: object, where: str) -> Scheme:
 def _guarded(scheme: Scheme) -> Scheme:
     """The scheme whose failures are told as its own."""
     told: dict[str, Any] = {name: _told_by(scheme.name, name, getattr(scheme, name)) for name in _PURE}
-    return dataclasses.replace(scheme, **told)
+
+    def rewrites(options: Mapping[str, Option]) -> tuple[str, ...]:
+        asked: tuple[str, ...] = tuple(told["rewrites"](options))
+        if unknown := [name for name in asked if name not in known_rewrites()]:
+            expected = ", ".join(known_rewrites())
+            raise UsageError(
+                "the scheme asks for a rewrite that there is not", where=scheme.name, got=unknown[0], expected=expected
+            )
+        return asked
+
+    return dataclasses.replace(scheme, **{**told, "rewrites": rewrites})
 
 
 def _told_by(scheme: str, name: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -23,6 +23,12 @@ def names() -> tuple[str, ...]:
     return tuple(name.replace("_", "-") for name in found)
 
 
+def installed() -> tuple[str, ...]:
+    """Names of the schemes that installed packages offer, but for those that this package has. Runs none of them."""
+    own = {name for known in names() for name in (known, *_load(known).aliases)}
+    return tuple(name for name in outside.installed() if name not in own)
+
+
 def get(name: str) -> Scheme:
     """The scheme of this name, alias or path. Errors as for `find`."""
     return find(name).scheme
@@ -46,14 +52,14 @@ def find(name: str, folders: Sequence[str] = ()) -> Found:
     known = aliases.get(name, name)
     if known in names():
         return Found(_load(known), known)
-    installed = outside.installed()
-    if name in installed:
-        return outside.from_package(installed[name])
-    near = difflib.get_close_matches(name, [*names(), *aliases, *installed], 1, 0.5)
+    others = outside.installed()
+    if name in others:
+        return outside.from_package(others[name])
+    near = difflib.get_close_matches(name, [*names(), *aliases, *others], 1, 0.5)
     raise UsageError(
         "unknown scheme",
         got=repr(name),
-        expected="one of " + ", ".join([*names(), *installed]) + ", or a file.py",
+        expected="one of " + ", ".join([*names(), *others]) + ", or a file.py",
         fix=f"Did you mean {near[0]}?" if near else "`zero-convert schemes` lists them.",
     )
 
