@@ -62,6 +62,14 @@ CASES = (
     Case("googlenet", "zero-2022"),
     Case("squeezenet1_0", "zero-2021"),
     Case("squeezenet1_0", "zero-2022", quick=True),
+    Case("resnet18", "fixup", quick=True),
+    Case("resnet18", "skipinit"),
+    Case("resnet18", "rezero"),
+    Case("resnet18", "rezero", {"norm": "none", "seed": "7"}, "bfloat16"),
+    Case("resnet50", "fixup", {"seed": "7"}),
+    Case("vit_b_16", "fixup"),
+    Case("vit_b_16", "rezero"),
+    Case("mobilenet_v2", "skipinit", dtype="float16"),
 )
 
 

@@ -432,6 +432,17 @@ def scheme(screen: Screen, one: Scheme) -> None:
     screen.give(table)
 
 
+def contract(screen: Screen, name: str, found: Sequence[Check]) -> None:
+    """What a scheme was asked, and what of it does not hold."""
+    marks = {"pass": ("✓", "green"), "fail": ("✗", "red")}
+    for check in found:
+        screen.give(
+            Text.assemble(marks[check.status], f" {check.name:<12}", f"{check.question}  ", (check.summary, "dim"))
+        )
+    failed = sum(check.status == "fail" for check in found)
+    screen.give("", Text(f"{name}: {f'{failed} of {len(found)} fail' if failed else 'all hold'}", "bold"))
+
+
 def models(screen: Screen, names: Mapping[str, Sequence[str]]) -> None:
     """Every name that can be typed, in columns for a person and one a line in a pipe."""
     for source, found in names.items():

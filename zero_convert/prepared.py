@@ -33,7 +33,7 @@ class Made:
     """Everything up to the moment the values are written."""
 
     loaded: sources.Loaded
-    scheme: Scheme
+    found: schemes.Found
     options: Mapping[str, Option]
     traced: Traced
     joins: Structure
@@ -47,6 +47,10 @@ class Made:
     needed: tuple[str, ...]
     notes: tuple[str, ...]  # what the reader of the plan should know about the capture
     captured: float  # of the model as given
+
+    @property
+    def scheme(self) -> Scheme:
+        return self.found.scheme
 
     def fill(self, *, write: bool) -> tuple[Assignment, ...]:
         return initialize(
@@ -78,13 +82,14 @@ class Made:
         return Recipe(
             model=self.loaded.name,
             model_args=dict(self.loaded.model_args),
-            scheme=self.scheme.name,
+            scheme=self.found.name,
             options=dict(self.options),
             dtype=dtype,
             ties={name: first for name, first in stored.items() if name != first},
             source=self.loaded.source,
             leftovers=self.leftovers,
             inputs=self.needed,
+            scheme_source=self.found.source,
         )
 
 
@@ -100,7 +105,8 @@ def prepare(
     folders: Sequence[str] = (),
 ) -> Made:
     one_of("leftovers", leftovers, receipt.LEFTOVERS)
-    scheme = schemes.get(scheme_name)
+    found = schemes.find(scheme_name, folders)
+    scheme = found.scheme
     chosen = schemes.complete_options(scheme, options or {})
     loaded = load_source(model, model_args, example_inputs, progress, folders)
     loaded = _single_precision(loaded)
@@ -126,7 +132,7 @@ def prepare(
     _accepted(scheme, chosen, after, loaded.source)
     return Made(
         loaded,
-        scheme,
+        found,
         chosen,
         traced,
         before,

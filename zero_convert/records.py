@@ -261,8 +261,9 @@ class Check:
 class Recipe:
     """What makes the bytes: model source, scheme, options, format version, dtype, ties.
 
-    `leftovers` and `inputs` are written down only where they are not the default: `inputs`, as "1x3x448x448:float32",
-    where the source's own example inputs would not do.
+    `leftovers`, `inputs` and `scheme_source` are written down only where they are not the default: `inputs`, as
+    "1x3x448x448:float32", where the source's own example inputs would not do; `scheme_source`, a fingerprint, where
+    the scheme is from outside of this package.
     """
 
     model: str  # the MODEL string, or "" when a live module was given and no name is known for it
@@ -274,4 +275,5 @@ class Recipe:
     source: str  # class of the model, "torchvision.models.resnet.ResNet"
     leftovers: str = "error"
     inputs: tuple[str, ...] = ()
+    scheme_source: str = ""
     format: int = 1
