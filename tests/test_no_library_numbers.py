@@ -26,7 +26,7 @@ from .odd_nets import TinyViT, ramp
 
 PACKAGE = Path(__file__).parents[1] / "zero_convert"
 # Everything that makes values: formulas, what they are made of, and schemes.
-MAKERS = ("formulas", "composed", "drawn", "hadamard", "hashing", "identities", "roots", "initialize")
+MAKERS = ("formulas", "composed", "drawn", "hadamard", "hashing", "identities", "mirrored", "roots", "initialize")
 LIBM = ("pow", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sin", "cos", "tan", "tanh", "erf", "cbrt")
 PRODUCTS = ("dot", "vdot", "inner", "matmul", "einsum", "tensordot", "linalg", "random", "power", "float_power")
 TORCH = ("mm", "bmm", "addmm", "addbmm", "baddbmm", "mv", "addmv", "dot", "vdot", "ger", "convolution", "linear", "pow")

@@ -17,19 +17,15 @@ import zero_convert as zc
 from tests import nets
 from tests.test_checks import convert
 from tests.test_schemes import conv, fill, linear
-from zero_convert import rewrites, schemes
 from zero_convert.checks import jacobian, linearity, norm_per_depth
 from zero_convert.checks._bench import Bench
 from zero_convert.checks._guard import pinned
 from zero_convert.errors import CoverageError
-from zero_convert.initialize import initialize
 from zero_convert.live import Subject
 from zero_convert.mirrored import Mirrored, Orthogonal
 from zero_convert.records import Check, Way
 from zero_convert.sources.inputs import reference_values
-from zero_convert.structure import analyze
 from zero_convert.threads import one_thread
-from zero_convert.tracing import trace
 
 BATCH = torch.from_numpy(reference_values((2, 3, 32, 32)))
 INPUT, RELU = Way("input"), Way("layer", "b", ("relu",))
@@ -271,15 +267,10 @@ def test_a_generic_orthogonal_first_layer_behind_a_relu_is_found() -> None:
 
 
 def test_a_norm_left_in_a_branch_is_found() -> None:
-    scheme = schemes.get("risotto")
-    careless = replace(scheme, rewrites=lambda options: ("out_of_place", "average_pools"), declines=lambda s, o: None)
-    options = schemes.complete_options(scheme, {})
-    traced, _ = rewrites.apply(trace(nets.PreActivationResNet(), (BATCH,)), careless.rewrites(options), options)
-    structure = analyze(traced)
-    rules = initialize(traced, structure, careless, options)
-    outputs = dict.fromkeys(("train", "evaluate"), (((2, 10), "float32"),))
-    found = asked(norm_per_depth, Subject(traced, structure, careless, options, rules, (BATCH,), outputs))
-    assert found.status == "fail"
+    subject = convert(PostActivationNet(), BATCH[:1], "risotto")
+    block = subject.traced.root.get_submodule("blocks.1")
+    block.add_module("0", nn.Sequential(block.get_submodule("0"), nn.BatchNorm2d(16)))
+    assert asked(norm_per_depth, subject).status == "fail"
 
 
 def test_a_weight_that_is_a_little_too_large_is_found() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .records import Geometry, Join, Layer, Structure, Tensor
+from .records import Geometry, Join, Layer, Structure, Tensor, Way
 
 ROLES = ("stem", "branch", "last", "shortcut", "gate", "gate-last", "head", "trunk")
 
@@ -113,8 +113,10 @@ def alone(layer: Layer) -> Structure:
 def in_block(layer: Layer, role: str) -> tuple[Layer, Structure]:
     """The layer with a role in a network: a stem, one residual block of two layers, and a head."""
     block = ("branch", "last", "shortcut")
-    placed = replace(layer, role=role, join=0 if role in block else None)
+    way = Way("input", "x") if role == "stem" else Way("layer", "b", ("relu",))
+    placed = replace(layer, role=role, join=0 if role in block else None, way=way)
     companion = replace(conv(8, 8, (3, 3), padding=1), name="b", tensors=(tensor("b.weight", 8, 8, 3, 3),))
+    companion = replace(companion, way=Way("layer", "a", ("relu",)))
     branch = {
         "branch": ((placed, replace(companion, role="last", join=0)), ("a", "b")),
         "last": ((replace(companion, role="branch", join=0), placed), ("b", "a")),
@@ -122,7 +124,8 @@ def in_block(layer: Layer, role: str) -> tuple[Layer, Structure]:
     layers, names = branch.get(role, ((placed, replace(companion, role="last", join=0)), ("b",)))
     side = "projection" if role == "shortcut" else "identity"
     own = ("a",) if role == "shortcut" else ()
-    join = Join(0, "add", "x", "y", "x", side, names, own, "plain", (), "", 8, 8, 1, depth=len(names))
+    join = Join(0, "add", "x", "y", "x", side, names, own, "plain", names, "", 8, 8, 1, depth=len(names))
+    join = replace(join, carried=Way("layer", "a" if own else "c"), added=Way("layer", names[-1]))
     return placed, Structure(layers, (join,))
 
 

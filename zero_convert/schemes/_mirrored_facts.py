@@ -5,6 +5,8 @@ Pure functions of `Structure`; the matrices are made in `_mirrored.py`.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from ..records import Geometry, Join, Layer, Structure, Way
 from ..scheme import Decline
 from ._mirrored import Block
@@ -50,6 +52,12 @@ def decline_of(structure: Structure) -> Decline | None:
         if found := _of_join(join, structure):
             return Decline(found[0], join.node, found[1])
     return None
+
+
+def fits(layer: Layer, structure: Structure) -> bool:
+    """Whether there is nothing against the layer, nor against the block it belongs to."""
+    join = structure.joins[layer.join] if layer.join is not None else None
+    return _of_layer(layer, structure) is None and (join is None or _of_join(join, structure) is None)
 
 
 def _of_layer(layer: Layer, structure: Structure) -> tuple[str, str] | None:
@@ -119,8 +127,21 @@ def _of_join(join: Join, structure: Structure) -> tuple[str, str] | None:
     return _of_shape(join, branch, carried, structure)
 
 
+def _follow(join: Join, sides: list[Layer]) -> bool:
+    """Whether each layer of the branch reads as many channels as the one before it returns, and the sides meet."""
+    sizes = [layer.geometry for layer in sides]
+    known = [g for g in sizes if g is not None]
+    branch, other = known[: len(join.branch)], known[len(join.branch) :]
+    inside = all(b.in_channels == a.out_channels for a, b in pairwise(branch))
+    ends = {(branch[0].in_channels, branch[-1].out_channels)}
+    ends |= {(g.in_channels, g.out_channels) for g in other} or {(branch[0].in_channels,) * 2}
+    return len(known) == len(sizes) and inside and len(ends) == 1
+
+
 def _of_shape(join: Join, branch: list[Layer], carried: Way, structure: Structure) -> tuple[str, str] | None:
     sides = [*branch, *(structure.layer(name) for name in join.shortcut_layers)]
+    if not _follow(join, sides):
+        return "the widths of its layers do not follow on each other", OTHER
     if not all(_centred(layer.geometry) for layer in sides):
         return "the centre taps of its layers do not meet the shortcut's positions", OTHER
     if join.shortcut == "projection":

@@ -48,7 +48,7 @@ from ..mirrored import Mirrored, Orthogonal, Paired, Unpaired
 from ..records import Geometry, Layer, Option, Structure
 from ..scheme import SEED, Decline, OptionSpec, Scheme
 from ._mirrored import block_values
-from ._mirrored_facts import block_of, decline_of, is_raw, reads_pairs
+from ._mirrored_facts import block_of, decline_of, fits, is_raw, reads_pairs
 from ._shared import buffers, norm, place, zeros
 
 
@@ -56,7 +56,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
     if layer.kind == "norm":
         return norm(layer)
     g = layer.geometry
-    if layer.kind not in ("convolution", "linear") or g is None or layer.refusal or layer.parametrization:
+    if g is None or not fits(layer, structure):
         return buffers(layer) or None
     values: dict[str, Formula] = buffers(layer)
     for t in (tensor for tensor in layer.tensors if not tensor.buffer):
