@@ -70,6 +70,17 @@ CASES = (
     Case("vit_b_16", "fixup"),
     Case("vit_b_16", "rezero"),
     Case("mobilenet_v2", "skipinit", dtype="float16"),
+    Case("resnet18", "idinit", quick=True),
+    Case("resnet50", "idinit", {"order": "centre", "tau": "sqrt2"}),
+    Case("vit_b_16", "idinit", dtype="bfloat16"),
+    Case("convnext_tiny", "idinit", {"order": "channels-first"}),
+    Case("resnet18", "constnet", quick=True),
+    Case("resnet50", "constnet"),
+    Case("mobilenet_v2", "constnet", {"break_symmetry": "dropout:0.01"}),
+    Case("resnet18", "risotto", quick=True),
+    Case("resnet50", "risotto", {"seed": "7"}),
+    Case("resnext50_32x4d", "risotto", {"head": "zero"}),
+    Case("vgg11_bn", "risotto", dtype="bfloat16"),
 )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,6 +175,19 @@ def test_every_weight_is_exact_in_float32() -> None:
     for name, value in subject.traced.root.named_parameters():
         bits = (value.detach() * 2**12).double()
         assert bool((bits == bits.round()).all()) and value.abs().max() <= 2, name
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options"), [("risotto", {"seed": 3}), ("constnet", {"break_symmetry": "dropout:0.1"})]
+)
+def test_files_load_back_into_the_same_network(scheme: str, options: dict[str, Any], tmp_path: Path) -> None:
+    result = zc.convert(nets.BottleneckNet(), (BATCH,), scheme=scheme, options=options)
+    assert not result.failed
+    (saved,) = result.save(tmp_path / "a.safetensors")
+    back = zc.load(saved.path, model=nets.BottleneckNet(), example_inputs=(BATCH,)).eval()
+    with torch.no_grad():
+        assert torch.equal(back(BATCH), result.module.eval()(BATCH))
+    assert back.state_dict().keys() == result.module.state_dict().keys()
 
 
 # -- what it needs -----------------------------------------------------------------------------------------------------
