@@ -62,6 +62,20 @@ def test_items_have_no_rule() -> None:
     assert not scheme.fill(table, None, schemes.complete_options(scheme, {}))  # type: ignore[arg-type]
 
 
+def test_a_classifier_behind_which_a_relu_stands_is_an_average() -> None:
+    class Rectified(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.head(F.relu(self.conv(x)))).mean((2, 3))
+
+    subject = convert(Rectified(), IMAGES[:1], "constnet")
+    assert subject.structure.layer("head").clipped
+    assert bool((subject.traced.root.get_parameter("head.weight") == 0.25).all())
+
+
 # -- real networks -----------------------------------------------------------------------------------------------------
 
 REAL: dict[str, Callable[[], nn.Module]] = {

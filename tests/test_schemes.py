@@ -12,7 +12,7 @@ import pytest
 from zero_convert import schemes
 from zero_convert.errors import UsageError
 from zero_convert.formulas import Formula
-from zero_convert.records import Geometry, Join, Layer, Option, Structure, Tensor
+from zero_convert.records import Geometry, Join, Layer, Option, Structure, Tensor, Way
 from zero_convert.scheme import SEED
 
 R2 = np.float32(1 / math.sqrt(2))
@@ -23,7 +23,7 @@ def tensor(name: str, *shape: int, buffer: bool = False) -> Tensor:
 
 
 def layer(kind: str, role: str, *tensors: Tensor, geometry: Geometry | None = None, **more) -> Layer:
-    return Layer("a", kind, kind.title(), role, tensors, geometry, **more)
+    return Layer("a", kind, kind.title(), role, tensors, geometry, way=Way("layer", "b", ("relu",)), **more)
 
 
 def conv(m: int, n: int, *kernel: int, groups: int = 1, stride: int = 1, role: str = "trunk", join=None) -> Layer:

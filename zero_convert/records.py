@@ -108,9 +108,9 @@ class Layer:
         neutral: values of parameters that a norm, or a layer with factors of its own, leaves the signal alone with.
         table: an embedding that is added to another signal: a table of positions or of kinds.
         blank: the row of an embedding that stays 0.
-        clipped: between this "last" layer and its join, or between the values of an attention and the next layers,
-            stands what has derivative 0 at 0. Started at 0 it would never get a gradient where that derivative is not
-            changed.
+        clipped: between this "last" layer and its join, between this "head" and the output, or between the values of
+            an attention and the next layers, stands what has derivative 0 at 0. Started at 0 it would never get a
+            gradient where that derivative is not changed.
         stilled: between this "last" layer and its join stands a factor that the constructor set to 0: the branch adds 0
             already, and with both at 0 neither would ever get a gradient.
         shared: names of the other layers that hold the same weight.

@@ -28,7 +28,7 @@ items would differ by one number only.
 Paper against code. [A]: stem, projections, norms, classifier, and all convolutions of a branch 0. [D]: of several
 layers in a branch only the last is 0, since two layers of 0 in series never get a gradient. [X]: groups, transposed
 layers, gates and recurrent candidates are averages as well; a layer that cuts patches averages the patch; a last layer
-behind which a ReLU or a factor constructed as 0 stands is an average, not 0, or it would stay dead.
+or a classifier behind which a ReLU, or a factor constructed as 0, stands is an average, not 0, or it would stay dead.
 
 Exact: 1/n is one IEEE division, rounded once to float32. Equal inputs and equal weights give equal sums wherever a
 kernel adds up every output channel in the same order; the check `channel_spread` measures it.
@@ -61,7 +61,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
 
 
 def _zero(layer: Layer) -> bool:
-    return layer.role == "head" or (layer.role == "last" and not layer.clipped and not layer.stilled)
+    return layer.role in ("head", "last") and not layer.clipped and not layer.stilled
 
 
 def _zero_branch(join: Join, structure: Structure) -> bool:

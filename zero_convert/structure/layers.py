@@ -155,6 +155,7 @@ class _Inventory:
             blank=getattr(module, "padding_idx", None) if what == "embedding" else None,
             clipped=path in self.clipped
             or (role == "last" and _rectifies(module))
+            or (role == "head" and self._ends_rectified(path))
             or ("value" in attention and self._ends_rectified(path)),
             stilled=path in self.stilled,
             normalized=path in self.normalized,
