@@ -127,6 +127,19 @@ def test_gated_schemes_have_hes_deviation_and_numbers_of_0(scheme: str) -> None:
     assert given is not None and given["scale"].rule == "constant 0"
 
 
+@pytest.mark.parametrize(
+    ("net", "depths"),
+    [("post-activation", [2, 2]), ("bottlenecks", [3, 3, 3]), ("ViT", [2, 2]), ("post-norm encoder", [2, 2])],
+)
+def test_an_attention_is_two_layers_of_its_branch(net: str, depths: list[int]) -> None:
+    result, _ = converted(net, "fixup")
+    assert [join.depth for join in result.structure.joins if join.residual] == depths
+    deviations = {a.tensor.name: a.rule for a in result.plan.assignments}
+    if net == "post-norm encoder":  # L = 2, p = 2, width 8: sqrt(1/8) · 2^(-1/2), and sqrt(2/24) · 2^(-1/2)
+        assert "standard deviation 0.25," in deviations["attention.in_proj_weight"]
+        assert "standard deviation 0.204124," in deviations["mlp.0.weight"]
+
+
 @pytest.mark.parametrize("scheme", NAMES)
 def test_the_seed_moves_every_drawn_value_and_nothing_else(scheme: str) -> None:
     one, other = (zc.convert(tiny_resnet(), scheme=scheme, options={"seed": s}, validate="none") for s in (0, 1))

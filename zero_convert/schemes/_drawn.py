@@ -40,19 +40,25 @@ def he(layer: Layer, fan: int, role: str) -> float:
     return math.sqrt((1 if linear else 2) * max(1, layer.parts) / fan)
 
 
-def fill_drawn(layer: Layer, options: Mapping[str, Option], weight: Weight, still: bool) -> dict[str, Formula] | None:
+def fill_drawn(
+    layer: Layer, options: Mapping[str, Option], weight: Weight, *, still: bool = False, factor: float = 1.0
+) -> dict[str, Formula] | None:
     """The formula of each tensor by its local name; None for a layer that is not covered.
 
     Args:
         weight: the scheme's rule for weights.
         still: the layer starts at 0 as a whole, of the kinds that `weight` does not speak of.
+        factor: of the deviation of these kinds.
     """
     seed, g = int(options["seed"]), layer.geometry
     trainable = [t for t in layer.tensors if not t.buffer]
     own = next((t for t in trainable if t.local == "weight"), None)
 
+    def bell(t: Tensor, n: int) -> Bell:
+        return Bell(t.shape, math.sqrt(1 / n) * factor, seed, t.name)
+
     def drawn(t: Tensor, n: int) -> Formula:
-        return zeros(t) if still else Bell(t.shape, math.sqrt(1 / n), seed, t.name)
+        return zeros(t) if still else bell(t, n)
 
     def of_layer(layer: Layer, g: Geometry) -> Formula | None:
         return None if own is None else weight(own, g, layer.role)
@@ -65,7 +71,7 @@ def fill_drawn(layer: Layer, options: Mapping[str, Option], weight: Weight, stil
         if t.local in raw and t.trainable:
             values[t.local] = weight(t, *raw[t.local])
         elif layer.kind == "recurrent" and len(t.shape) == 2:
-            values[t.local] = _recurrent(layer, t, Bell(t.shape, math.sqrt(1 / t.shape[1]), seed, t.name), still)
+            values[t.local] = _recurrent(layer, t, bell(t, t.shape[1]), still)
         elif layer.kind == "attention" and len(t.shape) == 2:
             values[t.local] = drawn(t, t.shape[1])
         elif layer.kind == "bilinear" and len(t.shape) == 3:

@@ -19,7 +19,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
     def weight(t: Tensor, g: Geometry, role: str) -> Formula:
         return Bell(t.shape, he(layer, fan_in(g), role), int(options["seed"]), t.name)
 
-    return fill_drawn(layer, options, weight, still=False)
+    return fill_drawn(layer, options, weight)
 
 
 def zero_branch(join: Join, structure: Structure) -> bool:

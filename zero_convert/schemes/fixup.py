@@ -23,7 +23,7 @@ Paper against code. [A], the authors' code for ResNets: all of the above, with n
 the bell here is the sum of 12 uniform integers of the hash of (seed, tensor, index), within 6 standard deviations. The
 paper also wants biases before activations; as in the code, the one behind the convolution is that. [A] leaves the stem
 to torch's default; here it has sqrt(2/n). [X], ours: p is the longest way through the branch, an attention's values and
-output are two; queries, keys and values have deviation 1/sqrt(width); groups count their own outputs; a layer that cuts
+output are two; queries, keys and values have 1/width instead of 2/n; groups count their own outputs; a layer that cuts
 patches has fan-out = outputs; a branch that is no chain gets a scale and a bias at its end only (the plan says so); its
 last layer is not 0 where a ReLU stands between it and the join, where it shares its weight with another layer, or where
 a factor constructed as 0 silences the branch: then all p layers have L^(-1/(2p)). Of two factors at the end of a branch
@@ -60,7 +60,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         return Silenced(drawn, outputs(layer, silent), int(g.transposed)) if layer.has(silent) else zeros(t)
 
     still = layer.role == "head" or (layer.role == "last" and _may_be_zero(layer, structure))
-    return fill_drawn(layer, options, weight, still)
+    return fill_drawn(layer, options, weight, still=still, factor=_shrink(layer, layer.role, structure))
 
 
 def _shrink(layer: Layer, role: str, structure: Structure) -> float:
