@@ -20,7 +20,7 @@ import pytest
 from tests import goldens, probe
 
 ROOT = Path(__file__).parents[1]
-JOBS = ("resnet50:zero-2021", "resnet50:zero-2022")
+JOBS = ("resnet50:zero-2021", "resnet50:zero-2022", "resnet18:fixup")
 
 # -- golden digests ----------------------------------------------------------------------------------------------------
 

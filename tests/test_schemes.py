@@ -12,7 +12,8 @@ import pytest
 from zero_convert import schemes
 from zero_convert.errors import UsageError
 from zero_convert.formulas import Formula
-from zero_convert.records import Geometry, Join, Layer, Option, Structure, Tensor
+from zero_convert.records import Geometry, Join, Layer, Option, Structure, Tensor, Way
+from zero_convert.scheme import SEED
 
 R2 = np.float32(1 / math.sqrt(2))
 
@@ -22,7 +23,7 @@ def tensor(name: str, *shape: int, buffer: bool = False) -> Tensor:
 
 
 def layer(kind: str, role: str, *tensors: Tensor, geometry: Geometry | None = None, **more) -> Layer:
-    return Layer("a", kind, kind.title(), role, tensors, geometry, **more)
+    return Layer("a", kind, kind.title(), role, tensors, geometry, way=Way("layer", "b", ("relu",)), **more)
 
 
 def conv(m: int, n: int, *kernel: int, groups: int = 1, stride: int = 1, role: str = "trunk", join=None) -> Layer:
@@ -261,9 +262,10 @@ def test_schemes_are_found_by_name_and_alias() -> None:
 
 
 @pytest.mark.parametrize("scheme", schemes.names())
-def test_a_schemes_text_says_source_mathematics_and_what_is_whose(scheme: str) -> None:
+def test_a_schemes_text_has_its_fixed_parts(scheme: str) -> None:
     text = schemes.get(scheme).doc
-    assert all(part in text for part in ("Source:", "Mathematics.", "What is whose.", "Exact:", "arXiv"))
+    parts = ("Source:", "Mathematics.", "Applies to:", "Needs:", "Paper against code.", "Exact:", "arXiv")
+    assert [part for part in parts if part not in text] == []
 
 
 @pytest.mark.parametrize(
@@ -278,6 +280,22 @@ def test_a_schemes_text_says_source_mathematics_and_what_is_whose(scheme: str) -
 def test_wrong_options_are_refused_with_the_nearest_right_one(pairs: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         schemes.parse_options(schemes.get("zero-2021"), pairs)
+
+
+SEEDED = schemes.Scheme("seeded", "", "", (SEED,), lambda options: (), lambda layer, structure, options: None)
+
+
+@pytest.mark.parametrize(("value", "read"), [("7", 7), ("007", 7), (7, 7), ("0", 0), (2**53 - 1, 2**53 - 1)])
+def test_a_whole_number_is_the_same_option_however_it_is_given(value: Option, read: int) -> None:
+    chosen = schemes.complete_options(SEEDED, {"seed": value})
+    assert chosen == {"seed": read} and type(chosen["seed"]) is int
+    assert schemes.complete_options(SEEDED, {}) == {"seed": 0}
+
+
+@pytest.mark.parametrize("value", ["", "-1", "1.0", "1e3", "٣", " 1", "0x1", "one", True, 1.0, -1, 2**53, "9" * 5000])
+def test_what_is_no_whole_number_in_range_is_refused(value: Option) -> None:
+    with pytest.raises(UsageError, match=r"0…9007199254740991"):
+        schemes.complete_options(SEEDED, {"seed": value})
 
 
 def test_an_unknown_scheme_is_refused_with_the_nearest_name() -> None:

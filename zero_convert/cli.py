@@ -54,6 +54,7 @@ from .cli_parts import (
 from .errors import FindingError, StorageError, UsageError, ZeroConvertError
 
 if TYPE_CHECKING:
+    from .display import Screen
     from .pipeline import Result, Saved
     from .records import Plan
 
@@ -246,14 +247,27 @@ app.command()(cli_verify.verify)
 
 @app.command("schemes")
 def list_schemes(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this scheme's mathematics.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show this scheme's mathematics: a name, or a file.py.")
+    ] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Put the scheme NAME through what every scheme is held to.", metavar="")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the schemes; with NAME its mathematics, source and options."""
+    """List the schemes; with NAME its mathematics, source and options. A scheme in a file is run."""
     from . import display, schemes
 
     screen = display.Screen()
+    if test:
+        _test_scheme(screen, name, as_json)
+        return
     known = [schemes.get(name)] if name is not None else [schemes.get(each) for each in schemes.names()]
+    for each in schemes.installed() if name is None else ():
+        try:
+            known.append(schemes.get(each))
+        except ZeroConvertError as error:  # another's package does not keep ours from being listed
+            screen.tell(f"{each} is installed, and fails: {error}")
     if as_json:
         rows = [
             {"name": s.name, "aliases": s.aliases, "title": s.title, "options": s.options, "doc": s.doc} for s in known
@@ -263,6 +277,20 @@ def list_schemes(
         display.scheme(screen, known[0])
     else:
         display.schemes(screen, known)
+
+
+def _test_scheme(screen: Screen, name: str | None, as_json: bool) -> None:
+    from . import contract, display
+
+    if name is None:
+        raise UsageError("no scheme to test", where="--test", fix="`zero-convert schemes --test ./mine.py`, or a name.")
+    found = contract.examine(name)
+    code = FindingError.exit_code if any(check.status == "fail" for check in found) else 0
+    if as_json:
+        print_json({"scheme": name, "tests": found, "exit_code": code})
+    else:
+        display.contract(screen, name, found)
+    raise typer.Exit(code)
 
 
 @app.command("models")

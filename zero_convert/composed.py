@@ -226,6 +226,36 @@ class Repeated(Formula):
         out[...] = one.reshape(-1) if self.flat else one
 
 
+@dataclass(frozen=True, slots=True)
+class Silenced(Formula):
+    """A weight with some of its outputs set to 0: the values of an attention, one of two factors.
+
+    Args:
+        runs: (first, end) of the outputs that are 0, along `axis`: 0, or 1 for a weight stored as (in, out).
+    """
+
+    weight: Formula
+    runs: tuple[tuple[int, int], ...]
+    axis: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    @property
+    def rule(self) -> str:
+        where = ", ".join(f"{first}…{end - 1}" for first, end in self.runs)
+        return f"{self.weight.rule}, 0 for the outputs {where}"
+
+    def write(self, out: Floats, start: int) -> None:
+        self.weight.write(out, start)
+        for first, end in self.runs:
+            if self.axis:
+                out[:, first:end] = 0
+            else:
+                out[max(0, first - start) : max(0, end - start)] = 0
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Parametrized weights
 

@@ -417,7 +417,7 @@ def schemes(screen: Screen, known: Sequence[Scheme]) -> None:
     """Name, aliases, options and source of each scheme."""
     table = table_of("scheme", "also", "options", "source")
     for scheme in known:
-        options = "\n".join(f"{option.name}={'|'.join(option.choices)}" for option in scheme.options)
+        options = "\n".join(f"{option.name}={'|'.join(option.spellings)}" for option in scheme.options)
         table.add_row(scheme.name, ", ".join(scheme.aliases), options, scheme.title)
     screen.give(table)
 
@@ -428,8 +428,19 @@ def scheme(screen: Screen, one: Scheme) -> None:
     screen.give(Text(names, "bold"), "", Text(one.doc.strip()), "")
     table = table_of("--set", "values", "default", "what it does")
     for option in one.options:
-        table.add_row(option.name, " | ".join(option.choices), option.default, option.help)
+        table.add_row(option.name, " | ".join(option.spellings), str(option.default), option.help)
     screen.give(table)
+
+
+def contract(screen: Screen, name: str, found: Sequence[Check]) -> None:
+    """What a scheme was asked, and what of it does not hold."""
+    marks = {"pass": ("✓", "green"), "fail": ("✗", "red")}
+    for check in found:
+        screen.give(
+            Text.assemble(marks[check.status], f" {check.name:<12}", f"{check.question}  ", (check.summary, "dim"))
+        )
+    failed = sum(check.status == "fail" for check in found)
+    screen.give("", Text(f"{name}: {f'{failed} of {len(found)} fail' if failed else 'all hold'}", "bold"))
 
 
 def models(screen: Screen, names: Mapping[str, Sequence[str]]) -> None:

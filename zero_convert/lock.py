@@ -10,6 +10,7 @@
        "inputs": [ example inputs as they were typed ],
        "model": MODEL, with a path relative to the lock's folder,
        "recipe": { one line for each field },
+       "scheme": path of the scheme's file relative to the lock's folder, where it is from one
        "tensors": { name: {"digest", "dtype", "shape"}, one line for each tensor },
        "weights_digest": `zc1`
       },
@@ -33,6 +34,7 @@ from os import PathLike
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
+from . import foreign
 from .atomic import alone, write_bytes
 from .digests import Written, brief, parse_json
 from .errors import MalformedError
@@ -67,12 +69,14 @@ class Entry:
         model: the MODEL string that makes it again; of a file of Python its path relative to the lock's folder.
         inputs: example inputs as `--input` spells them; empty for the conventional ones.
         identity: recipe, fingerprint, edits, tensors, weights digest.
+        scheme: what makes the scheme again: of a file of Python its path relative to the lock's folder; else "".
     """
 
     files: tuple[LockedFile, ...]
     model: str
     inputs: tuple[str, ...]
     identity: Identity
+    scheme: str = ""
 
     @property
     def name(self) -> str:
@@ -98,7 +102,7 @@ class Lock:
         files, kept = list(new.files), []
         for old in self.entries:
             rest = tuple(file for file in old.files if file.path not in taken)
-            if (old.model, old.inputs, old.identity) == (new.model, new.inputs, new.identity):
+            if dataclasses.replace(old, files=new.files) == new:
                 files += rest
             elif rest:
                 kept.append(dataclasses.replace(old, files=rest))
@@ -160,6 +164,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "files": files,
         "inputs": list(entry.inputs),
         "model": entry.model,
+        **({"scheme": entry.scheme} if entry.scheme else {}),
     }
 
 
@@ -213,7 +218,8 @@ def parse_lock(data: bytes, where: str = NAME) -> Lock:
 
 
 def _entry(row: object, where: str) -> Entry:
-    fields = Fields.of(row, where, (*IDENTITY_FIELDS, "files", "inputs", "model"))
+    complete = {"scheme": "", **row} if isinstance(row, dict) else row
+    fields = Fields.of(complete, where, (*IDENTITY_FIELDS, "files", "inputs", "model", "scheme"))
     files = fields.mapping("files", lambda value: isinstance(value, dict), "an object")
     if not files:
         raise MalformedError("an entry has no file", where=where)
@@ -228,8 +234,16 @@ def _entry(row: object, where: str) -> Entry:
             got=brief(model),
             expected=f"{brief(identity.recipe.model)}, with a folder relative to the lock's",
         )
+    scheme = fields.text("scheme") or identity.recipe.scheme
+    if foreign.canonical(scheme) != identity.recipe.scheme or _is_absolute(f"{scheme}:"):
+        raise MalformedError(
+            "the scheme of an entry is not that of its recipe",
+            where=where,
+            got=brief(scheme),
+            expected=f"{brief(identity.recipe.scheme)}, with a folder relative to the lock's",
+        )
     inputs = fields.take("inputs", is_texts, "a list of shapes")
-    return Entry(locked, model, tuple(inputs), identity)
+    return Entry(locked, model, tuple(inputs), identity, scheme if foreign.is_file(scheme) else "")
 
 
 def canonical_model(model: str) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from . import receipt, rewrites, schemes, sources
-from .errors import ModelError, TraceError, UsageError
+from .errors import CoverageError, ModelError, TraceError, UsageError
 from .initialize import initialize, ties
 from .live import Traced
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
@@ -33,7 +33,7 @@ class Made:
     """Everything up to the moment the values are written."""
 
     loaded: sources.Loaded
-    scheme: Scheme
+    found: schemes.Found
     options: Mapping[str, Option]
     traced: Traced
     joins: Structure
@@ -47,6 +47,10 @@ class Made:
     needed: tuple[str, ...]
     notes: tuple[str, ...]  # what the reader of the plan should know about the capture
     captured: float  # of the model as given
+
+    @property
+    def scheme(self) -> Scheme:
+        return self.found.scheme
 
     def fill(self, *, write: bool) -> tuple[Assignment, ...]:
         return initialize(
@@ -78,13 +82,14 @@ class Made:
         return Recipe(
             model=self.loaded.name,
             model_args=dict(self.loaded.model_args),
-            scheme=self.scheme.name,
+            scheme=self.found.name,
             options=dict(self.options),
             dtype=dtype,
             ties={name: first for name, first in stored.items() if name != first},
             source=self.loaded.source,
             leftovers=self.leftovers,
             inputs=self.needed,
+            scheme_source=self.found.source,
         )
 
 
@@ -100,7 +105,8 @@ def prepare(
     folders: Sequence[str] = (),
 ) -> Made:
     one_of("leftovers", leftovers, receipt.LEFTOVERS)
-    scheme = schemes.get(scheme_name)
+    found = schemes.find(scheme_name, folders)
+    scheme = found.scheme
     chosen = schemes.complete_options(scheme, options or {})
     loaded = load_source(model, model_args, example_inputs, progress, folders)
     loaded = _single_precision(loaded)
@@ -123,9 +129,10 @@ def prepare(
     elif edits:
         traced = retrace(traced, traced.root, inputs)
     after = analyze(traced) if edits else before
+    _accepted(scheme, chosen, after, loaded.source)
     return Made(
         loaded,
-        scheme,
+        found,
         chosen,
         traced,
         before,
@@ -140,6 +147,18 @@ def prepare(
         notes,
         captured,
     )
+
+
+def _accepted(scheme: Scheme, options: Mapping[str, Option], structure: Structure, source: str) -> None:
+    """Raises CoverageError with the reason if the scheme declines the network."""
+    decline = scheme.declines(structure, options)
+    if decline is not None:
+        raise CoverageError(
+            f"{scheme.name} declines this network",
+            where=f"{source}: {decline.where}" if decline.where else source,
+            got=decline.reason,
+            fix=decline.fix,
+        )
 
 
 def _inside(traced: Traced, given: Inputs) -> dict[str, str]:

@@ -35,7 +35,11 @@ LEFTOVERS = ("error", "zeros", "keep")
 IDENTITY_FIELDS = ("edits", "fingerprint", "recipe", "tensors", "weights_digest")
 
 _FORMAT = 1
-_OPTIONAL: Mapping[str, Any] = {"leftovers": "error", "inputs": ()}  # fields that are left out at these values
+_OPTIONAL: Mapping[str, Any] = {
+    "leftovers": "error",
+    "inputs": (),
+    "scheme_source": "",
+}  # fields that are left out at these values
 _LIMIT = 256 << 20  # bytes; a receipt of a million tensors has about 150 MB
 
 
@@ -291,6 +295,7 @@ def recipe_from_json(obj: object, where: str = "recipe") -> records.Recipe:
         source=fields.text("source"),
         leftovers=fields.take("leftovers", lambda value: value in LEFTOVERS, "one of " + ", ".join(LEFTOVERS)),
         inputs=tuple(fields.take("inputs", is_texts, "a list of shapes")),
+        scheme_source=fields.text("scheme_source"),
         format=_FORMAT,
     )
 

@@ -59,6 +59,23 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """How a signal comes to a place: what made it, and what it passed since.
+
+    Attributes:
+        source: "input", "layer", "join" (a residual one), "sum", "concatenation", "product", "several" or "other".
+        name: path of the layer, name of the node.
+        passed: in order "relu", "relu6", "activation" (any other), "norm", "norm across channels", "max pool",
+            "average pool", "subsampling", "padding", "transform", "bias", "scale" and "other"; views, casts and dropout
+            are not mentioned.
+    """
+
+    source: str
+    name: str = ""
+    passed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One module that owns tensors, as a scheme sees it.
 
@@ -91,9 +108,9 @@ class Layer:
         neutral: values of parameters that a norm, or a layer with factors of its own, leaves the signal alone with.
         table: an embedding that is added to another signal: a table of positions or of kinds.
         blank: the row of an embedding that stays 0.
-        clipped: between this "last" layer and its join, or between the values of an attention and the next layers,
-            stands what has derivative 0 at 0. Started at 0 it would never get a gradient where that derivative is not
-            changed.
+        clipped: between this "last" layer and its join, between this "head" and the output, or between the values of
+            an attention and the next layers, stands what has derivative 0 at 0. Started at 0 it would never get a
+            gradient where that derivative is not changed.
         stilled: between this "last" layer and its join stands a factor that the constructor set to 0: the branch adds 0
             already, and with both at 0 neither would ever get a gradient.
         shared: names of the other layers that hold the same weight.
@@ -102,6 +119,7 @@ class Layer:
         parametrization: "weight_norm" or "spectral_norm" and an axis where the weight is computed from other tensors;
             then `parameters` names them: (local name, "g", "v", "weight", "u" or "right").
         refusal: why no rule can be given, and the way out; "" where one can.
+        way: of what it reads; None where no node of the graph shows it.
     """
 
     name: str
@@ -126,6 +144,7 @@ class Layer:
     parametrization: tuple[str, int] | None = None
     parameters: tuple[tuple[str, str], ...] = ()
     refusal: str = ""
+    way: Way | None = None
 
     def has(self, section: str) -> bool:
         """Whether some of the output's rows are this."""
@@ -136,7 +155,7 @@ class Layer:
 class Join:
     """A residual join: an addition whose two operands share a nearest common ancestor, the fork.
 
-    Node names are those of the training graph.
+    Node names are those of the training graph. `carried` is the way of the shortcut's operand, `added` the branch's.
     """
 
     index: int
@@ -155,6 +174,10 @@ class Join:
     stride: int
     residual: bool = True  # False: two branches meet, and neither is a shortcut
     reason: str = ""  # why it is no residual join, or what stands against rewriting it
+    depth: int = 1  # the most weight layers on one way from fork to join; an attention is two
+    scale: str = ""  # the scalar factor that a rewrite put at the end of the branch
+    carried: Way | None = None
+    added: Way | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,8 +268,9 @@ class Check:
 class Recipe:
     """What makes the bytes: model source, scheme, options, format version, dtype, ties.
 
-    `leftovers` and `inputs` are written down only where they are not the default: `inputs`, as "1x3x448x448:float32",
-    where the source's own example inputs would not do.
+    `leftovers`, `inputs` and `scheme_source` are written down only where they are not the default: `inputs`, as
+    "1x3x448x448:float32", where the source's own example inputs would not do; `scheme_source`, a fingerprint, where
+    the scheme is from outside of this package.
     """
 
     model: str  # the MODEL string, or "" when a live module was given and no name is known for it
@@ -258,4 +282,5 @@ class Recipe:
     source: str  # class of the model, "torchvision.models.resnet.ResNet"
     leftovers: str = "error"
     inputs: tuple[str, ...] = ()
+    scheme_source: str = ""
     format: int = 1

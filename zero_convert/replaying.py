@@ -16,7 +16,7 @@ from os import PathLike
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from . import exporters, sources
+from . import exporters, foreign, sources
 from .comparing import Difference, compare, compare_files
 from .digests import Written, brief, sha256_file
 from .errors import MismatchError, StorageError, UntrustedError, UsageError, ZeroConvertError
@@ -115,9 +115,16 @@ def made_again(
     """The conversion that an entry describes.
 
     Raises:
-        UntrustedError: it names a factory outside the model libraries, and `trust` is not given.
+        UntrustedError: it names a factory outside the model libraries or a scheme's file, and `trust` is not given.
         The errors of `convert`.
     """
+    if entry.scheme and not trust:
+        raise UntrustedError(
+            "the lock names a scheme in a file of Python, and using it means running that code",
+            where=entry.name,
+            got=repr(entry.scheme),
+            fix="--trust runs it, if you know that lock and that code.",
+        )
     if entry.model.partition(":")[0] not in sources.ORIGINS and not trust:
         raise UntrustedError(
             "the lock names a factory outside the model libraries, and running it means running its code",
@@ -127,7 +134,7 @@ def made_again(
         )
     recipe = entry.identity.recipe
     arguments = {
-        "scheme": recipe.scheme,
+        "scheme": entry.scheme or recipe.scheme,
         "options": recipe.options,
         "model_args": recipe.model_args,
         "dtype": recipe.dtype,
@@ -153,12 +160,18 @@ def converted(request: Request, folder: Path, progress: Progress | None = None) 
 
 
 def request_in(folder: Path, request: Request) -> Request:
-    """The request with a path to a file of Python relative to the lock's folder."""
+    """The request with paths to files of Python, the model's and the scheme's, relative to the lock's folder."""
     place, colon, factory = request.model.rpartition(":")
-    if not colon or not place.endswith(".py"):
-        return request
-    relative = os.path.relpath(place, folder)
-    return replace(request, model=f"{PurePath(relative).as_posix()}:{factory}")
+    if colon and place.endswith(".py"):
+        request = replace(request, model=f"{_relative(place, folder)}:{factory}")
+    scheme = str(request.arguments["scheme"])
+    if foreign.is_file(scheme):
+        request = replace(request, arguments={**request.arguments, "scheme": _relative(scheme, folder)})
+    return request
+
+
+def _relative(place: str, folder: Path) -> str:
+    return PurePath(os.path.relpath(place, folder)).as_posix()
 
 
 def path_in(folder: Path, output: str | PathLike[str]) -> str:
@@ -189,7 +202,9 @@ def entry_of(request: Request, result: Result, saved: Sequence[Saved], folder: P
         for file, seal in zip(saved, sealed, strict=True)
     ]
     model = request.model if canonical_model(request.model) == result.recipe.model else result.recipe.model
-    return Entry(tuple(sorted(files, key=lambda file: file.path)), model, request.inputs, sealed[0].identity)
+    scheme = str(request.arguments["scheme"])
+    files.sort(key=lambda file: file.path)
+    return Entry(tuple(files), model, request.inputs, sealed[0].identity, scheme if foreign.is_file(scheme) else "")
 
 
 def update(
@@ -215,7 +230,8 @@ def update(
         for name in dict.fromkeys(file.format for file in entry.files):
             paths = [folder / file.path for file in entry.files if file.format == name]
             saved += result.save(*paths, force=True, format=name, progress=progress)
-        record(lock_path, entry_of(Request(entry.model, entry.inputs, {}), result, saved, folder))
+        request = Request(entry.model, entry.inputs, {"scheme": entry.scheme})
+        record(lock_path, entry_of(request, result, saved, folder))
     return Answer(entry, index, tuple(found), None, time.monotonic() - start)
 
 

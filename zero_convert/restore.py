@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import exporters, receipt, sources
+from . import exporters, foreign, receipt, sources
 from .errors import LoadError, MalformedError, UntrustedError, UsageError
 from .exporters import safetensors
 from .initialize import nan_names, ties
@@ -22,22 +22,25 @@ def load(
     model: str | nn.Module | None = None,
     example_inputs: Inputs | None = None,
     *,
+    scheme: str | None = None,
     trust: bool = False,
 ) -> nn.Module:
     """The rewritten network that an artifact holds, with its weights, in training mode, on the CPU.
 
     The file alone is enough where its model came from an installed model library. It never makes us run other code:
-    for a model from a user's own factory, say which one, or `trust=True` to run the one that the file names.
+    for a model from a user's own factory, or a scheme from a user's own file, say which one, or `trust=True` to run the
+    one that the file names, from the current folder or from beside the artifact.
 
     Args:
         path: a file that `Result.save` wrote.
         model: the module or MODEL string to rebuild the network from, where the file cannot say.
         example_inputs: as for `convert`.
-        trust: run the factory that the file names.
+        scheme: the path of the scheme, where it was in a file of Python.
+        trust: run the factory and the scheme's file that the artifact names.
 
     Raises:
         MalformedError: no file of ours, or its tensors do not fit the network.
-        UntrustedError: it names a factory outside the model libraries.
+        UntrustedError: it names a factory outside the model libraries, or a scheme's file.
         LoadError: it names no model; and the errors of `convert`.
         UsageError: it is an ONNX file.
     """
@@ -54,7 +57,8 @@ def load(
     if example_inputs is None and recipe.inputs:
         example_inputs = parse_inputs(recipe.inputs)
     folders = [str(Path(path).parent)]
-    made = prepare(model, example_inputs, recipe.scheme, recipe.options, arguments, "keep", None, folders)
+    rules = scheme if scheme is not None else _named_scheme(recipe, where, trust)
+    made = prepare(model, example_inputs, rules, recipe.options, arguments, "keep", None, folders)
     module = made.traced.root
     cast(module, recipe.dtype)
     _fill_from(module, path, recipe, where)
@@ -82,6 +86,17 @@ def _named_model(recipe: Recipe, where: str, trust: bool) -> str:
             fix="Pass the module or factory as `model=`, or `trust=True` if you know that file and that code.",
         )
     return recipe.model
+
+
+def _named_scheme(recipe: Recipe, where: str, trust: bool) -> str:
+    if foreign.is_file(recipe.scheme) and not trust:
+        raise UntrustedError(
+            "the file names a scheme in a file of Python, and loading it means running that code",
+            where=where,
+            got=repr(recipe.scheme),
+            fix="Pass the path as `scheme=`, or `trust=True` if you know that file and that code.",
+        )
+    return recipe.scheme
 
 
 def _fill_from(module: nn.Module, path: str | PathLike[str], recipe: Recipe, where: str) -> None:

@@ -28,7 +28,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tiny", action="store_true", help="tiny configurations of transformers' model types")
     add("--family", action="store_true", help="only the smallest model of each family")
     add("--max-parameters", type=float, default=float("inf"), metavar="N", help="leave out larger models (1e8)")
-    add("--scheme", action="append", choices=SCHEMES, help="repeatable; default both")
+    add("--scheme", action="append", metavar="NAME", help="repeatable; default zero-2021 and zero-2022")
     add("--until", choices=("inspect", "digest", "loaded"), default="loaded", help="how far each model goes")
     add("--validate", choices=("quick", "full", "none"), default="quick", help="checks on the way to `loaded`")
     add("--no-count", dest="count", action="store_false", help="do not count joins in a real forward")

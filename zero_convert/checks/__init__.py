@@ -15,6 +15,15 @@ never written to.
     repeat         the same bits when run again
     channels       distinct, repeated and constant channels
     precision      how far float32 is from float64
+
+Asked only where the scheme promises something, in `Scheme.checks`:
+
+    branch_bound   no branch adds more than a limit
+    channel_spread all channels are identical
+    symmetry       whether and when identical channels part in training
+    norm_per_depth the length of the signal stays the same through the blocks
+    jacobian       the singular values of the blocks are 0 or 1
+    linearity      f(x + y) = f(x) + f(y)
 """
 
 from __future__ import annotations
@@ -44,10 +53,11 @@ CHECKS = (
     "channels",
     "precision",
 )
+PROMISES = ("branch_bound", "channel_spread", "symmetry", "norm_per_depth", "jacobian", "linearity")
 
 
 def run(subject: Subject, *, level: str, device: str, progress: Progress | None = None) -> tuple[Check, ...]:
-    """The answers, in the order of `CHECKS`. The subject is left as it was, bit for bit.
+    """The answers, in the order of `CHECKS` and `PROMISES`. The subject is left as it was, bit for bit.
 
     Args:
         level: "quick" (small images, a few seconds) or "full" (images as large as the example, gradients repeated)
@@ -61,7 +71,7 @@ def run(subject: Subject, *, level: str, device: str, progress: Progress | None 
     small = level == "quick" and device == "cpu"  # many small operations: a second thread is waited for each time
     with pinned(device), one_thread() if small else nullcontext():
         bench = Bench(subject, level, device)
-        for name in CHECKS:
+        for name in (*CHECKS, *(name for name in PROMISES if bench.promised(name) is not None)):
             if progress is not None:
                 progress("validate", f"{name} on {device}")
             check = _answer(name, bench)

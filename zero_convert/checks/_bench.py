@@ -65,8 +65,13 @@ class Bench:
         self.subject, self.level, self.device = subject, level, device
         self._runs: dict[str, Run] = {}
         self._exact_runs: dict[str, Run | None] = {}
+        self._fitting: dict[tuple[int, ...], Batches] = {}
         self.refused: dict[str, str] = {}  # mode → why the network does not run in it
         self.not_exact = ""  # why it does not run in float64
+
+    def promised(self, check: str) -> float | None:
+        """The limit that the scheme promises there; None if it promises nothing."""
+        return self.subject.scheme.checks(self.subject.options).get(check)
 
     # -- copies --------------------------------------------------------------------------------------------------------
 
@@ -131,17 +136,26 @@ class Bench:
     @cached_property
     def inputs(self) -> Batches:
         """For the runs that are looked at."""
-        return self._fit(SIDES, self._modes, keep=True)
+        return self._fit(self._cropped(SIDES), self._modes, keep=True)
 
     @cached_property
     def small_inputs(self) -> Batches:
         """For what has to be repeated often."""
-        return self._fit(SMALL_SIDES, self.modes, keep=False)
+        return self._fit(self._cropped(SMALL_SIDES), self.modes, keep=False)
 
     @cached_property
     def other_inputs(self) -> Inputs:
         """Another batch for training mode: like `small_inputs`, but no smaller than usual, with other values."""
         return batches(self.small_inputs[0], None, few=BATCH, variant=1, lengthen=True)[0]
+
+    def _cropped(self, sides: tuple[int, ...]) -> tuple[int, ...]:
+        return sides if self.level == "quick" else ()
+
+    def fitting(self, sides: tuple[int, ...]) -> Batches:
+        """Inputs whose images are cropped to the first of these sides that the network takes, at any level."""
+        if sides not in self._fitting:
+            self._fitting[sides] = self._fit(sides, self.modes, keep=False)
+        return self._fitting[sides]
 
     def _fit(self, sides: tuple[int, ...], modes: tuple[str, ...], *, keep: bool) -> Batches:
         """The first candidates that the network takes in these modes, outputs like the example's; else the example.
@@ -149,7 +163,7 @@ class Bench:
         With `keep` the runs are remembered, and so is what the network says where it does not take the example either.
         """
         given = self.subject.inputs
-        tried = [batches(given, side) for side in (sides if self.level == "quick" else ()) if crops(given, side)]
+        tried = [batches(given, side) for side in sides if crops(given, side)]
         few = 2 if any(isinstance(m, _BatchNorm) for m in self.subject.traced.root.modules()) else 1
         for chosen in (*tried, batches(given, None, few=few), batches(given, None, samples=None)):
             if not self._try(chosen, modes, keep):

@@ -82,6 +82,8 @@ def remedy(subject: Subject) -> str:
     options = subject.options
     if options.get("mixing") == "none":
         return "--set mixing=permute (or signs) gives the frozen transforms different inputs."
+    if options.get("break_symmetry") == "none":
+        return "--set break_symmetry=dropout:0.01 lets equal channels part."
     if options.get("columns") == "first":
         return "--set columns=spanning makes all rows of a Hadamard weight distinct."
     return ""

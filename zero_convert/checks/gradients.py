@@ -50,6 +50,7 @@ from . import _guard
 from ._bench import Bench, call, still
 from ._inputs import Inputs, floats, moved
 from ._loss import gradients_of
+from ._steps import largest_of, move
 
 QUESTION = "Which step is the first to give each parameter a gradient, and does any parameter stay dead?"
 TRIALS = ((0.1, False), (0.01, True), (0.001, False), (0.001, True))  # size of the steps; on the other batch
@@ -232,30 +233,17 @@ def _train(
             run.unused = [name for name, g in made.items() if g is None]
         for name, parameter in named:
             gradient = made[name]
-            largest = _largest(gradient)
+            largest = largest_of(gradient)
             if not largest < float("inf"):
                 run.broken.append(name)
             elif gradient is not None and largest > 0:
                 if name in wanted:
                     run.first.setdefault(name, run.steps)
-                _move(parameter, gradient, largest, size)
+                move(parameter, gradient, largest, size)
         fresh = len(run.first) > known
         if run.broken or wanted <= {*run.first, *run.unused}:
             break
     return run
-
-
-def _largest(gradient: Tensor | None) -> float:
-    if gradient is None or not gradient.numel():
-        return 0.0
-    return float(torch.linalg.vector_norm(gradient, float("inf")))
-
-
-@torch.no_grad()
-def _move(parameter: nn.Parameter, gradient: Tensor, largest: float, size: float) -> None:
-    if not 1e-15 < largest < 1e15:  # else squares could under- or overflow
-        gradient = gradient / largest
-    parameter.sub_(gradient, alpha=size / float(torch.linalg.vector_norm(gradient)))
 
 
 def longest_branch(subject: Subject) -> int:

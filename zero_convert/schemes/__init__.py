@@ -1,4 +1,7 @@
-"""Initialize: one paper, one file. The folder is the registry; this file only finds, names and checks. No torch."""
+"""Initialize: one paper, one file. The folder is the registry; this file only finds, names and checks. No torch.
+
+Schemes from outside, in a file of the user's or in an installed package, are found through `outside.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 
+from .. import foreign, outside
 from ..errors import UsageError
+from ..outside import Found as Found
 from ..records import Option
 from ..scheme import OptionSpec, Scheme
 
@@ -18,21 +23,43 @@ def names() -> tuple[str, ...]:
     return tuple(name.replace("_", "-") for name in found)
 
 
+def installed() -> tuple[str, ...]:
+    """Names of the schemes that installed packages offer, but for those that this package has. Runs none of them."""
+    own = {name for known in names() for name in (known, *_load(known).aliases)}
+    return tuple(name for name in outside.installed() if name not in own)
+
+
 def get(name: str) -> Scheme:
-    """The scheme of this name or alias.
+    """The scheme of this name, alias or path. Errors as for `find`."""
+    return find(name).scheme
+
+
+def find(name: str, folders: Sequence[str] = ()) -> Found:
+    """The scheme of this name or alias, the one in the file `path/to/scheme.py`, or that of an installed package.
+
+    A file is run, and a package imported. The names of this package cannot be taken by another.
+
+    Args:
+        folders: where to look for a file besides the current folder.
 
     Raises:
         UsageError: there is none; the message names the nearest.
+        LoadError: a scheme from outside failed.
     """
+    if foreign.is_file(name):
+        return outside.from_file(name, folders)
     aliases = {alias: known for known in names() for alias in _load(known).aliases}
     known = aliases.get(name, name)
     if known in names():
-        return _load(known)
-    near = difflib.get_close_matches(name, [*names(), *aliases], 1, 0.5)
+        return Found(_load(known), known)
+    others = outside.installed()
+    if name in others:
+        return outside.from_package(others[name])
+    near = difflib.get_close_matches(name, [*names(), *aliases, *others], 1, 0.5)
     raise UsageError(
         "unknown scheme",
         got=repr(name),
-        expected="one of " + ", ".join(names()),
+        expected="one of " + ", ".join([*names(), *others]) + ", or a file.py",
         fix=f"Did you mean {near[0]}?" if near else "`zero-convert schemes` lists them.",
     )
 
@@ -66,6 +93,7 @@ def complete_options(scheme: Scheme, given: Mapping[str, Option]) -> dict[str, O
         UsageError: as for `parse_options`.
     """
     specs = {spec.name: spec for spec in scheme.options}
+    chosen: dict[str, Option] = {}
     for key, value in given.items():
         if key not in specs:
             near = difflib.get_close_matches(key, specs, 1, 0.5)
@@ -77,13 +105,14 @@ def complete_options(scheme: Scheme, given: Mapping[str, Option]) -> dict[str, O
                 fix=f"Did you mean {near[0]}?" if near else f"`zero-convert schemes {scheme.name}` explains them.",
             )
         spec: OptionSpec = specs[key]
-        if value not in spec.choices:
+        if (read := spec.read(value)) is None:
             near = difflib.get_close_matches(str(value), spec.choices, 1, 0.5)
             raise UsageError(
                 f"option {key} of scheme {scheme.name} has no such value",
                 where="--set",
                 got=repr(value),
-                expected="one of " + ", ".join(spec.choices),
+                expected="one of " + ", ".join(spec.spellings),
                 fix=f"Did you mean {near[0]}?" if near else "",
             )
-    return {name: given.get(name, spec.default) for name, spec in specs.items()}
+        chosen[key] = read
+    return {name: chosen.get(name, spec.default) for name, spec in specs.items()}

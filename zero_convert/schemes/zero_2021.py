@@ -16,8 +16,8 @@ T is a frozen Hadamard transform, H/sqrt(d), no parameter. Inside a branch the o
     end         r0, N, global pooling, classifier = 0
     norm=none   N is replaced by scalar biases (0) around each layer of a branch, and a scale (1) on its last one
 
-What is whose. [A], the authors' code: all of the above. [X], ours, for other networks, chosen so that the above are
-special cases: in a branch, a layer that keeps its channels and sees more than one position is 0 with a skip of its
+Paper against code. [A], the authors' code: all of the above. [X], ours, for other networks, chosen so that the above
+are special cases: in a branch, a layer that keeps its channels and sees more than one position is 0 with a skip of its
 own; a layer that shrinks, or a 1×1 layer, is I*; one that grows is I* followed by T; the last is 0. Outside branches
 the same without the zeros. In a gate (squeeze-excitation) the last layer is 0, the others I*. Attention: queries, keys
 and values are identities, the output projection is 0 where a shortcut covers it. Tables that are added (positions,
@@ -42,6 +42,9 @@ since it would be 0/0. Unused parameters are 0.
 Applies to: networks of convolutions, linear layers, norms and attention. The classifier starts at 0, so all logits are
 exactly 0 and its own gradient is the only one of the first step. Features that end divided by their own norm [X] are
 no logits: 0 would be 0/0, and their layer follows the matrix rule.
+
+Needs: the rewrites that the plan lists: pre-activation order, skips of their own for inner layers, a skip around the
+stem, frozen transforms where channels grow, ReLUs with derivative 1 at 0; with norm=none scalars instead of norms.
 
 Known weakness, measured: H·H = n·I, so each Hadamard undoes part of the one before; in ResNet-50 only 5 of 2048
 features are distinct at the start. mixing=permute and mixing=signs [X] repair it and keep ±1, orthogonality and

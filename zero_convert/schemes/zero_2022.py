@@ -13,26 +13,30 @@ code (default); the printed paper has 2^(-(k-1)/2) (c=paper). The last convoluti
 biases are 0, norms 1 and 0, the last linear layer follows the matrix rule. Transformers: W_Q = I, W_K = W_V = 0, output
 projection and both MLP matrices by the matrix rule. (V and O both 0 would never get a gradient.)
 
-What is whose. [2], from the text: the rules above; [A], the authors' notebook: matrix and convolution, c. [X], ours:
-groups and depthwise layers per group; even kernels at tap k//2; a layer that cuts patches is one matrix on the
-flattened patch n·k·k; transposed convolutions by adjoint; `in_proj_weight` and fused query-key-value layers as three
-square parts; separate layers, layers with fewer keys than queries and rows interleaved by head are told apart by the
-graph (linear attentions without softmax follow the matrix rule); a branch with convolutions and no attention ends in 0
-also where its last layer is linear (ConvNeXt); embeddings and tokens are Hadamard codes of unit norm, the padding row
-0; positions and tables that are added to a signal 0; layer scale and other constants as constructed. The codes begin
-with row 1: of the constant row 0, as of 0, a LayerNorm leaves nothing and multiplies the gradient by up to
+Paper against code. [2], from the text: the rules above; [A], the authors' notebook: matrix and convolution, c.
+[X], ours: groups and depthwise layers per group; even kernels at tap k//2; a layer that cuts patches is one matrix on
+the flattened patch n·k·k; transposed convolutions by adjoint; `in_proj_weight` and fused query-key-value layers as
+three square parts; separate layers, layers with fewer keys than queries and rows interleaved by head are told apart by
+the graph (linear attentions without softmax follow the matrix rule); a branch with convolutions and no attention ends
+in 0 also where its last layer is linear (ConvNeXt); embeddings and tokens are Hadamard codes of unit norm, the padding
+row 0; positions and tables that are added to a signal 0; layer scale and other constants as constructed. The codes
+begin with row 1: of the constant row 0, as of 0, a LayerNorm leaves nothing and multiplies the gradient by up to
 1/sqrt(eps), so that the first step of a ViT with a zero token, or of a GPT that reads item 0, overflows at 12 blocks
 (measured; with these codes its norm is about 10 at any depth). The last convolution of a branch follows the matrix rule
 instead of 0 where a ReLU stands between it and the join (its derivative at 0 is 0: the layer would stay dead), where
 its weight is divided by its spectral norm (0/0), and where a factor constructed as 0 makes the branch 0 (ReZero). Of
-two factors that are multiplied at the end of a branch only one is 0. An attention outside of branches starts with
-V = I, or nothing would be left of the signal; so does one whose output a ReLU takes. Recurrent layers: the candidate of
-the new state reads the input by the matrix rule and the old state by I*; gates and biases are 0, half open. Bilinear
-layers multiply coordinate k of both inputs. Raw weights (F.linear, einsum, stacks of experts) follow the matrix rule in
-each slice; raw inputs of a layer are tokens. Norms of libraries start at their neutral value (0 where they multiply by
-1 + weight). Standardized convolutions standardize this start: a kernel at one tap is nearly itself, 0 stays 0.
-weight_norm: v is the weight and g its length, 0 with any direction where it is 0; spectral_norm: u and v are its
-singular vectors. Unused parameters are kept if constant, else 0.
+two factors that are multiplied at the end of a branch only one is 0. An attention outside of branches starts with V =
+I, or nothing would be left of the signal; so does one whose output a ReLU takes. Recurrent layers: the candidate of the
+new state reads the input by the matrix rule and the old state by I*; gates and biases are 0, half open. Bilinear layers
+multiply coordinate k of both inputs. Raw weights (F.linear, einsum, stacks of experts) follow the matrix rule in each
+slice; raw inputs of a layer are tokens. Norms of libraries start at their neutral value (0 where they multiply by 1 +
+weight). Standardized convolutions standardize this start: a kernel at one tap is nearly itself, 0 stays 0. weight_norm:
+v is the weight and g its length, 0 with any direction where it is 0; spectral_norm: u and v are its singular vectors.
+Unused parameters are kept if constant, else 0.
+
+Applies to: networks of convolutions, linear and recurrent layers, norms and attention.
+
+Needs: no change of the architecture.
 
 Options [D]. columns=spanning: the first n Sylvester columns see only the low ceil(log2 n) bits of the row, so that
 2048×784 has 1024 distinct rows, and the duplicates never part in training; columns whose indices span GF(2)^k make all

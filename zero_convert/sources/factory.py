@@ -8,15 +8,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
-import os
 import re
-import sys
-import sysconfig
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from zero_convert.errors import LoadError, UsageError, ZeroConvertError
+from zero_convert.foreign import importable, place, run_file, spell
 from zero_convert.sources.guess import guess
 from zero_convert.sources.inputs import Inputs
 from zero_convert.sources.trials import duplicate
@@ -61,10 +56,10 @@ class Origin:
             )
         if place.endswith(".py"):
             path = self._find(place)
-            with _importable(path.parent):
-                made = _call(_attribute(_run(path), attribute, place), args)
+            with importable(path.parent):
+                made = _call(_attribute(run_file(path, FILE_MODULE), attribute, place), args)
         else:
-            with _importable(Path.cwd()):
+            with importable(Path.cwd()):
                 made = _call(_attribute(_import(place), attribute, place), args)
         return made
 
@@ -95,7 +90,7 @@ def checked(build: Callable[[], Any], model: str, args: Mapping[str, Any]) -> nn
             raise UsageError(
                 f"the model takes no argument {refused[1]!r}", where=model, fix="Check --model-arg."
             ) from error
-        raise LoadError("building the model failed", where=model, got=_spell(error) + _place(error)) from error
+        raise LoadError("building the model failed", where=model, got=spell(error) + place(error)) from error
     if not isinstance(made, nn.Module):
         raise LoadError(
             "the factory returned no module",
@@ -147,7 +142,7 @@ def copied(module: nn.Module) -> nn.Module:
         twin = duplicate(module)
     except Exception as error:
         raise LoadError(
-            "the module cannot be copied", where=name, got=_spell(error), fix="Give a function that builds it."
+            "the module cannot be copied", where=name, got=spell(error), fix="Give a function that builds it."
         ) from error
     return on_cpu(checked(lambda: twin, name, {}), name)
 
@@ -200,42 +195,3 @@ def _import(place: str) -> ModuleType:
                 "no such Python module", got=repr(error.name), fix="Check the spelling, or give file.py:factory."
             ) from error
         raise
-
-
-def _run(path: Path) -> ModuleType:
-    """The file, executed afresh: a second load must not meet the first one's tensors."""
-    name = FILE_MODULE + path.stem
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UsageError("this is no Python file", got=str(path))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """As for `python file.py`: modules beside it can be imported."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
-
-
-def _spell(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-
-
-def _place(error: BaseException) -> str:
-    """ " at file:line" of the last frame that is the user's; else of the library's last one; "" if all are ours."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" at {os.path.basename(error.filename)}:{error.lineno}"
-    ours = str(Path(__file__).parent.parent)
-    libraries = [sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((ours, "<"))]
-    inside = [f for f in frames if not f.filename.startswith(tuple(libraries))] or frames
-    return f" at {os.path.basename(inside[-1].filename)}:{inside[-1].lineno}" if inside else ""

@@ -14,6 +14,7 @@ The same analysis runs on the model as given and on the rewritten one. It change
     neutral        values that leave a signal alone
     tables         embeddings that are added to a signal
     hidden         roles of layers that no node of the graph shows
+    ways           what signals passed since the last layer or join
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .hidden import with_hidden
 from .joins import find_joins
 from .layers import SAFETENSORS_DTYPES as SAFETENSORS_DTYPES
 from .layers import find_layers
+from .ways import with_ways
 
 
 def analyze(traced: Traced, graph: fx.Graph | None = None) -> Structure:
@@ -41,6 +43,7 @@ def analyze(traced: Traced, graph: fx.Graph | None = None) -> Structure:
         layers = with_hidden(traced.root, layers, joins, shown, traced.opaque, traced.inside)
     if traced.ends is not None:
         layers = tuple(_placed(layer, *traced.ends) for layer in layers)
+    layers, joins = with_ways(facts, layers, joins)
     return Structure(layers, joins, facts.gates, notes)
 
 

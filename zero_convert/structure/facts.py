@@ -85,6 +85,14 @@ class Facts:
                 count[node] = min(ways) + self.counts(node, end)
         return count[end]
 
+    def most_layers(self, fork: fx.Node, end: fx.Node) -> int:
+        """The largest number of weight layers on a path from fork to end; gates do not count, an attention is two."""
+        count: dict[fx.Node, int] = {fork: 0}
+        for node in self.reach.between(fork, end):
+            own = max(len(self.paths[node]), 1 + (self.kinds[node] == "attention")) if self.counts(node, end) else 0
+            count[node] = own + max((count[n] for n in tensors_in(node) if n in count), default=0)
+        return count[end]
+
     def finals(self, fork: fx.Node, end: fx.Node) -> dict[fx.Node, None]:
         """The weight layers with no other behind them on some way from fork to end: all 0, the value at end is 0."""
         finals: dict[fx.Node, None] = {}

@@ -110,6 +110,8 @@ class _Search:
             ),
             residual=residual,
             reason=reason,
+            depth=self.facts.most_layers(fork, branch_end),
+            scale=str(branch_end.target) if self.facts.kinds[branch_end] == "scale" else "",
         )
 
     def _choose(

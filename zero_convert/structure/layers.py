@@ -123,6 +123,7 @@ class _Inventory:
             blank=getattr(module, "padding_idx", None) if what == "embedding" else None,
             clipped=path in self.roles.clipped
             or (role == "last" and _rectifies(module))
+            or (role == "head" and self.roles.ends_rectified(path))
             or ("value" in attention and self.roles.ends_rectified(path)),
             stilled=path in self.roles.stilled,
             normalized=path in self.roles.normalized,

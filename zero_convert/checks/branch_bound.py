@@ -1,0 +1,87 @@
+"""Does no residual branch add more than the scheme promises?
+
+At every residual join the largest value of the branch is compared with the largest value that its last weight layer
+reads, in training and evaluation mode. The promise is the scheme's factor between the two (IDInit: 2e-6, from a value
+and its opposite in each row); a norm between the last layer and the join divides by at least sqrt(eps), and so
+multiplies the limit by 2/sqrt(eps) at most. Branches whose last layer is not one that the scheme starts close to zero
+(a factor silences them already) are left out, as are those that end in no layer that the graph calls.
+
+Fails if a branch adds more than 1.001 times its limit, for rounding.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, fx
+
+from ..graphs import Reach, kind
+from ..records import Check, Join
+from ._bench import Bench, largest
+from ._watch import graph_of, watch
+
+QUESTION = "Does every residual branch add no more than its limit?"
+ROUNDING = 1.001  # of the value and of its opposite
+
+
+def ask(bench: Bench) -> Check | None:
+    factor = bench.promised("branch_bound")
+    joins = [join for join in bench.subject.structure.joins if join.residual]
+    if factor is None or not joins:
+        return None
+    shares: dict[str, float] = {}
+    stopped = ""
+    for mode in bench.modes:
+        graph = graph_of(bench, mode)
+        ends = {join: found for join in joins if (found := _ends(bench, graph, join))}
+        seen: dict[str, float] = {}
+        wanted = {
+            n.name for found in ends.values() for end, branch, _ in found for n in (end.all_input_nodes[0], branch)
+        }
+
+        def see(n: fx.Node, value: Tensor, wanted: set[str] = wanted, seen: dict[str, float] = seen) -> None:
+            if n.name in wanted:
+                seen[n.name] = largest(value)
+
+        stopped = watch(bench, mode, see) or stopped
+        for join, found in ends.items():
+            if join.branch_node in seen:
+                limit = sum(factor * gain * seen.get(end.all_input_nodes[0].name, 0.0) for end, _, gain in found)
+                share = seen[join.branch_node] / limit if limit else float(seen[join.branch_node] > 0) * 2
+                shares[join.node] = max(share, shares.get(join.node, 0.0))
+    wrong = {node: share for node, share in shares.items() if not share <= ROUNDING}
+    if wrong:
+        worst = max(wrong, key=wrong.__getitem__)
+        summary = f"{len(wrong)} of {len(shares)} branches add too much: {wrong[worst]:.3g} times the limit at {worst}"
+    else:
+        summary = f"{len(shares)} branches add at most {max(shares.values(), default=0.0):.3g} times their limit"
+        summary += f"; {len(joins) - len(shares)} joins were not judged" if len(shares) < len(joins) else ""
+        summary += f", the recording ends early: {stopped}" if stopped else ""
+    return Check(
+        "branch_bound",
+        "fail" if wrong else "warn" if stopped else "pass",
+        QUESTION,
+        summary,
+        {"shares_of_the_limit": shares, "factor": factor},
+        f"{factor:g} times what the last layer reads, 2/sqrt(eps) times more behind a norm",
+    )
+
+
+def _ends(bench: Bench, graph: fx.Graph, join: Join) -> list[tuple[fx.Node, fx.Node, float]]:
+    """The branch's last layers, its end, and how much larger the norms in between may make a value."""
+    root, nodes = bench.subject.traced.root, {n.name: n for n in graph.nodes}
+    branch = nodes.get(join.branch_node)
+    own = {
+        x.name for x in bench.subject.structure.layers if x.role == "last" and x.join == join.index and not x.stilled
+    }
+    called = [n for n in graph.nodes if n.op == "call_module" and n.target in own]
+    if branch is None or not called:
+        return []
+    reach = Reach(graph)
+    found = []
+    for node in called:
+        gain = 1.0
+        for n in (node, *reach.between(node, branch)) if node is not branch else ():
+            if kind(n, root) == "norm":
+                eps = getattr(root.get_submodule(str(n.target)), "eps", None) or 1e-5
+                gain *= 2 / float(eps) ** 0.5
+        found.append((node, branch, gain))
+    return found

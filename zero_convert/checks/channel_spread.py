@@ -1,0 +1,59 @@
+"""Are all channels of every layer identical?
+
+The spread of a signal is the largest difference between one of its channels and the first. It is measured behind every
+weight layer but the heads, every norm and every residual join, in training and evaluation mode, in the model's own
+precision. A layer that reads every channel of its input has spread 0 whatever it reads; a norm, a grouped layer or a
+join only where what goes in has none (behind a concatenation of different signals, or at the network's input, it has).
+
+Pictures are 64×64 where the network takes them: torch's 1×1 convolution onto exactly 3×3 positions, to which others
+shrink, adds up some channels in another order (1e-6, measured).
+
+Fails if a spread of 0 goes in and more comes out, or if a layer that reads all channels returns any, beyond rounding.
+Warns where it is rounding (at most 1e-5 of the largest value): the device's kernels do not add up all channels in the
+same order.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, fx
+
+from ..records import Check
+from ._bench import Bench, largest
+from ._spread import SIDES, Spreads
+from ._watch import watch
+
+QUESTION = "Are all channels of every layer identical at the start?"
+ROUNDING = 1e-5
+
+
+def ask(bench: Bench) -> Check | None:
+    limit = bench.promised("channel_spread")
+    if limit is None:
+        return None
+    worst: dict[str, float] = {}
+    rounding: dict[str, float] = {}
+    scale, stopped, inputs = 0.0, "", bench.fitting(SIDES)
+    for mode in bench.modes:
+        spreads = Spreads(bench, mode)
+        sizes: dict[str, float] = {}
+
+        def see(n: fx.Node, value: Tensor, spreads: Spreads = spreads, sizes: dict[str, float] = sizes) -> None:
+            spreads.see(n, value)
+            sizes[n.name] = largest(value)
+
+        stopped = watch(bench, mode, see, inputs=inputs[mode != "train"]) or stopped
+        for node, spread in spreads.judged().items():
+            worst[node] = max(spread, worst.get(node, 0.0))
+            scale = max(scale, sizes[node])
+            if spread > limit:
+                rounding[node] = max(spread / max(sizes[node], 1e-30), rounding.get(node, 0.0))
+    wrong = [node for node, share in rounding.items() if not share <= ROUNDING]
+    if rounding:
+        node = max(worst, key=worst.__getitem__)
+        what = "not identical" if wrong else "identical up to rounding"
+        summary = f"{what} at {len(wrong or rounding)} of {len(worst)} places; spread {worst[node]:.3g} at {node}"
+    else:
+        summary = f"spread exactly 0 at {len(worst)} places (values up to {scale:.3g})"
+    summary += f"; the recording ends early: {stopped}" if stopped else ""
+    status = "fail" if wrong or not worst else "warn" if rounding or stopped else "pass"
+    return Check("channel_spread", status, QUESTION, summary, {"spread": worst, "largest": scale}, f"{limit:g}")

@@ -1,0 +1,105 @@
+"""Are all singular values of the residual blocks' Jacobian 0 or 1?
+
+The Jacobian of what the last residual join carries, by what the fork of the first one does: both as the differences of
+their mirrored pairs (c, c + C/2) behind a ReLU. Every block in between takes part, so that a factor of 1 + e in each
+shows as its power. Row by row by reverse differentiation, on pictures as small as the network takes, in the model's own
+precision, at hashed values of the pairs (with few channels the network's own input reaches a part of them only, and a
+ReLU that reads exactly 0 has no derivative).
+
+Strides drop positions: then some singular values are 0. Only asked where the Jacobian has at most 512 rows and the
+network is small enough for a few seconds; otherwise skipped, with the size.
+
+Fails if a singular value is further than the scheme's limit from 0 and from 1, or if all are 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from ..hashing import words
+from ..records import Check, Join
+from . import _guard
+from ._bench import Bench, still
+from ._inputs import moved
+from ._pairs import axis_of, halves, residual_joins
+from ._watch import Watcher, graph_of
+
+QUESTION = "Are all singular values of the residual blocks' Jacobian 0 or 1?"
+SIDES = (8, 16, 32, 48, 64)
+ROWS = 512
+WORK = 6e9  # rows times parameters
+
+
+def ask(bench: Bench) -> Check | None:
+    limit = bench.promised("jacobian")
+    mode = next(iter(reversed(bench.modes)), "")
+    joins = residual_joins(bench, mode) if mode else []
+    if limit is None or not joins:
+        return None
+    (first, start, _), (last, _, end) = joins[0], joins[-1]
+    inputs = tuple(x[:1] if isinstance(x, Tensor) else x for x in bench.fitting(SIDES)[mode != "train"])
+    seen = _values(bench, mode, inputs, {}, (start, end))
+    if len(seen) < 2:
+        return Check("jacobian", "skip", QUESTION, "the joins are not reached in one run")
+    read, made = seen[start.name].detach(), seen[end.name]
+    rows = _pairs(bench, last, made).numel()
+    size = sum(p.numel() for p in bench.module.parameters())
+    if rows > ROWS or rows * size > WORK:
+        return Check("jacobian", "skip", QUESTION, f"{rows} rows for {size:,} parameters are too many")
+    axis = axis_of(bench, first, read.ndim)
+    pairs = _hashed(_pairs(bench, first, read)).repeat_interleave(rows, 0).requires_grad_()
+    both = torch.cat([pairs, -pairs], axis)
+    with torch.enable_grad():
+        both = both.relu() if bool((read >= 0).all()) else both
+        carried = _pairs(bench, last, _values(bench, mode, inputs, {start.name: both}, (end,))[end.name])
+        (jacobian,) = torch.autograd.grad(carried.reshape(rows, -1).diagonal().sum(), pairs)
+    values = torch.linalg.svdvals(jacobian.reshape(rows, -1).double().cpu())
+    off = float(torch.minimum(values.abs(), (values - 1).abs()).max())
+    ones = int((values > 0.5).sum())
+    wrong = not off <= limit or ones == 0
+    return Check(
+        "jacobian",
+        "fail" if wrong else "pass",
+        QUESTION,
+        f"{ones} singular values are 1, {len(values) - ones} are 0, up to {off:.2g} "
+        f"({rows}×{jacobian[0].numel()}, {len(joins)} blocks; {float(values.min()):.6g} … {float(values.max()):.6g})",
+        {"off": off, "ones": ones, "zeros": len(values) - ones, "largest": float(values.max())},
+        f"within {limit:g} of 0 or 1",
+    )
+
+
+def _hashed(like: Tensor) -> Tensor:
+    """Values in ±1, none of them 0, of the same shape."""
+    bits = words(0, "check jacobian", 0, like.numel()) >> 40
+    values = (bits.astype("float64") + 0.5) / 2**23 - 1
+    return torch.from_numpy(values).reshape(like.shape).to(like)
+
+
+def _pairs(bench: Bench, join: Join, value: Tensor) -> Tensor:
+    one, other = halves(value, axis_of(bench, join, value.ndim))
+    return one - other
+
+
+def _values(
+    bench: Bench, mode: str, inputs: tuple[object, ...], instead: dict[str, Tensor], wanted: tuple[fx.Node, ...]
+) -> dict[str, Tensor]:
+    """Values of nodes in one run, and their graph of derivatives; without those that it does not reach."""
+    module, names = bench.module, {node.name for node in wanted}
+    seen: dict[str, Tensor] = {}
+
+    def see(n: fx.Node, value: Tensor) -> None:
+        if n.name in names:
+            seen[n.name] = value
+
+    with _guard.kept(module), torch.enable_grad():
+        still(module.train(mode == "train"))
+        _guard.seed(bench.device)
+        try:
+            Watcher(module, graph_of(bench, mode), see, instead).run(*moved(inputs, module, bench.device))
+        except torch.OutOfMemoryError as error:
+            raise bench.out_of_memory() from error
+        except Exception:  # behind the joins: the batch of rows may not fit what comes then
+            if len(seen) < len(names):
+                raise
+    return seen

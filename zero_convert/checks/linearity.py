@@ -1,0 +1,55 @@
+"""Is the network linear at the start: f(x + y) = f(x) + f(y)?
+
+For two batches x and y of the check's values, in training and evaluation mode, in the model's own precision. ReLUs
+change their side for most values between x, y and x + y, so that a network that does not undo them is off by as much as
+it returns.
+
+Fails if an output of x + y differs from the sum by more than the scheme's limit times the largest output.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..records import Check
+from . import _guard
+from ._bench import Bench, call, largest, still
+from ._inputs import Inputs, batches, floats, moved
+
+QUESTION = "Is the network linear, f(x + y) = f(x) + f(y)?"
+
+
+def ask(bench: Bench) -> Check | None:
+    limit = bench.promised("linearity")
+    if limit is None:
+        return None
+    off: dict[str, float] = {}
+    scale = 0.0
+    for mode in bench.modes:
+        x = bench.inputs[mode != "train"]
+        if not all(isinstance(value, Tensor) and value.is_floating_point() for value in x):
+            return Check("linearity", "skip", QUESTION, "inputs that cannot be added")
+        y = batches(x, None, samples=None, variant=1)[0]
+        fx, fy = _returned(bench, mode, x), _returned(bench, mode, y)
+        both = _returned(bench, mode, tuple(a + b for a, b in zip(x, y, strict=True)))
+        scale = max(scale, *(largest(t) for t in both))
+        off[mode] = max(largest(t - a - b) for t, a, b in zip(both, fx, fy, strict=True))
+    wrong = any(not value <= limit * max(scale, 1e-30) for value in off.values()) and any(off.values())
+    summary = "outputs of x + y differ from the sum by " + ", ".join(f"{v:.2g} in mode {m}" for m, v in off.items())
+    return Check(
+        "linearity",
+        "fail" if wrong else "pass",
+        QUESTION,
+        f"{summary} (outputs up to {scale:.3g})",
+        {"off": off, "largest": scale},
+        f"{limit:g} of the largest output",
+    )
+
+
+def _returned(bench: Bench, mode: str, inputs: Inputs) -> list[Tensor]:
+    module = bench.module
+    with _guard.kept(module), torch.no_grad():
+        still(module.train(mode == "train"))
+        _guard.seed(bench.device)
+        return floats(call(module, bench.subject, moved(inputs, module, bench.device)))

@@ -1,0 +1,96 @@
+"""Does the length of the signal stay the same through the residual blocks?
+
+At every residual join the length of r(z), r a ReLU and z the sum, is compared with that of the signal before the first
+block of its stage: a run of blocks that neither drop positions nor narrow, as strides do. Mirrored pairs (c, c + C/2)
+say the same before and behind a ReLU, so that this is the length of what they carry; and of each pair one side is 0
+behind it. In training and evaluation mode, in the model's own precision and in float64.
+
+Fails if a length is off by more than the scheme's limit, relatively, or in float64 by more than 1e-12 where the weights
+are exact there (the files are float32: what cannot be written in it shows as 1e-8 for each block); or if both sides of
+a pair are not 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+
+from ..records import Check, Join
+from ._bench import Bench
+from ._pairs import axis_of, channels_first, halves, residual_joins
+from ._watch import watch
+
+QUESTION = "Does every residual block keep the length of the signal?"
+EXACT = 1e-12
+
+
+def ask(bench: Bench) -> Check | None:
+    limit = bench.promised("norm_per_depth")
+    if limit is None or not any(join.residual for join in bench.subject.structure.joins):
+        return None
+    ratios: dict[str, dict[str, float]] = {}
+    overlap, stopped = 0.0, ""
+    for mode in bench.modes:
+        for exact in (False, True):
+            lengths: dict[str, float] = {}
+            shapes: dict[str, tuple[int, ...]] = {}
+            both: dict[str, float] = {}
+            wanted = {n.name: join for join, fork, node in residual_joins(bench, mode) for n in (fork, node)}
+
+            def see(
+                n: fx.Node,
+                value: Tensor,
+                wanted: Mapping[str, Join] = wanted,
+                lengths: dict[str, float] = lengths,
+                shapes: dict[str, tuple[int, ...]] = shapes,
+                both: dict[str, float] = both,
+            ) -> None:
+                if n.name in wanted:
+                    join = wanted[n.name]
+                    sides = halves(value, axis_of(bench, join, value.ndim))
+                    lengths[n.name] = float(torch.linalg.vector_norm(torch.stack(sides).double()))
+                    shapes[n.name] = tuple(value.shape)
+                    both[n.name] = float(torch.minimum(*sides).max() / max(float(torch.stack(sides).max()), 1e-30))
+
+            stopped = watch(bench, mode, see, exact=exact) or stopped
+            found = _ratios(bench, mode, lengths, shapes)
+            key = f"{mode}, {'float64' if exact else 'own precision'}"
+            ratios[key] = found
+            overlap = max([overlap, *both.values()])
+    worst = {key: max((abs(value - 1) for value in found.values()), default=0.0) for key, found in ratios.items()}
+    bad = {key: off for key, off in worst.items() if not off <= (EXACT if "float64" in key else limit)}
+    blocks = max(map(len, ratios.values()), default=0)
+    summary = f"{blocks} blocks, length ratio 1 ± " + ", ".join(f"{off:.2g} ({key})" for key, off in worst.items())
+    summary += f"; both sides of a pair up to {overlap:.2g} at once" if overlap > limit else ""
+    summary += f"; stopped early: {stopped}" if stopped else ""
+    status = "fail" if bad or overlap > limit else "warn" if stopped else "pass"
+    return Check(
+        "norm_per_depth",
+        status,
+        QUESTION,
+        summary,
+        {"ratios": ratios, "both_sides": overlap},
+        f"1 ± {limit:g}, ± {EXACT:g}",
+    )
+
+
+def _ratios(
+    bench: Bench, mode: str, lengths: Mapping[str, float], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, float]:
+    """Join → its length over that before the first block of its stage."""
+    found: dict[str, float] = {}
+    reference, previous = 0.0, ""
+    for join, fork, node in residual_joins(bench, mode):
+        if fork.name not in lengths or node.name not in lengths:
+            continue
+        before, after = (channels_first(bench, join, shapes[n.name]) for n in (fork, node))
+        if before[1:] != after[1:] or after[0] < before[0]:
+            previous = ""
+            continue
+        way = bench.subject.structure.layer(join.branch[0]).way
+        reference = reference if way is not None and previous and way.name == previous else lengths[fork.name]
+        found[join.node] = lengths[node.name] / reference if reference else float("nan")
+        previous = node.name
+    return found

@@ -1,0 +1,89 @@
+"""Every residual branch gets scalar biases around each of its weight layers, and one scale on its last.
+
+    before   y = Ck(… C1(x)) + s(x)
+    after    y = (Ck(· + bka) · s + bkb) + s(x),  with C1(x + b1a) + b1b → … inside
+
+b and s are trainable numbers of shape (1,). The first bias is shared with a projection shortcut that reads the same
+value. A branch that is no single chain of layers gets a scale and a bias at its end only, and the plan says why.
+Source: Fixup (arXiv 1901.09321) and its authors' code. [A] for two and three convolutions, any other branch [X].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import fx, nn
+
+from ..graphs import Reach, add_module, insert_after, kind, tensors_in
+from ..layers import WEIGHT_KINDS
+from ..modules import ScalarBias, ScalarScale
+from ..records import Analyzed, Edit, Join, Option
+
+NAME = "scalar_biases"
+
+
+def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mapping[str, Option]) -> list[Edit]:
+    nodes = {node.name: node for node in graph.nodes}
+    joins = [join for join in analyzed().joins if join.residual]
+    reach = Reach(graph)
+    shared = {join.node: _readers(reach, nodes, join) for join in joins}
+    edits: list[Edit] = []
+    done: set[fx.Node] = set()
+    for join in joins:
+        weights = [n for name in join.chain if kind(n := nodes[name], root) in WEIGHT_KINDS and n not in done]
+        if weights:
+            done |= set(weights)
+            edits.append(surround(root, graph, join, weights, NAME, shared[join.node]))
+        elif not join.chain:
+            end = insert_after(graph, nodes[join.branch_node], _scale(root, join), users=[nodes[join.node]])
+            insert_after(graph, end, add_module(root, f"{join.branch[-1]}_bias_out", ScalarBias()))
+            edits.append(Edit(NAME, join.node, "a scale and a scalar bias at the end of the branch"))
+            edits.append(Edit(NAME, join.node, "no scalar biases inside the branch", False, join.reason))
+    return edits
+
+
+def surround(
+    root: nn.Module,
+    graph: fx.Graph,
+    join: Join,
+    weights: list[fx.Node],
+    name: str,
+    shared: Iterable[fx.Node] = (),
+) -> Edit:
+    """Biases around these layers of the join's branch and the scale on the last; the edit is of the rewrite `name`.
+
+    Args:
+        shared: other nodes that read what the first layer reads, and so get the same bias.
+    """
+    for node in weights:
+        users = [node, *(shared if node is weights[0] else ())]
+        _biases(root, graph, node, users, last=node is weights[-1])
+    return Edit(name, join.node, f"{2 * len(weights)} scalar biases and a scale around {', '.join(join.branch)}")
+
+
+def _readers(reach: Reach, nodes: Mapping[str, fx.Node], join: Join) -> list[fx.Node]:
+    """The nodes on a projection shortcut that read what the branch's first layer reads."""
+    if join.shortcut != "projection" or not join.chain:
+        return []
+    fork, end = nodes[join.fork], nodes[join.shortcut_node]
+    starts_with_layer = join.chain[0] in {node.name for node in fork.users}
+    return [user for user in fork.users if starts_with_layer and reach.reaches(user, end)]
+
+
+def _scale(root: nn.Module, join: Join) -> str:
+    return add_module(root, f"{join.branch[-1]}_scale", ScalarScale())
+
+
+def _biases(root: nn.Module, graph: fx.Graph, node: fx.Node, users: list[fx.Node], *, last: bool) -> None:
+    """A bias before the layer, a bias after it, and before that the scale if it is the branch's last layer."""
+    path = str(node.target)
+
+    def put(after: fx.Node, suffix: str, make: Callable[[], nn.Module], users: list[fx.Node] | None) -> fx.Node:
+        return insert_after(graph, after, add_module(root, path + suffix, make()), users=users)
+
+    put(tensors_in(node)[0], "_bias_in", ScalarBias, users)
+    if kind(node, root) == "attention":  # (output, weights)
+        node = next(iter(node.users))
+    if last:
+        node = put(node, "_scale", ScalarScale, None)
+    put(node, "_bias_out", ScalarBias, None)
