@@ -262,6 +262,8 @@ def test_norms_start_at_their_neutral_value_even_after_training() -> None:
         norm = RMSNorm(8, one_plus)
         assert kind_of(norm) == "norm"
         assert neutral(norm) == (("weight", value),)
+        nn.init.zeros_(norm.weight)
+        assert neutral(norm) == (("weight", value),)
         nn.init.normal_(norm.weight)
         assert neutral(norm) == (("weight", value),)
 
@@ -269,6 +271,8 @@ def test_norms_start_at_their_neutral_value_even_after_training() -> None:
 @pytest.mark.parametrize("one_plus", [False, True])
 def test_gains_start_at_their_neutral_value_even_after_training(one_plus: bool) -> None:
     layer = Gained(6, 9, one_plus)
+    assert neutral(layer) == (("gain", float(not one_plus)),)
+    nn.init.zeros_(layer.gain)  # as constructors do at the end of a branch
     assert neutral(layer) == (("gain", float(not one_plus)),)
     nn.init.normal_(layer.gain)
     assert neutral(layer) == (("gain", float(not one_plus)),)

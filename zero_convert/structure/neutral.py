@@ -2,8 +2,9 @@
 
 Most norms multiply by their weight, so that its neutral value is 1; some (Gemma's) multiply by 1 + weight, some add
 what they scale to the signal (global response norm), and their neutral value is 0. What the constructor fixed says
-which. A module that was trained says it when it is tried: with everything at 0, a signal passes only where 0 is
-neutral."""
+which, unless that is 0: a factor may be 0 to begin with in order to close a branch. Then, and for a module that was
+trained, the module is tried: with everything at 0, a signal passes only where 0 is neutral.
+"""
 
 from __future__ import annotations
 
@@ -35,23 +36,32 @@ def neutral(module: nn.Module) -> tuple[tuple[str, float], ...]:
         channels = module.in_features if isinstance(module, nn.Linear) else module.in_channels
         own = {name: p for name, p in own.items() if name not in ("weight", "bias")}
     fixed = {name: value for name, p in own.items() if (value := constant(p)) is not None}
-    if len(fixed) < len(own):
-        fixed = _tried(module, own, channels)
+    if len(fixed) < len(own) or any(value == 0 and not name.startswith("bias") for name, value in fixed.items()):
+        fixed = _tried(module, own, channels) or {key: float(not key.startswith("bias")) for key in own} | fixed
     buffers = {name: KNOWN[name] for name, b in module._buffers.items() if b is not None and name in KNOWN}
     return tuple((fixed | buffers).items())
 
 
 def _tried(module: nn.Module, own: dict[str, nn.Parameter], channels: int) -> dict[str, float]:
-    """1 for the first parameter, if any, that has to be 1 for a signal to pass; 0 for the others."""
+    """1 for the first parameter, if any, that has to be 1 for a signal to pass; 0 for the others.
+
+    Nothing where the module cannot be tried; 1 for all but biases where no such choice lets a signal pass.
+    """
     for name in (None, *own):
         values = {key: float(key == name) for key in own}
-        if _passes(module, values, channels):
+        passes = _passes(module, values, channels)
+        if passes is None:
+            return {}
+        if passes:
             return values
     return {key: float(not key.startswith("bias")) for key in own}
 
 
-def _passes(module: nn.Module, values: dict[str, float], channels: int) -> bool:
-    """Whether the output depends on the input when the parameters have these values, and the others any."""
+def _passes(module: nn.Module, values: dict[str, float], channels: int) -> bool | None:
+    """Whether the output depends on the input when the parameters have these values, and the others any.
+
+    None where the module cannot be tried.
+    """
     trial = copy.deepcopy(module).eval().float()
     with torch.no_grad():
         for key, parameter in trial._parameters.items():
@@ -76,4 +86,4 @@ def _passes(module: nn.Module, values: dict[str, float], channels: int) -> bool:
                 continue
             if isinstance(outputs[0], Tensor):
                 return not torch.equal(outputs[0], outputs[1])
-    return False
+    return None
