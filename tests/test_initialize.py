@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import zero_convert as zc
 from zero_convert import schemes
 from zero_convert.errors import CoverageError
-from zero_convert.initialize import initialize, nan_names, ties
+from zero_convert.initialize import _is_progression, initialize, nan_names, ties
 from zero_convert.structure import analyze
 from zero_convert.tracing import trace
 
@@ -89,11 +89,11 @@ def test_a_tensor_without_a_rule_stops_the_run_unless_it_is_said_what_it_gets(le
 
 
 def test_what_a_generator_drew_is_not_kept() -> None:
-    with pytest.raises(CoverageError, match="drew them at random"):
+    with pytest.raises(CoverageError, match="hold no constants"):
         filled(Net(torch.full((6,), torch.nan)), leftovers="keep")
-    with pytest.raises(CoverageError, match="drew them at random"):
+    with pytest.raises(CoverageError, match="hold no constants"):
         filled(Net(torch.tensor([0.3, 0.1, 0.7, 0.2, 0.9, 0.5])), leftovers="keep", constructed=False)
-    with pytest.raises(CoverageError, match="drew them at random"):
+    with pytest.raises(CoverageError, match="hold no constants"):
         filled(Net(), drawn=("count",))
 
 
@@ -112,3 +112,10 @@ def test_given_values_do_not_matter() -> None:
         torch.manual_seed(seed)
         digests.add(zc.convert(Net(), (ramp(3, 4),), validate="none").weights_digest)
     assert len(digests) == 1
+
+
+def test_a_short_progression_is_a_formula_where_it_stands_several_times() -> None:
+    """As the decays of a state space: log(1 … 4) for every channel. Four numbers alone may be in order by chance."""
+    assert _is_progression(torch.log(torch.arange(1.0, 5.0)).repeat(8, 1))
+    assert not _is_progression(torch.log(torch.arange(1.0, 5.0)).repeat(1, 1))
+    assert not _is_progression(torch.tensor([3.0, 1.0, 2.0, 4.0]).repeat(8, 1))

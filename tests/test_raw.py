@@ -117,3 +117,24 @@ def test_biases_that_are_joined_are_biases_and_tokens_tokens(scheme: str) -> Non
     net = result.module
     assert not net.q_bias.any() and not net.v_bias.any()
     assert net.first.any() and net.second.any()
+
+
+class Constant(nn.Module):
+    """An image that is learned, one for each sample (Karras et al., StyleGAN), then made kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.style, self.head = nn.Parameter(torch.randn(1, 4, 6, 6)), nn.Linear(5, 16), nn.Conv2d(4, 3, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.image.repeat(len(z), 1, 1, 1)
+        kernels = self.style(z).view(-1, 4, 1, 1) + torch.eye(4).repeat(len(z), 1).view(-1, 4, 1, 1)
+        x = F.conv2d(x.reshape(1, -1, 6, 6), kernels, groups=len(z)).reshape(len(z), 4, 6, 6)
+        return self.head(torch.tanh(x))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_learned_image_is_a_signal(scheme: str) -> None:
+    result = zc.convert(Constant(), (ramp(3, 5),), scheme=scheme, device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
+    assert result.module.image.any()

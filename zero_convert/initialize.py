@@ -88,9 +88,9 @@ def initialize(
     ]
     if random:
         raise CoverageError(
-            f"{len(random)} tensors would be kept as constructed, but their constructor drew them at random",
+            f"{len(random)} tensors would be kept as constructed, but hold no constants",
             where=", ".join(random[:SHOWN]) + (" …" if len(random) > SHOWN else ""),
-            expected="constants",
+            expected="values that no generator drew and no training left",
             fix="Pass --leftovers zeros, set them to constants before converting, or give the model as a factory.",
         )
     if write:
@@ -151,11 +151,14 @@ def _is_constant(value: torch.Tensor, tensor: Tensor, trusted: bool) -> bool:
 
 
 def _is_progression(value: torch.Tensor) -> bool:
-    """Whether a real tensor varies along one axis only, steadily: a formula, such as a state space's log(1 … n)."""
+    """Whether a real tensor varies along one axis only, steadily: a formula, such as a state space's log(1 … n).
+
+    A few values that do not stand there several times could be in order by chance.
+    """
     if value.is_complex():
         return False
     axes = [i for i in range(value.ndim) if not bool((value == value.narrow(i, 0, 1)).all())]
-    if len(axes) != 1 or value.shape[axes[0]] < MONOTONE:
+    if len(axes) != 1 or (value.numel() == value.shape[axes[0]] < MONOTONE):
         return False
     steps = value.movedim(axes[0], 0).reshape(value.shape[axes[0]], -1)[:, 0].diff()
     return bool((steps > 0).all()) or bool((steps < 0).all())

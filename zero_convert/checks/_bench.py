@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .. import generators
 from ..errors import DeviceError
 from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Subject
@@ -229,16 +230,16 @@ class Bench:
         graph = traced.train if mode == "train" else traced.evaluate
         with _guard.kept(module), torch.no_grad():
             still(module.train(mode == "train"))
-            _guard.seed(device)
-            before = _guard.generator_states(device)
+            generators.seed(device)
+            before = generators.states(device)
             recorder = _Recorder(module, graph, self.subject)
             if traced.whole:
                 returned = recorder.run(*moved(given, module, device))
             else:
                 recorder.follow(*moved(given, module, device))
-                _guard.seed(device)
+                generators.seed(device)
                 returned = call(module, self.subject, moved(given, module, device))
-            recorder.seen.random = _guard.drew(before, _guard.generator_states(device))
+            recorder.seen.random = generators.drew(before, generators.states(device))
             recorder.seen.outputs = tuple(t.cpu() for t in floats(returned))
         return recorder.seen
 

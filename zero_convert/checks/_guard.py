@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os
-import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .. import generators
+
 EXACT = ("none", "ieee")
 SMALLER = frozenset({torch.float32, torch.float16, torch.bfloat16})
-SEED = 20211021  # for modules that draw numbers in their forward; any constant does
 
 
 @contextmanager
@@ -35,7 +34,7 @@ def pinned(device: str) -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    generators = generator_states(device)
+    states = generators.states(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -57,7 +56,7 @@ def pinned(device: str) -> Iterator[None]:
                 setattr(owner, name, value)
             if workspace is None:
                 os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-            _set_generators(device, generators)
+            generators.restore(states, device)
 
 
 def _rounding(kind: str) -> list[Any]:
@@ -113,49 +112,3 @@ def in_float64() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
-
-
-def seed(device: str) -> None:
-    """The same start for every run of a module that draws numbers. Only inside `pinned`.
-
-    Only the generators that a forward on the device can draw from: `torch.manual_seed` would reach all devices.
-    """
-    torch.default_generator.manual_seed(SEED)
-    random.seed(SEED)
-    np.random.seed(SEED)
-    if device.startswith("cuda"):
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-        torch.cuda.default_generators[torch.device(device).index or 0].manual_seed(SEED)
-    elif device == "mps":
-        torch.mps.manual_seed(SEED)
-
-
-def generator_states(device: str) -> tuple[Any, ...]:
-    """The states of torch's generators for the CPU and the device, and of Python's and numpy's."""
-    own: torch.Tensor | None = None
-    if device.startswith("cuda"):
-        own = torch.cuda.get_rng_state(torch.device(device))
-    elif device == "mps":
-        own = torch.mps.get_rng_state()
-    return torch.get_rng_state(), own, random.getstate(), np.random.get_state()
-
-
-def drew(before: tuple[Any, ...], after: tuple[Any, ...]) -> bool:
-    """Whether a random number was drawn between two `generator_states`."""
-    tensors = zip(before[:2], after[:2], strict=True)
-    return (
-        any(a is not None and not torch.equal(a, b) for a, b in tensors)
-        or before[2] != after[2]
-        or before[3][2] != after[3][2]
-        or not np.array_equal(before[3][1], after[3][1])
-    )
-
-
-def _set_generators(device: str, states: tuple[Any, ...]) -> None:
-    torch.set_rng_state(states[0])
-    if device.startswith("cuda"):
-        torch.cuda.set_rng_state(states[1], torch.device(device))
-    elif device == "mps":
-        torch.mps.set_rng_state(states[1])
-    random.setstate(states[2])
-    np.random.set_state(states[3])

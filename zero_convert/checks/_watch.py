@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .. import generators
 from . import _guard
 from ._bench import Bench, first_line, is_float, still
 from ._inputs import Inputs, moved
@@ -58,7 +59,7 @@ def watch(
     given = bench.inputs[mode != "train"] if inputs is None else inputs
     with _guard.kept(module), torch.no_grad():
         still(module.train(mode == "train"))
-        _guard.seed(device)
+        generators.seed(device)
         watcher = Watcher(module, graph_of(bench, mode), see)
         try:
             if exact:

@@ -41,12 +41,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from .. import generators
 from ..graphs import Reach, only_user
 from ..hashing import words
 from ..layers import WEIGHT_KINDS
 from ..live import Subject
 from ..records import Check
-from . import _guard
 from ._bench import Bench, call, still
 from ._inputs import Inputs, floats, moved
 from ._loss import gradients_of
@@ -170,7 +170,7 @@ def _inert(bench: Bench, silent: list[str]) -> list[str]:
             bias, weight = getattr(part, "bias", None), getattr(part, "weight", None)
             if isinstance(bias, Tensor) and isinstance(weight, Tensor) and weight.ndim > 1:
                 bias.zero_()
-    _guard.seed(bench.device)
+    generators.seed(bench.device)
     with torch.enable_grad():
         outputs = floats(call(module, bench.subject, moved(bench.small_inputs[0], module, bench.device)))
         made = gradients_of(outputs, module)
@@ -222,7 +222,7 @@ def _train(
     fresh = True
     while run.steps < limit or fresh:
         run.steps, known = run.steps + 1, len(run.first)
-        _guard.seed(bench.device)
+        generators.seed(bench.device)
         try:
             with torch.enable_grad():
                 outputs = floats(call(module, bench.subject, moved(inputs, module, bench.device)))

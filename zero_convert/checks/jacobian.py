@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from .. import generators
 from ..hashing import words
 from ..records import Check, Join
 from . import _guard
@@ -94,7 +95,7 @@ def _values(
 
     with _guard.kept(module), torch.enable_grad():
         still(module.train(mode == "train"))
-        _guard.seed(bench.device)
+        generators.seed(bench.device)
         try:
             Watcher(module, graph_of(bench, mode), see, instead).run(*moved(inputs, module, bench.device))
         except torch.OutOfMemoryError as error:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import generators
 from ..records import Check
 from . import _guard
 from ._bench import Bench, call, largest, still
@@ -51,5 +52,5 @@ def _returned(bench: Bench, mode: str, inputs: Inputs) -> list[Tensor]:
     module = bench.module
     with _guard.kept(module), torch.no_grad():
         still(module.train(mode == "train"))
-        _guard.seed(bench.device)
+        generators.seed(bench.device)
         return floats(call(module, bench.subject, moved(inputs, module, bench.device)))

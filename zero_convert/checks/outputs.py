@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from .. import generators
 from ..hashing import words
 from ..records import Check
 from . import _guard
@@ -65,7 +66,7 @@ def returned(bench: Bench, module: nn.Module, mode: str, inputs: Inputs) -> Summ
     """Shape and dtype of every tensor that a copy of the converted model returns."""
     traced = bench.subject.traced
     with torch.no_grad():
-        _guard.seed(bench.device)
+        generators.seed(bench.device)
         still(module.train(mode == "train"))
         values: Any
         try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .. import generators
 from ..records import Check
 from . import _guard
 from ._bench import Bench, call
@@ -49,7 +50,7 @@ def _values(bench: Bench, mode: str) -> dict[str, Tensor]:
     with_gradients = bench.level == "full"
     with _guard.kept(module), torch.set_grad_enabled(with_gradients):
         module.train(mode == "train")
-        _guard.seed(bench.device)
+        generators.seed(bench.device)
         inputs = moved(bench.small_inputs[mode != "train"], module, bench.device)
         outputs = floats(call(module, bench.subject, inputs))
         found = {f"output {i}": t.detach().cpu() for i, t in enumerate(outputs)}

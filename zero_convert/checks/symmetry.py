@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
+from .. import generators
 from ..records import Check
-from . import _guard
 from ._bench import Bench, call, largest
 from ._inputs import floats, moved
 from ._loss import gradients_of
@@ -66,7 +66,7 @@ def ask(bench: Bench) -> Check | None:
 def _train(bench: Bench, limit: int, size: float) -> tuple[list[float], float, str]:
     """The spread after each step up to the first that is more than 0, the largest value, and what was not finite."""
     module = bench.fresh().train()
-    _guard.seed(bench.device)
+    generators.seed(bench.device)
     spreads: list[float] = []
     scale = 0.0
     for _ in range(limit):

@@ -37,6 +37,7 @@ FUNCTIONS: dict[Any, Any] = {
 }
 WITH_FLAG = frozenset({F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.mish})  # (input, inplace)
 FILLS = frozenset({"bernoulli_", "copy_", "fill_", "zero_"})  # they do not read what they overwrite
+SAME_MEMORY = ("data", "T", "mT", "H", "mH", "real", "imag")
 VIEWS: frozenset[Any] = frozenset(
     {
         *("chunk", "detach", "diagonal", "expand", "expand_as", "flatten", "movedim", "narrow", "permute", "reshape"),
@@ -56,8 +57,8 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
         if not _works_in_place(root, node, in_place):
             continue
         value = node.all_input_nodes[0]
-        if value.op == "get_attr":
-            continue  # state that the module changes
+        if _is_state(root, value, in_place):
+            continue  # the module changes it
         if any(order[u] > order[node] for other in _other_views(root, value, order[node], order) for u in other.users):
             edits.append(Edit(NAME, node.name, "left in place", False, "other views of its value are read later"))
             stay.add(str(node.target))
@@ -68,6 +69,20 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
     for path in in_place.keys() - stay:
         setattr(root.get_submodule(path), "inplace", False)  # noqa: B010 - not every module class has it
     return [Edit(NAME, "*", f"{count} in-place operations made out-of-place"), *edits] if count else edits
+
+
+def _is_state(root: nn.Module, node: fx.Node, modules: dict[str, bool]) -> bool:
+    """Whether a value has the memory of a parameter or buffer: a view of it, or it again after a change in place."""
+    while node.op != "get_attr":
+        reads = node.op == "call_function" and node.target is getattr and node.args[1] in SAME_MEMORY
+        if not (reads or _is_view(root, node) or _works_in_place(root, node, modules) or _fills(node)):
+            return False
+        node = node.all_input_nodes[0]
+    return True
+
+
+def _fills(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target in FILLS
 
 
 def _works_in_place(root: nn.Module, node: fx.Node, modules: dict[str, bool]) -> bool:

@@ -84,8 +84,13 @@ def lazy_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def duplicate(module: nn.Module) -> nn.Module:
-    """A deep copy. Buffers without a shape, which torch does not copy, are made anew."""
+    """A deep copy of what torch does not copy as well: buffers without a shape are made anew, and values that hooks
+    compute from parameters before each forward (the older `weight_norm`) lose their history."""
     memo: dict[int, Any] = {}
+    for part in module.modules():
+        for value in vars(part).values():
+            if isinstance(value, torch.Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
     for buffer in module.buffers():
         if isinstance(buffer, nn.parameter.UninitializedBuffer):
             memo[id(buffer)] = nn.parameter.UninitializedBuffer(  # type: ignore[call-arg]

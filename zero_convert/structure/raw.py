@@ -108,6 +108,8 @@ def _met(user: fx.Node, node: fx.Node, labels: Tensor | None, kind: str) -> Use:
     if user.target in CONVOLUTIONS and _convolution(user)["weight"] is node:
         geometry = _kernel(user, node, labels)
         return Use("weight", user, geometry) if geometry else Use("read", user)
+    if user.target in CONVOLUTIONS and _convolution(user)["input"] is node:
+        return Use("signal", user)
     if user.target in EMBEDDINGS:
         return Use("embedding", user)
     if user.target in INDEXING and user.all_input_nodes[0] is node:

@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from .. import generators
 from ..errors import TraceError
 from ..graphs import kind, tensors_in
 from ..layers import WEIGHT_KINDS, kind_of
@@ -50,7 +51,8 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Traced:
     modes = {m: m.training for m in module.modules()}
     failed: list[str] = []
     try:
-        return _symbolic(module, example_inputs, failed) or _ladder(module, example_inputs, failed)
+        with generators.seeded():
+            return _symbolic(module, example_inputs, failed) or _ladder(module, example_inputs, failed)
     finally:
         for m, mode in modes.items():
             m.training = mode

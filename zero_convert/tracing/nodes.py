@@ -6,6 +6,8 @@ buffers or constants of the module.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import operator
 import weakref
 from collections.abc import Callable, Mapping
@@ -155,7 +157,7 @@ class Nodes:
             return self.graph.call_function(type(value), (), {k: v for k, v in fields.items() if v is not None})
         if isinstance(value, PLAIN) or (isinstance(value, type) and not list(tensors_of(value))):
             return value
-        if isinstance(value, fx.node.base_types) or (callable(value) and next(tensors_of(value), None) is None):
+        if isinstance(value, fx.node.base_types) or (callable(value) and not _holds_state(value)):
             return value
         if self.real:
             return self._object(value)
@@ -169,3 +171,16 @@ class Nodes:
 
     def _constant_name(self) -> str:
         return f"_tensor_constant{sum(name.startswith('_tensor_constant') for name in vars(self.root))}"
+
+
+def _holds_state(value: Any) -> bool:
+    """Whether something that can be called takes a module or tensors with it, which no node would show."""
+    if isinstance(value, (Tensor, nn.Module)) or next(tensors_of(value), None) is not None:
+        return True
+    if isinstance(value, functools.partial):
+        return any(map(_holds_state, (value.func, *value.args, *value.keywords.values())))
+    held = [getattr(value, "__self__", None)]
+    for cell in getattr(value, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # an empty one
+            held.append(cell.cell_contents)
+    return any(isinstance(each, (Tensor, nn.Module)) for each in held)

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from .. import generators
 from ..modules import FunctionCall, assigned
 from .calls import Call
 from .known import known_output, known_value
@@ -29,7 +30,7 @@ from .nodes import CannotRecord, Nodes
 from .operations import QUESTIONS, VALUES, assigned_attribute, attribute, is_method, target
 from .shapes import example_output, quiet, tensor_summary, tensors_of
 from .sizes import Size, sizes_of, traced
-from .state import restored, unassigned
+from .state import refuse_draws, restored, unassigned
 
 KNOWN = ("placeholder", "get_attr")
 MAX_FOLLOWED = 100_000  # operations: a forward with more is a loop over time steps that nobody wants as a graph
@@ -180,8 +181,12 @@ class Recorder(TorchFunctionMode):
         if path and self._fake is None:
             self.first_calls[path] = None if path in self.first_calls else self._call_of(args, kwargs)
         self._running.append(path if path is not None else self._running[-1])
+        before = generators.states() if self._fake is not None else None
         try:
-            return original(module, *args, **kwargs)
+            value = original(module, *args, **kwargs)
+            if before is not None:
+                refuse_draws(before, path or "")
+            return value
         except Exception as error:
             if not hasattr(error, "zero_convert_path"):
                 error.zero_convert_path = self._running[-1]  # type: ignore[attr-defined]
@@ -318,10 +323,11 @@ class Recorder(TorchFunctionMode):
                 raise ValueNeeded("control flow depends on values that parameters make")
         depends = any(node.op == "placeholder" for node in needed)
         with unset_fake_temporarily(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            run = fx.Interpreter(self.root, graph=self.graph)
+            run, before = fx.Interpreter(self.root, graph=self.graph), generators.states()
             for node in self.graph.nodes:
                 if node in needed:
                     run.env[node] = self._known_value(node) if node.op in KNOWN else run.run_node(node)
+            refuse_draws(before, self._running[-1])
             return run.env[self._values.node(tensor)], depends
 
     def _known_value(self, node: fx.Node) -> Any:

@@ -10,10 +10,10 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
+from .. import generators
 from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Region, Traced
 from .calls import Call, Like
@@ -52,8 +52,7 @@ def record_real(module: nn.Module, inputs: Inputs, *, training: bool) -> tuple[f
     stand_in(twin)
     args = () if isinstance(inputs, Mapping) else tuple(inputs)
     keywords = inputs if isinstance(inputs, Mapping) else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with generators.seeded():
         recorder = Recorder(twin, (), kept_whole, real=True)
         graph = recorder.record(args, keywords, argument_names(module, len(args)) + list(keywords))
     for name, value in vars(twin).items():

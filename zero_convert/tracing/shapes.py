@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
+from .. import generators
 from ..errors import TraceError
 from ..locate import user_frame
 from ..sources.inputs import reference_tensor
@@ -100,7 +101,7 @@ def example_output(mode: FakeTensorMode, module: nn.Module, args: Sequence[Any],
     def real(value: Any) -> Any:
         return reference_tensor(value.shape, value.dtype) if isinstance(value, torch.Tensor) else value
 
-    with unset_fake_temporarily(), torch.no_grad(), _untouched(module):
+    with unset_fake_temporarily(), torch.no_grad(), generators.seeded(), _untouched(module):
         twin = copy.deepcopy(module)
         stand_in(twin)
         returned = twin(*tree_map(real, tuple(args)), **tree_map(real, dict(kwargs)))

@@ -8,11 +8,24 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from .. import generators
 from .leaves import kept_whole
 
 
 class StateAssigned(Exception):
     """A forward puts a new tensor in the place of a buffer, which a graph does not do."""
+
+
+class RandomDecision(Exception):
+    """A forward draws random numbers itself, and a graph would hold what they were this time."""
+
+
+def refuse_draws(before: generators.States, path: str) -> None:
+    """Raises RandomDecision, with the module's path in `zero_convert_path`, if numbers were drawn since."""
+    if generators.drew(before, generators.states()):
+        error = RandomDecision("the forward draws random numbers, and what it does depends on them")
+        error.zero_convert_path = path  # type: ignore[attr-defined]
+        raise error
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from .. import generators
 from .leaves import kept_whole
-from .state import restored, unassigned
+from .state import refuse_draws, restored, unassigned
 
 
 def argument_names(module: nn.Module, count: int) -> list[str]:
@@ -59,8 +60,11 @@ class LayerTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        before = generators.states()
         try:
-            return super().call_module(m, forward, args, kwargs)
+            value = super().call_module(m, forward, args, kwargs)
+            refuse_draws(before, "")
+            return value
         except TraceFailure:
             raise
         except (Exception, SystemExit) as error:
@@ -79,7 +83,9 @@ class LayerTracer(fx.Tracer):
         self._named = {id(value): (name, value) for name, value in (*root.named_parameters(), *root.named_buffers())}
         try:
             with restored(root), unassigned(root):
+                before = generators.states()
                 graph = super().trace(root, concrete_args)
+                refuse_draws(before, "")
         except TraceFailure:
             raise
         except (Exception, SystemExit) as error:
