@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import zero_convert as zc
 from zero_convert import schemes
 from zero_convert.checks import outputs
 from zero_convert.checks._bench import Bench
@@ -334,3 +335,36 @@ def test_a_network_that_does_not_run_in_float64_is_measured_in_what_it_runs_in()
     assert found["precision"].status == "skip"
     assert "does not run in float64" in found["precision"].summary
     assert found["channels"].status == "pass"
+
+
+def test_a_network_for_positive_numbers_is_looked_at_with_the_examples_own() -> None:
+    class Logarithm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.first(x.log()))
+
+    subject = convert(Logarithm(), torch.linspace(0.5, 2, 24).reshape(4, 6), "zero-2022")
+    found = answers(subject)
+    assert not [check for check in found.values() if check.status == "fail"]
+    assert Bench(subject, "quick", "cpu").inputs[0] is subject.inputs
+    with torch.no_grad():
+        subject.traced.root.get_parameter("first.bias").fill_(torch.nan)
+    assert answers(subject)["finite"].status == "fail"
+
+
+def test_a_layer_that_reads_one_sample_without_a_batch_is_looked_at() -> None:
+    class Made(nn.Module):
+        """Its second weight is made from the second input (Ha et al., HyperNetworks, 2016)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.make, self.head = nn.Linear(5, 24), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor, z: Tensor) -> Tensor:
+            return self.head(nn.functional.linear(x, self.make(z).view(8, 3)))
+
+    found = zc.convert(Made(), (torch.ones(4, 3), torch.ones(5)), scheme="zero-2021", device="cpu").checks
+    assert {check.name: check.status for check in found if check.status in ("fail", "warn", "skip")} == {}

@@ -91,3 +91,26 @@ def test_gates_start_alive(lift: Callable[[Tensor], Tensor], residual: bool, on_
     if scheme == "zero-2021":
         held = next(check for check in result.checks if check.name == "zero_branches")
         assert held.numbers["joins"] == len([join for join in result.structure.joins if join.residual]) >= 3
+
+
+class ConvCell(nn.Module):
+    """A convolutional LSTM (Shi et al., 2015): one layer makes the signal and its gates, step by step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell, self.head = nn.Conv2d(3 + 4, 16, 3, padding=1), nn.Conv2d(4, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = torch.zeros_like(x[:, 0, :1]).expand(-1, 4, -1, -1)
+        for t in range(x.shape[1]):
+            i, f, o, g = self.cell(torch.cat([x[:, t], h], 1)).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+        return self.head(h)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_layer_that_makes_both_the_signal_and_its_gates_is_not_closed(scheme: str) -> None:
+    result = zc.convert(ConvCell(), (ramp(2, 3, 3, 6, 6),), scheme=scheme, device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
+    assert result.module.cell.weight.any()

@@ -146,7 +146,12 @@ class Bench:
 
     @cached_property
     def other_inputs(self) -> Inputs:
-        """Another batch for training mode: like `small_inputs`, but no smaller than usual, with other values."""
+        """Another batch for training mode: like `small_inputs`, but no smaller than usual, with other values.
+
+        The same where the network is for no other values than the example's.
+        """
+        if self.small_inputs[0] is self.subject.inputs:
+            return self.small_inputs[0]
         return batches(self.small_inputs[0], None, few=BATCH, variant=1, lengthen=True)[0]
 
     def _cropped(self, sides: tuple[int, ...]) -> tuple[int, ...]:
@@ -161,22 +166,30 @@ class Bench:
     def _fit(self, sides: tuple[int, ...], modes: tuple[str, ...], *, keep: bool) -> Batches:
         """The first candidates that the network takes in these modes, outputs like the example's; else the example.
 
-        With `keep` the runs are remembered, and so is what the network says where it does not take the example either.
+        Made-up values can be none that the network is for (it takes their logarithm): where they lead to a NaN and the
+        example does not, the example is taken. With `keep` the runs are remembered, and so is what the network says
+        where it does not take the example either.
         """
         given = self.subject.inputs
         tried = [batches(given, side) for side in sides if crops(given, side)]
         few = 2 if any(isinstance(m, _BatchNorm) for m in self.subject.traced.root.modules()) else 1
-        for chosen in (*tried, batches(given, None, few=few), batches(given, None, samples=None)):
-            if not self._try(chosen, modes, keep):
-                return chosen
-        failures = self._try((given, given), modes, keep)
+        taken: list[tuple[Batches, dict[str, Run]]] = []
+        for candidate in (*tried, batches(given, None, few=few), batches(given, None, samples=None), (given, given)):
+            runs, failures = self._try(candidate, modes)
+            if not failures:
+                taken.append((candidate, runs))
+            if not failures and all(_is_finite(run) for run in runs.values()):
+                break
+        else:
+            if taken:
+                (candidate, runs), failures = taken[0], {}
         if keep:
+            self._runs |= runs
             self.refused |= failures
-        return given, given
+        return candidate
 
-    def _try(self, candidate: Batches, modes: tuple[str, ...], keep: bool) -> dict[str, str]:
-        """Mode → why it fails."""
-        failures: dict[str, str] = {}
+    def _try(self, candidate: Batches, modes: tuple[str, ...]) -> tuple[dict[str, Run], dict[str, str]]:
+        """The runs by mode, and mode → why it fails."""
         runs: dict[str, Run] = {}
         for mode in modes:
             try:
@@ -184,8 +197,7 @@ class Bench:
             except torch.OutOfMemoryError as error:
                 raise self.out_of_memory() from error
             except Exception as error:  # whatever the network says to a batch it does not take
-                failures[mode] = first_line(error)
-                break
+                return runs, {mode: first_line(error)}
             expected = [
                 (*shape, 2) if "complex" in dtype else shape
                 for shape, dtype in self.subject.outputs.get(mode, ())
@@ -193,11 +205,8 @@ class Bench:
             ]
             found = [tuple(t.shape) for t in run.outputs]
             if [(len(s), s[1:2]) for s in expected] != [(len(s), s[1:2]) for s in found]:
-                failures[mode] = f"outputs of shape {found}"
-                break
-        if keep and (not failures or candidate[0] is self.subject.inputs):
-            self._runs |= runs
-        return failures
+                return runs, {mode: f"outputs of shape {found}"}
+        return runs, {}
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 
@@ -310,6 +319,10 @@ def _owner(n: fx.Node) -> str | None:
             if i.op == "get_attr":
                 return str(i.target).rpartition(".")[0]
     return None
+
+
+def _is_finite(run: Run) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in run.outputs)
 
 
 def _is_plain(module: nn.Module) -> bool:

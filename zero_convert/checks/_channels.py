@@ -27,7 +27,7 @@ class Channels:
 
 def as_rows(x: Tensor, layer: Layer, module: nn.Module) -> Tensor:
     """One row per channel, whatever the axis of the channels is.  # (channels, positions)"""
-    return x.detach().movedim(_axis(x, layer, module), 0).flatten(1)
+    return x.detach().movedim(_axis(x, layer, module), 0).unsqueeze(-1).flatten(1)
 
 
 def _axis(x: Tensor, layer: Layer, module: nn.Module) -> int:

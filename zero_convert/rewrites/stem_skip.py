@@ -28,11 +28,16 @@ NAME = "stem_skip"
 
 
 def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mapping[str, Option]) -> list[Edit]:
-    stems = {layer.name: layer.geometry for layer in analyzed().layers if layer.role == "stem"}
+    stems = {layer.name: layer for layer in analyzed().layers if layer.role == "stem"}
     edits = []
     for node in list(graph.nodes):
-        g = stems.get(str(node.target)) if node.op == "call_module" else None
-        if g is None or kind(node, root) not in ("convolution", "linear"):
+        layer = stems.get(str(node.target)) if node.op == "call_module" else None
+        g = None if layer is None else layer.geometry
+        if layer is None or g is None or kind(node, root) not in ("convolution", "linear"):
+            continue
+        if layer.sections:
+            reason = "its output is cut into parts, which a transform would mix"
+            edits.append(Edit(NAME, layer.name, "no parallel skip", False, reason))
             continue
         if g.out_channels > g.in_channels and not g.patchify and not g.transposed:
             shape, value = node.meta.get("shape") or (), tensors_in(node)[0].meta.get("shape") or ()

@@ -104,9 +104,12 @@ class Roles:
                 roles |= dict.fromkeys(first, ("branch", join.index))
             for path in join.shortcut_layers:
                 roles[path] = ("shortcut", join.index)
+        free = {path for node in facts.weights if node not in facts.gate_of for path in facts.paths[node]}
         for gated in facts.factors:
             for node, given in self._gate_roles(gated).items():
                 self.by_node[node] = given
+                if node in facts.gate_of and free.intersection(facts.paths[node]):
+                    continue  # a recurrent cell: the layer makes the signal as well
                 roles |= dict.fromkeys(facts.paths[node], given)
         return roles
 
