@@ -121,7 +121,13 @@ def weights(subject: Subject) -> dict[str, tuple[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize(
-    ("order", "tau"), [("taps-first", "1"), ("taps-first", "sqrt2"), ("channels-first", "1"), ("centre", "1")]
+    ("order", "tau"),
+    [
+        ("taps-first", "1"),
+        pytest.param("taps-first", "sqrt2", marks=pytest.mark.slow),
+        pytest.param("channels-first", "1", marks=pytest.mark.slow),
+        pytest.param("centre", "1", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("net", REAL)
 def test_rows_sum_to_zero_and_entries_are_zero_epsilon_or_tau(net: str, order: str, tau: str) -> None:

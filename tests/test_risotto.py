@@ -144,7 +144,7 @@ def test_blocks_keep_the_length_and_pairs_stay_pairs(net: str) -> None:
             assert torch.minimum(side, other).max() <= limit * z.abs().max()
 
 
-@pytest.mark.parametrize("make", [nets.NormFreeNet, PostActivationNet])
+@pytest.mark.parametrize("make", [nets.NormFreeNet, pytest.param(PostActivationNet, marks=pytest.mark.slow)])
 def test_a_hundred_layers_keep_the_length_and_the_jacobian(make: Callable[..., nn.Module]) -> None:
     x = torch.from_numpy(reference_values((2, 3, 8, 8)))
     subject = convert(make(width=16, depth=50), x[:1], "risotto")
@@ -157,7 +157,10 @@ def test_a_hundred_layers_keep_the_length_and_the_jacobian(make: Callable[..., n
     assert check.status == "pass" and check.numbers["off"] <= 1e-5 and check.numbers["ones"] == 512
 
 
-@pytest.mark.parametrize("net", ["resnet18", "pre-activation", "post-activation", "bottleneck", "resnext"])
+@pytest.mark.parametrize(
+    "net",
+    [pytest.param("resnet18", marks=pytest.mark.slow), "pre-activation", "post-activation", "bottleneck", "resnext"],
+)
 def test_the_checks_find_what_is_promised(net: str) -> None:
     make, x = REAL[net]
     subject = convert(make(), x[:1], "risotto")
