@@ -10,7 +10,7 @@ memory. Knows no schema. Source: https://protobuf.dev/programming-guides/encodin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from ..digests import is_plain_text
@@ -18,6 +18,7 @@ from ..errors import MalformedError
 
 VARINT, EIGHT, DELIMITED, FOUR = 0, 1, 2, 5
 _LONGEST = 10  # bytes of a varint
+_FIELD = 128  # bytes of memory that a field may cost
 _TEXT = 1 << 20  # bytes; no name or metadata of ours comes near
 
 
@@ -47,10 +48,15 @@ def opening(number: int, size: int) -> bytes:
 
 
 class Message:
-    """A span of an open file that holds a message. Nothing is believed: what does not fit raises MalformedError."""
+    """A span of an open file that holds a message. Nothing is believed: what does not fit raises MalformedError.
 
-    def __init__(self, file: BinaryIO, begin: int, end: int, where: str) -> None:
-        self._file, self._begin, self._end, self._where = file, begin, end, where
+    `spend` is told of every field, in bytes of memory that it may cost, and raises where there are too many.
+    """
+
+    def __init__(
+        self, file: BinaryIO, begin: int, end: int, where: str, spend: Callable[[int], None] = lambda _: None
+    ) -> None:
+        self._file, self._begin, self._end, self._where, self._spend = file, begin, end, where, spend
 
     def fields(self, *once: int) -> Iterator[Field]:
         """The fields in order. Those whose number is among `once` may come once only: readers would not agree."""
@@ -68,7 +74,8 @@ class Message:
         """The message that a field holds."""
         if field.kind != DELIMITED:
             raise self.malformed(f"field {field.number} is no message")
-        return Message(self._file, field.begin, field.end, f"{self._where}, {what}" if what else self._where)
+        where = f"{self._where}, {what}" if what else self._where
+        return Message(self._file, field.begin, field.end, where, self._spend)
 
     def integer(self, field: Field) -> int:
         """The value of a number below 2^63."""
@@ -86,13 +93,13 @@ class Message:
             values.append(value)
         return values
 
-    def text(self, field: Field) -> str:
-        """The value of a text; control characters are refused."""
+    def text(self, field: Field, lines: bool = False) -> str:
+        """The value of a text; control characters are refused, unless it may have lines: then whoever shows it cares."""
         try:
             text = self.payload(field).decode("utf-8")
         except UnicodeDecodeError:
             raise self.malformed(f"field {field.number} is no text") from None
-        if not is_plain_text(text):
+        if not lines and not is_plain_text(text):
             raise self.malformed(f"the text in field {field.number} holds control characters")
         return text
 
@@ -100,6 +107,7 @@ class Message:
         """The payload of a small field."""
         if field.kind != DELIMITED or field.end - field.begin > _TEXT:
             raise self.malformed(f"field {field.number} is no text, or longer than {_TEXT} bytes")
+        self._spend(field.end - field.begin)
         return self._read(field.begin, field.end - field.begin)
 
     def malformed(self, what: str, expected: str = "") -> MalformedError:
@@ -110,6 +118,7 @@ class Message:
         )
 
     def _field(self, position: int) -> Field:
+        self._spend(_FIELD)
         head = self._read(position, min(2 * _LONGEST, self._end - position))
         key, used = self._varint(head, 0)
         number, kind = key >> 3, key & 7
