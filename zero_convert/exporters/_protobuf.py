@@ -94,7 +94,7 @@ class Message:
         return values
 
     def text(self, field: Field, lines: bool = False) -> str:
-        """The value of a text; control characters are refused, unless it may have lines: then whoever shows it cares."""
+        """The value of a text; control characters are refused, unless `lines`: then whoever shows it escapes it."""
         try:
             text = self.payload(field).decode("utf-8")
         except UnicodeDecodeError:

@@ -3,8 +3,8 @@
     contents = read("model.pt")                      # by its content, whatever it is called
 
 Nothing in a file is executed, imported or called; nothing is allocated because a file claims it; what two loaders could
-read differently is refused. Tensor data stay in the file until `_bytes.pieces` reads them through windows. Neither torch
-nor onnx is imported. A reader offers `read(source) -> Contents`; which one reads a file is decided here, by its bytes.
+read differently is refused. Tensor data stay in the file until `tensor_bytes.pieces` reads them through windows.
+Neither torch nor onnx is imported. A reader offers `read(source) -> Contents`; which one it is, the first bytes say.
 """
 
 from __future__ import annotations

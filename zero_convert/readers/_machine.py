@@ -134,9 +134,7 @@ class Machine:
     def _extend(self, items: list[Any]) -> None:
         target = self._stack[-1]
         self._take(16 * len(items))
-        if isinstance(target, Sequence) and target.ordered:
-            target.items.extend(items)
-        elif isinstance(target, Call):
+        if (isinstance(target, Sequence) and target.ordered) or isinstance(target, Call):
             target.items.extend(items)
         else:
             self._fail("something is appended to what is no list")

@@ -33,7 +33,8 @@ TYPES: Mapping[str, str] = {
 SAFE = frozenset(
     [
         "collections.OrderedDict", "collections.Counter", "builtins.set", "builtins.bytearray", "builtins.complex",
-        "__builtin__.set", "_codecs.encode", "torch.Size", "torch.Tensor", "torch.device", "torch.nn.parameter.Parameter",
+        "__builtin__.set", "_codecs.encode", "torch.Size", "torch.Tensor", "torch.device",
+        "torch.nn.parameter.Parameter",
         "torch.serialization._get_layout", "torch.storage.UntypedStorage", "torch._tensor._rebuild_from_type_v2",
         *(f"torch._utils._rebuild_{name}" for name in (
             "tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state", "qtensor", "sparse_tensor",
@@ -115,7 +116,9 @@ class Rebuild:
             raise self._source.malformed("a tensor has no typed storage")
         return self._checked(storage.dtype, storage, offset, size, stride, storage.count)
 
-    def _typed(self, storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any) -> Array:
+    def _typed(
+        self, storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any
+    ) -> Array:
         name = self._type(dtype)
         if not isinstance(storage, StoredIn) or storage.dtype is not None:
             raise self._source.malformed("a tensor has no storage of bytes")

@@ -199,7 +199,7 @@ def _local(
             if extra[:2] == b"\x01\x00" and len(extra) >= 20:  # a local zip64 field holds both
                 size, packed = struct.unpack_from("<2Q", extra, 4)
         if (crc, packed, size) == said or (flags & _DESCRIBED and (crc, packed, size) == (0, 0, 0)):
-            return start + _LOCAL.size + names + extras
+            return start + _LOCAL.size + int(names) + int(extras)
     raise source.malformed("a member is not what the directory says", brief(name), "two equal headers")
 
 

@@ -108,9 +108,7 @@ def read(source: Source) -> Contents:
             raise source.malformed(f"tensor {brief(name)} comes twice, or does not fit the file")
         names.add(name)
         expected = -(-(offset + size) // step) * step
-        tensors.append(
-            Tensor(name, dtype, shape, storage=Storage(source.path, start + offset, start + offset + size))
-        )
+        tensors.append(Tensor(name, dtype, shape, storage=Storage(source.path, start + offset, start + offset + size)))
     if tensors and source.end > start + expected:
         raise source.malformed("bytes follow the last tensor", str(source.end - start - expected), "none")
     return Contents(

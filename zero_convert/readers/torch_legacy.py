@@ -69,7 +69,9 @@ def _plain(source: Source, machine: Machine, root: Any, rebuild: Rebuild) -> Con
     machine.end()
     if rebuild.storages:
         raise source.malformed("a plain pickle names storages, and has none")
-    trust = ("it is a plain pickle, which only a pickle loader can load",) if not machine.globals else ()
+    trust: tuple[str, ...] = (
+        ("it is a plain pickle, which only a pickle loader can load",) if not machine.globals else ()
+    )
     trust += reasons(machine.globals, lambda name: name in SAFE and not name.startswith("torch"))
     return described(source, PLAIN, "", root, {}, machine.globals, trust)
 

@@ -1,7 +1,7 @@
 """`torch.save` of 2016 (before 0.1.10): a tar archive with `storages`, `tensors` and `pickle`.
 
     storages   pickled number; for each: pickled (key, device, type), 8 bytes count, elements; then pickled views
-    tensors    pickled number; for each: pickled (key, storage's key, type), dimensions as 8 bytes, sizes, strides, offset
+    tensors    pickled number; for each: pickled (key, storage's key, type), 8 bytes rank, sizes, strides, offset
     pickle     the object; a persistent id names a tensor
 
 Loading it with `weights_only=True` is not possible, so it always asks for trust. Source: torch/serialization.py.

@@ -32,13 +32,12 @@ def read(source: Source, archive: Archive) -> Contents:
     if archive.text(f"{folder}byteorder", "little") != "little":
         raise source.malformed("the storages are in big-endian order", "byteorder big", "little")
     rebuild = Rebuild(source)
-    machine, root = _pickle(archive, f"{folder}data.pkl", rebuild, f"{folder}data/")
+    machine, root = _pickle(archive, f"{folder}data.pkl", rebuild)
     globals_ = dict(machine.globals)
     used = {f"{folder}data/{key}" for key in rebuild.storages}
-    constants: Any = ()
     if script:
         inner = Rebuild(source)
-        other, constants = _pickle(archive, f"{folder}constants.pkl", inner, f"{folder}constants/")
+        other, _ = _pickle(archive, f"{folder}constants.pkl", inner)
         globals_.update(other.globals)
         used |= {f"{folder}constants/{key}" for key in inner.storages}
     storages = _storages(source, archive, rebuild, f"{folder}data/")
@@ -46,9 +45,8 @@ def read(source: Source, archive: Archive) -> Contents:
         if name.startswith((f"{folder}data/", f"{folder}constants/")) and name not in used:
             raise source.malformed("a storage belongs to no tensor", brief(name))
     if script:
-        trust = ("it is a program: TorchScript code that runs when it is called",) + reasons(
-            globals_, lambda name: name in SAFE or name in _SCRIPT_CALLS or name.startswith("__torch__.")
-        )
+        others = reasons(globals_, lambda name: name in SAFE or name in _SCRIPT_CALLS or name.startswith("__torch__."))
+        trust = ("it is a program: TorchScript code that runs when it is called", *others)
     else:
         trust = reasons(globals_)
         stray = [name for name in archive.members if name.endswith((".py", ".pkl")) and name != f"{folder}data.pkl"]
@@ -58,7 +56,7 @@ def read(source: Source, archive: Archive) -> Contents:
     return described(source, SCRIPT if script else FORMAT, producer, root, storages, globals_, trust)
 
 
-def _pickle(archive: Archive, name: str, rebuild: Rebuild, _: str) -> tuple[Machine, Any]:
+def _pickle(archive: Archive, name: str, rebuild: Rebuild) -> tuple[Machine, Any]:
     archive.read(name)  # its CRC
     member = archive.members[name]
     machine = Machine(archive.source.inside(member.begin, member.end, name), rebuild)
