@@ -69,10 +69,8 @@ def _plain(source: Source, machine: Machine, root: Any, rebuild: Rebuild) -> Con
     machine.end()
     if rebuild.storages:
         raise source.malformed("a plain pickle names storages, and has none")
-    trust: tuple[str, ...] = (
-        ("it is a plain pickle, which only a pickle loader can load",) if not machine.globals else ()
-    )
-    trust += reasons(machine.globals, lambda name: name in SAFE and not name.startswith("torch"))
+    trust = reasons(machine.globals, lambda name: name in SAFE and not name.startswith("torch"))
+    trust = ("it is a plain pickle, which only a pickle loader can load", *trust)
     return described(source, PLAIN, "", root, {}, machine.globals, trust)
 
 
