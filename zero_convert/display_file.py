@@ -92,8 +92,9 @@ def _facts(found: Mapping[str, Any], whole: bool) -> Iterator[tuple[str, str, st
     for index, (name, count) in enumerate(found["sections"].items()):
         yield "besides" if index == 0 else "", f"{name}: {count:,} tensors", ""
     yield from _digest(found)
-    if found["files"]:
-        yield "files", _listed(found["files"], 8, whole), ""
+    held = Counter(tensor["file"] for tensor in found["tensors"] if tensor["file"])
+    if held:
+        yield "data", _listed([f"{count:,} tensors in {name}" for name, count in held.items()], 8, whole), ""
     if "opsets" in found:
         opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found["opsets"].items())
         yield "opset", f"{opsets} (IR version {found['ir_version']})", ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -181,7 +182,7 @@ def facts(found: Survey) -> dict[str, Any]:
         "metadata": dict(contents.metadata),
         "notes": list(contents.notes),
         **contents.details,
-        "tensors": [_tensor(tensor, found.values.get(tensor.name)) for tensor in contents.tensors],
+        "tensors": [_tensor(tensor, contents, found.values.get(tensor.name)) for tensor in contents.tensors],
     }
 
 
@@ -207,13 +208,22 @@ def stored(tensor: Tensor) -> int:
     return 0 if tensor.storage is None else tensor.storage.end - tensor.storage.begin
 
 
-def _tensor(tensor: Tensor, values: Values | None) -> dict[str, Any]:
+def _beside(tensor: Tensor, contents: Contents) -> str | None:
+    """The name of the other file that holds the tensor's data."""
+    if tensor.storage is None or tensor.storage.path == contents.path:
+        return None
+    folders = [os.path.realpath(os.path.dirname(path) or ".") for path in (tensor.storage.path, contents.path)]
+    return os.path.relpath(os.path.join(folders[0], os.path.basename(tensor.storage.path)), folders[1])
+
+
+def _tensor(tensor: Tensor, contents: Contents, values: Values | None) -> dict[str, Any]:
     return {
         "name": tensor.name,
         "dtype": tensor.dtype,
         "shape": list(tensor.shape),
         "strides": None if tensor.strides is None else list(tensor.strides),
         "bytes": stored(tensor),
+        "file": _beside(tensor, contents),
         "kind": tensor.kind or None,
         "tie": tensor.tie or None,
         "shares": tensor.shares or None,

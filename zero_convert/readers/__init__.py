@@ -57,6 +57,7 @@ def _read(path: str, limits: Limits) -> Contents:
         where=path,
         got=f"{head[:16].hex(' ')} …" if head else "an empty file",
         expected="safetensors or its index, what torch saves, ONNX, GGUF, or a pickle",
+        fix="The file is damaged, or no model.",
     )
 
 
