@@ -132,7 +132,8 @@ def _graph(
     for field in graph.fields():
         if field.number == 1:
             node = graph.inside(field, "a node")
-            operators.update(node.text(part) for part in node.fields(4) if part.number == 4)
+            kind = next((node.text(part) for part in node.fields() if part.number == 4), None)
+            operators.update(() if kind is None else (kind,))
         elif field.number == 5:
             tensor = _tensor(graph.inside(field, "an initializer"), where)
             if tensor.name in tensors or not tensor.name or len(tensors) == TENSORS:

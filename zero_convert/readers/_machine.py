@@ -17,8 +17,9 @@ from ..errors import ZeroConvertError
 from ._source import Source
 from ._symbols import Array, Call, Global, Sequence, Table
 
+_GLOBAL = 1000  # bytes that a class or function costs: few files name more than a hundred
 _LINE = 4096  # bytes of an argument that is a line of text
-_STEP, _PIECE, _MEMO, _PAIR = 64, 128, 96, 160  # bytes that an opcode, a value, a memo and a pair of a dict cost
+_STEP, _PIECE, _MEMO, _PAIR = 100, 128, 96, 160  # bytes that an opcode, a value, a memo and a pair of a dict cost
 
 
 class Interpreter(Protocol):
@@ -56,17 +57,19 @@ class Machine:
     def load(self) -> Any:
         """What the next pickle describes."""
         self._stack, self._marks, self._memo = [], [], {}
-        read, take = self._in.read, self._take
+        read, steps = self._in.read, 0
         try:
             while True:
                 code = read(1)
-                if not code:
-                    self._fail("the pickle ends early")
-                take(_STEP)
                 if code == b".":
                     break
+                steps += 1
+                if not steps & 255:
+                    self._take(256 * _STEP)
                 step = _STEPS.get(code)
                 if step is None:
+                    if not code:
+                        self._fail("the pickle ends early")
                     self._fail(f"opcode {code[0]:#04x} is not one that can be read safely")
                 step(self)
             if self._marks or len(self._stack) != 1:
@@ -97,7 +100,8 @@ class Machine:
         return data
 
     def _number(self, kind: str) -> Any:
-        return struct.unpack(kind, self._bytes(struct.calcsize(kind)))[0]
+        number = _NUMBERS[kind]
+        return number.unpack(self._in.read(number.size))[0]  # too few bytes are a struct.error
 
     def _line(self) -> bytes:
         line: bytes = self._in.readline(_LINE)
@@ -113,7 +117,8 @@ class Machine:
     # -- the stack
 
     def _push(self, value: Any, cost: int = _PIECE) -> None:
-        self._take(cost)
+        if cost:
+            self._take(cost)
         self._stack.append(value)
 
     def _marked(self) -> list[Any]:
@@ -180,7 +185,7 @@ class Machine:
             self._fail("a global's name is no plain text")
         found = Global(module, name)
         if found not in self.globals:
-            self._take(_PIECE + 4 * len(module) + 4 * len(name))
+            self._take(_GLOBAL + 4 * len(module) + 4 * len(name))
             self.globals[found] = None
         return found
 
@@ -319,6 +324,7 @@ class Machine:
         self._tuple(items)
 
 
+_NUMBERS = {kind: struct.Struct(kind) for kind in ("B", "<H", "<I", "<i", "<Q", ">d")}
 _STEPS: dict[bytes, Callable[[Machine], Any]] = {
     b"\x80": Machine._proto,
     b"\x95": Machine._frame,

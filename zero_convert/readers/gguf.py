@@ -40,7 +40,7 @@ class _Reader:
         size = struct.calcsize(kind)
         data = self.source.read(self.at, size)
         self.at += size
-        self.source.budget.take(16)
+        self.source.budget.take(100)
         return struct.unpack(kind, data)[0]
 
     def text(self, longest: int) -> str:

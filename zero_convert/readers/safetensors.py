@@ -19,7 +19,7 @@ from ._views import tied
 from .contents import Contents, Limits, Storage, Tensor
 
 FORMAT, SHARDED = "safetensors", "sharded"
-JSON = 16  # bytes of memory that a byte of JSON may become
+JSON = 20  # bytes of memory that a byte of JSON may become
 
 
 def read(source: Source) -> Contents:

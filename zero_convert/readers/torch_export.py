@@ -19,6 +19,7 @@ from ._source import Source
 from ._views import tied
 from ._zip import Archive
 from .contents import BITS, Contents, Storage, Tensor
+from .safetensors import JSON
 
 FORMAT = "torch.export"
 TYPES = {
@@ -27,7 +28,6 @@ TYPES = {
     33: "F8_E8M0", 34: "U32", 35: "U64",
 }  # fmt: skip # torch/_export/serde/schema.py, ScalarType
 _STRIDED = 7  # layout
-_JSON = 16  # bytes of memory that a byte of JSON may become here
 _PROGRAM = "it is a program: its loader runs a graph, and loads pickles from the file"
 
 
@@ -84,7 +84,7 @@ def read(source: Source, archive: Archive) -> Contents:
 
 
 def _config(source: Source, archive: Archive, name: str) -> dict[str, Any]:
-    source.budget.take(_JSON * archive.members[name].size)
+    source.budget.take(JSON * archive.members[name].size)
     table = parse_json(archive.read(name), f"{source.where}, {name}")
     config = table.get("config") if isinstance(table, dict) else None
     if not isinstance(config, dict) or not all(isinstance(entry, dict) for entry in config.values()):
