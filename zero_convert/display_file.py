@@ -45,7 +45,9 @@ def file_contents(screen: Screen, found: Mapping[str, Any]) -> None:
     if not tensors:
         return
     shown = tensors[:_ROWS] if screen.interactive and not screen.verbose and len(tensors) > _ROWS + 5 else tensors
-    screen.give(_table(shown, screen.width))
+    weights = found["weights"]
+    inside = f"{weights['at']}.{weights['prefix']}" if weights["at"] else ""
+    screen.give(_table(shown, screen.width, inside))
     if len(shown) < len(tensors):
         screen.give(Text(f"and {len(tensors) - len(shown):,} more; -v lists them", "dim"))
 
@@ -151,26 +153,37 @@ def _listed(items: Sequence[str], most: int, whole: bool) -> str:
     return ", ".join(shown) + (f" and {len(items) - len(shown):,} more" if len(shown) < len(items) else "")
 
 
-def _table(tensors: Sequence[Mapping[str, Any]], width: int) -> Table:
+def _table(tensors: Sequence[Mapping[str, Any]], width: int, inside: str) -> Table:
+    """One row a tensor; in a narrow window without bytes and extremes, and without what the model's names begin with."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     wide = width >= 100
-    table.add_column("tensor", overflow="fold", ratio=None, min_width=12)
+    what = _what if wide else _brief
+    table.add_column("tensor", overflow="fold", min_width=12)
     table.add_column("type", no_wrap=True)
     table.add_column("shape", overflow="fold")
     if wide:
         table.add_column("bytes", justify="right", no_wrap=True)
-    if any(_what(tensor) for tensor in tensors):
+    if any(what(tensor) for tensor in tensors):
         table.add_column("values", overflow="fold")
     for tensor in tensors:
-        cells = [tensor["name"], tensor["dtype"], _shape(tensor)]
+        name = tensor["name"]
+        name = f"…{name.removeprefix(inside)}" if inside and not wide and name.startswith(inside) else name
+        cells = [name, tensor["dtype"], _shape(tensor)]
         cells += [f"{tensor['bytes']:,}"] if wide else []
-        cells += [_what(tensor)] if len(table.columns) > len(cells) else []
+        cells += [what(tensor)] if len(table.columns) > len(cells) else []
         table.add_row(*(Text(escaped(cell)) for cell in cells))
     return table
 
 
 def _shape(tensor: Mapping[str, Any]) -> str:
     return "×".join(map(str, tensor["shape"])) or "scalar"
+
+
+def _brief(tensor: Mapping[str, Any]) -> str:
+    values = tensor["values"]
+    if tensor["tie"] or tensor["shares"] or values is None or values.kind != "other" or values.mean is None:
+        return _what(tensor)
+    return f"{values.mean:.2g} ± {values.std:.2g}" + str(values)[str(values).find(";") :] * (";" in str(values))
 
 
 def _what(tensor: Mapping[str, Any]) -> str:

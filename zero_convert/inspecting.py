@@ -151,7 +151,7 @@ def own_names(contents: Contents) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# as JSON, `schemas/inspect.schema.json`
+# as JSON, `inspect.schema.json`
 
 
 def facts(found: Survey) -> dict[str, Any]:

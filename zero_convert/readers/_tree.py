@@ -19,6 +19,7 @@ WEIGHTS = (
     "ema", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "params_ema",
 )  # fmt: skip # keys that hold a model's tensors, the first of them counts
 PREFIXES = ("module.", "_orig_mod.", "model._orig_mod.")  # of DistributedDataParallel and torch.compile
+_FACTS, _SHORT = 40, 200  # entries of a checkpoint that are told, and characters of one
 _VISIT = 100  # bytes that a visited value costs
 
 Path = tuple[str, ...]
@@ -92,6 +93,17 @@ def _key(key: Any, index: int, source: Source) -> str:
         spelled = repr(key) if type(key) is not int or abs(key) < 1 << 64 else "a number"
         return spelled if len(spelled) < 80 else f"({index})"
     return f"({index})"
+
+
+def facts(root: Any) -> dict[str, str]:
+    """The texts and numbers on the first level of a checkpoint, of those the first and short ones: epoch, version, …"""
+    found = {}
+    for key, value in root.pairs if isinstance(root, Table) else ():
+        known = type(value) in (bool, float) or (type(value) is int and abs(value) < 1 << 64)
+        if type(key) is str and not key.startswith("zero_convert") and (known or type(value) is str):
+            if len(text := str(value)) <= _SHORT and len(found) < _FACTS:
+                found[key] = text
+    return found
 
 
 def is_module(root: Any) -> bool:

@@ -110,6 +110,7 @@ def described(
         weights_at=at,
         weights_prefix=prefix,
         sections=others,
+        metadata=_tree.facts(root),
         globals=tuple(map(str, globals_)),
         trust=trust,
         details={"module": str(root.function) if module and name != SCRIPT else "", **(details or {})},
