@@ -1,8 +1,8 @@
 """Files that would do harm if they were loaded, made by our own code after the public advisories.
 
 Sources of the ideas: the advisories of picklescan, fickling and modelscan (hidden globals, opcodes that call, modules
-that were not on a list), of torch (`torch.load`, `torch.package`, TorchScript, `.pt2`), of zip (two members of one name,
-headers that disagree, wrong CRCs, compressed members), and of onnx (external data). Each payload only touches a marker.
+that were not on a list), of torch (`torch.load`, `torch.package`, TorchScript, `.pt2`), of zip (two members of one
+name, headers that disagree, wrong CRCs, compressed members), of onnx (external data). Payloads only touch a marker.
 """
 
 from __future__ import annotations
@@ -19,27 +19,32 @@ from dataclasses import dataclass
 CALLS = (
     "os.system", "posix.system", "nt.system", "os.popen", "os.execvp", "os.unlink", "os.open", "pty.spawn",
     "subprocess.Popen", "subprocess.call", "subprocess.run", "subprocess.check_output", "subprocess.getoutput",
-    "builtins.eval", "builtins.exec", "builtins.compile", "builtins.__import__", "builtins.open", "builtins.getattr",
-    "__builtin__.eval", "__builtin__.execfile", "runpy.run_path", "runpy._run_code", "importlib.import_module",
-    "importlib.util.spec_from_file_location", "imp.load_source", "shutil.rmtree", "shutil.copyfile", "socket.socket",
-    "socket.create_connection", "http.client.HTTPConnection", "urllib.request.urlopen", "urllib.request.urlretrieve",
-    "webbrowser.open", "ctypes.CDLL", "multiprocessing.util.spawnv_passfds", "asyncio.unix_events._UnixSubprocessTransport",
+    "builtins.eval", "builtins.exec", "builtins.compile", "builtins.__import__", "builtins.open",
+    "builtins.getattr", "__builtin__.eval", "__builtin__.execfile", "runpy.run_path", "runpy._run_code",
+    "importlib.import_module", "importlib.util.spec_from_file_location", "imp.load_source", "shutil.rmtree",
+    "shutil.copyfile", "socket.socket", "socket.create_connection", "http.client.HTTPConnection",
+    "urllib.request.urlopen", "urllib.request.urlretrieve", "webbrowser.open", "ctypes.CDLL",
+    "multiprocessing.util.spawnv_passfds", "asyncio.unix_events._UnixSubprocessTransport",
     "code.InteractiveInterpreter", "codeop.compile_command", "timeit.timeit", "timeit.main", "trace.Trace",
     "cProfile.run", "cProfile.runctx", "profile.run", "profile.Profile.runctx", "pdb.run", "pdb.Pdb", "bdb.Bdb.run",
     "doctest.debug_script", "pydoc.pipepager", "pydoc.locate", "idlelib.pyshell.ModifiedInterpreter.runcommand",
-    "idlelib.autocomplete.AutoComplete.get_entity", "lib2to3.pgen2.grammar.Grammar.loads", "venv.create", "zipimport.zipimporter",
-    "pip.main", "pip._internal.main", "ensurepip._run_pip", "distutils.file_util.write_file", "logging.config.listen",
-    "operator.attrgetter", "operator.methodcaller", "functools.partial", "functools.reduce", "types.FunctionType",
-    "types.CodeType", "marshal.loads", "pickle.loads", "pickle.load", "_pickle.loads", "dill.loads", "joblib.load",
-    "cloudpickle.loads", "pandas.read_pickle", "numpy.load", "numpy.testing._private.utils.runstring", "numpy.f2py.crackfortran.getlincoef",
-    "torch.load", "torch.hub.load", "torch.hub.load_state_dict_from_url", "torch.jit.load", "torch.package.PackageImporter",
-    "torch.utils.cpp_extension.load_inline", "torch.utils._config_module.ConfigModule.load_config",
-    "torch.utils.bottleneck.__main__.run_cprofile", "torch.utils.collect_env.run", "torch.utils.data.datapipes.utils.decoder.basichandlers",
-    "torch.fx.experimental.symbolic_shapes.ShapeEnv.evaluate_guards_expression", "torch.jit.unsupported_tensor_ops.execWrapper",
-    "torch._dynamo.guards.GuardBuilder.get", "torch._inductor.codecache.compile_file", "torch.distributed.rpc.init_rpc",
-    "torch.serialization.load", "torch._C._jit_compile", "torch.nn.Module.load_state_dict", "torch._utils._rebuild_tensor_v2 ",
-    "sys.setprofile", "sys.modules", "atexit.register", "signal.signal", "threading.Thread", "ssl.get_server_certificate",
-    "smtplib.SMTP", "ftplib.FTP", "telnetlib.Telnet", "xmlrpc.client.ServerProxy", "sqlite3.connect", "tempfile.mkstemp",
+    "idlelib.autocomplete.AutoComplete.get_entity", "lib2to3.pgen2.grammar.Grammar.loads", "venv.create",
+    "zipimport.zipimporter", "pip.main", "pip._internal.main", "ensurepip._run_pip",
+    "distutils.file_util.write_file", "logging.config.listen", "operator.attrgetter", "operator.methodcaller",
+    "functools.partial", "functools.reduce", "types.FunctionType", "types.CodeType", "marshal.loads",
+    "pickle.loads", "pickle.load", "_pickle.loads", "dill.loads", "joblib.load", "cloudpickle.loads",
+    "pandas.read_pickle", "numpy.load", "numpy.testing._private.utils.runstring",
+    "numpy.f2py.crackfortran.getlincoef", "torch.load", "torch.hub.load", "torch.hub.load_state_dict_from_url",
+    "torch.jit.load", "torch.package.PackageImporter", "torch.utils.cpp_extension.load_inline",
+    "torch.utils._config_module.ConfigModule.load_config", "torch.utils.bottleneck.__main__.run_cprofile",
+    "torch.utils.collect_env.run", "torch.utils.data.datapipes.utils.decoder.basichandlers",
+    "torch.fx.experimental.symbolic_shapes.ShapeEnv.evaluate_guards_expression",
+    "torch.jit.unsupported_tensor_ops.execWrapper", "torch._dynamo.guards.GuardBuilder.get",
+    "torch._inductor.codecache.compile_file", "torch.distributed.rpc.init_rpc", "torch.serialization.load",
+    "torch._C._jit_compile", "torch.nn.Module.load_state_dict", "torch._utils._rebuild_tensor_v2 ",
+    "sys.setprofile", "sys.modules", "atexit.register", "signal.signal", "threading.Thread",
+    "ssl.get_server_certificate", "smtplib.SMTP", "ftplib.FTP", "telnetlib.Telnet", "xmlrpc.client.ServerProxy",
+    "sqlite3.connect", "tempfile.mkstemp",
 )  # fmt: skip
 TENSOR_CALL = b"ctorch._utils\n_rebuild_tensor_v2\n"
 

@@ -1,4 +1,4 @@
-"""Valid model files of many kinds, made by the reference libraries from a seed, and what those libraries read in them."""
+"""Valid model files of many kinds, made by the reference libraries from a seed, and what these read in them."""
 
 from __future__ import annotations
 

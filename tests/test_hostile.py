@@ -21,8 +21,9 @@ from zero_convert.errors import ZeroConvertError
 folder, warm = sys.argv[1], sys.argv[2]
 results, events, armed, current = {}, [], False, ""
 WATCHED = ("exec", "import", "compile", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "ctypes",
-    "subprocess.Popen", "socket", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.putenv", "shutil", "urllib", "http",
-    "pty", "webbrowser", "code.__new__", "marshal.loads", "pickle.find_class", "os.chmod", "os.symlink", "os.link", "sqlite3")
+    "subprocess.Popen", "socket", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.putenv", "shutil", "urllib",
+    "http", "pty", "webbrowser", "code.__new__", "marshal.loads", "pickle.find_class", "os.chmod", "os.symlink",
+    "os.link", "sqlite3")
 
 def hook(event, arguments):
     if not armed:

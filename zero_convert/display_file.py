@@ -154,7 +154,7 @@ def _listed(items: Sequence[str], most: int, whole: bool) -> str:
 
 
 def _table(tensors: Sequence[Mapping[str, Any]], width: int, inside: str) -> Table:
-    """One row a tensor; in a narrow window without bytes and extremes, and without what the model's names begin with."""
+    """One row a tensor; a narrow window has no bytes and extremes, and not what the model's names begin with."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     wide = width >= 100
     what = _what if wide else _brief

@@ -1,4 +1,4 @@
-"""Damage with knowledge of the format: headers, pickles, directories and messages are changed and framed soundly again."""
+"""Damage with knowledge of the format: headers, pickles, directories and messages are changed, and framed soundly."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def archive(data: bytes, chance: random.Random) -> bytes:
     return out.getvalue()
 
 
-OPCODES = b"(.012FIJKLMNPQRSTUVXabcdeghijl]opqrstu}\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95\x96"
+OPCODES = b"(.012FIJKLMNPQRSTUVXabcdeghijl]opqrstu}" + bytes([*range(0x80, 0x83), *range(0x85, 0x97)])
 
 
 def pickled(data: bytes, chance: random.Random) -> bytes:

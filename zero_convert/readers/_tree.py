@@ -97,12 +97,14 @@ def _key(key: Any, index: int, source: Source) -> str:
 
 def facts(root: Any) -> dict[str, str]:
     """The texts and numbers on the first level of a checkpoint, of those the first and short ones: epoch, version, …"""
-    found = {}
+    found: dict[str, str] = {}
     for key, value in root.pairs if isinstance(root, Table) else ():
-        known = type(value) in (bool, float) or (type(value) is int and abs(value) < 1 << 64)
-        if type(key) is str and not key.startswith("zero_convert") and (known or type(value) is str):
-            if len(text := str(value)) <= _SHORT and len(found) < _FACTS:
-                found[key] = text
+        known = type(value) in (bool, float, str) or (type(value) is int and abs(value) < 1 << 64)
+        text = str(value) if known else ""
+        if known and type(key) is str and not key.startswith("zero_convert") and len(text) <= _SHORT:
+            found[key] = text
+            if len(found) == _FACTS:
+                break
     return found
 
 
