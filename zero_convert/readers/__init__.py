@@ -13,7 +13,7 @@ from os import PathLike
 
 from ..errors import MalformedError, UntrustedError
 from . import gguf, onnx, safetensors, torch_export, torch_legacy, torch_tar, torch_zip
-from ._source import Source
+from ._source import Budget, Source
 from ._zip import Archive
 from .contents import Contents as Contents
 from .contents import Limits as Limits
@@ -32,11 +32,11 @@ def read(path: str | PathLike[str], limits: Limits | None = None) -> Contents:
         RefusedError: it asks for more than the limits, or for a file outside of its folder.
         StorageError: it, or a file it names, cannot be read.
     """
-    return _read(str(path), limits or Limits())
+    return _read(str(path), Budget(limits or Limits(), str(path)))
 
 
-def _read(path: str, limits: Limits) -> Contents:
-    with Source(path, limits) as source:
+def _read(path: str, budget: Budget) -> Contents:
+    with Source(path, budget) as source:
         head = source.read(source.begin, min(_HEAD, source.size))
         if head[:4] == b"PK\x03\x04":
             return _archive(source)
@@ -47,7 +47,7 @@ def _read(path: str, limits: Limits) -> Contents:
         if torch_tar.looks_like(head):
             return torch_tar.read(source)
         if safetensors.looks_like_index(head):
-            return safetensors.read_index(source, limits, _read)
+            return safetensors.read_index(source, _shard)
         if onnx.looks_like(head):
             return onnx.read(source)
         if torch_legacy.looks_like(head):
@@ -59,6 +59,14 @@ def _read(path: str, limits: Limits) -> Contents:
         expected="safetensors or its index, what torch saves, ONNX, GGUF, or a pickle",
         fix="The file is damaged, or no model.",
     )
+
+
+def _shard(source: Source, path: str) -> Contents:
+    """What is in one file of a sharded model, on the budget of its index."""
+    with Source(path, source.budget) as inner:
+        if safetensors.looks_like_index(inner.read(inner.begin, min(_HEAD, inner.size))):
+            raise inner.malformed("a file of a sharded model is sharded itself")
+    return _read(path, source.budget)
 
 
 def _archive(source: Source) -> Contents:

@@ -53,9 +53,9 @@ class Budget:
 class Source(AbstractContextManager["Source"]):
     """A span of an open file: all of it, or a file inside a container. Positions count from the start of the file."""
 
-    def __init__(self, path: str, limits: Limits) -> None:
+    def __init__(self, path: str, budget: Budget) -> None:
         self.path = self.where = path
-        self.budget = Budget(limits, path)
+        self.budget = budget
         self.file: BinaryIO = opened(path)
         self.begin, self.end = 0, os.fstat(self.file.fileno()).st_size
 

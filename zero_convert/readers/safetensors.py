@@ -16,7 +16,7 @@ from ..errors import RefusedError
 from ..exporters.safetensors import read_header
 from ._source import DAMAGED, Source
 from ._views import tied
-from .contents import Contents, Limits, Storage, Tensor
+from .contents import Contents, Storage, Tensor
 
 FORMAT, SHARDED = "safetensors", "sharded"
 JSON = 20  # bytes of memory that a byte of JSON may become
@@ -60,7 +60,7 @@ def looks_like_index(head: bytes) -> bool:
     return head.lstrip()[:1] == b"{"
 
 
-def read_index(source: Source, limits: Limits, one: Callable[[str, Limits], Contents]) -> Contents:
+def read_index(source: Source, one: Callable[[Source, str], Contents]) -> Contents:
     """What is in all the files that an index names; each is read by `one`, from the index's own folder only."""
     source.budget.take(JSON * source.size)
     table = parse_json(source.read(source.begin, source.size), source.where)
@@ -74,9 +74,7 @@ def read_index(source: Source, limits: Limits, one: Callable[[str, Limits], Cont
     tensors: list[Tensor] = []
     found: dict[str, Contents] = {}
     for shard, expected in shards.items():
-        inner = one(beside(source, shard), limits)
-        if inner.files or inner.format == SHARDED:
-            raise source.malformed("a shard is sharded itself", brief(shard))
+        inner = one(source, beside(source, shard))
         _agree(source, shard, expected, {tensor.name for tensor in inner.tensors})
         tensors += inner.tensors
         found[shard] = inner
