@@ -18,6 +18,7 @@ from torch import nn
 
 from tests import model_files as files
 from zero_convert import inspecting, readers
+from zero_convert.errors import MalformedError
 from zero_convert.readers import Contents, Tensor
 from zero_convert.readers.tensor_bytes import pieces
 
@@ -164,6 +165,8 @@ CHECKPOINTS: dict[str, tuple[Any, str, str, dict[str, int]]] = {
     "compiled": ({"model": {"state_dict": {"module._orig_mod.a": 0}}}, "model.state_dict", "module._orig_mod.", {}),
     "ema only": ({"ema": {"a": 0}}, "ema", "", {}),
     "beside": ({"a": 0, "optimizer": {"state": {0: {"exp_avg": 1}}}}, "", "", {"optimizer": 1}),
+    "generator": ({"rng": 0, "model": {"a": 1}}, "model", "", {"rng": 1}),
+    "ema beside": ({"a": 0, "ema": {"a": 1}}, "", "", {"ema": 1}),
     "list": ([0, 1], "", "", {}),
 }  # fmt: skip
 
@@ -203,6 +206,12 @@ def test_large_views_are_gathered_in_windows(tmp_path: Path, monkeypatch: pytest
         assert all(0 < len(piece) <= 64 for piece in pieces(tensor))
         assert content(tensor) == files.raw(views[tensor.name]), tensor.name
     assert any(tensor.shares for tensor in found.tensors)
+
+
+def test_tensors_that_are_conjugates_of_what_is_stored_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.view_as_complex(torch.ones(3, 2)).conj()}, tmp_path / "c")
+    with pytest.raises(MalformedError, match="conjugate"):
+        readers.read(tmp_path / "c")
 
 
 def test_sharded_models_are_read_from_their_index(tmp_path: Path) -> None:

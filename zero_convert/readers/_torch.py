@@ -57,7 +57,7 @@ class Rebuild:
         self._source = source
         self._known: Mapping[str, Callable[..., Any]] = {
             "torch._utils._rebuild_tensor": self._tensor,
-            "torch._utils._rebuild_tensor_v2": self._tensor,
+            "torch._utils._rebuild_tensor_v2": self._plain,
             "torch._utils._rebuild_tensor_v3": self._typed,
             "torch._utils._rebuild_parameter": self._parameter,
             "torch._utils._rebuild_parameter_with_state": self._parameter,
@@ -111,14 +111,34 @@ class Rebuild:
 
     # -- calls
 
+    def _plain(
+        self, storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, changes: Any = None
+    ) -> Array:
+        self._unchanged(changes)
+        return self._tensor(storage, offset, size, stride, grad, hooks)
+
+    def _unchanged(self, changes: Any) -> None:
+        """Refuse a tensor whose values are the conjugate or the negative of what is stored."""
+        if isinstance(changes, Table) and changes.pairs:
+            raise self._source.malformed("a tensor is stored as the conjugate or negative of its values")
+
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Array:
         if not isinstance(storage, StoredIn) or storage.dtype is None:
             raise self._source.malformed("a tensor has no typed storage")
         return self._checked(storage.dtype, storage, offset, size, stride, storage.count)
 
     def _typed(
-        self, storage: Any, offset: Any, size: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any
+        self,
+        storage: Any,
+        offset: Any,
+        size: Any,
+        stride: Any,
+        _grad: Any,
+        _hooks: Any,
+        dtype: Any,
+        changes: Any = None,
     ) -> Array:
+        self._unchanged(changes)
         name = self._type(dtype)
         if not isinstance(storage, StoredIn) or storage.dtype is not None:
             raise self._source.malformed("a tensor has no storage of bytes")

@@ -148,10 +148,12 @@ def weights(root: Any, found: list[tuple[Path, Array]]) -> tuple[str, str, Mappi
 
 
 def _section(table: Table) -> str | None:
-    """The key of a checkpoint under which the model's tensors are; None where they are on this level."""
-    if any(isinstance(value, Array) for _, value in table.pairs):
-        return None
-    for key in WEIGHTS:
+    """The key of a checkpoint under which the model's tensors are; None where they are on this level.
+
+    Beside tensors (a generator's state) only a key that names a model counts, and none that names averages of it.
+    """
+    beside = any(isinstance(value, Array) for _, value in table.pairs)
+    for key in WEIGHTS[: WEIGHTS.index("ema")] if beside else WEIGHTS:
         value = table.get(key)
         if isinstance(value, Table) and value.pairs and _has_tensors(value):
             return key
