@@ -18,13 +18,12 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import typer.core
 
-from . import cli_diff, cli_lock, cli_verify
+from . import cli_diff, cli_inspect, cli_lock, cli_verify
 from .cli_parts import (
     OUTPUT,
     Device,
@@ -46,7 +45,6 @@ from .cli_parts import (
     examples,
     model_args_of,
     option,
-    plain,
     print_json,
     stdout_kept_clean,
     third_party_warnings,
@@ -209,36 +207,7 @@ def convert(
         display.saved(screen, saved, result.weights_digest)
 
 
-@app.command()
-def inspect(
-    target: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="A model, or a .safetensors or .onnx file.")],
-    model_args: ModelArgs = None,
-    inputs: Inputs = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-) -> None:
-    """Show what is in a model or file; it runs no code from a file."""
-    from . import display
-
-    screen = display.Screen(quiet or as_json, verbose)
-    if _is_file(target):
-        facts = _file_facts(target)
-        if as_json:
-            print_json({**facts, "exit_code": 0})
-        else:
-            display.file_contents(screen, facts)
-        return
-    with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
-        from . import pipeline
-
-        found = pipeline.inspect_model(target, model_args_of(model_args), examples(inputs), progress=progress)
-    if as_json:
-        print_json({**plain(found), "exit_code": 0})
-    else:
-        display.inspection(screen, found)
-
-
+app.command()(cli_inspect.inspect)
 app.command()(cli_lock.check)
 app.command()(cli_lock.lock)
 app.command()(cli_diff.diff)
@@ -487,14 +456,6 @@ def _refuse_without_output(word: str) -> NoReturn:
     raise UsageError("no output is named", expected="--out FILE", fix="Or look at the plan with --dry-run.")
 
 
-def _is_file(target: str) -> bool:
-    """Is it a file to read rather than a model's name? `resnet50` stays a name beside a file of that name."""
-    path = Path(target)
-    if path.suffix in (".safetensors", ".onnx", ".py"):
-        return path.suffix != ".py"
-    return path.is_file() and (path.suffix != "" or path.name != target)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # streams
 
@@ -547,33 +508,4 @@ def _facts(result: Result) -> dict[str, Any]:
         "device": result.device,
         "checks": result.checks,
         "weights_digest": result.weights_digest,
-    }
-
-
-def _file_facts(path: str) -> dict[str, Any]:
-    """What is in a file of weights; its digest is made anew from the bytes of its tensors."""
-    from . import exporters
-    from .errors import MalformedError
-    from .receipt import DIGEST_KEY, recipe_from_metadata, recipe_json
-
-    exporter = exporters.load(exporters.format_in(path))
-    header = exporter.read_header(path)
-    recipe = recipe_from_metadata(header.metadata, path)
-    names = ("ir_version", "opsets", "inputs", "outputs", "operators")
-    facts = {name: getattr(header, name) for name in names if hasattr(header, name)}
-    try:
-        digest, undigested = exporter.file_digests(path).weights_digest, ""
-    except MalformedError as error:
-        if not facts:
-            raise
-        digest, undigested = None, f"{error.what}: {error.got}"
-    return {
-        "file": path,
-        "size": header.size,
-        "recipe": None if recipe is None else recipe_json(recipe),
-        "weights_digest": digest,
-        "recorded_digest": header.metadata.get(DIGEST_KEY),
-        **({"undigested": undigested} if undigested else {}),
-        **facts,
-        "tensors": header.tensors,
     }

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
@@ -59,6 +59,11 @@ class Screen:
     def give(self, *lines: RenderableType) -> None:
         """The result, on stdout."""
         _print(self._out, lines)
+
+    @property
+    def width(self) -> int:
+        """Columns of stdout's window, or many."""
+        return self._out.width
 
     @property
     def interactive(self) -> bool:
@@ -362,40 +367,6 @@ def inspection(screen: Screen, found: Inspection) -> None:
             tensors = ", ".join(f"{tensor.local} {_times(tensor.shape)}".rstrip() for tensor in layer.tensors)
             table.add_row(layer.name or "(the model itself)", layer.kind, layer.role, layer.cls, tensors)
         screen.give("", table)
-
-
-def file_contents(screen: Screen, found: Mapping[str, Any]) -> None:
-    """What is in a file: its recipe, its tensors, their digest; of an ONNX file what goes in and comes out as well."""
-    tensors, recipe = found["tensors"], found["recipe"]
-    values = sum(prod(tensor.shape) for tensor in tensors)
-    screen.give(Text(f"{found['file']}, {size(found['size'])}", "bold"), "")
-    facts = facts_table()
-    facts.add_row(Text("tensors", "dim"), Text(f"{len(tensors):,}, {values:,} values"))
-    facts.add_row(Text("types", "dim"), Text(_counted(tensor.dtype for tensor in tensors)))
-    digest = found["weights_digest"]
-    facts.add_row(Text("weights", "dim"), Text(f"zc1 {digest}" if digest else f"no digest: {found['undigested']}"))
-    if digest and found["recorded_digest"] not in (None, f"zc1:{digest}"):
-        facts.add_row("", Text(f"the file records {found['recorded_digest']}: its tensors were changed", "red"))
-    for name, count in Counter(getattr(tensor, "location", "") for tensor in tensors).items():
-        if name:
-            facts.add_row(Text("data", "dim"), Text(f"{count:,} tensors in {name}"))
-    if "opsets" in found:
-        opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found["opsets"].items())
-        facts.add_row(Text("opset", "dim"), Text(f"{opsets} (IR version {found['ir_version']})"))
-        for label in ("inputs", "outputs"):
-            facts.add_row(Text(label, "dim"), Text(", ".join(f"{k} {v}" for k, v in found[label].items())))
-        nodes = ", ".join(f"{count} {kind}" for kind, count in found["operators"].items())
-        facts.add_row(Text("nodes", "dim"), Text(nodes))
-    for key, value in (recipe or {}).items():
-        spelled = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
-        if spelled:
-            facts.add_row(Text(key, "dim"), Text(spelled))
-    if recipe is None:
-        facts.add_row(Text("recipe", "dim"), Text("none: not written by zero-convert"))
-    table = table_of("tensor", "type", "shape", "bytes")
-    for tensor in tensors:
-        table.add_row(tensor.name, tensor.dtype, _times(tensor.shape), f"{tensor.end - tensor.begin:,}")
-    screen.give(Padding(facts, (0, 0, 0, 2)), "", table)
 
 
 def verification(screen: Screen, path: Path, answer: Verification | ZeroConvertError) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import collections
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import BinaryIO
@@ -36,7 +36,10 @@ _TYPED_DATA = (4, 5, 6, 7, 10, 11)
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """An initializer: bytes `begin:end` of the file, or of the file `location` beside it; -1 where it is not raw."""
+    """An initializer: bytes `begin:end` of the file, or of the file `location` beside it; -1 where it is not raw.
+
+    Of one that is not raw, `typed` are number, begin and end of the field that holds its values, if one field does.
+    """
 
     name: str
     dtype: str
@@ -44,6 +47,7 @@ class StoredTensor:
     begin: int
     end: int
     location: str = ""
+    typed: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,7 @@ class OnnxHeader:
         size: of the file in bytes, without that of a data file.
         inputs: name → type and sizes, "F32 batch×3×224×224"; outputs likewise.
         operators: how many nodes of each kind the main graph has, the most frequent first.
+        producer: the tool that wrote it, and its version.
     """
 
     metadata: Mapping[str, str]
@@ -64,6 +69,7 @@ class OnnxHeader:
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
     operators: Mapping[str, int]
+    producer: str = ""
 
 
 def read_header(path: str | PathLike[str]) -> OnnxHeader:
@@ -83,24 +89,27 @@ def read_metadata(path: str | PathLike[str]) -> Mapping[str, str]:
     return read_header(path).metadata
 
 
-def header_of(file: BinaryIO, where: str) -> OnnxHeader:
-    """The header of an open file; errors as `read_header`."""
+def header_of(file: BinaryIO, where: str, spend: Callable[[int], None] = lambda _: None) -> OnnxHeader:
+    """The header of an open file; errors as `read_header`, and what `spend` raises where it grows too large."""
     size = os.fstat(file.fileno()).st_size
-    model = Message(file, 0, size, where)
+    model = Message(file, 0, size, where, spend)
     ir_version, graph = 0, None
+    producer: dict[int, str] = {}
     opsets: dict[str, int] = {}
     metadata: dict[str, str] = {}
     try:
-        for field in model.fields(1, 7):
+        for field in model.fields(1, 2, 3, 7):
             if field.number == 1:
                 ir_version = model.integer(field)
+            elif field.number in (2, 3):
+                producer[field.number] = model.text(field, lines=True)
             elif field.number == 7:
                 graph = model.inside(field, "graph")
             elif field.number == 8:
                 domain, version = _opset(model.inside(field, "opset"))
                 opsets[domain] = version
             elif field.number == 14:
-                key, value = _pair(model.inside(field, "metadata"))
+                key, value = _pair(model.inside(field, "metadata"), lines=True)
                 if key in metadata:
                     raise model.malformed(f"the metadata {brief(key)} comes twice")
                 metadata[key] = value
@@ -109,7 +118,8 @@ def header_of(file: BinaryIO, where: str) -> OnnxHeader:
         tensors, inputs, outputs, operators = _graph(graph, where)
     except OSError as error:
         raise StorageError("cannot read the file", where=where, got=error.strerror or str(error)) from error
-    return OnnxHeader(metadata, tuple(tensors.values()), size, ir_version, opsets, inputs, outputs, operators)
+    maker = " ".join(filter(None, (producer.get(2), producer.get(3))))
+    return OnnxHeader(metadata, tuple(tensors.values()), size, ir_version, opsets, inputs, outputs, operators, maker)
 
 
 def _graph(
@@ -122,7 +132,8 @@ def _graph(
     for field in graph.fields():
         if field.number == 1:
             node = graph.inside(field, "a node")
-            operators.update(node.text(part) for part in node.fields(4) if part.number == 4)
+            kind = next((node.text(part) for part in node.fields() if part.number == 4), None)
+            operators.update(() if kind is None else (kind,))
         elif field.number == 5:
             tensor = _tensor(graph.inside(field, "an initializer"), where)
             if tensor.name in tensors or not tensor.name or len(tensors) == TENSORS:
@@ -140,7 +151,8 @@ def _graph(
 
 
 def _tensor(message: Message, where: str) -> StoredTensor:
-    name, kind, elsewhere, typed = "", 0, False, False
+    name, kind, elsewhere = "", 0, False
+    typed: list[Field] = []
     shape: list[int] = []
     raw: Field | None = None
     external: dict[str, str] = {}
@@ -162,7 +174,7 @@ def _tensor(message: Message, where: str) -> StoredTensor:
         elif field.number == 14:
             elsewhere = message.integer(field) == 1
         elif field.number in _TYPED_DATA:
-            typed = True
+            typed.append(field)
     tensor, dtype = f"tensor {brief(name)}", TYPES.get(kind, f"type {kind}")
     if len(shape) > DIMENSIONS or any(size >= 1 << 63 for size in shape):
         raise message.malformed(f"{tensor} of shape {brief(shape)}", f"at most {DIMENSIONS} sizes below 2**63")
@@ -171,7 +183,8 @@ def _tensor(message: Message, where: str) -> StoredTensor:
             raise message.malformed(f"{tensor} is both in the file and in another")
         location, begin, end = _external(external, where, tensor)
     elif typed:
-        return StoredTensor(name, dtype, tuple(shape), -1, -1)
+        span = (typed[0].number, typed[0].begin, typed[0].end) if len(typed) == 1 and typed[0].kind == 2 else None
+        return StoredTensor(name, dtype, tuple(shape), -1, -1, typed=span)
     else:
         location, begin, end = ("", raw.begin, raw.end) if raw else ("", -1, -1)
         if raw is None and 0 not in shape:
@@ -219,8 +232,8 @@ def _external(entries: Mapping[str, str], where: str, tensor: str) -> tuple[str,
     return location, begin, end
 
 
-def _pair(message: Message) -> tuple[str, str]:
-    found = {field.number: message.text(field) for field in message.fields(1, 2)}
+def _pair(message: Message, lines: bool = False) -> tuple[str, str]:
+    found = {field.number: message.text(field, lines and field.number == 2) for field in message.fields(1, 2)}
     return found.get(1, ""), found.get(2, "")
 
 

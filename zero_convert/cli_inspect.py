@@ -1,0 +1,101 @@
+"""The command `inspect`: what is in a model or a file. It knows no format, and imports torch for models only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_parts import (
+    MESSAGES,
+    Inputs,
+    Json,
+    ModelArgs,
+    Quiet,
+    Verbose,
+    examples,
+    model_args_of,
+    option,
+    plain,
+    print_json,
+    stdout_kept_clean,
+    third_party_warnings,
+)
+from .errors import UsageError
+
+FILE = "Files"
+
+
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="A model, or a file of any known format.")],
+    digest: Annotated[
+        bool | None,
+        option("--digest/--no-digest", panel=FILE, help="The weights digest; of small files by default.", metavar=""),
+    ] = None,
+    values: Annotated[
+        bool | None,
+        option("--values/--no-values", panel=FILE, help="What each tensor is; of small files by default.", metavar=""),
+    ] = None,
+    max_bytes: Annotated[
+        str, option("--max-bytes", panel=FILE, metavar="SIZE", help="Memory for what is not tensor data: 512M.")
+    ] = "128M",
+    max_tensors: Annotated[
+        int, option("--max-tensors", panel=FILE, metavar="N", help="Tensors that a file may hold.", min=1)
+    ] = 100_000,
+    markdown: Annotated[
+        bool, option("--markdown", panel=MESSAGES, help="Markdown on stdout, for a pull request.", metavar="")
+    ] = False,
+    model_args: ModelArgs = None,
+    inputs: Inputs = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Show what is in a model or file; it runs no code from a file."""
+    from . import display
+
+    screen = display.Screen(quiet or as_json or markdown, verbose)
+    if is_file(target):
+        from . import display_file, inspecting, readers
+
+        limits = readers.Limits(_bytes(max_bytes), max_tensors)
+        contents = readers.read(target, limits)
+        with screen.progress(keep=False) as progress:
+            found = inspecting.survey(contents, digest=digest, values=values, limits=limits, progress=progress)
+        facts = inspecting.facts(found)
+        if as_json:
+            print_json({**facts, "exit_code": 0})
+        elif markdown:
+            print(display_file.markdown(facts))
+        else:
+            display_file.file_contents(screen, facts)
+        return
+    if markdown:
+        raise UsageError("Markdown is for files", where="--markdown", got=repr(target), expected="a file")
+    with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
+        from . import pipeline
+
+        model = pipeline.inspect_model(target, model_args_of(model_args), examples(inputs), progress=progress)
+    if as_json:
+        print_json({**plain(model), "exit_code": 0})
+    else:
+        display.inspection(screen, model)
+
+
+def is_file(target: str) -> bool:
+    """Is it a file to read rather than a model's name? `resnet50` stays a name beside a file of that name."""
+    path = Path(target)
+    if path.suffix in (".safetensors", ".onnx", ".pt", ".pth", ".pt2", ".gguf", ".py"):
+        return path.suffix != ".py"
+    return path.is_file() and (path.suffix != "" or path.name != target)
+
+
+def _bytes(text: str) -> int:
+    """The number of bytes that "512M" is: K, M and G are powers of 1024."""
+    number, unit = text.strip().upper().removesuffix("B").removesuffix("I"), 1
+    if number[-1:] in ("K", "M", "G"):
+        number, unit = number[:-1], 1024 ** (1 + "KMG".index(number[-1]))
+    if not (number.isascii() and number.isdigit() and int(number[:12]) > 0 and len(number) < 12):
+        raise UsageError("the size is no number of bytes", where="--max-bytes", got=repr(text), expected="512M")
+    return int(number) * unit

@@ -1,0 +1,193 @@
+"""What `inspect FILE` shows: a table that fits the window, or Markdown. Whatever a file says is escaped before.
+
+Knows records and decides nothing. A terminal sees the first tensors of many; a pipe, Markdown and -v all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .display import Screen, facts_table, size
+
+_ROWS = 40  # of tensors on a terminal
+_GLOBALS = 12
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb]"
+)
+
+
+def escaped(text: object) -> str:
+    """The text without anything that a terminal would obey or an eye would not see; spelled instead, `\\x1b`."""
+    spelled = str(text).replace("\\", "\\\\") if _HIDDEN.search(str(text)) else str(text)
+    return _HIDDEN.sub(_spelled, spelled)
+
+
+def _spelled(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def file_contents(screen: Screen, found: Mapping[str, Any]) -> None:
+    """The facts of `inspecting.facts` for people."""
+    screen.give(Text(f"{escaped(found['file'])}, {size(found['size'])}", "bold"), "")
+    facts = facts_table()
+    for label, text, style in _facts(found, screen.verbose > 0):
+        facts.add_row(Text(label, "dim"), Text(escaped(text), style))
+    screen.give(Padding(facts, (0, 0, 0, 2)), "")
+    tensors: Sequence[Mapping[str, Any]] = found["tensors"]
+    if not tensors:
+        return
+    shown = tensors[:_ROWS] if screen.interactive and not screen.verbose and len(tensors) > _ROWS + 5 else tensors
+    weights = found["weights"]
+    inside = f"{weights['at']}.{weights['prefix']}" if weights["at"] else ""
+    screen.give(_table(shown, screen.width, inside))
+    if len(shown) < len(tensors):
+        screen.give(Text(f"and {len(tensors) - len(shown):,} more; -v lists them", "dim"))
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The same as GitHub's Markdown."""
+    lines = [f"# {_code(found['file'])}", "", "| | |", "|---|---|"]
+    lines += [f"| {label} | {_code(text)} |" for label, text, _ in _facts(found, True)]
+    lines += ["", "| tensor | type | shape | bytes | values |", "|---|---|---|---:|---|"]
+    for tensor in found["tensors"]:
+        cells = (tensor["name"], tensor["dtype"], _shape(tensor), f"{tensor['bytes']:,}", _what(tensor))
+        lines.append("| " + " | ".join(_code(cell) if index != 3 else cell for index, cell in enumerate(cells)) + " |")
+    return "\n".join(lines)
+
+
+def _code(text: object) -> str:
+    """The text as it is, in a code span that it cannot leave."""
+    plain = escaped(text)
+    if not plain:
+        return ""
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", plain)), default=0))
+    space = " " if "`" in plain else ""
+    return f"{fence}{space}{plain}{space}{fence}".replace("|", "\\|")
+
+
+def _facts(found: Mapping[str, Any], whole: bool) -> Iterator[tuple[str, str, str]]:
+    """(label, text, style) of each line."""
+    totals, weights = found["totals"], found["weights"]
+    yield "format", found["format"] + (f", {found['producer']}" if found["producer"] else ""), ""
+    if found.get("module"):
+        yield "class", found["module"], ""
+    yield from _trust(found, whole)
+    ties = f", {totals['ties']:,} of them tied" if totals["ties"] else ""
+    spelled = f"{totals['tensors']:,}{ties}; {totals['values']:,} values, {size(totals['bytes'])}"
+    yield "tensors", spelled, ""
+    if totals["parameters"] is not None:
+        yield "", f"{totals['parameters']:,} values in parameters, {totals['buffers']:,} in buffers", ""
+    kinds = Counter(tensor["dtype"] for tensor in found["tensors"])
+    yield "types", ", ".join(f"{count:,} {dtype}" for dtype, count in kinds.most_common()), ""
+    if weights["at"] or weights["prefix"] or found["sections"]:
+        at = f" under {weights['at']}" if weights["at"] else ""
+        prefix = f", each behind {weights['prefix']}" if weights["prefix"] else ""
+        yield "model", f"{weights['tensors']:,} tensors{at}{prefix}; {weights['values']:,} values", ""
+    for index, (name, count) in enumerate(found["sections"].items()):
+        yield "besides" if index == 0 else "", f"{name}: {count:,} tensors", ""
+    yield from _digest(found)
+    held = Counter(tensor["file"] for tensor in found["tensors"] if tensor["file"])
+    if held:
+        yield "data", _listed([f"{count:,} tensors in {name}" for name, count in held.items()], 8, whole), ""
+    if "opsets" in found:
+        opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found["opsets"].items())
+        yield "opset", f"{opsets} (IR version {found['ir_version']})", ""
+        for label in ("inputs", "outputs"):
+            yield label, ", ".join(f"{name} {spelled}" for name, spelled in found[label].items()), ""
+        yield "nodes", _listed([f"{count} {kind}" for kind, count in found["operators"].items()], 30, whole), ""
+    yield from _recipe(found)
+    kept = {key: value for key, value in found["metadata"].items() if not key.startswith("zero_convert")}
+    for index, (key, value) in enumerate(list(kept.items())[: None if whole else 12]):
+        yield "metadata" if index == 0 else "", f"{key} = {value if len(value) < 200 else value[:200] + ' …'}", ""
+    if len(kept) > 12 and not whole:
+        yield "", f"and {len(kept) - 12} more; -v lists them", "dim"
+    for index, note in enumerate(found["notes"]):
+        yield "notes" if index == 0 else "", note, "yellow"
+
+
+def _trust(found: Mapping[str, Any], whole: bool) -> Iterator[tuple[str, str, str]]:
+    if not found["trust"]:
+        yield "trust", "not needed: loading it runs no code from it", "green"
+        return
+    reasons = found["trust"] if whole else found["trust"][:_GLOBALS]
+    yield "trust", "needed", "bold red"
+    for reason in reasons:
+        yield "", reason, "red"
+    if len(reasons) < len(found["trust"]):
+        yield "", f"and {len(found['trust']) - len(reasons):,} more; -v lists them", "dim"
+
+
+def _digest(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    digest = found["weights_digest"]
+    if digest:
+        yield "weights", f"zc1 {digest}", ""
+        if found["recorded_digest"] not in (None, f"zc1:{digest}"):
+            yield "", f"the file records {found['recorded_digest']}: its tensors were changed", "red"
+    elif found["undigested"]:
+        yield "weights", f"no digest: {found['undigested']}", ""
+    else:
+        yield "weights", "not read, because there are many: --digest and --values read them", "dim"
+
+
+def _recipe(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    recipe = found["recipe"]
+    if recipe is None:
+        yield "recipe", "none: not written by zero-convert", ""
+        return
+    for key, value in recipe.items():
+        spelled = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+        if spelled:
+            yield key, spelled, ""
+
+
+def _listed(items: Sequence[str], most: int, whole: bool) -> str:
+    shown = items if whole else items[:most]
+    return ", ".join(shown) + (f" and {len(items) - len(shown):,} more" if len(shown) < len(items) else "")
+
+
+def _table(tensors: Sequence[Mapping[str, Any]], width: int, inside: str) -> Table:
+    """One row a tensor; a narrow window has no bytes and extremes, and not what the model's names begin with."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    wide = width >= 100
+    what = _what if wide else _brief
+    table.add_column("tensor", overflow="fold", min_width=12)
+    table.add_column("type", no_wrap=True)
+    table.add_column("shape", overflow="fold")
+    if wide:
+        table.add_column("bytes", justify="right", no_wrap=True)
+    if any(what(tensor) for tensor in tensors):
+        table.add_column("values", overflow="fold")
+    for tensor in tensors:
+        name = tensor["name"]
+        name = f"…{name.removeprefix(inside)}" if inside and not wide and name.startswith(inside) else name
+        cells = [name, tensor["dtype"], _shape(tensor)]
+        cells += [f"{tensor['bytes']:,}"] if wide else []
+        cells += [what(tensor)] if len(table.columns) > len(cells) else []
+        table.add_row(*(Text(escaped(cell)) for cell in cells))
+    return table
+
+
+def _shape(tensor: Mapping[str, Any]) -> str:
+    return "×".join(map(str, tensor["shape"])) or "scalar"
+
+
+def _brief(tensor: Mapping[str, Any]) -> str:
+    values = tensor["values"]
+    if tensor["tie"] or tensor["shares"] or values is None or values.kind != "other" or values.mean is None:
+        return _what(tensor)
+    return f"{values.mean:.2g} ± {values.std:.2g}" + str(values)[str(values).find(";") :] * (";" in str(values))
+
+
+def _what(tensor: Mapping[str, Any]) -> str:
+    if tensor["tie"]:
+        return f"tied to {tensor['tie']}"
+    shares = f"shares bytes with {tensor['shares']}" if tensor["shares"] else ""
+    return "; ".join(filter(None, (str(tensor["values"] or ""), shares)))

@@ -1,0 +1,127 @@
+"""What a reader found in a file: one record for every format. Frozen facts; no byte of a tensor is in them.
+
+A tensor's bytes stay in the file: `Storage` says where, `bytes.py` reads them through windows. Knows no format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from ..exporters.safetensors import DTYPES
+
+# dtype → bits per element: those of safetensors, and those that it cannot spell (they have no digest)
+BITS: Mapping[str, int] = {
+    **DTYPES, "C128": 128, "C32": 32, "QI32": 32, "QI8": 8, "QU8": 8, "QU4X2": 8, "QU2X4": 8, "F4X2": 8, "BITS8": 8,
+    "BITS16": 16, "U4": 4, "I4": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a file may ask for.
+
+    Attributes:
+        max_bytes: of memory for what is not tensor data: headers, pickles, directories, names. Each reader accounts for
+            what it builds before it builds it.
+        max_tensors: in one file.
+    """
+
+    max_bytes: int = 128 << 20
+    max_tensors: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Bytes `begin:end` of the file `path`.
+
+    Attributes:
+        crc: the CRC-32 that the container records for exactly these bytes, if it does.
+        varints: the bytes are protobuf's numbers, one for each element, and not the elements themselves.
+    """
+
+    path: str
+    begin: int
+    end: int
+    crc: int | None = None
+    varints: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a file.
+
+    Attributes:
+        name: where it is found, keys joined by dots.
+        dtype: as safetensors spells it, else a key of `BITS`, else what the file calls it.
+        shape: its sizes in elements; () is a scalar.
+        strides: in elements; None is row-major without gaps.
+        storage: where its bytes are; None if the file holds none of them in a form that can be read.
+        offset: of its first element in the storage, in bytes.
+        kind: "parameter" or "buffer" where the file says so, else "".
+        tie: the first tensor, by name, that is the same view of the same storage, if this is not the first itself.
+        shares: a tensor that begins before this one and reaches into the same bytes, and is no tie.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...] | None = None
+    storage: Storage | None = None
+    offset: int = 0
+    kind: str = ""
+    tie: str = ""
+    shares: str = ""
+
+    @property
+    def values(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int | None:
+        """Of its elements, row-major without gaps; None for a dtype of unknown width."""
+        bits = BITS.get(self.dtype)
+        return None if bits is None else (bits * self.values + 7) // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in a file.
+
+    Attributes:
+        path: the file that was asked for.
+        format: "safetensors", "torch zip", …
+        producer: who wrote it, as far as the file says.
+        size: of the file and of those it names, in bytes.
+        files: the others it names, by their names beside it.
+        tensors: in the order of the file.
+        weights_at: the keys, joined by dots, under which the model's own tensors are in a larger checkpoint; "" if
+            these are all tensors, or those on the first level.
+        weights_prefix: what stands before each of their names besides, and does not belong to them: "module.".
+        weights: the names in `tensors` of the model's own, mapped to their names in the model.
+        sections: the other keys of a checkpoint that hold tensors, and how many.
+        metadata: texts of the file.
+        globals: every class and function that a loader would import, "module.name", in the order of the file.
+        trust: why loading it would mean to run code from it; empty if it would not.
+        notes: what is unusual, in a line each.
+        details: facts of one format, for JSON and the screen: operator sets, signatures, …
+    """
+
+    path: str
+    format: str
+    size: int
+    tensors: tuple[Tensor, ...]
+    weights: Mapping[str, str]
+    producer: str = ""
+    files: tuple[str, ...] = ()
+    weights_at: str = ""
+    weights_prefix: str = ""
+    sections: Mapping[str, int] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    globals: tuple[str, ...] = ()
+    trust: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)

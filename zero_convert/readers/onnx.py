@@ -1,0 +1,87 @@
+"""ONNX: the initializers of the main graph, also those in a data file beside the model, and those in typed fields.
+
+The format itself is read by `exporters/_onnx_reading.py`, which reads back what the exporter writes. An ONNX file is a
+graph of known operators: loading it runs no code from it, so it asks for no trust.
+"""
+
+from __future__ import annotations
+
+import os
+from math import prod
+
+from ..digests import brief
+from ..exporters._onnx_reading import StoredTensor, header_of
+from ._source import Source
+from ._views import tied
+from .contents import BITS, Contents, Storage, Tensor
+
+FORMAT = "ONNX"
+_RAW = {4: ("F32", "C64"), 10: ("F64", "C128")}  # fields whose values are the bytes of these types
+_NUMBERS = {
+    5: ("I32", "I16", "I8", "U16", "U8", "BOOL", "F16", "BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ",
+        "F8_E8M0"),
+    7: ("I64",), 11: ("U64", "U32"),
+}  # fmt: skip # fields that hold one protobuf number for each value
+_OPENINGS = (b"\x08", b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x3a", b"\x42", b"\x72")  # fields 1 to 5, 7, 8, 14
+
+
+def read(source: Source) -> Contents:
+    """What is in the file."""
+    source.file.seek(source.begin)
+    header = header_of(source.file, source.path, source.budget.take)
+    source.budget.tensors(len(header.tensors))
+    source.budget.take(1000 * len(header.tensors))
+    tensors = tied([_tensor(source, stored) for stored in header.tensors])
+    files = tuple(dict.fromkeys(stored.location for stored in header.tensors if stored.location))
+    beside = os.path.dirname(source.path)
+    domains = [domain for domain in header.opsets if domain not in ("", "ai.onnx", "ai.onnx.ml")]
+    notes = (f"operators that are not ONNX's own, of {', '.join(map(brief, domains))}",) if domains else ()
+    return Contents(
+        path=source.path,
+        format=FORMAT,
+        size=source.size + sum(os.stat(os.path.join(beside, name)).st_size for name in files),
+        tensors=tensors,
+        weights={tensor.name: tensor.name for tensor in tensors},
+        producer=header.producer,
+        files=files,
+        metadata=header.metadata,
+        notes=notes,
+        details={
+            "ir_version": header.ir_version,
+            "opsets": header.opsets,
+            "inputs": header.inputs,
+            "outputs": header.outputs,
+            "operators": header.operators,
+        },
+    )
+
+
+def _tensor(source: Source, stored: StoredTensor) -> Tensor:
+    path = os.path.join(os.path.dirname(source.path), stored.location) if stored.location else source.path
+    storage = None
+    if stored.begin >= 0:
+        storage = Storage(path, stored.begin, stored.end)
+    elif stored.typed is not None:
+        storage = _typed(source, stored, *stored.typed)
+    return Tensor(stored.name, stored.dtype, stored.shape, storage=storage)
+
+
+def _typed(source: Source, stored: StoredTensor, number: int, begin: int, end: int) -> Storage | None:
+    """The values of a typed field, if they are stored in a form that is read here."""
+    total = prod(stored.shape)
+    if stored.dtype in _RAW.get(number, ()):
+        if 8 * (end - begin) != total * BITS[stored.dtype]:
+            raise source.malformed(
+                f"tensor {brief(stored.name)} does not fit its shape", f"{end - begin} bytes", brief(stored.shape)
+            )
+        return Storage(source.path, begin, end)
+    if stored.dtype in _NUMBERS.get(number, ()):
+        if not total <= end - begin <= 10 * total:
+            raise source.malformed(f"tensor {brief(stored.name)} does not fit its shape")
+        return Storage(source.path, begin, end, varints=True)
+    return None
+
+
+def looks_like(head: bytes) -> bool:
+    """Whether a model may begin so: with any field of the outermost message."""
+    return head[:1] in _OPENINGS

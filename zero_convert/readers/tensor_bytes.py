@@ -1,0 +1,198 @@
+"""A tensor's bytes from its file: little-endian, row-major, contiguous, in pieces of whole elements of at most 4 MiB.
+
+A view with strides is gathered in windows, so that a transposed matrix larger than memory can be read. numpy is
+imported for such views, and for numbers in protobuf's form, only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Iterator
+from math import prod
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ..digests import brief
+from ..errors import MalformedError, StorageError
+from ..exporters.safetensors import opened
+from ._source import DAMAGED
+from ._views import contiguous
+from .contents import BITS, Storage, Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+PIECE = 4 << 20  # bytes at most; a multiple of every element's width
+_WINDOW = 8 << 20  # bytes of the file that one gathering may span
+
+
+def readable(tensor: Tensor) -> str:
+    """Why the tensor's bytes cannot be read here; "" if they can."""
+    if tensor.storage is None:
+        return "the file holds no values for it in a form that can be read"
+    if tensor.dtype not in BITS:
+        return f"values of type {tensor.dtype} are quantized in blocks"
+    return ""
+
+
+def pieces(tensor: Tensor) -> Iterator[memoryview]:
+    """The bytes of a tensor that is `readable`; none for an empty one.
+
+    Raises:
+        MalformedError: the file ends early, or holds a number that its type cannot.
+        StorageError: it cannot be read.
+    """
+    storage = tensor.storage
+    if storage is None or not tensor.nbytes:
+        return
+    with opened(storage.path) as file:
+        if storage.varints:
+            yield from _numbers(file, storage, tensor)
+        elif contiguous(tensor):
+            begin = storage.begin + tensor.offset
+            yield from _span(file, begin, begin + tensor.nbytes, storage.path)
+        else:
+            yield from _gathered(file, tensor, storage)
+
+
+def check_crc(storage: Storage) -> None:
+    """Compare a storage's bytes with the CRC that its container records.
+
+    Raises:
+        MalformedError: they differ.
+    """
+    if storage.crc is None:
+        return
+    crc = 0
+    with opened(storage.path) as file:
+        for piece in _span(file, storage.begin, storage.end, storage.path):
+            crc = zlib.crc32(piece, crc)
+    if crc != storage.crc:
+        raise MalformedError(
+            "the CRC of a storage is wrong",
+            where=storage.path,
+            got=f"{crc:08x} for bytes {storage.begin}:{storage.end}",
+            expected=f"{storage.crc:08x}",
+            fix="The values were changed after the file was written.",
+        )
+
+
+def _span(file: BinaryIO, begin: int, end: int, where: str) -> Iterator[memoryview]:
+    while begin < end:
+        data = _read(file, begin, min(end - begin, PIECE), where)
+        begin += len(data)
+        yield memoryview(data)
+
+
+def _read(file: BinaryIO, begin: int, size: int, where: str) -> bytes:
+    try:
+        file.seek(begin)
+        data = file.read(size)
+    except OSError as error:
+        raise StorageError("cannot read the file", where=where, got=error.strerror or str(error)) from error
+    if len(data) != size:
+        raise MalformedError("the file ends early", where=where, got=f"{begin + len(data)} bytes", fix=DAMAGED)
+    return data
+
+
+# -- views
+
+
+def _gathered(file: BinaryIO, tensor: Tensor, storage: Storage) -> Iterator[memoryview]:
+    width = BITS[tensor.dtype] // 8
+    strides = tuple(step * width for step in tensor.strides or ())
+    for start, shape in _blocks(tensor.shape, PIECE // width):
+        offset = tensor.offset + sum(at * step for at, step in zip(start, strides, strict=True))
+        yield memoryview(_block(file, storage, offset, shape, strides, width).tobytes())
+
+
+def _blocks(shape: tuple[int, ...], most: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(start, shape) of blocks of at most `most` elements that follow one another in row-major order."""
+    axis, inner = len(shape), 1
+    while axis and inner * shape[axis - 1] <= most:
+        axis -= 1
+        inner *= shape[axis]
+    if not axis:
+        yield (0,) * len(shape), shape
+        return
+    rows = max(1, most // inner)
+    for outer in itertools.product(*(range(size) for size in shape[: axis - 1])):
+        for row in range(0, shape[axis - 1], rows):
+            start = (*outer, row, *(0 for _ in shape[axis:]))
+            yield start, (*(1 for _ in outer), min(rows, shape[axis - 1] - row), *shape[axis:])
+
+
+def _block(
+    file: BinaryIO, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], width: int
+) -> npt.NDArray[Any]:
+    """The elements of a block as an array of raw elements."""
+    import numpy as np
+
+    reach = sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) + width
+    kind = np.dtype((np.void, width))
+    if reach <= _WINDOW:
+        data = _read(file, storage.begin + offset, reach, storage.path)
+        return np.ndarray(shape, kind, data, 0, strides)
+    axis = max(range(len(shape)), key=lambda index: (shape[index] - 1) * strides[index])
+    out = np.empty(shape, kind)
+    inner = (*shape[:axis], 1, *shape[axis + 1 :])
+    for index in range(shape[axis]):
+        place = (slice(None),) * axis + (slice(index, index + 1),)
+        out[place] = _block(file, storage, offset + index * strides[axis], inner, strides, width)
+    return out
+
+
+# -- numbers
+
+
+def _numbers(file: BinaryIO, storage: Storage, tensor: Tensor) -> Iterator[memoryview]:
+    """Protobuf's numbers as elements: the low bytes of each, which has to fit."""
+    import numpy as np
+
+    width, count, rest = BITS[tensor.dtype] // 8, 0, b""
+    signed = tensor.dtype in ("I64", "I32", "I16", "I8")
+    at = storage.begin
+    while at < storage.end:
+        data = rest + _read(file, at, min(storage.end - at, PIECE // 8 - len(rest)), storage.path)
+        at += len(data) - len(rest)
+        raw = np.frombuffer(data, np.uint8)
+        ends = np.flatnonzero(raw < 0x80)
+        if not len(ends):
+            break
+        used = int(ends[-1]) + 1
+        values = _decoded(raw[:used], ends)
+        _check_range(values, width, signed, tensor, storage)
+        count += len(values)
+        rest = data[used:]
+        yield memoryview(np.ascontiguousarray(values.view(np.uint8).reshape(-1, 8)[:, :width]).tobytes())
+    if rest or count != prod(tensor.shape):
+        raise _unfit(tensor, storage, f"{count} numbers", f"{prod(tensor.shape)}")
+
+
+def _decoded(raw: npt.NDArray[np.uint8], ends: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
+    import numpy as np
+
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    place = np.arange(len(raw)) - np.repeat(starts, ends - starts + 1)
+    if int(place.max()) > 9:
+        return np.full(len(ends), np.iinfo(np.uint64).max, np.uint64)  # no type takes it
+    parts = (raw & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64)
+    return np.bitwise_or.reduceat(parts, starts).astype("<u8")
+
+
+def _check_range(values: npt.NDArray[np.uint64], width: int, signed: bool, tensor: Tensor, storage: Storage) -> None:
+    import numpy as np
+
+    if width == 8 or not len(values):
+        return
+    bits = 8 * width
+    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    numbers = values.view(np.int64)
+    if int(numbers.min()) < low or int(numbers.max()) > high:
+        raise _unfit(tensor, storage, "a number out of range", tensor.dtype)
+
+
+def _unfit(tensor: Tensor, storage: Storage, got: str, expected: str) -> MalformedError:
+    what = f"tensor {brief(tensor.name)} does not hold the values that its shape asks for"
+    return MalformedError(what, where=storage.path, got=got, expected=expected, fix=DAMAGED)
