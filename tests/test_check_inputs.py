@@ -211,6 +211,29 @@ def test_no_size_is_excused_that_does_not_change() -> None:
     assert answers(whole(net, ([torch.zeros(3, 16, 16)],), fewer))["outputs"].status == "fail"
 
 
+class Indexing(nn.Module):
+    """Boxes and scores above a limit, by their indices, and all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        found = self.head(self.body(image).relu()).flatten(2)[0].T
+        kept = (found[:, -1] > 1e9).nonzero()[:, 0]  # no value that the checks make up passes the limit
+        return found[kept, :-1], found[kept, -1], found
+
+
+def test_a_size_that_an_operation_finds_need_not_agree() -> None:
+    subject = convert(Indexing(), torch.zeros(1, 3, 16, 16), "zero-2022")
+    shapes = (((7, 4), "float32"), ((7,), "float32"), ((64, 5), "float32"))
+    check = answers(replace(subject, outputs={"train": shapes, "evaluate": shapes}))["outputs"]
+    assert check.status == "pass", check.summary
+    assert check.numbers["sizes_of_values"] == {"evaluate": [(0, 0), (1, 0)]}
+    fewer = (*shapes[:2], ((63, 5), "float32"))
+    assert answers(replace(subject, outputs={"train": fewer, "evaluate": fewer}))["outputs"].status == "fail"
+
+
 def test_a_detector_passes_through_all_checks() -> None:
     images = ([torch.zeros(3, 16, 16)],)
     net = Detector(limit=-1.0)

@@ -6,7 +6,8 @@ did.
 
 Some sizes are values: how many boxes a detector keeps depends on its weights, which the conversion changes. A size that
 differs is excused if it is seen to depend on values: copies of the converted model with other weights and inputs of the
-same shapes return other sizes there. Number of tensors, dtypes and ranks must agree in any case.
+same shapes return other sizes there, or an operation leads to it that finds as many items as there are (`nonzero`,
+`nms`), and the size is that of the first axis. Number of tensors, dtypes and ranks must agree in any case.
 
 Fails on any other difference: a rewrite that changes a shape is wrong.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
 from .. import generators
 from ..hashing import words
@@ -29,6 +31,7 @@ from ._inputs import Inputs, batches, moved, tensors_in
 QUESTION = "Are the shapes and dtypes of the outputs the original's, in training and evaluation mode?"
 SCALES = (1.0, 4.0, 0.25)  # of the weights in the copies: scores pass or miss a limit
 SHOWN = 6
+FINDING = frozenset({"nonzero", "argwhere", "masked_select", "nms", "batched_nms", "unique", "unique_consecutive"})
 
 Summary = tuple[tuple[tuple[int, ...], str], ...]
 
@@ -44,6 +47,9 @@ def ask(bench: Bench) -> Check:
         described = spell(found)
         if found != tuple(expected):
             excused = sizes_of_values(bench, mode, found)
+            if differs(found, expected, excused):
+                graph = traced.train if mode == "train" else traced.evaluate
+                excused |= {(index, 0) for index in _found_items(graph) if index < len(found) and found[index][0]}
             if differs(found, expected, excused):
                 wrong.append(f"{mode} mode: {described} instead of {spell(expected)}")
             free[mode] = sorted(excused)
@@ -106,6 +112,26 @@ def sizes_of_values(bench: Bench, mode: str, found: Summary) -> set[tuple[int, i
                 (index, axis) for index, ((a, _), (b, _)) in sizes for axis, size in enumerate(a) if size != b[axis]
             }
     return excused
+
+
+def _found_items(graph: fx.Graph) -> list[int]:
+    """Which of the output's tensors have as many rows as some operation finds items."""
+    leaves = [x for x in tree_leaves(graph.output_node().args[0]) if isinstance(x, fx.Node)]
+    return [index for index, leaf in enumerate(leaves) if _finds_items(leaf)]
+
+
+def _finds_items(leaf: fx.Node) -> bool:
+    todo, seen = [leaf], set()
+    while todo:
+        node = todo.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if name in FINDING or (name == "where" and len(node.args) == 1):
+            return True
+        todo += node.all_input_nodes
+    return False
 
 
 @torch.no_grad()
