@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import struct
 import zipfile
@@ -17,10 +18,13 @@ STORAGE = b"(X\7\0\0\0storagectorch\n%sStorage\nX\1\0\0\0%dX\3\0\0\0cpu%stQ"
 PROTO = b"\x80\x02"
 
 
-def bombs(folder: Path) -> Iterator[Path]:
-    """Writes them one by one, and yields the path; whoever asks deletes it."""
+def bombs(folder: Path, every: int = 1) -> Iterator[Path]:
+    """Writes every n-th, one by one, and yields the path; whoever asks deletes it."""
+    count = itertools.count()
     for make in (_safetensors, _pickles, _tensors, _archives, _onnx, _others):
         for name, data in make():
+            if next(count) % every:
+                continue
             path = folder / f"{make.__name__[1:]} {name}"
             with path.open("wb") as file:
                 for piece in [data] if isinstance(data, bytes) else data:

@@ -55,10 +55,7 @@ def exploded(tmp_path: Path, every: int) -> Counter[str]:
 
     wrong = []
     ends: Counter[str] = Counter()
-    for number, path in enumerate(bombs(tmp_path)):
-        if number % every:
-            path.unlink()
-            continue
+    for path in bombs(tmp_path, every):
         ended, seconds, memory = measured(path)
         ends[ended.partition(":")[0]] += 1
         if not ended.startswith(("refused", "a file is missing")) or seconds >= SECONDS or memory >= MEMORY:
@@ -73,7 +70,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="measure
 
 @linux
 def test_some_bombs_are_refused_in_two_seconds_and_256_mib(tmp_path: Path) -> None:
-    assert exploded(tmp_path, 6)["refused"] >= 10
+    assert exploded(tmp_path, 30)["refused"] >= 3
 
 
 @linux

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from zero_convert import schemes
 from zero_convert.initialize import initialize
@@ -229,3 +230,21 @@ def test_a_gate_that_no_input_opens_is_dead() -> None:
     parameter(subject, "expand.weight").zero_()
     check = answers(subject)["gradients"]
     assert (check.status, check.numbers["closed"]) == ("fail", [])
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_a_forward_that_is_run_again_in_the_backward_pass_has_gradients() -> None:
+    class Again(nn.Module):
+        """Keeps no values of its middle (Chen et al., gradient checkpointing, 2016)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.middle, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            x = checkpoint(self.middle, x, use_reentrant=True) if self.training else self.middle(x)
+            return self.head(x)
+
+    check = answers(convert(Again(), torch.zeros(2, 6), "zero-2022"))["gradients"]
+    assert (check.status, check.numbers["dead"]) == ("pass", [])

@@ -563,3 +563,46 @@ def test_all_rows_of_an_attention_at_the_end_of_a_branch_or_before_a_relu_start_
 def test_what_adds_floating_numbers_is_no_quantized_layer() -> None:
     assert not is_quantized(torch.ao.nn.quantized.FloatFunctional())
     assert is_quantized(torch.ao.nn.quantized.QFunctional())
+
+
+class EarlyExit(nn.Module):
+    """Its own Python decides, so that no rewrite reaches the ReLUs at the ends of its branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.branches = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for branch in self.branches:
+            x = x + F.relu(branch(x))
+            if not self.training and self.head(x).softmax(-1).max() > 0.9:
+                break
+        return self.head(x)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_last_layers_before_a_relu_that_no_rewrite_reaches_are_not_zero(scheme: str) -> None:
+    result = zc.convert(EarlyExit(), (ramp(4, 5),), scheme=scheme, device="cpu")
+    assert result.plan.rung == "regions"
+    assert not result.failed, [check.summary for check in result.failed]
+    assert result.module.branches[0].weight.any()
+
+
+class Scripted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.middle = torch.jit.script(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.middle(self.stem(x))))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_scripted_part_has_rules(scheme: str) -> None:
+    result = zc.convert(Scripted(), (ramp(4, 5),), scheme=scheme, validate="none", device="cpu")
+    rules = {a.tensor.name: a.rule for a in result.plan.assignments}
+    assert {"middle.0.weight", "middle.2.bias"} < rules.keys()

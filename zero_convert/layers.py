@@ -101,6 +101,11 @@ def _is_norm(module: nn.Module) -> bool:
     )
 
 
+def own_weight(module: nn.Module) -> nn.Parameter | None:
+    """The parameter that the module itself has under the name "weight"; a scripted module's dict has no `get`."""
+    return dict(module._parameters.items()).get("weight")
+
+
 def is_quantized(module: nn.Module) -> bool:
     """Whether the module's weights are packed integers, which no rule can write."""
     names = list(_names(type(module)))
@@ -110,7 +115,7 @@ def is_quantized(module: nn.Module) -> bool:
     own = [*module._parameters.values(), *module._buffers.values()]
     if any(value is not None and value.is_quantized for value in own):
         return True
-    weight = module._parameters.get("weight")
+    weight = own_weight(module)
     return kind_of(module) in WEIGHT_KINDS and weight is not None and not _has_fractions(weight)
 
 
@@ -155,7 +160,7 @@ def geometry(module: nn.Module) -> Geometry | None:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return Geometry(module.embedding_dim, module.num_embeddings)
     if not isinstance(module, _ConvNd):
-        weight = module._parameters.get("weight")
+        weight = own_weight(module)
         if weight is None or not set(_names(type(module))) & TRANSPOSED_LINEAR:
             return None
         return Geometry(weight.shape[1], weight.shape[0], transposed=True)

@@ -17,8 +17,13 @@ def gradients_of(outputs: Sequence[Tensor], module: nn.Module) -> dict[str, Tens
     dependent = [t for t in outputs if t.requires_grad and t.numel()]
     if not dependent:
         return {name: None for name, _ in named}
-    made = torch.autograd.grad(loss(dependent), [p for _, p in named], allow_unused=True)
-    return {name: gradient for (name, _), gradient in zip(named, made, strict=True)}
+    for _, p in named:
+        p.grad = None
+    loss(dependent).backward()  # type: ignore[no-untyped-call]  # a forward may ask for its parts again: no autograd.grad
+    made = {name: p.grad for name, p in named}
+    for _, p in named:
+        p.grad = None
+    return made
 
 
 def loss(outputs: Sequence[Tensor]) -> Tensor:

@@ -132,8 +132,13 @@ def _tall(m: int, n: int) -> Matrix:
     return PartialIdentity(m, n) if m <= n else Wrapped(m, n)
 
 
+def _dead_at_zero(layer: Layer) -> bool:
+    """The last layer of a branch before a ReLU that no rewrite could reach, with its derivative of 0 at 0."""
+    return layer.role == "last" and layer.clipped and layer.kind in ("convolution", "linear")
+
+
 def _weight(layer: Layer, g: Geometry) -> Formula:
-    zero = layer.role in ZERO
+    zero = layer.role in ZERO and not _dead_at_zero(layer)
     if layer.has("gate") and layer.role == "last":  # the other factor is 0
         return place(g, lambda m, n: by_section(layer, n, {"factor": Zeros}, _tall))
     if zero and layer.has("value") and len(layer.sections) > 1:  # with queries and keys at 0 neither would ever move
@@ -164,13 +169,11 @@ def rewrites(options: Mapping[str, Option]) -> tuple[str, ...]:
 
 
 def _zero_branch(join: Join, structure: Structure) -> bool:
-    """Every branch, but for one that ends in a rectified recurrent layer, which 0 would leave dead, or in a layer that
+    """Every branch, but for one that ends in a layer before a ReLU, which 0 would leave dead, or in a layer that
     shares its weight with one that is not 0."""
     ends = structure.ends(join)
     sharers = [structure.layer(name) for layer in ends for name in layer.shared]
-    return not any(layer.kind == "recurrent" and layer.clipped for layer in ends) and all(
-        layer.role in ZERO for layer in sharers
-    )
+    return not any(layer.clipped for layer in ends) and all(layer.role in ZERO for layer in sharers)
 
 
 SCHEME = Scheme(

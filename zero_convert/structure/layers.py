@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from ..errors import CoverageError
-from ..layers import NORMS, WEIGHT_KINDS, geometry, is_quantized, kind_of, recurrent_gates
+from ..layers import NORMS, WEIGHT_KINDS, geometry, is_quantized, kind_of, own_weight, recurrent_gates
 from ..records import Join, Layer, Tensor
 from .facts import Facts
 from .neutral import neutral
@@ -57,7 +57,7 @@ class _Inventory:
         self.called = {str(n.target) for n in facts.graph.nodes if n.op == "call_module"}
         self.owners: dict[int, list[str]] = {}
         for path, module in facts.root.named_modules():
-            if kind_of(module) in WEIGHT_KINDS and (weight := module._parameters.get("weight")) is not None:
+            if kind_of(module) in WEIGHT_KINDS and (weight := own_weight(module)) is not None:
                 self.owners.setdefault(id(weight), []).append(path)
         self.roles = Roles(facts, joins)
         self.sections = find_sections(facts)
@@ -132,7 +132,7 @@ class _Inventory:
 
     def _sharing(self, path: str, module: nn.Module) -> tuple[str, ...]:
         """The other layers that hold the same weight."""
-        weight = module._parameters.get("weight")
+        weight = own_weight(module)
         return tuple(p for p in self.owners.get(id(weight), ()) if weight is not None and p != path)
 
     def _raw(self, layer: Layer, inside: str) -> Layer:
