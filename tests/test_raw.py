@@ -138,3 +138,25 @@ def test_a_learned_image_is_a_signal(scheme: str) -> None:
     result = zc.convert(Constant(), (ramp(3, 5),), scheme=scheme, device="cpu")
     assert not result.failed, [check.summary for check in result.failed]
     assert result.module.image.any()
+
+
+class Affine(nn.Module):
+    """beta + alpha·x in one operation (Touvron et al., ResMLP, 2021)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.alpha, self.beta = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 1, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.addcmul(self.beta, self.alpha, self.stem(x)))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_factor_of_a_sum_is_one_and_its_summand_zero(scheme: str) -> None:
+    net = Affine()
+    nn.init.constant_(net.alpha, 0.5)
+    result = zc.convert(net, (ramp(3, 6, 5),), scheme=scheme, device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
+    assert not result.module.beta.any()
+    assert bool((result.module.alpha == (1.0 if scheme == "zero-2021" else 0.5)).all())

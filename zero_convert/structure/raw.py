@@ -27,6 +27,9 @@ ADDITIONS: frozenset[Any] = frozenset({operator.sub, operator.isub, torch.sub, t
 FACTORS: frozenset[Any] = frozenset(
     {operator.truediv, operator.itruediv, torch.div, "div", "div_", operator.pow, torch.pow, "pow"}
 )
+SUMS_OF_PRODUCTS: frozenset[Any] = frozenset(
+    {torch.addcmul, "addcmul", "addcmul_", torch.addcdiv, "addcdiv", "addcdiv_"}
+)
 PLACES: frozenset[Any] = frozenset({torch.where, "where", "masked_fill", "masked_scatter", assigned, operator.setitem})
 CONVOLUTIONS: frozenset[Any] = frozenset(
     {F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d}
@@ -118,6 +121,8 @@ def _met(user: fx.Node, node: fx.Node, labels: Tensor | None, kind: str) -> Use:
         return Use("added", user)
     if user.target in FACTORS:
         return Use("multiplied", user)
+    if user.target in SUMS_OF_PRODUCTS:
+        return Use("added" if user.args[:1] == (node,) else "multiplied", user)
     if user.target in PLACES:
         return Use("concatenated", user)
     name = next((n for n, value in arguments(user).items() if value is node), "")
