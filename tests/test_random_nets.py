@@ -11,20 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from torch import Tensor
 
 import zero_convert as zc
 from benchmarks.zoo.joins import count_joins
 from zero_convert.records import Join
 
-from .random_nets import KINDS, Design, build, designs, inputs_of
+from .random_nets import KINDS, Block, Design, Style, build, designs, inputs_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SCHEMES = ("zero-2021", "zero-2022")
 QUICK, ALL = 10, 500
-PHASES = [Phase.generate, Phase.shrink]
+PHASES = [Phase.explicit, Phase.generate, Phase.shrink]
 
 
 def keeps_the_promises(design: Design, scheme: str) -> None:
@@ -86,9 +86,19 @@ def told(join: Join, result: zc.Result) -> bool:
 SETTINGS = {"deadline": None, "phases": PHASES, "suppress_health_check": list(HealthCheck)}
 
 
+UNET = Block(kind="unet", inner=(Block(kind="shared", inner=(Block(kind="branches"),)),))
+SHARED = (Block(kind="bottleneck"), Block(kind="shared", inner=(Block(kind="parallel"),)))
+DROPPED = (Block(kind="basic", drop=True), Block(kind="branches"), Block(kind="basic"))
+WIDE = (Block(kind="basic"), Block(kind="basic", stride=2), Block(kind="basic", width=4, kernel=(5,), dilation=2))
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @settings(max_examples=QUICK, **SETTINGS)
 @given(design=designs())
+@example(design=Design(style=Style(), width=8, stem="plain", blocks=(UNET,), tied=True))
+@example(design=Design(style=Style(), width=8, stem="plain", blocks=SHARED, tied=True))
+@example(design=Design(style=Style(), width=8, stem="plain", blocks=DROPPED))
+@example(design=Design(style=Style(norm="weight"), width=8, stem="plain", blocks=WIDE))
 def test_random_networks_keep_the_promises(scheme: str, design: Design) -> None:
     keeps_the_promises(design, scheme)
 

@@ -264,8 +264,8 @@ class Silenced(Formula):
 class Direction(Formula):
     """v of the weight g·v/‖v‖: the weight itself, and ones in its slices that are 0, whose direction is free.
 
-    A slice k along axis 0 that is 0 gets a one at position k mod (its size); along another axis it gets ones at
-    [i, i mod n].
+    A slice k along axis 0 that is 0 gets a one at input k mod n, of a kernel at its centre tap: another tap may read
+    nothing but padding. Along another axis it gets ones at [i, i mod n].
     """
 
     weight: Formula
@@ -286,7 +286,7 @@ class Direction(Formula):
             if piece.any():
                 continue
             if self.axis == 0:
-                piece[np.unravel_index(k % piece.size, piece.shape)] = 1
+                piece[(k % piece.shape[0], *(size // 2 for size in piece.shape[1:]))] = 1
             else:
                 i = np.arange(len(piece))
                 piece[i, i % piece.shape[1]] = 1

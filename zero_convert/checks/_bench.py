@@ -277,8 +277,10 @@ class _Recorder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         join = self._joins.get(n.name)
         if join is not None:
-            operand = self._nodes.get(join.branch_node)
-            if operand in n.all_input_nodes:  # the other mode's graph may have other names
+            operand, carried = self._nodes.get(join.branch_node), self._nodes.get(join.shortcut_node)
+            if operand is not None and {operand, carried} == set(
+                n.all_input_nodes
+            ):  # the other mode's graph may have other names
                 self.seen.branches[join.index] = largest(self.env[operand])
         owner = _owner(n)
         layer = None if owner is None else self._layers.get(owner)
