@@ -20,7 +20,8 @@ import pytest
 from tests import goldens, probe
 
 ROOT = Path(__file__).parents[1]
-JOBS = ("resnet50:zero-2021", "resnet50:zero-2022", "resnet18:fixup")
+DRAWN_OR_LINKED = ("resnet18:fixup", "resnet18:risotto", "resnet18:idinit", "resnet18:constnet")
+JOBS = ("resnet50:zero-2021", "resnet50:zero-2022", *DRAWN_OR_LINKED)
 
 # -- golden digests ----------------------------------------------------------------------------------------------------
 
