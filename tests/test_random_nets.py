@@ -99,6 +99,10 @@ WIDE = (Block(kind="basic"), Block(kind="basic", stride=2), Block(kind="basic", 
 @example(design=Design(style=Style(), width=8, stem="plain", blocks=SHARED, tied=True))
 @example(design=Design(style=Style(), width=8, stem="plain", blocks=DROPPED))
 @example(design=Design(style=Style(norm="weight"), width=8, stem="plain", blocks=WIDE))
+@example(
+    design=Design(style=Style(norm="weight"), width=8, stem="plain", blocks=(Block(kind="inverted", kernel=(1,)),))
+)
+@example(design=Design(style=Style(dims=1), width=6, stem="tokens", blocks=(Block(kind="basic", gate=True),)))
 def test_random_networks_keep_the_promises(scheme: str, design: Design) -> None:
     keeps_the_promises(design, scheme)
 

@@ -21,9 +21,11 @@ A weight whose gradient is exactly 0 for matrices of no structure at all, hashed
 network and not in its start (the first self-attention of DETR's decoder reads zeros, whatever the weights are): it is
 listed as "inert". Biases are 0 there, and factors as they are.
 
-A gate with few hidden units reads few channels, and a ReLU behind them is closed for good if these are negative in all
-inputs of the check. A weight of a gate that gets a gradient when the dead weights start with the opposite sign is
-listed as "closed": it is the inputs that decide, and the rest of the network learns without the gate.
+A gate with few hidden units reads few channels, and a ReLU behind them is closed for good if these are negative, or 0,
+in all inputs of the check. A weight of a gate that gets a gradient when the dead weights start with the opposite sign,
+or read the next channel, is listed as "closed": it is the inputs that decide, and the rest of the network learns
+without the gate. The direction of a kernel with a single value (`weight_norm`) has no gradient but rounding, and is not
+judged.
 
 Fails if a weight of a convolution, linear or attention layer stays dead, or a gradient is not finite. Warns if another
 parameter stays dead, if a gate is closed, or if no output depends on any parameter.
@@ -31,8 +33,9 @@ parameter stays dead, if a gate is closed, or if no output depends on any parame
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -178,13 +181,22 @@ def _inert(bench: Bench, silent: list[str]) -> list[str]:
 
 
 def _closed(bench: Bench, dead: set[str], limit: int) -> list[str]:
-    """Those of the dead weights that stand in gates, and have a gradient once the dead weights are negated."""
+    """Those of the dead weights that stand in gates, and have a gradient once the dead weights are others."""
     roles = {a.tensor.name: a.role for a in bench.subject.assignments}
     gates = {name for name in dead if roles[name].startswith("gate")}
     if not gates:
         return []
-    run = _train(bench, bench.small_inputs[0], TRIALS[1][0], gates, limit, negated=dead)
-    return sorted(gates & run.first.keys())
+    alive: set[str] = set()
+    for change in (torch.neg, _next_channel):
+        run = _train(bench, bench.small_inputs[0], TRIALS[1][0], gates - alive, limit, changed=dead, change=change)
+        alive |= run.first.keys()
+        if gates <= alive:
+            break
+    return sorted(gates & alive)
+
+
+def _next_channel(weight: Tensor) -> Tensor:
+    return weight.roll(1, 1)
 
 
 def _trainings(bench: Bench, trained: list[str], weights: set[str], cancelled: set[str], limit: int) -> list[_Run]:
@@ -206,19 +218,25 @@ def _trainings(bench: Bench, trained: list[str], weights: set[str], cancelled: s
 
 
 def _train(
-    bench: Bench, inputs: Inputs, size: float, wanted: set[str], limit: int, negated: Collection[str] = ()
+    bench: Bench,
+    inputs: Inputs,
+    size: float,
+    wanted: set[str],
+    limit: int,
+    changed: Collection[str] = (),
+    change: Callable[[Tensor], Tensor] = torch.neg,
 ) -> _Run:
     """One training with steps of one size; it ends when all the wanted parameters had a gradient, or at the limit.
 
-    The parameters `negated` start with the opposite sign.
+    The parameters `changed` start as what `change` makes of them.
     """
     run = _Run(size)
     module = still(bench.fresh().train())
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     with torch.no_grad():
         for name, parameter in named:
-            if name in negated:
-                parameter.neg_()
+            if name in changed:
+                parameter.copy_(change(parameter))
     fresh = True
     while run.steps < limit or fresh:
         run.steps, known = run.steps + 1, len(run.first)
@@ -281,7 +299,14 @@ def cancelled_biases(subject: Subject) -> set[str]:
 
 def _weights(subject: Subject) -> set[str]:
     kinds = {layer.name: layer.kind for layer in subject.structure.layers}
-    return {a.tensor.name for a in subject.assignments if kinds.get(a.layer) in JUDGED and len(a.tensor.shape) > 1}
+    single = {
+        tensor.name
+        for layer in subject.structure.layers
+        for tensor in layer.tensors
+        if dict(layer.parameters).get(tensor.local) == "v" and math.prod(tensor.shape[1:]) == 1
+    }
+    found = {a.tensor.name for a in subject.assignments if kinds.get(a.layer) in JUDGED and len(a.tensor.shape) > 1}
+    return found - single
 
 
 def _some(names: list[str]) -> str:
