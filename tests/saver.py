@@ -32,7 +32,10 @@ def _child(arguments: list[str], stop: bool) -> int:
             os.dup2(nowhere, stream)
         if stop:
             os.kill(os.getpid(), signal.SIGSTOP)
-        code = cli.main(arguments)
+        sys.argv[1:] = arguments
+        cli.program()
+    except SystemExit as end:
+        code = int(str(end.code))
     finally:
         os._exit(code)
 

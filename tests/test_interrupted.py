@@ -34,8 +34,8 @@ class Saver:
     process: subprocess.Popen[str]
     net: str
 
-    def start(self, out: Path, scheme: str, stop: bool = False) -> int:
-        arguments = [self.net, "--out", str(out), "--force", "--scheme", scheme, *QUICK]
+    def start(self, out: Path, scheme: str, stop: bool = False, net: str = "") -> int:
+        arguments = [net or self.net, "--out", str(out), "--force", "--scheme", scheme, *QUICK]
         return self._ask({"arguments": arguments, "stop": stop})
 
     def wait(self, child: int) -> int:
@@ -130,6 +130,34 @@ def test_an_interrupt_ends_with_130_and_leaves_nothing(
     # Before the command line is looked at a signal does what it does to any process.
     assert set(codes) <= {0, 130, -number}
     assert 130 in codes
+
+
+# Python drops an exception that ends a destructor.
+DEAF = """
+import os, signal, torch
+
+class Ends:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        for _ in range(10):
+            pass
+
+def net():
+    Ends()
+    return torch.nn.Linear(4, 4)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_an_interrupt_ends_code_that_hears_no_exception(
+    saver: Saver, made: list[Files], tmp_path: Path, name: str
+) -> None:
+    net = tmp_path / "deaf.py"
+    net.write_text(DEAF.format(name=name))
+    path = fresh(tmp_path / "out", made[0])
+    code = saver.wait(saver.start(path, SCHEMES[1], net=f"{net}:net"))
+    assert code == 130
+    assert files(path.parent) == made[0]
 
 
 def test_a_kill_leaves_old_files_or_new_ones(saver: Saver, made: list[Files], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from os import PathLike
 from pathlib import Path
 
 from .errors import StorageError, UsageError
+from .interrupts import undone_by
 
 _BUFFER = 1 << 20  # bytes gathered before small pieces are handed to the system
 _CHUNK = 4 << 20  # bytes read back at a time
@@ -131,16 +132,21 @@ def staged(path: str | PathLike[str], force: bool = False) -> Iterator[Output]:
     target = check_target(path, force)
     temporary = target.with_name(f".{target.name[:32]}.{secrets.token_hex(8)}.part")
     output = None
-    try:
-        with _told(path):
-            output = Output(path, target, temporary, force)
-            yield output
-    finally:
+
+    def vanish() -> None:
         if output is not None:
             with contextlib.suppress(OSError):
                 output.raw.close()  # what is still in the buffer goes nowhere
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+    with undone_by(vanish):
+        try:
+            with _told(path):
+                output = Output(path, target, temporary, force)
+                yield output
+        finally:
+            vanish()
 
 
 @contextlib.contextmanager

@@ -9,14 +9,12 @@ them), or one JSON object with `--json`.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import itertools
 import os
-import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -50,13 +48,14 @@ from .cli_parts import (
     third_party_warnings,
 )
 from .errors import FindingError, StorageError, UsageError, ZeroConvertError
+from .interrupts import INTERRUPTED, ending
 
 if TYPE_CHECKING:
     from .display import Screen
     from .pipeline import Result, Saved
     from .records import Plan
 
-INTERNAL, INTERRUPTED = 70, 130  # the exit codes that belong to no class of errors.py
+INTERNAL = 70  # with INTERRUPTED the exit codes that belong to no class of errors.py
 
 
 class _Commands(typer.core.TyperGroup):
@@ -283,6 +282,12 @@ def list_models(
         display.models(screen, names)
 
 
+def program() -> NoReturn:
+    """The process `zero-convert`: exits with the code of its command line, or with 130 once it is asked to end."""
+    with ending(lambda: _report(_Interrupted("interrupted"), sys.argv[1:])):
+        sys.exit(main())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code of one command line; every failure ends here, as one message.
 
@@ -297,10 +302,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # "✓" or a file's name on a stream without Unicode
     try:
-        with (
-            _ended_like_an_interrupt(),
-            typer.main.get_command(app).make_context("zero-convert", arguments) as context,
-        ):
+        with typer.main.get_command(app).make_context("zero-convert", arguments) as context:
             context.command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as end:
@@ -313,27 +315,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_stdout()
         return StorageError.exit_code
     return 0
-
-
-@contextlib.contextmanager
-def _ended_like_an_interrupt() -> Iterator[None]:
-    """A request to end cleans up as Ctrl-C does; a thread that runs a command line leaves signals alone."""
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    changed = []
-    with contextlib.suppress(ValueError):
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, interrupt)
-                changed.append(number)
-    try:
-        yield
-    finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def _pipe_broken(error: BaseException) -> bool:

@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import ZeroConvertError
+from .interrupts import undone_by
 from .records import Assignment, Check, Edit, Join, Option, Plan, Structure
 
 if TYPE_CHECKING:
@@ -100,13 +101,18 @@ class Screen:
         spinner = Spinner("dots", style="green")
         shown = self._err.is_terminal and not self.quiet
         live = Live(spinner, console=self._err, transient=True, refresh_per_second=12.5) if shown else None
-        try:
-            with live or contextlib.nullcontext():
-                yield start
-        except BaseException:
+
+        def fail() -> None:
             finish("✗", "red")
             if live is not None:
+                live.stop()
                 self.tell(*(finished if self.verbose else finished[-1:]))
+
+        try:
+            with undone_by(fail), live or contextlib.nullcontext():
+                yield start
+        except BaseException:
+            fail()
             raise
         finish("✓", "green")
         if live is not None and (keep or self.verbose):
