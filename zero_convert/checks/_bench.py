@@ -278,9 +278,8 @@ class _Recorder(fx.Interpreter):
         join = self._joins.get(n.name)
         if join is not None:
             operand, carried = self._nodes.get(join.branch_node), self._nodes.get(join.shortcut_node)
-            if operand is not None and {operand, carried} == set(
-                n.all_input_nodes
-            ):  # the other mode's graph may have other names
+            # The other mode's graph may have other names.
+            if operand is not None and {operand, carried} == set(n.all_input_nodes):
                 self.seen.branches[join.index] = largest(self.env[operand])
         owner = _owner(n)
         layer = None if owner is None else self._layers.get(owner)
