@@ -142,7 +142,10 @@ class Bench:
     @cached_property
     def small_inputs(self) -> Batches:
         """For what has to be repeated often."""
-        return self._fit(self._cropped(SMALL_SIDES), self.modes, keep=False)
+        sides = self._cropped(SMALL_SIDES)
+        if not any(crops(self.subject.inputs, side) for side in sides):
+            return self.inputs
+        return self._fit(sides, self.modes, keep=False)
 
     @cached_property
     def other_inputs(self) -> Inputs:
