@@ -23,9 +23,9 @@ listed as "inert". Biases are 0 there, and factors as they are.
 
 A gate with few hidden units reads few channels, and a ReLU behind them is closed for good if these are negative, or 0,
 in all inputs of the check. A weight of a gate that gets a gradient when the dead weights start with the opposite sign,
-or read the next channel, is listed as "closed": it is the inputs that decide, and the rest of the network learns
-without the gate. The direction of a kernel (`weight_norm`) has no gradient where the inputs reach a single value of it:
-such a weight is as alive as its length.
+or read the next channel with either sign, is listed as "closed": it is the inputs that decide, and the rest of the
+network learns without the gate. The direction of a kernel (`weight_norm`) has no gradient where the inputs reach a
+single value of it: such a weight is as alive as its length.
 
 Fails if a weight of a convolution, linear or attention layer stays dead, or a gradient is not finite. Warns if another
 parameter stays dead, if a gate is closed, or if no output depends on any parameter.
@@ -189,16 +189,16 @@ def _closed(bench: Bench, dead: set[str], limit: int) -> list[str]:
     if not gates:
         return []
     alive: set[str] = set()
-    for size, change in itertools.product((0.01, 0.001), (torch.neg, _next_channel)):
+    for size, (sign, channel) in itertools.product((0.01, 0.001), ((-1, 0), (1, 1), (-1, 1))):
+
+        def change(weight: Tensor, sign: int = sign, channel: int = channel) -> Tensor:
+            return sign * weight.roll(channel, 1)
+
         run = _train(bench, bench.small_inputs[0], size, gates - alive, limit, changed=dead, change=change)
         alive |= run.first.keys()
         if gates <= alive:
             break
     return sorted(gates & alive)
-
-
-def _next_channel(weight: Tensor) -> Tensor:
-    return weight.roll(1, 1)
 
 
 def _trainings(
