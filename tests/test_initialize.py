@@ -84,7 +84,7 @@ def test_a_tensor_without_a_rule_stops_the_run_unless_it_is_said_what_it_gets() 
     with pytest.raises(CoverageError, match="no rule") as raised:
         filled(Net(given), constructed=False)
     assert "extra (6, Net" in str(raised.value.where) and "--leftovers" in raised.value.fix
-    net, rules = filled(Net(given), constructed=False, leftovers="zeros")
+    net, rules = filled(Net(given.clone()), constructed=False, leftovers="zeros")
     assert net.extra.tolist() == [0.0] * 6
     net, rules = filled(Net(given.clone()))  # a factory fixed it
     assert given.all() and (net.extra.tolist(), rules["extra"]) == (given.tolist(), "kept as constructed")
