@@ -227,6 +227,40 @@ class Repeated(Formula):
 
 
 @dataclass(frozen=True, slots=True)
+class Spread(Formula):
+    """A matrix whose outputs and inputs are several axes each, in any order, as in einsum("bi,ihd->bhd", x, weight).
+
+    Args:
+        matrix: its rows count the axes that are "out", the last one fastest, its columns those that are "in".
+        shape: of the weight.
+        axes: "out", "in" or "stack" for each of them; along the last kind all slices are equal.
+    """
+
+    matrix: Matrix
+    shape: tuple[int, ...] = field()
+    axes: tuple[str, ...] = field()
+
+    @property
+    def rule(self) -> str:
+        slices = math.prod(size for size, what in zip(self.shape, self.axes, strict=True) if what == "stack")
+        told = f"{self.matrix.rule} on the axes ({', '.join(self.axes)})"
+        return f"{told}, in each of {slices} slices" if "stack" in self.axes else told
+
+    def write(self, out: Floats, start: int) -> None:
+        order = [i for what in ("out", "in") for i, own in enumerate(self.axes) if own == what]
+        values = self.matrix.entries(self._along("out", start, len(out)), self._along("in", start, len(out)), out.dtype)
+        values = values.reshape([out.shape[i] for i in order]).transpose([order.index(i) for i in sorted(order)])
+        out[...] = values.reshape([1 if own == "stack" else out.shape[i] for i, own in enumerate(self.axes)])
+
+    def _along(self, what: str, start: int, count: int) -> npt.NDArray[np.int64]:
+        sizes = [size for size, own in zip(self.shape, self.axes, strict=True) if own == what]
+        if self.axes[0] != what:
+            return np.arange(math.prod(sizes))
+        inner = math.prod(sizes[1:])
+        return np.arange(start * inner, (start + count) * inner)
+
+
+@dataclass(frozen=True, slots=True)
 class Silenced(Formula):
     """A weight with some of its outputs set to 0: the values of an attention, one of two factors.
 

@@ -293,6 +293,8 @@ class _Recorder(fx.Interpreter):
         value = super().run_node(n)
         if layer is not None:
             returned = value[0] if isinstance(value, tuple) else value  # attention returns its weights as well
+            if isinstance(returned, Tensor) and returned.is_complex():
+                returned = returned.abs()
             if is_float(returned):
                 self._after(layer, returned)
         return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from ..composed import Blanked, Direction, Lengths, Repeated, Sections, Singular
+from ..composed import Blanked, Direction, Lengths, Repeated, Sections, Singular, Spread
 from ..formulas import Constant, Formula, Kernel, Matrix, PartialIdentity, Patch, Rows
 from ..records import Geometry, Layer, Tensor
 from ..scheme import Kept
@@ -83,6 +83,8 @@ def recurrent(layer: Layer, matrix: MatrixRule, zero: MatrixRule, still: bool) -
 
 def stacked(tensor: Tensor, g: Geometry, matrix: MatrixRule) -> Formula:
     """The rule on a raw weight: axes before those of the geometry are a stack of equal weights, maybe flat."""
+    if g.axes:
+        return Spread(matrix(g.out_channels, g.in_channels), tensor.shape, g.axes)
     weight = place(g, matrix)
     lead = tensor.shape[: max(0, len(tensor.shape) - len(weight.shape))]
     if tensor.shape[len(lead) :] != weight.shape:
