@@ -23,7 +23,7 @@ from ..live import Subject
 from ..records import Join, Layer
 from . import _guard
 from ._channels import Channels, as_rows, statistics
-from ._inputs import BATCH, Batches, Inputs, batches, crops, floats, moved
+from ._inputs import BATCH, Batches, Inputs, batches, crops, floats, moved, tensors_in
 
 SIDES = (96, 160)  # images are cropped to the first of these that the network accepts
 SMALL_SIDES = (48, 64, *SIDES)  # where many runs are needed
@@ -137,7 +137,8 @@ class Bench:
     @cached_property
     def inputs(self) -> Batches:
         """For the runs that are looked at."""
-        return self._fit(self._cropped(SIDES), self._modes, keep=True)
+        clips = any(x.ndim == 5 for x in tensors_in(self.subject.inputs))
+        return self._fit(self._cropped(SMALL_SIDES if clips else SIDES), self._modes, keep=True)
 
     @cached_property
     def small_inputs(self) -> Batches:
