@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from zero_convert import hadamard
 from zero_convert.errors import UsageError
-from zero_convert.formulas import Floats, Formula, Matrix, _round, _times
+from zero_convert.formulas import Floats, Formula, Matrix, rounded, spell_shape
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Matrices
@@ -191,7 +191,7 @@ class Products(Formula):
 
     @property
     def rule(self) -> str:
-        return f"products of coordinates {_times(self.shape)}"
+        return f"products of coordinates {spell_shape(self.shape)}"
 
     def write(self, out: Floats, start: int) -> None:
         _, p, q = self.shape
@@ -353,7 +353,7 @@ class Lengths(Formula):
         counts, largest = np.count_nonzero(slices, axis=1), slices.max(1)
         pairs = zip(largest, counts, strict=True)
         found = [float(k > 0) if self.unit else float(c) * math.sqrt(int(k)) for c, k in pairs]
-        values = np.array([_round(value, out.dtype) for value in found], out.dtype).reshape(self.shape)
+        values = np.array([rounded(value, out.dtype) for value in found], out.dtype).reshape(self.shape)
         out[...] = values[start : start + len(out)]
 
 
@@ -387,4 +387,4 @@ class Singular(Formula):
             return
         column = flat[:, position]
         length = math.sqrt(int(np.count_nonzero(column)))
-        out[...] = np.sign(column[start : start + len(out)]) * _round(1 / length, out.dtype)
+        out[...] = np.sign(column[start : start + len(out)]) * rounded(1 / length, out.dtype)
