@@ -202,7 +202,7 @@ def plan(screen: Screen, plan: Plan, model: str, dtype: str) -> None:
     screen.give(Text(f"Edits ({len(plan.edits)})", "bold"), _edits(plan.edits), "")
     table = table_of("layer", "role", "tensors", "rule")
     for layer, rule, group in _by_layer(plan.assignments):
-        tensors = ", ".join(f"{each.tensor.local} {spell_shape(each.tensor.shape)}".rstrip() for each in group)
+        tensors = ", ".join(f"{each.tensor.local} {_times(each.tensor.shape)}".rstrip() for each in group)
         table.add_row(layer, group[0].role if layer else "", tensors, rule)
     screen.give(Text(f"Tensors ({len(plan.assignments)})", "bold"), table)
     for text in plan.notes:
@@ -370,7 +370,7 @@ def inspection(screen: Screen, found: Inspection) -> None:
     if screen.verbose:
         table = table_of("layer", "kind", "role", "class", "tensors")
         for layer in structure.layers:
-            tensors = ", ".join(f"{tensor.local} {spell_shape(tensor.shape)}".rstrip() for tensor in layer.tensors)
+            tensors = ", ".join(f"{tensor.local} {_times(tensor.shape)}".rstrip() for tensor in layer.tensors)
             table.add_row(layer.name or "(the model itself)", layer.kind, layer.role, layer.cls, tensors)
         screen.give("", table)
 
@@ -449,7 +449,7 @@ def _cut(text: str, length: int, width: int) -> str:
     return text if not width or len(text) <= length else f"{text[: length - 2].rstrip(' ,;(')} …"
 
 
-def spell_shape(shape: Sequence[int]) -> str:
+def _times(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape))
 
 
