@@ -3,8 +3,8 @@
     python -m benchmarks.running [--rounds 7] [MODEL …]
 
 Under `zero-2022` the architecture stays, so a captured network must not run slower, whichever way it was traced. Both
-networks run their example inputs in evaluation mode in this process, in turns, on one thread; the medians of processor time count. Prints
-one Markdown table; ends with 1 if a limit is passed.
+networks run their example inputs in evaluation mode in this process, in turns, on one thread; the medians of processor
+time count. Prints one Markdown table; ends with 1 if a limit is passed.
 """
 
 from __future__ import annotations
