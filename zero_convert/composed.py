@@ -54,9 +54,6 @@ class Wrapped(Matrix):
     def rule(self) -> str:
         return f"identity {self.m}×{self.n}, wrapped around"
 
-    def write(self, out: Floats, start: int) -> None:
-        out[...] = self.entries(range(start, start + len(out)), range(self.n), out.dtype)
-
     def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
         i, j = np.asarray(rows)[:, None], np.asarray(cols)[None, :]
         first = i % self.n
@@ -78,9 +75,6 @@ class BinaryCodes(Matrix):
     @property
     def rule(self) -> str:
         return f"binary codes {self.m}×{self.n}, (1 + Hadamard) / 2"
-
-    def write(self, out: Floats, start: int) -> None:
-        out[...] = self.entries(range(start, start + len(out)), range(self.n), out.dtype)
 
     def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
         chosen = hadamard.columns(self.m, self.n, "spanning", "sylvester")[np.asarray(cols)]

@@ -119,6 +119,9 @@ class Matrix(Formula):
     def shape(self) -> tuple[int, int]:
         return (self.m, self.n)
 
+    def write(self, out: Floats, start: int) -> None:
+        out[...] = self.entries(range(start, start + len(out)), range(self.n), out.dtype)
+
     @abstractmethod
     def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
         """The values at rows × cols, any index sets.  # (len(rows), len(cols))"""

@@ -112,6 +112,22 @@ def parametrized(layer: Layer, weight: Formula, spare: Formula, *, binary: bool)
     return values
 
 
+def weighted(layer: Layer, weight: Formula, spare: Formula, *, binary: bool) -> dict[str, Formula]:
+    """The tensors of a convolution or linear layer: its weight, or what that is computed from, and biases of 0.
+
+    `spare` and `binary` as for `parametrized`.
+    """
+    values = (parametrized(layer, weight, spare, binary=binary) or {}) if layer.parametrization else {}
+    for t in layer.tensors:
+        if t.local in values or t.buffer:
+            continue
+        if t.local in ("weight", "bias"):
+            values[t.local] = weight if t.local == "weight" else zeros(t)
+        elif t.local in dict(layer.neutral):
+            values[t.local] = Constant(t.shape, dict(layer.neutral)[t.local])
+    return values
+
+
 def codes(layer: Layer, table: Tensor, code: Callable[[int, int], Matrix]) -> Formula:
     """An embedding's rows: the code's; 0 for the blank row, and in a table that is added to another signal."""
     if layer.table:
