@@ -86,6 +86,7 @@ def verify(
             own = FindingError.exit_code if answer.findings else 0
             known = answer.receipt.written
             row = {"sound": not answer.findings, "sha256": known.sha256, "weights_digest": known.weights_digest}
+            row |= {"folded_from": answer.receipt.folded_from} if answer.receipt.folded_from else {}
             row |= {"findings": answer.findings, "exit_code": own}
         rows.append({"file": str(file), **row})
         code = max(code, own)

@@ -4,9 +4,12 @@
     nodes          `/Conv_12`: numbered in order; constants first, each once; everything that is no state is a node
     metadata       `zero_convert`: the recipe, `zero_convert.weights_digest`: "zc1:" and the digest
 
-So the weights digest can be made again from the file alone. Initializers that no node needs (`num_batches_tracked`)
-have a reader of their own, an `Identity` that leads nowhere: runtimes drop it without a word, and warn without it. No
-paths, doc strings, versions of producers, shapes of values in between.
+So the weights digest can be made again from the file alone. A file that was folded for inference has other tensors;
+instead of the digest it has `zero_convert.folded_from`: "zc1:" and that of the conversion, which is not its own.
+
+Initializers that no node needs (`num_batches_tracked`) have a reader of their own, an `Identity` that leads nowhere:
+runtimes drop it without a word, and warn without it. No paths, doc strings, versions of producers, shapes of values in
+between.
 
 `_onnx_graph.py` makes the graph. It is written here as a stream, as protobuf itself would write it: the tensors go by
 once and are never in memory together. Beyond `INLINE` bytes, or where asked for, tensors of 1024 bytes or more go to
@@ -26,9 +29,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..atomic import atomic_write
-from ..digests import Written, brief, is_plain_text, weights_digest
+from ..digests import Blob, Written, brief, is_plain_text, weights_digest
 from ..errors import ModelError, UsageError
-from ..receipt import DIGEST_KEY
+from ..receipt import DATA_SUFFIX, DIGEST_KEY, FOLDED_KEY
 from ._onnx_digests import file_digests as file_digests
 from ._onnx_reading import TYPES
 from ._onnx_reading import read_header as read_header
@@ -40,7 +43,6 @@ OPSETS = range(18, 26)  # what torch writes and ONNX Runtime reads
 OPSET = 20  # where none is asked for
 IR_VERSION = 10
 INLINE = 1_800_000_000  # bytes of tensors; readers of protobuf end at 2 GiB
-DATA_SUFFIX = ".data"
 
 _LIMIT = 1 << 31  # bytes; no reader of protobuf goes further
 _SMALL = 1024  # bytes; stays in the model
@@ -105,13 +107,13 @@ def save(
         graph: reads the entries by their names.
         entries: the state dict, ties resolved.
         metadata: besides the digest; written with sorted keys.
-        external_data: have a data file even where one file would do.
+        external_data: have a data file even where one file would do, unless nothing is large enough to be in it.
 
     Raises:
         ModelError: a tensor of a type that ONNX does not have.
         UsageError, StorageError: as `atomic_write`.
     """
-    if not (external_data or needs_data_file(entries)):
+    if not (needs_data_file(entries) or (external_data and any(entry.size >= _SMALL for entry in entries))):
         with atomic_write(path, force) as stream:
             return write(stream, graph, entries, metadata), None
     beside = data_path(path)
@@ -123,25 +125,25 @@ def save(
         )
     with _Replaced(beside) as former, atomic_write(path, force) as stream:
         with atomic_write(beside, force) as data:
-            written, whole = _write(stream, graph, entries, metadata, data, beside.name)
+            written = write(stream, graph, entries, metadata, data, beside.name)
         former.gone = True
-    return written, DataFile(beside, whole.sha256, whole.size)
+    return written, None if written.data is None else DataFile(beside, written.data.sha256, written.data.size)
 
 
-def write(stream: BinaryIO, graph: Graph, entries: Sequence[Entry], metadata: Mapping[str, str]) -> Written:
-    """The digests of the model that was written, in one file, to `stream`. Errors as for `save`."""
-    return _write(stream, graph, entries, metadata)[0]
-
-
-def _write(
+def write(
     stream: BinaryIO,
     graph: Graph,
     entries: Sequence[Entry],
     metadata: Mapping[str, str],
     data: BinaryIO | None = None,
     location: str = "",
-) -> tuple[Written, Written]:
-    """The digests of the model and of its data file."""
+) -> Written:
+    """The digests of the model that was written to `stream`. Errors as for `save`.
+
+    Args:
+        data: takes the tensors, where the model has a data file.
+        location: the name of that file.
+    """
     if strange := [entry.name for entry in entries if not is_plain_text(entry.name)]:
         raise ModelError("a tensor's name cannot be written", got=brief(strange[0]), expected="plain text")
     ordered = sorted(entries, key=lambda entry: entry.name.encode())
@@ -175,14 +177,16 @@ def _write(
             target.write(raw)
         put(graph.tail + _bytes(_OPSET, _bytes(1, b"") + _number(2, graph.opset)))
         digest = weights_digest(model.leaves() | beside.leaves())
-        for key, value in sorted({**metadata, DIGEST_KEY: f"zc1:{digest}"}.items()):
+        own = {} if FOLDED_KEY in metadata else {DIGEST_KEY: f"zc1:{digest}"}
+        for key, value in sorted({**metadata, **own}.items()):
             put(_bytes(_METADATA, _bytes(1, key.encode()) + _bytes(2, value.encode())))
         for file in (stream, data):
             if file is not None:
                 force_to_disk(file)  # while the hashes finish
     first, second = model.written(), beside.written()
     found = {**first.tensors, **second.tensors}
-    return Written(first.sha256, first.size, {e.name: found[e.name] for e in ordered}, digest), second
+    blob = None if data is None else Blob(second.sha256, second.size)
+    return Written(first.sha256, first.size, {e.name: found[e.name] for e in ordered}, digest, blob)
 
 
 class _Replaced:
