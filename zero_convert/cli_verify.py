@@ -90,6 +90,13 @@ def verify(
             row |= {"findings": answer.findings, "exit_code": own}
         rows.append({"file": str(file), **row})
         code = max(code, own)
+            if statement and known.data and not paths[0].is_dir():
+                raise UsageError(
+                    "a statement of one file would not cover the file of its tensors",
+                    where="--statement",
+                    got=str(paths[0]),
+                    expected="the folder that both are in",
+                )
         if not as_json:
             display.verification(screen, file, answer)
     if not code:
