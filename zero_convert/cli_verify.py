@@ -88,8 +88,6 @@ def verify(
             row = {"sound": not answer.findings, "sha256": known.sha256, "weights_digest": known.weights_digest}
             row |= {"folded_from": answer.receipt.folded_from} if answer.receipt.folded_from else {}
             row |= {"findings": answer.findings, "exit_code": own}
-        rows.append({"file": str(file), **row})
-        code = max(code, own)
             if statement and known.data and not paths[0].is_dir():
                 raise UsageError(
                     "a statement of one file would not cover the file of its tensors",
@@ -97,6 +95,8 @@ def verify(
                     got=str(paths[0]),
                     expected="the folder that both are in",
                 )
+        rows.append({"file": str(file), **row})
+        code = max(code, own)
         if not as_json:
             display.verification(screen, file, answer)
     if not code:
