@@ -105,7 +105,7 @@ def exported(module: nn.Module, inputs: Any) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("signed", "mobilenet") else ()) for n in NETS]
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("permuted", "signed", "mobilenet") else ()) for n in NETS]
 )
 def test_a_folded_network_computes_what_the_whole_one_does(name: str) -> None:
     build, inputs, scheme, options, (norms, transforms) = NETS[name]

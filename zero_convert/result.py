@@ -5,6 +5,7 @@ Knows nothing of sources, tracing or rewriting.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -183,31 +184,30 @@ class Result:
     ) -> Saved:
         tell(progress, "export", str(path))
         beside, kind = receipt.receipt_path(path), exporters.format_of(path, format)
-        form, data = exported if kind == "onnx" else None, None
-        if form is not None and (external_data or onnx.needs_data_file(form.entries)):
-            about = self._about(form)
-            written, data = onnx.save(path, form.graph, form.entries, about, force=force, external_data=True)
+        form, data_path = exported if kind == "onnx" else None, None
+        if form is not None and onnx.wants_data_file(form.entries, external_data):
+            data_path = onnx.checked_data_path(path)
+        with contextlib.ExitStack() as stack:
+            artifact, seal = (stack.enter_context(staged(each, force)) for each in (path, beside))
+            data = None if data_path is None else stack.enter_context(staged(data_path, force))
+            if form is not None:
+                location = "" if data_path is None else data_path.name
+                written = onnx.write(artifact, form.graph, form.entries, self._about(form), data, location)
+            else:
+                written = safetensors.write(artifact, entries, receipt.metadata(self.recipe))
+            onnx.settle(artifact, data, written)
             tell(progress, "seal", str(beside))
-            receipt.write_receipt(path, self._receipt(written, kind, form), force)
-        else:
-            with staged(path, force) as artifact, staged(beside, force) as seal:
-                if form is not None:
-                    written = onnx.write(artifact, form.graph, form.entries, self._about(form))
-                else:
-                    written = safetensors.write(artifact, entries, receipt.metadata(self.recipe))
-                artifact.promise(written.size, written.sha256)
-                artifact.settle()
-                tell(progress, "seal", str(beside))
-                seal.write_all(receipt.spell_receipt(self._receipt(written, kind, form)))
-                with alone(Path(path).parent):  # of two runs at once the receipt that stays is that of its file
-                    artifact.commit()
-                    seal.commit()
+            seal.write_all(receipt.spell_receipt(self._receipt(written, kind, form)))
+            with alone(Path(path).parent):  # of two runs at once the receipt that stays is that of its file
+                onnx.commit(artifact, data)
+                seal.commit()
         folded_from = self.weights_digest if form is not None and form.folded else ""
         if not folded_from:
             self._digest = written.weights_digest
-        own = written.weights_digest
+        own, blob = written.weights_digest, written.data
+        with_data = None if data_path is None or blob is None else DataFile(data_path, blob.sha256, blob.size)
         note, version = ("", 0) if form is None else (form.note, form.graph.opset)
-        return Saved(Path(path), beside, written.sha256, written.size, own, data, note, folded_from, version)
+        return Saved(Path(path), beside, written.sha256, written.size, own, with_data, note, folded_from, version)
 
     def _about(self, exported: _Exported) -> dict[str, str]:
         """The metadata of an ONNX file."""

@@ -28,9 +28,10 @@ from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
-from ..atomic import atomic_write
+from ..atomic import Output, staged
 from ..digests import Blob, Written, brief, is_plain_text, weights_digest
-from ..errors import ModelError, UsageError
+from ..errors import ModelError, StorageError, UsageError
+from ..interrupts import undone_by
 from ..receipt import DATA_SUFFIX, DIGEST_KEY, FOLDED_KEY
 from ._onnx_digests import file_digests as file_digests
 from ._onnx_reading import TYPES
@@ -87,6 +88,27 @@ def data_path(path: str | PathLike[str]) -> Path:
     return Path(f"{os.fspath(path)}{DATA_SUFFIX}")
 
 
+def checked_data_path(path: str | PathLike[str]) -> Path:
+    """The same.
+
+    Raises:
+        UsageError: a model cannot name such a file.
+    """
+    beside = data_path(path)
+    if not is_plain_text(beside.name) or "\\" in beside.name:
+        raise UsageError(
+            "a model cannot name a data file like this",
+            where=brief(str(path)),
+            expected="an output whose name has neither backslashes nor control characters",
+        )
+    return beside
+
+
+def wants_data_file(entries: Sequence[Entry], external_data: bool) -> bool:
+    """Whether there is to be a data file: it is needed, or asked for and not empty."""
+    return needs_data_file(entries) or (external_data and any(entry.size >= _SMALL for entry in entries))
+
+
 def needs_data_file(entries: Sequence[Entry]) -> bool:
     """Whether the tensors are too large for one file."""
     return sum(entry.size for entry in entries) > INLINE
@@ -111,23 +133,53 @@ def save(
 
     Raises:
         ModelError: a tensor of a type that ONNX does not have.
-        UsageError, StorageError: as `atomic_write`.
+        UsageError, StorageError: as `staged`, `Output.settle` and `Output.commit`.
     """
-    if not (needs_data_file(entries) or (external_data and any(entry.size >= _SMALL for entry in entries))):
-        with atomic_write(path, force) as stream:
-            return write(stream, graph, entries, metadata), None
-    beside = data_path(path)
-    if not is_plain_text(beside.name) or "\\" in beside.name:
-        raise UsageError(
-            "a model cannot name a data file like this",
-            where=brief(str(path)),
-            expected="an output whose name has neither backslashes nor control characters",
-        )
-    with _Replaced(beside) as former, atomic_write(path, force) as stream:
-        with atomic_write(beside, force) as data:
-            written = write(stream, graph, entries, metadata, data, beside.name)
-        former.gone = True
-    return written, None if written.data is None else DataFile(beside, written.data.sha256, written.data.size)
+    beside = checked_data_path(path) if wants_data_file(entries, external_data) else None
+    with contextlib.ExitStack() as stack:
+        model = stack.enter_context(staged(path, force))
+        data = None if beside is None else stack.enter_context(staged(beside, force))
+        written = write(model, graph, entries, metadata, data, "" if beside is None else beside.name)
+        settle(model, data, written)
+        commit(model, data)
+    if beside is None or written.data is None:
+        return written, None
+    return written, DataFile(beside, written.data.sha256, written.data.size)
+
+
+def settle(model: Output, data: Output | None, written: Written) -> None:
+    """Force a model and its data file to the disk and read them back. Errors as `Output.settle`."""
+    model.promise(written.size, written.sha256)
+    model.settle()
+    if data is not None and written.data is not None:
+        data.promise(written.data.size, written.data.sha256)
+        data.settle()
+
+
+def commit(model: Output, data: Output | None) -> None:
+    """Give a settled model and its data file their names; whatever comes in between, both are old or both new.
+
+    Two names cannot be given in one step: a process killed between them leaves a new data file beside an old model,
+    which `verify` finds.
+
+    Raises:
+        UsageError, StorageError: as `Output.commit`.
+    """
+    if data is None:
+        model.commit()
+        return
+    try:
+        former = _Former(data.target, model.target)
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise StorageError("cannot look at the old files", where=str(data.target), got=got) from error
+    with undone_by(former.restore):
+        try:
+            former.keep()
+            data.commit()
+            model.commit()
+        finally:
+            former.restore()
 
 
 def write(
@@ -189,34 +241,41 @@ def write(
     return Written(first.sha256, first.size, {e.name: found[e.name] for e in ordered}, digest, blob)
 
 
-class _Replaced:
-    """Keeps what a file was until the block has ended, and puts it back if that fails after the file was replaced.
+class _Former:
+    """What a data file was before a new one took its name, to be put back as long as the model is the old one."""
 
-    Two names cannot be given in one step: a process killed between them leaves a new data file beside an old model,
-    which `verify` finds.
+    def __init__(self, data: Path, model: Path) -> None:
+        self._data, self._model = data, model
+        self._before = _identity(data), _identity(model)
+        self._kept = data.with_name(f".{data.name[:32]}.{secrets.token_hex(8)}.part")
 
-    Attributes:
-        gone: the file was replaced.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.gone = False
-        self._target = Path(os.path.realpath(path))
-        self._kept = self._target.with_name(f".{self._target.name[:32]}.{secrets.token_hex(8)}.part")
-
-    def __enter__(self) -> _Replaced:
+    def keep(self) -> None:
+        """Have a second name for the old file."""
         with contextlib.suppress(OSError):  # there is none, or the file system has no links
-            os.link(self._target, self._kept)
-        return self
+            os.link(self._data, self._kept)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            if kind is None or not self.gone:
+    def restore(self) -> None:
+        """Put the old file back if only the data file is new; the second name goes in any case."""
+        try:
+            with contextlib.suppress(OSError):
+                data, model = _identity(self._data), _identity(self._model)
+                if data != self._before[0] and model == self._before[1]:
+                    if self._before[0] is None:
+                        os.unlink(self._data)
+                    else:
+                        os.replace(self._kept, self._data)
+        finally:
+            with contextlib.suppress(OSError):
                 os.unlink(self._kept)
-            elif self._kept.exists():
-                os.replace(self._kept, self._target)
-            else:
-                os.unlink(self._target)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file has this name now."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _tensor_head(entry: Entry, location: str, offset: int) -> bytes:
