@@ -19,19 +19,26 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOMEBODY = 54321  # a user that nobody is
 
+NET = """
+from torch import nn
+
+def net():
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+"""
+
 PROBE = """
 import hashlib, json, os, sys
 from zero_convert import cli
 
 printed, sys.stdout = sys.stdout, sys.stderr
 found = {}
-for scheme in ("zero-2021", "zero-2022"):
-    for more in ((), ("--fold",)):
-        out = sys.argv[1] + scheme + "".join(more) + ".onnx"
-        given = ["net.py:tiny_resnet", "--input", "1x3x16x16", "--validate", "none", "--scheme", scheme, "--out", out]
-        assert cli.main([*given, *more, "-q"]) == 0
-        with open(out, "rb") as file:
-            found[scheme + "".join(more)] = hashlib.sha256(file.read()).hexdigest()
+for more in ((), ("--fold",)):
+    out = sys.argv[1] + "".join(more) + ".onnx"
+    given = ["net.py:net", "--input", "1x3x8x8", "--validate", "none", "--scheme", "zero-2022", "--out", out]
+    assert cli.main([*given, *more, "-q"]) == 0
+    with open(out, "rb") as file:
+        found[out.removeprefix(sys.argv[1])] = hashlib.sha256(file.read()).hexdigest()
 leaks = {"environment": sys.prefix, "folder": os.getcwd(), "user": os.getuid(), "home": os.path.expanduser("~")}
 print(json.dumps({"found": found, "leaks": leaks}), file=printed)
 """
@@ -65,7 +72,7 @@ def made(python: Path, folder: Path, name: str, user: int) -> dict[str, Any]:
     """What the probe finds there, as that user."""
     home = folder / "home"
     home.mkdir(parents=True)
-    shutil.copy(ROOT / "tests" / "nets.py", folder / "net.py")
+    (folder / "net.py").write_text(NET)
     for path in (folder, home, folder / "net.py"):
         os.chown(path, user, user)
     kept = ("PATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "SYSTEMROOT")
@@ -95,4 +102,4 @@ def test_two_environments_folders_and_users_write_the_same_bytes(top: Path) -> N
     two = made(environment(python, top / "another environment"), top / "some where" / "élse", "ünlike", SOMEBODY)
     assert all(one["leaks"][name] != two["leaks"][name] for name in one["leaks"])  # a writer that leaked would show
     assert one["found"] == two["found"]
-    assert len(set(one["found"].values())) == 4
+    assert len(set(one["found"].values())) == 2
