@@ -20,7 +20,7 @@ import pytest
 from tests.test_cli import MODELS
 from zero_convert import atomic
 from zero_convert.errors import StorageError, ZeroConvertError
-from zero_convert.exporters import safetensors
+from zero_convert.exporters import onnx, safetensors
 from zero_convert.pipeline import Result, convert
 from zero_convert.verifying import verify
 
@@ -54,7 +54,7 @@ class Faults:
 
         self._patch = pytest.MonkeyPatch()
         self._patch.setattr(atomic, "FileIO", type("Raw", (FileIO,), {"write": write}))
-        for room in (atomic, safetensors):
+        for room in (atomic, onnx, safetensors):
             self._patch.setattr(room, "os", self)
         return self
 
@@ -132,9 +132,64 @@ def test_every_failing_call_leaves_old_files_or_new_ones(
             assert isinstance(caught, (StorageError, KeyboardInterrupt)), (index, name, caught)
 
 
-def _saved(result: Result, folder: Path, names: Sequence[str]) -> dict[str, bytes]:
+MODEL = ("a.onnx", "a.onnx.data", "a.onnx.receipt.json")
+
+
+def _sparing() -> Iterator[Any]:
+    """Failures, and whether there are old files; one of them by default."""
+    for each in failures():
+        for there, name in ((False, "new"), (True, "replaced")):
+            marks = () if each.id == "interrupt after" and there else pytest.mark.slow
+            yield pytest.param(*each.values, there, id=f"{each.id}-{name}", marks=marks)
+
+
+@pytest.mark.parametrize(("failure", "after", "there"), list(_sparing()))
+def test_a_model_and_the_file_of_its_tensors_are_both_old_or_both_new(
+    results: tuple[Result, Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: bool,
+    failure: Callable[[], BaseException],
+    after: bool,
+) -> None:
+    monkeypatch.setattr(onnx, "_SMALL", 64)
+    old, new = (_saved(result, tmp_path / str(index), MODEL, True) for index, result in enumerate(results))
+    path = tmp_path / "out" / MODEL[0]
+
+    def start() -> None:
+        shutil.rmtree(path.parent, ignore_errors=True)
+        path.parent.mkdir()
+        for name, data in old.items() if there else ():
+            (path.parent / name).write_bytes(data)
+
+    start()
+    with Faults() as sound:
+        results[1].save(path, force=there, external_data=True)
+    for index, name in enumerate(sound.seen):
+        start()
+        caught: BaseException | None = None
+        with Faults(index, failure, after) as shim:
+            try:
+                results[1].save(path, force=there, external_data=True)
+            except (ZeroConvertError, KeyboardInterrupt) as error:
+                caught = error
+        assert shim.hit == name
+        found = {each.name: each.read_bytes() for each in path.parent.iterdir()}
+        if name != "unlink" or after:
+            assert set(found) <= set(MODEL), (index, name)
+        pair = {each: found.get(each) for each in MODEL[:2]}
+        states = [{each: side.get(each) for each in MODEL[:2]} for side in (new, old if there else {})]
+        assert pair in states, (index, name)
+        assert found.get(MODEL[2]) in (new[MODEL[2]], old[MODEL[2]] if there else None), (index, name)
+        if caught is None:
+            assert {each: found[each] for each in MODEL} == new, (index, name)
+        else:
+            assert isinstance(caught, (StorageError, KeyboardInterrupt)), (index, name, caught)
+
+
+def _saved(result: Result, folder: Path, names: Sequence[str], external_data: bool = False) -> dict[str, bytes]:
     folder.mkdir()
-    result.save(folder / names[0])
+    result.save(folder / names[0], external_data=external_data)
     return {name: (folder / name).read_bytes() for name in names}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.test_corruption import large, locked
+from tests.test_onnx_reading import save as save_model
 from zero_convert import cli
 from zero_convert.errors import MalformedError, RefusedError
 from zero_convert.lock import write_lock
@@ -165,6 +166,22 @@ def test_verify_writes_a_statement_of_what_is_sound_and_checks_it(
     note.unlink()
     assert cli.main(["verify", str(folder), "--statement", str(note)]) == 1
     assert not note.exists()
+
+
+def test_the_file_of_a_models_tensors_is_in_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, note = tmp_path / "out", tmp_path / "statement.json"
+    folder.mkdir()
+    path = save_model(folder / "a.onnx", external_data=True)
+    assert cli.main(["verify", str(path), "--statement", str(note)]) == 2
+    assert "would not cover the file of its tensors" in capsys.readouterr().err
+    assert not note.exists()
+    assert cli.main(["verify", str(folder), "--statement", str(note)]) == 0
+    names = [row["name"] for row in json.loads(note.read_text())["predicate"]["resources"]]
+    assert names == ["a.onnx", "a.onnx.data", "a.onnx.receipt.json"]
+    data = folder / "a.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1] + b"\x07")
+    assert cli.main(["verify", str(folder), "--oms", str(note)]) == 1
+    assert "file 'a.onnx.data': sha256" in capsys.readouterr().err
 
 
 def test_verify_asks_a_lock_instead_of_receipts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

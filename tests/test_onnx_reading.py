@@ -193,7 +193,7 @@ def test_every_flipped_byte_of_a_data_file_names_its_tensor(outside: Path) -> No
     for position in range(0, len(content), 29):
         beside.write_bytes(content[:position] + bytes([content[position] ^ 16]) + content[position + 1 :])
         name = "a.weight" if position < 1200 else "b.weight"
-        assert kinds(outside) == [("values", name), ("weights digest", "")]
+        assert kinds(outside) == [("values", name), ("weights digest", ""), ("data file", "")]
 
 
 def test_a_data_file_that_is_shorter_longer_or_gone_is_found(outside: Path) -> None:

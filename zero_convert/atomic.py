@@ -40,6 +40,11 @@ class Output(BufferedWriter):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         super().__init__(FileIO(os.open(self._temporary, flags, 0o666), "wb"), _BUFFER)
 
+    @property
+    def target(self) -> Path:
+        """The file that it becomes, symlinks followed."""
+        return self._target
+
     def promise(self, size: int, sha256: str) -> None:
         """Say what the file must read as: its bytes, and its SHA-256 in hex."""
         self._promised = size, sha256

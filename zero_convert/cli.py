@@ -26,6 +26,7 @@ from .cli_parts import (
     OUTPUT,
     Device,
     Dtype,
+    ExternalData,
     Force,
     Format,
     Inputs,
@@ -33,6 +34,7 @@ from .cli_parts import (
     Leftovers,
     ModelArgs,
     ModelName,
+    Opset,
     Out,
     Quiet,
     SchemeName,
@@ -134,13 +136,11 @@ def convert(
     out: Out = None,
     format_: Format = None,
     force: Force = False,
-    opset: Annotated[
-        int | None,
-        option("--opset", panel=OUTPUT, metavar="N", help="ONNX: version of the operators; 20 by default."),
-    ] = None,
-    external_data: Annotated[
+    opset: Opset = None,
+    external_data: ExternalData = False,
+    fold: Annotated[
         bool,
-        option("--external-data", panel=OUTPUT, help="ONNX: tensors in FILE.data, as beyond 1.8 GB.", metavar=""),
+        option("--fold", panel=OUTPUT, help="ONNX: norms and transforms become part of layers.", metavar=""),
     ] = False,
     dry_run: Annotated[
         bool,
@@ -165,7 +165,7 @@ def convert(
     if not outputs and not dry_run:
         _refuse_without_output(model)
     if not dry_run:
-        _check_outputs(outputs, format_, force, as_json, opset, external_data)
+        _check_outputs(outputs, format_, force, as_json, opset, external_data, fold)
     options = schemes.parse_options(schemes.get(scheme), settings or [])
     screen = display.Screen(quiet or as_json, verbose)
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
@@ -193,7 +193,7 @@ def convert(
         display.summary(screen, result)
     try:
         with screen.progress(keep=False) as progress, third_party_warnings(verbose):
-            saved = _save(result, outputs, format_, force, opset, external_data, progress)
+            saved = _save(result, outputs, format_, force, opset, external_data, fold, progress)
     except FindingError as error:
         if as_json:
             print_json({**_facts(result), **error_facts(error)})
@@ -394,6 +394,7 @@ def _check_outputs(
     as_json: bool,
     opset: int | None,
     external_data: bool,
+    fold: bool,
 ) -> None:
     """Everything that can be said against the outputs before any work is done."""
     from . import exporters
@@ -411,11 +412,7 @@ def _check_outputs(
     else:
         exporters.check_outputs(outputs, name, force, external_data=external_data)
         formats = {exporters.format_of(output, name) for output in outputs}
-    if opset is not None or external_data:
-        if "onnx" not in formats:
-            option = "--external-data" if opset is None else "--opset"
-            raise UsageError("this option is for ONNX, and no output is", where=option, expected="--out FILE.onnx")
-        exporters.load("onnx").checked_opset(opset)
+    exporters.check_options(formats, opset, external_data, fold)
 
 
 def _refuse_without_output(word: str) -> NoReturn:
@@ -448,17 +445,24 @@ def _save(
     force: bool,
     opset: int | None,
     external_data: bool,
+    fold: bool,
     progress: Any,
 ) -> tuple[Saved, ...]:
     if list(outputs) != ["-"]:
         with stdout_kept_clean():
             return result.save(
-                *outputs, force=force, format=name, opset=opset, external_data=external_data, progress=progress
+                *outputs,
+                force=force,
+                format=name,
+                opset=opset,
+                external_data=external_data,
+                fold=fold,
+                progress=progress,
             )
     from .pipeline import refuse_failed
 
     refuse_failed(result.failed)
-    result.write(sys.stdout.buffer, name or "safetensors", opset)
+    result.write(sys.stdout.buffer, name or "safetensors", opset, fold=fold)
     sys.stdout.buffer.flush()
     return ()
 

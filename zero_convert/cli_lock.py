@@ -13,12 +13,14 @@ from .cli_parts import (
     OUTPUT,
     Device,
     Dtype,
+    ExternalData,
     Force,
     Format,
     Inputs,
     Json,
     Leftovers,
     ModelArgs,
+    Opset,
     Quiet,
     SchemeName,
     Settings,
@@ -92,6 +94,8 @@ def lock(
     ] = None,
     format_: Format = None,
     force: Force = False,
+    opset: Opset = None,
+    external_data: ExternalData = False,
     lock_file: Annotated[Path, option("--lock", panel=_LOCK, metavar="FILE", help="The lock to write.")] = Path(LOCK),
     update: Annotated[
         bool,
@@ -118,7 +122,7 @@ def lock(
 
     screen = display.Screen(quiet or as_json, verbose)
     if update:
-        _refuse_with_update(model, out, format_)
+        _refuse_with_update(model, out, format_, opset, external_data)
         _update(screen, lock_file, trust, validate, device, as_json)
         return
     if model is None or not out:
@@ -134,13 +138,8 @@ def lock(
     if "-" in out:
         raise UsageError("a lock records files, and stdout is none", where="--out -")
     folder = lock_file.parent
-    targets = exporters.check_outputs(out, format_, force)
-    if inputs and any(exporters.format_of(output, format_) == "onnx" for output in out):
-        raise UsageError(
-            "the bytes of an ONNX file depend on the example inputs, and a lock records only needed ones",
-            where="--input",
-            fix="Lock it with the model's usual inputs, or lock a safetensors file.",
-        )
+    targets = exporters.check_outputs(out, format_, force, external_data=external_data)
+    exporters.check_options({exporters.format_of(output, format_) for output in out}, opset, external_data)
     if check_target(lock_file, force=True) in targets:
         raise UsageError("an output is the lock itself", where="--out", got=str(lock_file))
     for output in out:
@@ -162,7 +161,9 @@ def lock(
     if not as_json and (verbose or not result.failed):
         display.summary(screen, result)
     with screen.progress(keep=False) as progress, third_party_warnings(verbose):
-        saved = result.save(*out, force=force, format=format_, progress=progress)
+        saved = result.save(
+            *out, force=force, format=format_, opset=opset, external_data=external_data, progress=progress
+        )
         entry = replaying.entry_of(request, result, saved, folder)
         recorded = record(lock_file, entry)
     if as_json:
@@ -172,8 +173,11 @@ def lock(
         display_lock.recorded(screen, lock_file, recorded)
 
 
-def _refuse_with_update(model: str | None, out: list[str] | None, format_: str | None) -> None:
-    given = [name for name, value in (("MODEL", model), ("--out", out), ("--format", format_)) if value]
+def _refuse_with_update(
+    model: str | None, out: list[str] | None, format_: str | None, opset: int | None, external_data: bool
+) -> None:
+    options = {"MODEL": model, "--out": out, "--format": format_, "--opset": opset, "--external-data": external_data}
+    given = [name for name, value in options.items() if value]
     if given:
         raise UsageError(
             "--update takes everything from the lock", got=", ".join(given), fix="Leave them out, or --update."

@@ -35,6 +35,12 @@ Format = Annotated[
     str | None,
     option("--format", panel=OUTPUT, metavar="NAME", help="Output format, where the suffix does not say it."),
 ]
+Opset = Annotated[
+    int | None, option("--opset", panel=OUTPUT, metavar="N", help="ONNX: version of the operators; 20 by default.")
+]
+ExternalData = Annotated[
+    bool, option("--external-data", panel=OUTPUT, help="ONNX: tensors in FILE.data, as beyond 1.8 GB.", metavar="")
+]
 Force = Annotated[bool, option("--force", panel=OUTPUT, help="Replace existing files.", metavar="")]
 SchemeName = Annotated[str, option("--scheme", panel=MODEL, metavar="NAME", help="`zero-convert schemes` lists them.")]
 Settings = Annotated[

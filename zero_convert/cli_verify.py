@@ -86,7 +86,15 @@ def verify(
             own = FindingError.exit_code if answer.findings else 0
             known = answer.receipt.written
             row = {"sound": not answer.findings, "sha256": known.sha256, "weights_digest": known.weights_digest}
+            row |= {"folded_from": answer.receipt.folded_from} if answer.receipt.folded_from else {}
             row |= {"findings": answer.findings, "exit_code": own}
+            if statement and known.data and not paths[0].is_dir():
+                raise UsageError(
+                    "a statement of one file would not cover the file of its tensors",
+                    where="--statement",
+                    got=str(paths[0]),
+                    expected="the folder that both are in",
+                )
         rows.append({"file": str(file), **row})
         code = max(code, own)
         if not as_json:

@@ -81,12 +81,12 @@ def compare_tensors(got: Mapping[str, Leaf], expected: Mapping[str, Leaf]) -> li
     ]
 
 
-def compare_files(path: str, got: tuple[int, str], expected: tuple[int, str]) -> list[Difference]:
-    """Size and SHA-256 of one file."""
+def compare_files(path: str, got: tuple[int, str], expected: tuple[int, str], beside: str = "") -> list[Difference]:
+    """Size and SHA-256 of one file, or of the file beside it that holds its tensors."""
     place = ("files", path)
     return [
-        *_one("file", path, "size", str(got[0]), str(expected[0]), place),
-        *_one("file", path, "sha256", got[1], expected[1], place),
+        *_one("file", beside or path, "size", str(got[0]), str(expected[0]), place),
+        *_one("file", beside or path, "sha256", got[1], expected[1], place),
     ]
 
 

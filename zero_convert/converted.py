@@ -13,6 +13,13 @@ class Container(nn.Module):
     """Holds submodules under their original names. It has no forward: the graph is the forward."""
 
 
+def uncalled(root: nn.Module, *graphs: fx.Graph) -> list[str]:
+    """Paths of the modules that the graphs neither call nor have inside a module that they call."""
+    called = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
+    inside = tuple(f"{path}." for path in called)
+    return [path for path, _ in root.named_modules() if path not in called and not path.startswith(inside)]
+
+
 class ConvertedModule(nn.Module):
     """A network whose forward is a graph; trainable, copyable, compilable, with the original's parameter names.
 

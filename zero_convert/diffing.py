@@ -187,6 +187,8 @@ def _lock_differences(one: Lock, two: Lock) -> Iterator[Comparison]:
             for name in ("model", "inputs")
             if getattr(new[0], name) != getattr(old[0], name)
         ]
+        if old[1].opset != new[1].opset:
+            ways.append(Difference("file", path, "opset", str(new[1].opset), str(old[1].opset)))
         if ways or found.differences:
             yield replace(found, name=path, differences=(*ways, *found.differences))
 

@@ -38,6 +38,14 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
+class Blob:
+    """The bytes of a file: SHA-256 in hex, and how many they are."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
     """What an artifact is, measured from the bytes that went by.
 
@@ -46,12 +54,14 @@ class Written:
         size: of the whole file in bytes.
         tensors: name → dtype, shape and leaf digest, in the order of the file.
         weights_digest: `zc1` over all tensors, hex.
+        data: the file beside it that holds its tensors, where there is one.
     """
 
     sha256: str
     size: int
     tensors: Mapping[str, Leaf]
     weights_digest: str
+    data: Blob | None = None
 
     @property
     def leaves(self) -> dict[str, str]:

@@ -184,6 +184,9 @@ def saved(screen: Screen, files: Sequence[Saved], digest: str) -> None:
         if file.data:
             screen.give(checksum_line(file.data.sha256, str(file.data.path)))
     (screen.give if files else screen.tell)(f"# weights zc1 {digest}")
+    for file in files:
+        if file.folded_from:
+            screen.give(f"# folded, the weights digest does not apply: {checksum_line('', str(file.path)).strip()}")
 
 
 def checksum_line(sha256: str, path: str) -> str:
@@ -383,6 +386,8 @@ def verification(screen: Screen, path: Path, answer: Verification | ZeroConvertE
         return
     sound = not answer.findings
     screen.give(Text.assemble(f"{path}: ", ("OK", "green") if sound else ("DIFFERS", "bold red")))
+    if folded := answer.receipt.folded_from:
+        screen.tell(Text(f"  folded for inference: the weights digest zc1 {folded} does not apply to it", "dim"))
     shown = answer.findings if screen.verbose else answer.findings[:10]
     for finding in shown:
         screen.tell(Text(f"  {finding}"))

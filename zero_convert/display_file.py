@@ -129,6 +129,8 @@ def _digest(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     digest = found["weights_digest"]
     if digest:
         yield "weights", f"zc1 {digest}", ""
+        if found["folded_from"]:
+            yield "", f"folded for inference: the conversion's {found['folded_from']} does not apply", "yellow"
         if found["recorded_digest"] not in (None, f"zc1:{digest}"):
             yield "", f"the file records {found['recorded_digest']}: its tensors were changed", "red"
     elif found["undigested"]:

@@ -15,7 +15,7 @@ from os import PathLike
 from typing import Any
 
 from . import records
-from .digests import Leaf, brief, is_plain_text
+from .digests import Blob, Leaf, brief, is_plain_text
 from .errors import MalformedError, StorageError
 
 
@@ -42,20 +42,21 @@ def read_limited(path: str | PathLike[str], limit: int, what: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A JSON object with exactly the expected keys; every value is checked as it is taken."""
+    """A JSON object with the expected keys and no others; every value is checked as it is taken."""
 
     raw: dict[str, Any]
     where: str
 
     @classmethod
-    def of(cls, obj: object, where: str, names: Iterable[str]) -> Fields:
+    def of(cls, obj: object, where: str, names: Iterable[str], optional: Iterable[str] = ()) -> Fields:
         names = sorted(names)
         if not isinstance(obj, dict):
             raise wrong(where, "not an object", obj, "an object with " + ", ".join(names))
         if missing := [name for name in names if name not in obj]:
             raise wrong(where, "a field is missing", obj, missing[0])
-        if unknown := [name for name in obj if name not in names]:
-            raise wrong(where, "a field is unknown", unknown[0], ", ".join(names))
+        every = sorted({*names, *optional})
+        if unknown := [name for name in obj if name not in every]:
+            raise wrong(where, "a field is unknown", unknown[0], ", ".join(every))
         return cls(obj, where)
 
     def take(self, name: str, check: Callable[[object], bool], expected: str) -> Any:
@@ -124,6 +125,14 @@ def read_leaf(obj: object, where: str) -> Leaf:
     fields = Fields.of(obj, where, ("dtype", "shape", "digest"))
     shape = fields.take("shape", is_shape, "a list of sizes")
     return Leaf(fields.text("dtype"), tuple(shape), fields.digest("digest"))
+
+
+def read_blob(fields: Fields, name: str) -> Blob | None:
+    """The file that a field speaks of, if there is that field; raises MalformedError."""
+    if name not in fields.raw:
+        return None
+    inner = Fields.of(fields.raw[name], f"{fields.where}, {name}", ("sha256", "size"))
+    return Blob(inner.digest("sha256"), inner.size("size"))
 
 
 def read_edit(obj: object, where: str) -> records.Edit:

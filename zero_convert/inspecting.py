@@ -17,7 +17,7 @@ from .errors import RefusedError
 from .exporters.safetensors import DTYPES
 from .readers import Contents, Limits, Storage, Tensor
 from .readers.tensor_bytes import check_crc, pieces, readable
-from .receipt import DIGEST_KEY, recipe_from_metadata, recipe_json
+from .receipt import DIGEST_KEY, FOLDED_KEY, recipe_from_metadata, recipe_json
 
 if TYPE_CHECKING:
     from .describing import Values
@@ -178,6 +178,7 @@ def facts(found: Survey) -> dict[str, Any]:
         "recipe": None if recipe is None else recipe_json(recipe),
         "weights_digest": found.digest,
         "recorded_digest": contents.metadata.get(DIGEST_KEY),
+        "folded_from": contents.metadata.get(FOLDED_KEY),
         "undigested": found.undigested,
         "metadata": dict(contents.metadata),
         "notes": list(contents.notes),

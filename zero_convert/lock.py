@@ -5,7 +5,8 @@
      "entries": [
       {
        "edits": [ one line for each edit ],
-       "files": { path: {"format", "sha256", "size"}, one line for each file },
+       "files": { path: {"format", "sha256", "size"}, one line for each file; of ONNX also "opset", and where its
+                  tensors lie beside it "data": {"sha256", "size"} of that file },
        "fingerprint": of the model's source,
        "inputs": [ example inputs as they were typed ],
        "model": MODEL, with a path relative to the lock's folder,
@@ -36,10 +37,10 @@ from typing import Any
 
 from . import foreign
 from .atomic import alone, write_bytes
-from .digests import Written, brief, parse_json
+from .digests import Blob, Written, brief, parse_json
 from .errors import MalformedError
-from .fields import Fields, is_text, is_texts, read_limited
-from .receipt import IDENTITY_FIELDS, Identity, Receipt, identity_from_json, identity_json
+from .fields import Fields, is_text, is_texts, read_blob, read_limited
+from .receipt import DATA_SUFFIX, IDENTITY_FIELDS, Identity, Receipt, identity_from_json, identity_json
 
 NAME = "zero.lock"
 SIZE_LIMIT = 256 << 20  # bytes; ten models of 100,000 tensors have about 150 MB
@@ -52,12 +53,24 @@ _CONFLICT = re.compile(rb"^(<<<<<<<|=======|>>>>>>>)( |\r?$)", re.MULTILINE)  # 
 
 @dataclass(frozen=True, slots=True)
 class LockedFile:
-    """One file of a conversion: its path as "folder/name", relative to the lock's folder; format, SHA-256, bytes."""
+    """One file of a conversion: its path as "folder/name", relative to the lock's folder; format, SHA-256, bytes.
+
+    Attributes:
+        opset: version of the operators, of an ONNX file; 0 where the format has none.
+        data: the file beside it that holds its tensors.
+    """
 
     path: str
     format: str
     sha256: str
     size: int
+    opset: int = 0
+    data: Blob | None = None
+
+    @property
+    def data_path(self) -> str:
+        """The path of that file."""
+        return f"{self.path}{DATA_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +99,7 @@ class Entry:
     def receipt(self, file: LockedFile) -> Receipt:
         """What a receipt beside the file would say."""
         identity = self.identity
-        written = Written(file.sha256, file.size, identity.tensors, identity.weights_digest)
+        written = Written(file.sha256, file.size, identity.tensors, identity.weights_digest, file.data)
         return Receipt(identity.recipe, identity.fingerprint, identity.edits, file.format, written, {})
 
 
@@ -158,13 +171,23 @@ def _spelled(value: Any, place: tuple[Any, ...], opening: str) -> Iterator[tuple
 
 
 def _entry_json(entry: Entry) -> dict[str, Any]:
-    files = {file.path: {"format": file.format, "sha256": file.sha256, "size": file.size} for file in entry.files}
+    files = {file.path: _file_json(file) for file in entry.files}
     return {
         **identity_json(entry.identity),
         "files": files,
         "inputs": list(entry.inputs),
         "model": entry.model,
         **({"scheme": entry.scheme} if entry.scheme else {}),
+    }
+
+
+def _file_json(file: LockedFile) -> dict[str, Any]:
+    return {
+        "format": file.format,
+        "sha256": file.sha256,
+        "size": file.size,
+        **({"opset": file.opset} if file.opset else {}),
+        **({"data": dataclasses.asdict(file.data)} if file.data else {}),
     }
 
 
@@ -261,8 +284,10 @@ def _is_absolute(model: str) -> bool:
 def _file(path: str, row: object, where: str) -> LockedFile:
     if reason := strange_path(path):
         raise MalformedError("a file's path is not one that a lock may hold", where=where, got=brief(path), fix=reason)
-    fields = Fields.of(row, f"{where}, file {brief(path)}", ("format", "sha256", "size"))
-    return LockedFile(path, fields.text("format"), fields.digest("sha256"), fields.size("size"))
+    fields = Fields.of(row, f"{where}, file {brief(path)}", ("format", "sha256", "size"), ("opset", "data"))
+    opset = fields.size("opset") if "opset" in fields.raw else 0
+    size, data = fields.size("size"), read_blob(fields, "data")
+    return LockedFile(path, fields.text("format"), fields.digest("sha256"), size, opset, data)
 
 
 def strange_path(path: str) -> str:

@@ -105,6 +105,7 @@ def convert(
         fingerprint=made.fingerprint,
         device=f"{where} ({note})" if note else where,
         inputs=made.loaded.example_inputs or (),
+        graph=made.traced.evaluate if made.traced.whole else None,
     )
 
 

@@ -1,11 +1,14 @@
 """Step 8, seal: `FILE.receipt.json`, what an artifact is and how it was made; and the recipe inside the artifact.
 
     identity   recipe, source fingerprint, edits, tensors (dtype, shape, digest), weights digest,
-               file (format, sha256, size)
+               file (format, sha256, size; of an ONNX file also `data`, the file beside it, and `folded_from`)
     run        versions, device, measured checks: informative, covered by no digest
 
 The identity holds no version, time, host or path, so it is the same wherever the artifact is. A receipt or recipe
 that is read may come from anybody: everything in it is checked before it is believed. No torch here.
+
+`folded_from` is the weights digest of the conversion that a file was folded from for inference. The edits then say what
+was folded, the tensors are those of the file, and the weights digest is theirs and not the conversion's.
 """
 
 from __future__ import annotations
@@ -24,11 +27,13 @@ from . import records
 from .atomic import write_bytes
 from .digests import Leaf, Written, brief, canonical_json, parse_json, weights_digest
 from .errors import MalformedError, UsageError
-from .fields import Fields, is_option, is_text, is_texts, is_value, read_edit, read_leaf, read_limited
+from .fields import Fields, is_option, is_text, is_texts, is_value, read_blob, read_edit, read_leaf, read_limited
 
 RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
 DIGEST_KEY = "zero_convert.weights_digest"  # likewise, where the format lets it follow the weights
+FOLDED_KEY = "zero_convert.folded_from"  # instead of it, where the tensors were folded for inference
 RECEIPT_SUFFIX = ".receipt.json"
+DATA_SUFFIX = ".data"  # of the file beside an ONNX file that holds its tensors
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 LEFTOVERS = ("error", "zeros", "keep")
@@ -73,6 +78,7 @@ class Receipt:
         file_format: name of a format, "safetensors".
         written: sha256, size, tensors and weights digest.
         run: how it was made, as the file says.
+        folded_from: weights digest of the conversion, where the file was folded; else "".
     """
 
     recipe: records.Recipe
@@ -81,6 +87,7 @@ class Receipt:
     file_format: str
     written: Written
     run: Mapping[str, Any]
+    folded_from: str = ""
 
     @property
     def identity(self) -> Identity:
@@ -102,6 +109,7 @@ def make_receipt(
     run: Mapping[str, Any],
     *,
     file_format: str = "safetensors",
+    folded_from: str = "",
 ) -> dict[str, Any]:
     """The receipt of an artifact as a JSON object.
 
@@ -112,11 +120,14 @@ def make_receipt(
         written: what the exporter measured.
         run: versions, device and checks; what JSON cannot hold is spelled as a string.
         file_format: the exporter's name.
+        folded_from: weights digest of the conversion, where the file was folded.
     Raises:
         UsageError: the recipe holds something else than plain values.
     """
     identity = Identity(recipe, fingerprint, tuple(edits), written.tensors, written.weights_digest)
-    file = {"format": file_format, "sha256": written.sha256, "size": written.size}
+    file: dict[str, Any] = {"format": file_format, "sha256": written.sha256, "size": written.size}
+    file |= {"data": dataclasses.asdict(written.data)} if written.data else {}
+    file |= {"folded_from": folded_from} if folded_from else {}
     return {"identity": {**identity_json(identity), "file": file}, "run": _informative(run)}
 
 
@@ -157,14 +168,16 @@ def receipt_from_json(obj: object, where: str = "receipt") -> Receipt:
     inside = f"{where}, identity"
     fields = Fields.of(top.raw["identity"], inside, (*IDENTITY_FIELDS, "file"))
     identity = identity_from_json({name: fields.raw[name] for name in IDENTITY_FIELDS}, inside)
-    file = Fields.of(fields.raw["file"], f"{inside}.file", ("format", "sha256", "size"))
+    file = Fields.of(fields.raw["file"], f"{inside}.file", ("format", "sha256", "size"), ("data", "folded_from"))
+    tensors, digest = identity.tensors, identity.weights_digest
     return Receipt(
         recipe=identity.recipe,
         fingerprint=identity.fingerprint,
         edits=identity.edits,
         file_format=file.text("format"),
-        written=Written(file.digest("sha256"), file.size("size"), identity.tensors, identity.weights_digest),
+        written=Written(file.digest("sha256"), file.size("size"), tensors, digest, read_blob(file, "data")),
         run=top.take("run", lambda value: isinstance(value, dict), "an object"),
+        folded_from=file.digest("folded_from") if "folded_from" in file.raw else "",
     )
 
 

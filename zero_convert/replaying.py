@@ -91,22 +91,36 @@ def check(index: int, entry: Entry, folder: Path, *, trust: bool = False, progre
 
 def differences(result: Result, entry: Entry) -> list[Difference]:
     """What differs between a conversion and an entry."""
-    measured = {name: measure(result, name) for name in dict.fromkeys(file.format for file in entry.files)}
+    measured: dict[tuple[str, int, str], Written] = {}
+    for file in entry.files:
+        if _form(file) not in measured:
+            measured[_form(file)] = measure(result, file)
     found = compare(_identity(result, next(iter(measured.values()))), entry.identity)
     for file in entry.files:
-        written = measured[file.format]
+        written = measured[_form(file)]
         found += compare_files(file.path, (written.size, written.sha256), (file.size, file.sha256))
+        if written.data and file.data:
+            found += compare_files(
+                file.path, (written.data.size, written.data.sha256), (file.data.size, file.data.sha256), file.data_path
+            )
     return found
 
 
-def measure(result: Result, name: str) -> Written:
-    """The digests of the file that the conversion would become in a format. No file is written."""
+def _form(file: LockedFile) -> tuple[str, int, str]:
+    """What the bytes depend on besides the conversion: format, opset, name of the data file."""
+    return file.format, file.opset, PurePath(file.data_path).name if file.data else ""
+
+
+def measure(result: Result, file: LockedFile) -> Written:
+    """The digests of the file that the conversion would become. No file is written."""
     known = exporters.formats()
+    name, opset, location = _form(file)
     if name not in known:
         raise UsageError(
             "the lock names a format this version cannot make", got=brief(name), expected=" or ".join(known)
         )
-    return result.write(_Nowhere(), name)
+    data = _Nowhere() if location else None
+    return result.write(_Nowhere(), name, opset or None, data=data, location=location)
 
 
 def made_again(
@@ -197,10 +211,10 @@ def path_in(folder: Path, output: str | PathLike[str]) -> str:
 def entry_of(request: Request, result: Result, saved: Sequence[Saved], folder: Path) -> Entry:
     """What the lock records of a conversion and the files it became."""
     sealed = [read_receipt(receipt_path(file.path)) for file in saved]
-    files = [
-        LockedFile(path_in(folder, file.path), seal.file_format, seal.written.sha256, seal.written.size)
-        for file, seal in zip(saved, sealed, strict=True)
-    ]
+    files = []
+    for file, seal in zip(saved, sealed, strict=True):
+        own, path = seal.written, path_in(folder, file.path)
+        files.append(LockedFile(path, seal.file_format, own.sha256, own.size, file.opset, own.data))
     model = request.model if canonical_model(request.model) == result.recipe.model else result.recipe.model
     scheme = str(request.arguments["scheme"])
     files.sort(key=lambda file: file.path)
@@ -227,17 +241,19 @@ def update(
     found = differences(result, entry)
     if found or not all(_is_there(folder / file.path, file) for file in entry.files):
         saved: list[Saved] = []
-        for name in dict.fromkeys(file.format for file in entry.files):
-            paths = [folder / file.path for file in entry.files if file.format == name]
-            saved += result.save(*paths, force=True, format=name, progress=progress)
+        for file in entry.files:
+            options: dict[str, Any] = {"opset": file.opset or None, "external_data": file.data is not None}
+            saved += result.save(folder / file.path, force=True, format=file.format, progress=progress, **options)
         request = Request(entry.model, entry.inputs, {"scheme": entry.scheme})
         record(lock_path, entry_of(request, result, saved, folder))
     return Answer(entry, index, tuple(found), None, time.monotonic() - start)
 
 
 def _is_there(path: Path, file: LockedFile) -> bool:
-    """Whether the artifact and a receipt lie there, as the lock says."""
-    return path.is_file() and receipt_path(path).is_file() and sha256_file(path) == file.sha256
+    """Whether the artifact, the file of its tensors and a receipt lie there, as the lock says."""
+    beside = path.with_name(PurePath(file.data_path).name)
+    sound = path.is_file() and receipt_path(path).is_file() and sha256_file(path) == file.sha256
+    return sound and (file.data is None or (beside.is_file() and sha256_file(beside) == file.data.sha256))
 
 
 def _identity(result: Result, written: Written) -> Identity:

@@ -5,6 +5,7 @@ Knows nothing of sources, tracing or rewriting.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from . import exporters, receipt
 from .atomic import alone, staged
@@ -24,7 +25,7 @@ from .errors import CheckError, UsageError
 from .exporters import onnx, safetensors
 from .exporters.onnx import DataFile
 from .initialize import ties
-from .records import Check, Plan, Recipe, Structure
+from .records import Check, Edit, Plan, Recipe, Structure
 from .structure import SAFETENSORS_DTYPES
 
 Progress = Callable[[str, str], None]
@@ -43,6 +44,9 @@ class Saved:
     Attributes:
         data: path, sha256 and size of the file beside it that holds the tensors, where there is one.
         note: what the reader should know of it.
+        folded_from: where it was folded for inference, the conversion's weights digest; `weights_digest` is then that
+            of its own tensors.
+        opset: version of the operators, of an ONNX file; else 0.
     """
 
     path: Path
@@ -52,6 +56,35 @@ class Saved:
     weights_digest: str
     data: DataFile | None = None
     note: str = ""
+    folded_from: str = ""
+    opset: int = 0
+
+
+FOLDS = {"fold_norm": "norms", "fold_transform": "transforms"}
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """A network as ONNX takes it: graph, why its batch size is fixed, tensors, and what was folded."""
+
+    graph: onnx.Graph
+    fixed: str
+    entries: list[safetensors.Entry]
+    folds: tuple[Edit, ...] | None = None
+
+    @property
+    def folded(self) -> bool:
+        return any(edit.applied for edit in self.folds or ())
+
+    @property
+    def note(self) -> str:
+        """What the reader should know of the file."""
+        parts = ["evaluation mode"] + ([f"batch size fixed: {self.fixed}"] if self.fixed else [])
+        if self.folds is not None:
+            kinds = {kind: [e.applied for e in self.folds if e.rewrite == kind] for kind in FOLDS}
+            said = [f"{sum(found)} of {len(found)} {FOLDS[kind]}" for kind, found in kinds.items() if found]
+            parts.append(f"folded {', '.join(said)}" if self.folded else "nothing could be folded")
+        return "; ".join(parts)
 
 
 @dataclass
@@ -67,6 +100,7 @@ class Result:
         fingerprint: SHA-256 of the source model's structure.
         device: where the checks ran, with a note if that was not what "auto" hoped for.
         inputs: example inputs of the forward, by position or by name; an export to ONNX follows them.
+        graph: of the forward in evaluation mode, where one stands for it.
     """
 
     module: nn.Module
@@ -77,8 +111,10 @@ class Result:
     fingerprint: str
     device: str
     inputs: tuple[Any, ...] | Mapping[str, Any] = field(default=(), repr=False)
+    graph: fx.Graph | None = field(default=None, repr=False)
     _digest: str = field(default="", repr=False)
     _start: _Start = field(init=False, repr=False)
+    _graphs: dict[int, tuple[onnx.Graph, str]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._start = _Start.of(self.module)
@@ -105,6 +141,7 @@ class Result:
         format: str | None = None,
         opset: int | None = None,
         external_data: bool = False,
+        fold: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Saved, ...]:
         """What was written: the artifact at each path, whole or not at all, and its receipt beside it.
@@ -117,6 +154,8 @@ class Result:
             force: existing files may be replaced.
             opset: version of the ONNX operators, 20 by default.
             external_data: ONNX files have their tensors in a file beside them, which those beyond 1.8 GB have anyway.
+            fold: in ONNX files norms and frozen transforms become part of the layers beside them, for inference. The
+                weights digest does not apply to such a file, which says so.
 
         Raises:
             CheckError: a check failed; nothing is written.
@@ -127,11 +166,11 @@ class Result:
         paths = [path, *more]
         exporters.check_outputs(paths, format, force, external_data=external_data)
         refuse_failed(self.failed)
-        entries, graph = self._start.entries(self.module), None
+        entries, exported = self._start.entries(self.module), None
         if any(exporters.format_of(target, format) == "onnx" for target in paths):
-            tell(progress, "export", "ONNX graph, evaluation mode")
-            graph = self._graph(opset)
-        return tuple(self._save(target, entries, force, format, graph, external_data, progress) for target in paths)
+            tell(progress, "export", "ONNX graph, evaluation mode" + (", folded" if fold else ""))
+            exported = self._exported(opset, fold)
+        return tuple(self._save(target, entries, force, format, exported, external_data, progress) for target in paths)
 
     def _save(
         self,
@@ -139,59 +178,98 @@ class Result:
         entries: list[safetensors.Entry],
         force: bool,
         format: str | None,
-        graph: tuple[onnx.Graph, str] | None,
+        exported: _Exported | None,
         external_data: bool,
         progress: Progress | None,
     ) -> Saved:
         tell(progress, "export", str(path))
         beside, kind = receipt.receipt_path(path), exporters.format_of(path, format)
-        about, data, note = receipt.recipe_metadata(self.recipe), None, ""
-        if kind == "onnx" and graph is not None:
-            note = "evaluation mode" + (f"; batch size fixed: {graph[1]}" if graph[1] else "")
-        if kind == "onnx" and graph is not None and (external_data or onnx.needs_data_file(entries)):
-            written, data = onnx.save(path, graph[0], entries, about, force=force, external_data=True)
+        form, data_path = exported if kind == "onnx" else None, None
+        if form is not None and onnx.wants_data_file(form.entries, external_data):
+            data_path = onnx.checked_data_path(path)
+        with contextlib.ExitStack() as stack:
+            artifact, seal = (stack.enter_context(staged(each, force)) for each in (path, beside))
+            data = None if data_path is None else stack.enter_context(staged(data_path, force))
+            if form is not None:
+                location = "" if data_path is None else data_path.name
+                written = onnx.write(artifact, form.graph, form.entries, self._about(form), data, location)
+            else:
+                written = safetensors.write(artifact, entries, receipt.metadata(self.recipe))
+            onnx.settle(artifact, data, written)
             tell(progress, "seal", str(beside))
-            receipt.write_receipt(path, self._receipt(written, kind), force)
-        else:
-            with staged(path, force) as artifact, staged(beside, force) as seal:
-                if kind == "onnx" and graph is not None:
-                    written = onnx.write(artifact, graph[0], entries, about)
-                else:
-                    written = safetensors.write(artifact, entries, receipt.metadata(self.recipe))
-                artifact.promise(written.size, written.sha256)
-                artifact.settle()
-                tell(progress, "seal", str(beside))
-                seal.write_all(receipt.spell_receipt(self._receipt(written, kind)))
-                with alone(Path(path).parent):  # of two runs at once the receipt that stays is that of its file
-                    artifact.commit()
-                    seal.commit()
-        self._digest = written.weights_digest
-        return Saved(Path(path), beside, written.sha256, written.size, written.weights_digest, data, note)
+            seal.write_all(receipt.spell_receipt(self._receipt(written, kind, form)))
+            with alone(Path(path).parent):  # of two runs at once the receipt that stays is that of its file
+                onnx.commit(artifact, data)
+                seal.commit()
+        folded_from = self.weights_digest if form is not None and form.folded else ""
+        if not folded_from:
+            self._digest = written.weights_digest
+        own, blob = written.weights_digest, written.data
+        with_data = None if data_path is None or blob is None else DataFile(data_path, blob.sha256, blob.size)
+        note, version = ("", 0) if form is None else (form.note, form.graph.opset)
+        return Saved(Path(path), beside, written.sha256, written.size, own, with_data, note, folded_from, version)
 
-    def _receipt(self, written: Written, kind: str) -> dict[str, Any]:
+    def _about(self, exported: _Exported) -> dict[str, str]:
+        """The metadata of an ONNX file."""
+        about = receipt.recipe_metadata(self.recipe)
+        return about | ({receipt.FOLDED_KEY: f"zc1:{self.weights_digest}"} if exported.folded else {})
+
+    def _receipt(self, written: Written, kind: str, exported: _Exported | None) -> dict[str, Any]:
         return receipt.make_receipt(
-            self.recipe, self.fingerprint, self.plan.edits, written, self.run_record(kind), file_format=kind
+            self.recipe,
+            self.fingerprint,
+            (*self.plan.edits, *((exported.folds or ()) if exported and exported.folded else ())),
+            written,
+            self.run_record(kind),
+            file_format=kind,
+            folded_from=self.weights_digest if exported and exported.folded else "",
         )
 
-    def write(self, stream: Any, format: str = "safetensors", opset: int | None = None) -> Written:
-        """The digests of the file that was written to the binary stream. Errors as for `save`."""
-        entries = self._start.entries(self.module)
+    def write(
+        self,
+        stream: Any,
+        format: str = "safetensors",
+        opset: int | None = None,
+        *,
+        fold: bool = False,
+        data: Any = None,
+        location: str = "",
+    ) -> Written:
+        """The digests of the file that was written to the binary stream. Errors as for `save`.
+
+        Args:
+            opset, fold: as for `save`.
+            data: a second binary stream, for the tensors of an ONNX model, which calls it `location`.
+        """
         if format == "onnx":
-            if onnx.needs_data_file(entries):
+            exported = self._exported(opset, fold)
+            if data is None and onnx.needs_data_file(exported.entries):
                 raise UsageError(
                     "the model is too large for one ONNX file", expected="an output with a name", fix="--out FILE"
                 )
-            written = onnx.write(stream, self._graph(opset)[0], entries, receipt.recipe_metadata(self.recipe))
+            written = onnx.write(
+                stream, exported.graph, exported.entries, self._about(exported), data, location=location
+            )
+            if exported.folded:
+                return written
         else:
-            written = safetensors.write(stream, entries, receipt.metadata(self.recipe))
+            written = safetensors.write(stream, self._start.entries(self.module), receipt.metadata(self.recipe))
         self._digest = written.weights_digest
         return written
 
-    def _graph(self, opset: int | None) -> tuple[onnx.Graph, str]:
-        """The graph for ONNX, and why its batch size is fixed."""
-        from .exporters._onnx_graph import graph
+    def _exported(self, opset: int | None, fold: bool) -> _Exported:
+        """The network for ONNX; with `fold` another one than `module`."""
+        from .exporters._onnx_graph import folded, graph
 
-        return graph(self.module, self.inputs, ties(self.module.state_dict(keep_vars=True)), onnx.checked_opset(opset))
+        version = onnx.checked_opset(opset)
+        entries = self._start.entries(self.module)
+        own, folds = folded(self.module, self.graph, self._start.buffers) if fold else (self.module, None)
+        stored = ties(own.state_dict(keep_vars=True))
+        if any(edit.applied for edit in folds or ()):
+            return _Exported(*graph(own, self.inputs, stored, version), _entries(own, {}), folds)
+        if version not in self._graphs:
+            self._graphs[version] = graph(self.module, self.inputs, stored, version)
+        return _Exported(*self._graphs[version], entries, folds)
 
     def run_record(self, format: str = "safetensors") -> dict[str, Any]:
         """How the artifact was made: versions, device, checks. Not part of its identity."""
@@ -253,11 +331,17 @@ class _Start:
                 where=", ".join(moved[:6]),
                 fix="Save before training, or write trained weights with a tool of your own.",
             )
-        stored = {name: self.buffers.get(name, state[name]) for name in dict.fromkeys(ties(state).values())}
-        return [
-            safetensors.Entry(name, SAFETENSORS_DTYPES[value.dtype], tuple(value.shape), partial(_bytes, value))
-            for name, value in stored.items()
-        ]
+        return _entries(module, self.buffers)
+
+
+def _entries(module: nn.Module, instead: Mapping[str, torch.Tensor]) -> list[safetensors.Entry]:
+    """The tensors of a state dict, ties resolved; some of them with other values."""
+    state = module.state_dict(keep_vars=True)
+    stored = {name: instead.get(name, state[name]) for name in dict.fromkeys(ties(state).values())}
+    return [
+        safetensors.Entry(name, SAFETENSORS_DTYPES[value.dtype], tuple(value.shape), partial(_bytes, value))
+        for name, value in stored.items()
+    ]
 
 
 def _bytes(tensor: torch.Tensor) -> Any:

@@ -8,7 +8,8 @@ The questions, in the order of the answers:
     2. header                                        can the file be read at all?
     3. recipe in the file = recipe in the receipt
     4. every tensor: there, same dtype, same shape, same `zc1` leaf; none besides
-    5. weights digest, and the one that the file itself records (ONNX)
+    5. weights digest, and what the file itself records of it (ONNX)
+    6. size and SHA-256 of the file beside it that holds its tensors (ONNX)
 """
 
 from __future__ import annotations
@@ -20,10 +21,19 @@ from os import PathLike
 from pathlib import Path
 
 from . import exporters
-from .digests import Leaf, Written, brief, canonical_json, sha256_file
+from .digests import Blob, Leaf, Written, brief, canonical_json, sha256_file
 from .errors import MalformedError, MismatchError, StorageError, ZeroConvertError
 from .lock import Lock, find, read_lock
-from .receipt import DIGEST_KEY, RECEIPT_SUFFIX, Receipt, read_receipt, receipt_path, recipe_from_metadata, recipe_json
+from .receipt import (
+    DIGEST_KEY,
+    FOLDED_KEY,
+    RECEIPT_SUFFIX,
+    Receipt,
+    read_receipt,
+    receipt_path,
+    recipe_from_metadata,
+    recipe_json,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +41,8 @@ class Finding:
     """One difference.
 
     Attributes:
-        what: "size", "sha256", "header", "recipe", "weights digest", "recorded weights digest", or of a tensor
-            "missing", "extra", "dtype", "shape", "values".
+        what: "size", "sha256", "header", "recipe", "weights digest", "recorded weights digest", "folded from",
+            "data file", or of a tensor "missing", "extra", "dtype", "shape", "values".
         tensor: its name, or "" where the finding is about the file.
         got: in the artifact.
         expected: in the receipt.
@@ -226,8 +236,17 @@ def _findings(path: Path, receipt: Receipt) -> list[Finding]:
     for name in sorted(written.tensors.keys() | expected.tensors.keys()):
         findings += _compare_tensor(name, written.tensors.get(name), expected.tensors.get(name))
     findings += _compare("weights digest", written.weights_digest, expected.weights_digest)
-    recorded = metadata.get(DIGEST_KEY, "none")
-    return findings + (_compare("recorded weights digest", recorded, f"zc1:{expected.weights_digest}") if named else [])
+    if named:
+        folded, own = receipt.folded_from, expected.weights_digest
+        findings += _compare(
+            "recorded weights digest", metadata.get(DIGEST_KEY, "none"), "none" if folded else f"zc1:{own}"
+        )
+        findings += _compare("folded from", metadata.get(FOLDED_KEY, "none"), f"zc1:{folded}" if folded else "none")
+    return findings + _compare("data file", _spelled(written.data), _spelled(expected.data))
+
+
+def _spelled(data: Blob | None) -> str:
+    return f"{data.sha256}, {data.size} bytes" if data else "none"
 
 
 def _compare_tensor(name: str, got: Leaf | None, expected: Leaf | None) -> list[Finding]:

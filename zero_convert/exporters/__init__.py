@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from os import PathLike
 from pathlib import Path, PurePath
 from types import ModuleType
@@ -80,6 +80,15 @@ def check_outputs(
             "an output is named twice, or is a file beside another", where="--out", got=", ".join(map(str, paths))
         )
     return targets
+
+
+def check_options(formats: Collection[str], opset: int | None, external_data: bool, fold: bool = False) -> None:
+    """Raises UsageError for an option of ONNX files where none is written, and for an opset that cannot be."""
+    given = {"--opset": opset is not None, "--external-data": external_data, "--fold": fold}
+    if "onnx" in formats:
+        load("onnx").checked_opset(opset)
+    elif option := next((name for name, asked in given.items() if asked), ""):
+        raise UsageError("this option is for ONNX, and no output is", where=option, expected="--out FILE.onnx")
 
 
 def load(name: str) -> ModuleType:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from os import PathLike
 from typing import BinaryIO
 
-from ..digests import Leaf, Written, brief, weights_digest
+from ..digests import Blob, Leaf, Written, brief, weights_digest
 from ..errors import MalformedError, StorageError
 from ._onnx_reading import StoredTensor, header_of
 from .safetensors import DTYPES as BITS
@@ -19,7 +19,8 @@ _CHUNK = 4 << 20  # bytes read at a time
 def file_digests(path: str | PathLike[str]) -> Written:
     """The digests of the file at `path`, made again from its bytes and those of its data file.
 
-    The data file has to hold the tensors that the model has in it, end to end, and nothing besides.
+    The data file has to hold the tensors that the model has in it, end to end, and nothing besides. Of several such
+    files, which we never write, the digests of the last are told.
 
     Raises:
         MalformedError, RefusedError, StorageError: as `read_header`; or a tensor is not stored as raw bytes.
@@ -38,16 +39,19 @@ def file_digests(path: str | PathLike[str]) -> Written:
                 )
         whole = _digests(file, 0, header.size, [t for t in header.tensors if not t.location], where)
     found = dict(whole.tensors)
+    data: Blob | None = None
     for location in dict.fromkeys(t.location for t in header.tensors if t.location):
         beside = os.path.join(os.path.dirname(where), location)
         with opened(beside) as file:
             size = os.fstat(file.fileno()).st_size
             own = sorted((t for t in header.tensors if t.location == location), key=lambda t: (t.begin, t.end))
             _check_tiling(own, size, beside)
-            found |= _digests(file, 0, size, own, beside).tensors
+            part = _digests(file, 0, size, own, beside)
+            found |= part.tensors
+            data = Blob(part.sha256, part.size)
     leaves = {name: bytes.fromhex(leaf.digest) for name, leaf in found.items()}
     tensors: dict[str, Leaf] = {t.name: found[t.name] for t in header.tensors}
-    return Written(whole.sha256, whole.size, tensors, weights_digest(leaves))
+    return Written(whole.sha256, whole.size, tensors, weights_digest(leaves), data)
 
 
 def _digests(file: BinaryIO, begin: int, end: int, tensors: list[StoredTensor], where: str) -> Written:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -23,7 +23,9 @@ from torch.utils import _pytree as pytree
 from .. import hadamard
 from ..errors import ModelError
 from ..modules import HadamardTransform
+from ..records import Edit
 from ._onnx_canonical import canonical
+from ._onnx_fold import fold
 from .onnx import Graph
 
 
@@ -103,10 +105,31 @@ class _Transform(nn.Module):
         return y if first else y * given.scale
 
 
+def evaluation_copy(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that shares every tensor."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, dict(shared)).eval()
+
+
+def folded(
+    module: nn.Module, graph: fx.Graph | None, buffers: Mapping[str, Tensor]
+) -> tuple[nn.Module, tuple[Edit, ...]]:
+    """A copy of the module in evaluation mode, folded for inference, and what became of its norms and transforms.
+
+    Args:
+        graph: of its forward in evaluation mode, where one stands for it.
+        buffers: values that some buffers shall have instead, by name.
+    """
+    own = evaluation_copy(module)
+    for name, value in buffers.items():
+        parent, _, local = name.rpartition(".")
+        own.get_submodule(parent)._buffers[local] = value
+    return fold(own, graph)
+
+
 def _prepared(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode that shares every tensor, with transforms of our own."""
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    own = copy.deepcopy(module, dict(shared)).eval()
+    own = evaluation_copy(module)
     for path, found in list(own.named_modules()):
         if isinstance(found, HadamardTransform):
             parent, _, name = path.rpartition(".")

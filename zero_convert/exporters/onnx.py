@@ -4,9 +4,12 @@
     nodes          `/Conv_12`: numbered in order; constants first, each once; everything that is no state is a node
     metadata       `zero_convert`: the recipe, `zero_convert.weights_digest`: "zc1:" and the digest
 
-So the weights digest can be made again from the file alone. Initializers that no node needs (`num_batches_tracked`)
-have a reader of their own, an `Identity` that leads nowhere: runtimes drop it without a word, and warn without it. No
-paths, doc strings, versions of producers, shapes of values in between.
+So the weights digest can be made again from the file alone. A file that was folded for inference has other tensors;
+instead of the digest it has `zero_convert.folded_from`: "zc1:" and that of the conversion, which is not its own.
+
+Initializers that no node needs (`num_batches_tracked`) have a reader of their own, an `Identity` that leads nowhere:
+runtimes drop it without a word, and warn without it. No paths, doc strings, versions of producers, shapes of values in
+between.
 
 `_onnx_graph.py` makes the graph. It is written here as a stream, as protobuf itself would write it: the tensors go by
 once and are never in memory together. Beyond `INLINE` bytes, or where asked for, tensors of 1024 bytes or more go to
@@ -25,10 +28,11 @@ from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
-from ..atomic import atomic_write
-from ..digests import Written, brief, is_plain_text, weights_digest
-from ..errors import ModelError, UsageError
-from ..receipt import DIGEST_KEY
+from ..atomic import Output, staged
+from ..digests import Blob, Written, brief, is_plain_text, weights_digest
+from ..errors import ModelError, StorageError, UsageError
+from ..interrupts import undone_by
+from ..receipt import DATA_SUFFIX, DIGEST_KEY, FOLDED_KEY
 from ._onnx_digests import file_digests as file_digests
 from ._onnx_reading import TYPES
 from ._onnx_reading import read_header as read_header
@@ -40,7 +44,6 @@ OPSETS = range(18, 26)  # what torch writes and ONNX Runtime reads
 OPSET = 20  # where none is asked for
 IR_VERSION = 10
 INLINE = 1_800_000_000  # bytes of tensors; readers of protobuf end at 2 GiB
-DATA_SUFFIX = ".data"
 
 _LIMIT = 1 << 31  # bytes; no reader of protobuf goes further
 _SMALL = 1024  # bytes; stays in the model
@@ -85,6 +88,27 @@ def data_path(path: str | PathLike[str]) -> Path:
     return Path(f"{os.fspath(path)}{DATA_SUFFIX}")
 
 
+def checked_data_path(path: str | PathLike[str]) -> Path:
+    """The same.
+
+    Raises:
+        UsageError: a model cannot name such a file.
+    """
+    beside = data_path(path)
+    if not is_plain_text(beside.name) or "\\" in beside.name:
+        raise UsageError(
+            "a model cannot name a data file like this",
+            where=brief(str(path)),
+            expected="an output whose name has neither backslashes nor control characters",
+        )
+    return beside
+
+
+def wants_data_file(entries: Sequence[Entry], external_data: bool) -> bool:
+    """Whether there is to be a data file: it is needed, or asked for and not empty."""
+    return needs_data_file(entries) or (external_data and any(entry.size >= _SMALL for entry in entries))
+
+
 def needs_data_file(entries: Sequence[Entry]) -> bool:
     """Whether the tensors are too large for one file."""
     return sum(entry.size for entry in entries) > INLINE
@@ -105,43 +129,73 @@ def save(
         graph: reads the entries by their names.
         entries: the state dict, ties resolved.
         metadata: besides the digest; written with sorted keys.
-        external_data: have a data file even where one file would do.
+        external_data: have a data file even where one file would do, unless nothing is large enough to be in it.
 
     Raises:
         ModelError: a tensor of a type that ONNX does not have.
-        UsageError, StorageError: as `atomic_write`.
+        UsageError, StorageError: as `staged`, `Output.settle` and `Output.commit`.
     """
-    if not (external_data or needs_data_file(entries)):
-        with atomic_write(path, force) as stream:
-            return write(stream, graph, entries, metadata), None
-    beside = data_path(path)
-    if not is_plain_text(beside.name) or "\\" in beside.name:
-        raise UsageError(
-            "a model cannot name a data file like this",
-            where=brief(str(path)),
-            expected="an output whose name has neither backslashes nor control characters",
-        )
-    with _Replaced(beside) as former, atomic_write(path, force) as stream:
-        with atomic_write(beside, force) as data:
-            written, whole = _write(stream, graph, entries, metadata, data, beside.name)
-        former.gone = True
-    return written, DataFile(beside, whole.sha256, whole.size)
+    beside = checked_data_path(path) if wants_data_file(entries, external_data) else None
+    with contextlib.ExitStack() as stack:
+        model = stack.enter_context(staged(path, force))
+        data = None if beside is None else stack.enter_context(staged(beside, force))
+        written = write(model, graph, entries, metadata, data, "" if beside is None else beside.name)
+        settle(model, data, written)
+        commit(model, data)
+    if beside is None or written.data is None:
+        return written, None
+    return written, DataFile(beside, written.data.sha256, written.data.size)
 
 
-def write(stream: BinaryIO, graph: Graph, entries: Sequence[Entry], metadata: Mapping[str, str]) -> Written:
-    """The digests of the model that was written, in one file, to `stream`. Errors as for `save`."""
-    return _write(stream, graph, entries, metadata)[0]
+def settle(model: Output, data: Output | None, written: Written) -> None:
+    """Force a model and its data file to the disk and read them back. Errors as `Output.settle`."""
+    model.promise(written.size, written.sha256)
+    model.settle()
+    if data is not None and written.data is not None:
+        data.promise(written.data.size, written.data.sha256)
+        data.settle()
 
 
-def _write(
+def commit(model: Output, data: Output | None) -> None:
+    """Give a settled model and its data file their names; whatever comes in between, both are old or both new.
+
+    Two names cannot be given in one step: a process killed between them leaves a new data file beside an old model,
+    which `verify` finds.
+
+    Raises:
+        UsageError, StorageError: as `Output.commit`.
+    """
+    if data is None:
+        model.commit()
+        return
+    try:
+        former = _Former(data.target, model.target)
+    except OSError as error:
+        got = error.strerror or str(error)
+        raise StorageError("cannot look at the old files", where=str(data.target), got=got) from error
+    with undone_by(former.restore):
+        try:
+            former.keep()
+            data.commit()
+            model.commit()
+        finally:
+            former.restore()
+
+
+def write(
     stream: BinaryIO,
     graph: Graph,
     entries: Sequence[Entry],
     metadata: Mapping[str, str],
     data: BinaryIO | None = None,
     location: str = "",
-) -> tuple[Written, Written]:
-    """The digests of the model and of its data file."""
+) -> Written:
+    """The digests of the model that was written to `stream`. Errors as for `save`.
+
+    Args:
+        data: takes the tensors, where the model has a data file.
+        location: the name of that file.
+    """
     if strange := [entry.name for entry in entries if not is_plain_text(entry.name)]:
         raise ModelError("a tensor's name cannot be written", got=brief(strange[0]), expected="plain text")
     ordered = sorted(entries, key=lambda entry: entry.name.encode())
@@ -175,44 +229,53 @@ def _write(
             target.write(raw)
         put(graph.tail + _bytes(_OPSET, _bytes(1, b"") + _number(2, graph.opset)))
         digest = weights_digest(model.leaves() | beside.leaves())
-        for key, value in sorted({**metadata, DIGEST_KEY: f"zc1:{digest}"}.items()):
+        own = {} if FOLDED_KEY in metadata else {DIGEST_KEY: f"zc1:{digest}"}
+        for key, value in sorted({**metadata, **own}.items()):
             put(_bytes(_METADATA, _bytes(1, key.encode()) + _bytes(2, value.encode())))
         for file in (stream, data):
             if file is not None:
                 force_to_disk(file)  # while the hashes finish
     first, second = model.written(), beside.written()
     found = {**first.tensors, **second.tensors}
-    return Written(first.sha256, first.size, {e.name: found[e.name] for e in ordered}, digest), second
+    blob = None if data is None else Blob(second.sha256, second.size)
+    return Written(first.sha256, first.size, {e.name: found[e.name] for e in ordered}, digest, blob)
 
 
-class _Replaced:
-    """Keeps what a file was until the block has ended, and puts it back if that fails after the file was replaced.
+class _Former:
+    """What a data file was before a new one took its name, to be put back as long as the model is the old one."""
 
-    Two names cannot be given in one step: a process killed between them leaves a new data file beside an old model,
-    which `verify` finds.
+    def __init__(self, data: Path, model: Path) -> None:
+        self._data, self._model = data, model
+        self._before = _identity(data), _identity(model)
+        self._kept = data.with_name(f".{data.name[:32]}.{secrets.token_hex(8)}.part")
 
-    Attributes:
-        gone: the file was replaced.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.gone = False
-        self._target = Path(os.path.realpath(path))
-        self._kept = self._target.with_name(f".{self._target.name[:32]}.{secrets.token_hex(8)}.part")
-
-    def __enter__(self) -> _Replaced:
+    def keep(self) -> None:
+        """Have a second name for the old file."""
         with contextlib.suppress(OSError):  # there is none, or the file system has no links
-            os.link(self._target, self._kept)
-        return self
+            os.link(self._data, self._kept)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            if kind is None or not self.gone:
+    def restore(self) -> None:
+        """Put the old file back if only the data file is new; the second name goes in any case."""
+        try:
+            with contextlib.suppress(OSError):
+                data, model = _identity(self._data), _identity(self._model)
+                if data != self._before[0] and model == self._before[1]:
+                    if self._before[0] is None:
+                        os.unlink(self._data)
+                    else:
+                        os.replace(self._kept, self._data)
+        finally:
+            with contextlib.suppress(OSError):
                 os.unlink(self._kept)
-            elif self._kept.exists():
-                os.replace(self._kept, self._target)
-            else:
-                os.unlink(self._target)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file has this name now."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _tensor_head(entry: Entry, location: str, offset: int) -> bytes:

@@ -15,7 +15,7 @@ from importlib import import_module
 
 from torch import fx
 
-from ..converted import ConvertedModule
+from ..converted import ConvertedModule, uncalled
 from ..graphs import replace_module, resort
 from ..live import Region, Traced
 from ..records import Edit, Option, Structure
@@ -52,9 +52,7 @@ def apply(traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]
 def _rewritten(
     traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]
 ) -> tuple[Traced, tuple[Edit, ...]]:
-    called = {str(node.target) for graph in traced.graphs for node in graph.nodes if node.op == "call_module"}
-    inside = tuple(f"{path}." for path in called)
-    uncalled = [path for path, _ in traced.root.named_modules() if path not in called and not path.startswith(inside)]
+    aside = uncalled(traced.root, *traced.graphs)
     edits: dict[tuple[str, str, str], Edit] = {}
     known: dict[fx.Graph, Structure] = {}  # of graphs that no rewrite has changed since
     for name in rewrites:
@@ -69,7 +67,7 @@ def _rewritten(
             known.clear()  # the graphs share their modules
             resort(graph)
             graph.lint()
-    module = ConvertedModule.assemble(traced.root, traced.train, traced.evaluate, uncalled)
+    module = ConvertedModule.assemble(traced.root, traced.train, traced.evaluate, aside)
     return replace(traced, root=module), tuple(edits.values())
 
 
