@@ -108,9 +108,10 @@ def facts(root: Any) -> dict[str, str]:
     return found
 
 
-def is_module(root: Any) -> bool:
-    """Whether a loader would build a whole network."""
-    return isinstance(root, Call) and _module(root) is not None
+def network(root: Any) -> tuple[str, Path]:
+    """The class of the network that a loader would build, and where it is in a checkpoint; "" if there is none."""
+    at, base = _model(root)
+    return (str(at.function), base) if isinstance(at, Call) and _module(at) is not None else ("", ())
 
 
 def names(found: list[tuple[Path, Array]], source: Source) -> list[str]:
@@ -126,10 +127,7 @@ def names(found: list[tuple[Path, Array]], source: Source) -> list[str]:
 
 def weights(root: Any, found: list[tuple[Path, Array]]) -> tuple[str, str, Mapping[str, str], Mapping[str, int]]:
     """Which tensors are the model's own: where they are, the prefix of their names, both names; the other sections."""
-    base: Path = ()
-    at = root
-    while isinstance(at, Table) and (chosen := _section(at)) is not None and len(base) < DEPTH:
-        at, base = at.get(chosen), (*base, chosen)
+    at, base = _model(root)
     flat = isinstance(at, Table) and any(isinstance(value, Array) for _, value in at.pairs)
     whole = isinstance(at, Call)
     own = [path for path, _ in found if path[: len(base)] == base and (not flat or len(path) == len(base) + 1)]
@@ -145,6 +143,15 @@ def weights(root: Any, found: list[tuple[Path, Array]]) -> tuple[str, str, Mappi
         if ".".join(path) not in kept:
             others[path[0] if path else ""] = others.get(path[0] if path else "", 0) + 1
     return ".".join(base), prefix, {name: short[len(prefix) :] for name, short in inner.items()}, others
+
+
+def _model(root: Any) -> tuple[Any, Path]:
+    """The part of a checkpoint that is the model, and its keys."""
+    base: Path = ()
+    at = root
+    while isinstance(at, Table) and (chosen := _section(at)) is not None and len(base) < DEPTH:
+        at, base = at.get(chosen), (*base, chosen)
+    return at, base
 
 
 def _section(table: Table) -> str | None:

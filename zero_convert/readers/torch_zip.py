@@ -95,9 +95,10 @@ def described(
     found = _tree.tensors(root, source)
     spelled = _tree.names(found, source)
     at, prefix, own, others = _tree.weights(root, found)
-    module = _tree.is_module(root)
-    if module and name != SCRIPT:
-        trust = ("it is a whole network, pickled: loading it imports and calls its classes", *trust)
+    module, inside = _tree.network(root) if name != SCRIPT else ("", ())
+    if module:
+        verb = "holds" if inside else "is"
+        trust = (f"it {verb} a whole network, pickled: loading it imports and calls its classes", *trust)
     tensors = tied(_tensor(text, array, storages) for text, (_, array) in zip(spelled, found, strict=True))
     _expanded(source, tensors)
     return Contents(
@@ -113,7 +114,7 @@ def described(
         metadata=_tree.facts(root),
         globals=tuple(map(str, globals_)),
         trust=trust,
-        details={"module": str(root.function) if module and name != SCRIPT else "", **(details or {})},
+        details={"module": module, **(details or {})},
     )
 
 
