@@ -27,7 +27,7 @@ from torch import nn
 from zero_convert import likely, sources
 
 SECONDS = 60
-SAMPLE = 24  # hashes of an architecture
+SAMPLE = 20  # hashes of an architecture
 HEAD = 8  # tensors that a head may have
 WORDS = 1 << 64
 _VALUES = "uniform_ normal_ erfinv_ clamp_ mul_ add_ sub_ div_ zero_ fill_ exponential_ bernoulli_".split()
@@ -153,14 +153,17 @@ def rows(cache: Path) -> list[str]:
             models.append(f"{origin}:{row['name']}")
             if not head and len(row["head"]) <= HEAD:
                 head += sorted(name for name in row["head"] if name in own)
-    return [_line(total, models, own, head) for (_, total), (models, own, head) in made.items()]
+    for models, _, _ in made.values():
+        models.sort(key=lambda model: "quantized_" in model)  # not what people mean, where another one is the same
+    versions = " ".join(f"{name} {importlib.metadata.version(name)}" for name in MAKERS)
+    return [versions] + [_line(total, models, own, head) for (_, total), (models, own, head) in made.items()]
 
 
 def _line(total: int, models: list[str], own: dict[str, list[int]], head: list[str]) -> str:
     hashes = {name: likely.element(name, shape) for name, shape in own.items()}
     body = (total - sum(hashes[name] for name in head)) % WORDS
     kinds, _ = likely.kinds_of(own)
-    sample = "".join(f"{likely.sample_of(value):08x}" for value in sorted(hashes.values())[:SAMPLE])
+    sample = "".join(map(likely.sample_of, sorted(hashes.values())[:SAMPLE]))
     return "\t".join([str(len(own)), f"{total:x}", f"{body:x}", " ".join(head), f"{kinds:x}", sample, " ".join(models)])
 
 

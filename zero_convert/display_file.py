@@ -18,6 +18,7 @@ from .display import Screen, facts_table, size
 
 _ROWS = 40  # of tensors on a terminal
 _GLOBALS = 12
+_ALL = 0.9  # share of the tensors above which nothing needs to be said of the others
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb]"
 )
@@ -91,6 +92,8 @@ def _facts(found: Mapping[str, Any], whole: bool) -> Iterator[tuple[str, str, st
         at = f" under {weights['at']}" if weights["at"] else ""
         prefix = f", each behind {weights['prefix']}" if weights["prefix"] else ""
         yield "model", f"{weights['tensors']:,} tensors{at}{prefix}; {weights['values']:,} values", ""
+    if found["tensors"]:
+        yield "likely", *_likely(found["architecture"], whole)
     for index, (name, count) in enumerate(found["sections"].items()):
         yield "besides" if index == 0 else "", f"{name}: {count:,} tensors", ""
     yield from _digest(found)
@@ -111,6 +114,25 @@ def _facts(found: Mapping[str, Any], whole: bool) -> Iterator[tuple[str, str, st
         yield "", f"and {len(kept) - 12} more; -v lists them", "dim"
     for index, note in enumerate(found["notes"]):
         yield "notes" if index == 0 else "", note, "yellow"
+
+
+def _likely(found: Mapping[str, Any] | None, whole: bool) -> tuple[str, str]:
+    """Which architecture it is, and how sure that is; with a style."""
+    if found is None:
+        return "no architecture of torchvision, timm or transformers", "dim"
+    models = _listed(found["models"], 3, whole)
+    classes = f" ({found['classes']:,})" if found["classes"] is not None else ""
+    how = {
+        "exact": f"{models}: all names and shapes",
+        "classes": f"{models}, with another number of classes{classes}: all other names and shapes",
+        "headless": f"{models}, without its head",
+        "part": f"{models}: about {found['share']:.0%} of the names and shapes",
+        "family": f"as {models}, of other sizes: the names only",
+    }[found["match"]]
+    if found["match"] in ("exact", "classes", "headless") and found["share"] < _ALL:
+        how += "; besides there are others in the file"
+    before = f", behind {found['prefix']}" if found["prefix"] else ""
+    return f"{how}{before}{'' if found['installed'] else ' (not installed)'}", ""
 
 
 def _trust(found: Mapping[str, Any], whole: bool) -> Iterator[tuple[str, str, str]]:

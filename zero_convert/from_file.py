@@ -22,7 +22,7 @@ from .errors import LoadError, UntrustedError, UsageError
 from .foreign import place, spell
 from .initialize import ties
 from .likely import likely
-from .readers import Contents, torch_export, torch_zip
+from .readers import IMPORTS, Contents, torch_export, torch_zip
 from .receipt import recipe_from_metadata
 from .structure import SAFETENSORS_DTYPES
 from .taken import Taken
@@ -73,14 +73,12 @@ class File:
     def _unfit(self, found: fitting.Fit) -> LoadError:
         model = self.model if isinstance(self.model, str) else "the network in it"
         guess = _guess(self.contents, without=str(model))
-        classes = "--model-arg num_classes=N fits a head" if found.shapes and not found.missing else ""
-        fixes = [text for text in (classes, guess) if text]
         return LoadError(
             "the file does not hold the tensors of the architecture",
             where=self.contents.path,
             got=str(found),
             expected=f"the tensors of {model}",
-            fix=". ".join(fixes) + "." if fixes else "`zero-convert inspect FILE` lists its tensors.",
+            fix=f"{guess}." if guess else "`zero-convert inspect FILE` lists its tensors.",
         )
 
 
@@ -107,18 +105,23 @@ def opened(path: str, arch: str | None, trust: bool) -> File:
             fix=_origin(contents) or f"{_guess(contents) or 'Any MODEL will do that has these names and shapes'}.",
         )
     if not trust:
-        names = [reason.removeprefix("loading it would ") for reason in contents.trust]
-        more = f" and {len(names) - _SHOWN} more; `inspect` lists them" if len(names) > _SHOWN else ""
         raise UntrustedError(
             "loading the network in this file means running what is in it",
             where=path,
-            got=f"{what}: {'; '.join(names[:_SHOWN])}{more}",
+            got=f"{what}: {_reasons(contents)}",
             expected="--arch MODEL: the structure from there, and nothing of the file is run",
             fix=". ".join(filter(None, (_guess(contents), "--trust runs it, if you know who made it."))),
         )
     module = _loaded(contents)
-    ran = "; ".join(contents.trust[:_SHOWN])
-    return File(contents, module, (f"file {path} ({what}) was trusted, and its code was run: {ran}",))
+    return File(contents, module, (f"file {path} ({what}) was trusted: {_reasons(contents)}",))
+
+
+def _reasons(contents: Contents) -> str:
+    """Why it asks for trust, and what it names."""
+    kinds = [reason for reason in contents.trust if not reason.startswith(IMPORTS)]
+    names = [reason.removeprefix(IMPORTS) for reason in contents.trust if reason.startswith(IMPORTS)]
+    more = f" and {len(names) - _SHOWN} more, which `inspect` lists" if len(names) > _SHOWN else ""
+    return "; ".join([*kinds[:_SHOWN], *([f"it names {', '.join(map(brief, names[:_SHOWN]))}{more}"] if names else [])])
 
 
 def _is_network(contents: Contents) -> bool:
@@ -138,6 +141,8 @@ def _guess(contents: Contents, without: str = "") -> str:
     """What to type as --arch, from the names and shapes."""
     shapes = {own: tensor.shape for tensor in contents.tensors if (own := contents.weights.get(tensor.name)) is not None}
     found = likely(shapes)
+    if without and found is not None and found.match == "classes" and any(without in m for m in found.models):
+        return f"--arch {without} --model-arg num_classes={found.classes} fits the head" if found.classes else ""
     models = [model for model in found.models if model != without] if found else []
     if not found or not models or without in found.models:
         return ""
@@ -148,7 +153,8 @@ def _guess(contents: Contents, without: str = "") -> str:
         "part": f"About {found.share:.0%} of its names and shapes are those of",
         "family": "Its names, with other sizes, are those of",
     }[found.match]
-    return f"{about} --arch {models[0]}"
+    classes = f" --model-arg num_classes={found.classes}" if found.classes is not None else ""
+    return f"{about} --arch {models[0]}{classes}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -99,7 +99,7 @@ class Made:
             leftovers=self.leftovers,
             inputs=self.needed,
             scheme_source=self.found.source,
-            files=self.file.digests if self.file and (self.kept or not isinstance(self.file.model, str)) else (),
+            files=self.file.digests if self.file and (self.kept or not self.loaded.name) else (),
         )
 
 

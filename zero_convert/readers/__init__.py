@@ -15,6 +15,7 @@ from pathlib import Path
 from ..errors import MalformedError, UntrustedError
 from . import gguf, onnx, safetensors, torch_export, torch_legacy, torch_tar, torch_zip
 from ._source import Budget, Source
+from ._torch import IMPORTS as IMPORTS
 from ._zip import Archive
 from .contents import Contents as Contents
 from .contents import Limits as Limits
