@@ -30,7 +30,9 @@ SECONDS = 60
 SAMPLE = 20  # hashes of an architecture
 HEAD = 8  # tensors that a head may have
 WORDS = 1 << 64
-_VALUES = "uniform_ normal_ erfinv_ clamp_ mul_ add_ sub_ div_ zero_ fill_ exponential_ bernoulli_".split()
+_VALUES = """
+    uniform_ normal_ erfinv_ clamp_ mul_ add_ sub_ div_ zero_ fill_ exponential_ bernoulli_
+"""
 
 
 @contextlib.contextmanager
@@ -40,8 +42,10 @@ def without_values() -> Iterator[None]:
     def same(tensor: torch.Tensor, *_args: Any, **_settings: Any) -> torch.Tensor:
         return tensor
 
-    kept = {name: getattr(torch.Tensor, name) for name in _VALUES}
-    inits = {name: made for name, made in vars(nn.init).items() if isinstance(made, types.FunctionType) and name[-1] == "_"}
+    kept = {name: getattr(torch.Tensor, name) for name in _VALUES.split()}
+    inits = {
+        name: made for name, made in vars(nn.init).items() if isinstance(made, types.FunctionType) and name[-1] == "_"
+    }
     for name in kept:
         setattr(torch.Tensor, name, same)
     for name in inits:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torchvision
 
-from zero_convert.likely import INDEX, COUNTER, Shapes, likely
+from zero_convert.likely import COUNTER, INDEX, Shapes, likely
 
 
 def shapes(network: torch.nn.Module, prefix: str = "") -> dict[str, tuple[int, ...]]:

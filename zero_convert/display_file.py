@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .display import Screen, facts_table, size
+from .readers import IMPORTS
 
 _ROWS = 40  # of tensors on a terminal
 _GLOBALS = 12
@@ -45,12 +46,16 @@ def file_contents(screen: Screen, found: Mapping[str, Any]) -> None:
     tensors: Sequence[Mapping[str, Any]] = found["tensors"]
     if not tensors:
         return
-    shown = tensors[:_ROWS] if screen.interactive and not screen.verbose and len(tensors) > _ROWS + 5 else tensors
-    weights = found["weights"]
+    weights, shown = found["weights"], tensors
     inside = f"{weights['at']}.{weights['prefix']}" if weights["at"] else ""
+    if screen.interactive and not screen.verbose:
+        if weights["at"] and found["sections"]:  # not those of optimizers
+            shown = [tensor for tensor in tensors if tensor["name"].startswith(f"{weights['at']}.")]
+        shown = shown[:_ROWS] if len(shown) > _ROWS + 5 else shown
     screen.give(_table(shown, screen.width, inside))
     if len(shown) < len(tensors):
-        screen.give(Text(f"and {len(tensors) - len(shown):,} more; -v lists them", "dim"))
+        of = f" of {_listed(list(found['sections']), 4, False)}" if len(shown) < _ROWS and found["sections"] else ""
+        screen.give(Text(escaped(f"and {len(tensors) - len(shown):,} more{of}; -v lists them"), "dim"))
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -139,12 +144,16 @@ def _trust(found: Mapping[str, Any], whole: bool) -> Iterator[tuple[str, str, st
     if not found["trust"]:
         yield "trust", "not needed: loading it runs no code from it", "green"
         return
-    reasons = found["trust"] if whole else found["trust"][:_GLOBALS]
     yield "trust", "needed", "bold red"
-    for reason in reasons:
+    kinds = [reason for reason in found["trust"] if not reason.startswith(IMPORTS)]
+    names = [reason.removeprefix(IMPORTS) for reason in found["trust"] if reason.startswith(IMPORTS)]
+    for reason in kinds if whole else kinds[:_GLOBALS]:
         yield "", reason, "red"
-    if len(reasons) < len(found["trust"]):
-        yield "", f"and {len(found['trust']) - len(reasons):,} more; -v lists them", "dim"
+    for index, name in enumerate(names if whole else names[:_GLOBALS]):
+        yield "", f"{IMPORTS if index == 0 else '· '}{name}", "red"
+    for rest in (len(kinds) - _GLOBALS, len(names) - _GLOBALS):
+        if rest > 0 and not whole:
+            yield "", f"and {rest:,} more; -v lists them", "dim"
 
 
 def _digest(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -192,7 +201,9 @@ def _table(tensors: Sequence[Mapping[str, Any]], width: int, inside: str) -> Tab
         name = f"…{name.removeprefix(inside)}" if inside and not wide and name.startswith(inside) else name
         cells = [name, tensor["dtype"], _shape(tensor)]
         cells += [f"{tensor['bytes']:,}"] if wide else []
-        cells += [what(tensor)] if len(table.columns) > len(cells) else []
+        said = what(tensor)
+        said = said.replace(inside, "…") if inside and not wide else said
+        cells += [said] if len(table.columns) > len(cells) else []
         table.add_row(*(Text(escaped(cell)) for cell in cells))
     return table
 

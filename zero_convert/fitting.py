@@ -111,9 +111,7 @@ def _with_prefix(prefix: str, file: Mapping[str, Kind], model: Mapping[str, Kind
                 converted[f"{has} for {dtype}"] += 1
     tied = {ties.get(name, name) for name in own if name in model}
     missing = [
-        name
-        for name in model
-        if name not in own and not name.endswith(COUNTER) and ties.get(name, name) not in tied
+        name for name in model if name not in own and not name.endswith(COUNTER) and ties.get(name, name) not in tied
     ]
     strange = [name for name in own if name not in model]
     tables = [name for name in strange if file[own[name]][0] in _WHOLE]

@@ -139,7 +139,9 @@ def _origin(contents: Contents) -> str:
 
 def _guess(contents: Contents, without: str = "") -> str:
     """What to type as --arch, from the names and shapes."""
-    shapes = {own: tensor.shape for tensor in contents.tensors if (own := contents.weights.get(tensor.name)) is not None}
+    shapes = {
+        own: tensor.shape for tensor in contents.tensors if (own := contents.weights.get(tensor.name)) is not None
+    }
     found = likely(shapes)
     if without and found is not None and found.match == "classes" and any(without in m for m in found.models):
         return f"--arch {without} --model-arg num_classes={found.classes} fits the head" if found.classes else ""
@@ -201,7 +203,7 @@ def _loaded(contents: Contents) -> nn.Module:
 def _load(contents: Contents) -> Any:
     path = contents.path
     if contents.format == torch_export.FORMAT:
-        return torch.export.unflatten(torch.export.load(path))
+        return torch.export.unflatten(torch.export.load(path))  # type: ignore[no-untyped-call]
     if contents.format == torch_zip.SCRIPT:
         return torch.jit.load(path, map_location="cpu")
     made = torch.load(path, map_location="cpu", weights_only=False)

@@ -130,7 +130,11 @@ def _fitting(own: Shapes, count: int) -> tuple[int, float, list[Row]] | None:
         return 3, share, [best]
     kinds, number = kinds_of(own)
     if number >= _KINDS and (family := [row for row in rows if row.kinds == kinds]):
-        return 4, 0.0, sorted(family, key=lambda row: (-_share(row, known, len(own), count), abs(row.tensors - len(own))))
+        return (
+            4,
+            0.0,
+            sorted(family, key=lambda row: (-_share(row, known, len(own), count), abs(row.tensors - len(own)))),
+        )
     return (5, share, [best]) if best is not None and share >= _PART else None
 
 

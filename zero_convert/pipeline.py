@@ -88,9 +88,7 @@ def convert(
     one_of("dtype", dtype, DTYPES)
     one_of("validate", validate, VALIDATE)
     where, note = checks.resolve(device)
-    made = prepare(
-        model, example_inputs, scheme, options, model_args, leftovers, progress, arch=arch, trust=trust
-    )
+    made = prepare(model, example_inputs, scheme, options, model_args, leftovers, progress, arch=arch, trust=trust)
     tell(progress, "initialize", made.scheme.name)
     assignments = made.fill(write=True)
     made.traced.root.train(made.training)
@@ -129,9 +127,7 @@ def plan(
     progress: Progress | None = None,
 ) -> Plan:
     """Every edit and every tensor's rule, without writing a value. Arguments and errors as for `convert`."""
-    made = prepare(
-        model, example_inputs, scheme, options, model_args, leftovers, progress, arch=arch, trust=trust
-    )
+    made = prepare(model, example_inputs, scheme, options, model_args, leftovers, progress, arch=arch, trust=trust)
     return made.plan(made.fill(write=False))
 
 

@@ -268,8 +268,8 @@ class Check:
 class Recipe:
     """What makes the bytes: model source, scheme, options, format version, dtype, ties.
 
-    `leftovers`, `inputs`, `scheme_source` and `files` are written down only where they are not the default: `inputs`, as
-    "1x3x448x448:float32", where the source's own example inputs would not do; `scheme_source`, a fingerprint, where
+    `leftovers`, `inputs`, `scheme_source` and `files` are written down only where they are not the default: `inputs`,
+    as "1x3x448x448:float32", where the source's own example inputs would not do; `scheme_source`, a fingerprint, where
     the scheme is from outside of this package; `files`, SHA-256 of each, where values or the structure came from files.
     """
 

@@ -96,9 +96,10 @@ def _key(key: Any, index: int, source: Source) -> str:
 
 
 def facts(root: Any) -> dict[str, str]:
-    """The texts and numbers on the first level of a checkpoint, of those the first and short ones: epoch, version, …"""
+    """The texts and numbers of a checkpoint, of those the first and short ones: epoch, version, …; also those in a dict
+    or an object (a `Namespace`) on its first level: hyper_parameters.lr, args.batch_size."""
     found: dict[str, str] = {}
-    for key, value in root.pairs if isinstance(root, Table) else ():
+    for key, value in _plain(root):
         known = type(value) in (bool, float, str) or (type(value) is int and abs(value) < 1 << 64)
         text = str(value) if known else ""
         if known and type(key) is str and not key.startswith("zero_convert") and len(text) <= _SHORT:
@@ -106,6 +107,16 @@ def facts(root: Any) -> dict[str, str]:
             if len(found) == _FACTS:
                 break
     return found
+
+
+def _plain(root: Any) -> Iterator[tuple[Any, Any]]:
+    for key, value in root.pairs if isinstance(root, Table) else ():
+        yield key, value
+        inner = value.state if isinstance(value, Call) and _module(value) is None else value
+        if type(key) is str and isinstance(inner, Table):
+            for below, each in inner.pairs[:_FACTS]:
+                if type(below) is str:
+                    yield f"{key}.{below}", each
 
 
 def network(root: Any) -> tuple[str, Path]:
