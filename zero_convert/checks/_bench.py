@@ -23,7 +23,7 @@ from ..live import Subject
 from ..records import Join, Layer
 from . import _guard
 from ._channels import Channels, as_rows, statistics
-from ._inputs import BATCH, Batches, Inputs, batches, crops, floats, moved
+from ._inputs import BATCH, Batches, Inputs, batches, crops, floats, moved, tensors_in
 
 SIDES = (96, 160)  # images are cropped to the first of these that the network accepts
 SMALL_SIDES = (48, 64, *SIDES)  # where many runs are needed
@@ -137,12 +137,16 @@ class Bench:
     @cached_property
     def inputs(self) -> Batches:
         """For the runs that are looked at."""
-        return self._fit(self._cropped(SIDES), self._modes, keep=True)
+        clips = any(x.ndim == 5 for x in tensors_in(self.subject.inputs))
+        return self._fit(self._cropped(SMALL_SIDES if clips else SIDES), self._modes, keep=True)
 
     @cached_property
     def small_inputs(self) -> Batches:
         """For what has to be repeated often."""
-        return self._fit(self._cropped(SMALL_SIDES), self.modes, keep=False)
+        sides = self._cropped(SMALL_SIDES)
+        if not any(crops(self.subject.inputs, side) for side in sides):
+            return self.inputs
+        return self._fit(sides, self.modes, keep=False)
 
     @cached_property
     def other_inputs(self) -> Inputs:
@@ -278,9 +282,8 @@ class _Recorder(fx.Interpreter):
         join = self._joins.get(n.name)
         if join is not None:
             operand, carried = self._nodes.get(join.branch_node), self._nodes.get(join.shortcut_node)
-            if operand is not None and {operand, carried} == set(
-                n.all_input_nodes
-            ):  # the other mode's graph may have other names
+            # The other mode's graph may have other names.
+            if operand is not None and {operand, carried} == set(n.all_input_nodes):
                 self.seen.branches[join.index] = largest(self.env[operand])
         owner = _owner(n)
         layer = None if owner is None else self._layers.get(owner)
@@ -291,6 +294,8 @@ class _Recorder(fx.Interpreter):
         value = super().run_node(n)
         if layer is not None:
             returned = value[0] if isinstance(value, tuple) else value  # attention returns its weights as well
+            if isinstance(returned, Tensor) and returned.is_complex():
+                returned = returned.abs()
             if is_float(returned):
                 self._after(layer, returned)
         return value
