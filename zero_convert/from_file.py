@@ -203,9 +203,9 @@ def _loaded(contents: Contents) -> nn.Module:
 def _load(contents: Contents) -> Any:
     path = contents.path
     if contents.format == torch_export.FORMAT:
-        return torch.export.unflatten(torch.export.load(path))  # type: ignore[no-untyped-call]
+        return torch.export.unflatten(torch.export.load(path))
     if contents.format == torch_zip.SCRIPT:
-        return torch.jit.load(path, map_location="cpu")
+        return torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
     made = torch.load(path, map_location="cpu", weights_only=False)
     for key in contents.weights_at.split(".") if contents.weights_at else ():
         made = made[key]
