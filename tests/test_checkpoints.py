@@ -150,7 +150,10 @@ def test_10_gb_are_shown_in_half_a_second(make: object, tmp_path: Path) -> None:
         subprocess.run([sys.executable, *command], capture_output=True, check=True)
         return time.perf_counter() - start
 
-    best = min(seconds("-m", "zero_convert", "inspect", str(path)) for _ in range(5))
-    startup = min(seconds("-c", "import typer, rich.table") for _ in range(5))
-    print(f"{path.name}: {best:.2f} s, of which start-up {startup:.2f} s")
-    assert best < max(0.5, 2.5 * startup)  # a busy machine slows both
+    pairs = [
+        (seconds("-m", "zero_convert", "inspect", str(path)), seconds("-c", "import typer, rich.table"))
+        for _ in range(5)
+    ]
+    best, times = min(own for own, _ in pairs), min(own / startup for own, startup in pairs)
+    print(f"{path.name}: {best:.2f} s, {times:.1f} times the start of its libraries")
+    assert best < 0.5 or times < 4  # a busy machine slows the start as well

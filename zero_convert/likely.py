@@ -117,6 +117,8 @@ def _fitting(own: Shapes, count: int) -> tuple[int, float, list[Row]] | None:
     total = sum(hashes.values()) % _WORDS
     if (exact := _exact(len(own), total)) is not None:
         return 0, len(own) / count, [exact]
+    if len(own) < _KNOWN:
+        return None
     rows = _rows()
     bodies = {head: (total - sum(hashes.get(name, 0) for name in head)) % _WORDS for head in {r.head for r in rows}}
     if body := [row for row in rows if row.head and bodies[row.head] == row.body]:
