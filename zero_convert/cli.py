@@ -24,6 +24,7 @@ import typer.core
 from . import cli_diff, cli_inspect, cli_lock, cli_verify
 from .cli_parts import (
     OUTPUT,
+    Arch,
     Device,
     Dtype,
     ExternalData,
@@ -39,6 +40,7 @@ from .cli_parts import (
     Quiet,
     SchemeName,
     Settings,
+    TrustFile,
     Validate,
     Verbose,
     error_facts,
@@ -149,6 +151,8 @@ def convert(
     scheme: SchemeName = "zero-2021",
     settings: Settings = None,
     model_args: ModelArgs = None,
+    arch: Arch = None,
+    trust: TrustFile = False,
     inputs: Inputs = None,
     dtype: Dtype = "float32",
     leftovers: Leftovers = "error",
@@ -177,6 +181,8 @@ def convert(
             "options": options,
             "model_args": model_args_of(model_args),
             "leftovers": leftovers,
+            "arch": arch,
+            "trust": trust,
             "progress": progress,
         }
         if dry_run:

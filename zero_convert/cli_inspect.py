@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -53,11 +52,11 @@ def inspect(
     verbose: Verbose = 0,
 ) -> None:
     """Show what is in a model or file; it runs no code from a file."""
-    from . import display
+    from . import display, readers
 
     screen = display.Screen(quiet or as_json or markdown, verbose)
-    if is_file(target):
-        from . import display_file, inspecting, readers
+    if readers.names_file(target):
+        from . import display_file, inspecting
 
         limits = readers.Limits(_bytes(max_bytes), max_tensors)
         contents = readers.read(target, limits)
@@ -81,14 +80,6 @@ def inspect(
         print_json({**plain(model), "exit_code": 0})
     else:
         display.inspection(screen, model)
-
-
-def is_file(target: str) -> bool:
-    """Is it a file to read rather than a model's name? `resnet50` stays a name beside a file of that name."""
-    path = Path(target)
-    if path.suffix in (".safetensors", ".onnx", ".pt", ".pth", ".pt2", ".gguf", ".py"):
-        return path.suffix != ".py"
-    return path.is_file() and (path.suffix != "" or path.name != target)
 
 
 def _bytes(text: str) -> int:

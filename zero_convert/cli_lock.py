@@ -131,10 +131,16 @@ def lock(
             got="no MODEL" if model is None else "no --out",
             expected="MODEL --out FILE, or --update",
         )
-    from . import display_lock, exporters, replaying, schemes
+    from . import display_lock, exporters, readers, replaying, schemes
     from .atomic import check_target
     from .lock import read_lock, record
 
+    if readers.names_file(model):
+        raise UsageError(
+            "a lock records models that can be made by their names, and a file's values come with the file",
+            got=repr(model),
+            fix="Convert it: `verify` then compares the artifact with its receipt, which holds the file's SHA-256.",
+        )
     if "-" in out:
         raise UsageError("a lock records files, and stdout is none", where="--out -")
     folder = lock_file.parent

@@ -62,6 +62,13 @@ ModelArgs = Annotated[
     list[str] | None,
     option("--model-arg", panel=MODEL, metavar="KEY=VALUE", help="Argument of the model's factory; repeatable."),
 ]
+Arch = Annotated[
+    str | None,
+    option("--arch", panel=MODEL, metavar="MODEL", help="With a FILE as MODEL: the architecture of its tensors."),
+]
+TrustFile = Annotated[
+    bool, option("--trust", panel=MODEL, help="With a FILE: let torch run the code in it to load it.", metavar="")
+]
 Inputs = Annotated[
     list[str] | None,
     option(

@@ -15,9 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from .display import Screen, facts_table, size
+from .readers import IMPORTS
 
 _ROWS = 40  # of tensors on a terminal
 _GLOBALS = 12
+_ALL = 0.9  # share of the tensors above which nothing needs to be said of the others
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb]"
 )
@@ -44,12 +46,16 @@ def file_contents(screen: Screen, found: Mapping[str, Any]) -> None:
     tensors: Sequence[Mapping[str, Any]] = found["tensors"]
     if not tensors:
         return
-    shown = tensors[:_ROWS] if screen.interactive and not screen.verbose and len(tensors) > _ROWS + 5 else tensors
-    weights = found["weights"]
+    weights, shown = found["weights"], tensors
     inside = f"{weights['at']}.{weights['prefix']}" if weights["at"] else ""
+    if screen.interactive and not screen.verbose:
+        if weights["at"] and found["sections"]:  # not those of optimizers
+            shown = [tensor for tensor in tensors if tensor["name"].startswith(f"{weights['at']}.")]
+        shown = shown[:_ROWS] if len(shown) > _ROWS + 5 else shown
     screen.give(_table(shown, screen.width, inside))
     if len(shown) < len(tensors):
-        screen.give(Text(f"and {len(tensors) - len(shown):,} more; -v lists them", "dim"))
+        of = f" of {_listed(list(found['sections']), 4, False)}" if len(shown) < _ROWS and found["sections"] else ""
+        screen.give(Text(escaped(f"and {len(tensors) - len(shown):,} more{of}; -v lists them"), "dim"))
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -91,6 +97,8 @@ def _facts(found: Mapping[str, Any], whole: bool) -> Iterator[tuple[str, str, st
         at = f" under {weights['at']}" if weights["at"] else ""
         prefix = f", each behind {weights['prefix']}" if weights["prefix"] else ""
         yield "model", f"{weights['tensors']:,} tensors{at}{prefix}; {weights['values']:,} values", ""
+    if found["tensors"]:
+        yield "likely", *_likely(found["architecture"], whole)
     for index, (name, count) in enumerate(found["sections"].items()):
         yield "besides" if index == 0 else "", f"{name}: {count:,} tensors", ""
     yield from _digest(found)
@@ -113,16 +121,39 @@ def _facts(found: Mapping[str, Any], whole: bool) -> Iterator[tuple[str, str, st
         yield "notes" if index == 0 else "", note, "yellow"
 
 
+def _likely(found: Mapping[str, Any] | None, whole: bool) -> tuple[str, str]:
+    """Which architecture it is, and how sure that is; with a style."""
+    if found is None:
+        return "no architecture of torchvision, timm or transformers", "dim"
+    models = _listed(found["models"], 3, whole)
+    classes = f" ({found['classes']:,})" if found["classes"] is not None else ""
+    how = {
+        "exact": f"{models}: all names and shapes",
+        "classes": f"{models}, with another number of classes{classes}: all other names and shapes",
+        "headless": f"{models}, without its head",
+        "part": f"{models}: about {found['share']:.0%} of the names and shapes",
+        "family": f"as {models}, of other sizes: the names only",
+    }[found["match"]]
+    if found["match"] in ("exact", "classes", "headless") and found["share"] < _ALL:
+        how += "; besides there are others in the file"
+    before = f", behind {found['prefix']}" if found["prefix"] else ""
+    return f"{how}{before}{'' if found['installed'] else ' (not installed)'}", ""
+
+
 def _trust(found: Mapping[str, Any], whole: bool) -> Iterator[tuple[str, str, str]]:
     if not found["trust"]:
         yield "trust", "not needed: loading it runs no code from it", "green"
         return
-    reasons = found["trust"] if whole else found["trust"][:_GLOBALS]
     yield "trust", "needed", "bold red"
-    for reason in reasons:
+    kinds = [reason for reason in found["trust"] if not reason.startswith(IMPORTS)]
+    names = [reason.removeprefix(IMPORTS) for reason in found["trust"] if reason.startswith(IMPORTS)]
+    for reason in kinds if whole else kinds[:_GLOBALS]:
         yield "", reason, "red"
-    if len(reasons) < len(found["trust"]):
-        yield "", f"and {len(found['trust']) - len(reasons):,} more; -v lists them", "dim"
+    for index, name in enumerate(names if whole else names[:_GLOBALS]):
+        yield "", f"{IMPORTS if index == 0 else '· '}{name}", "red"
+    for rest in (len(kinds) - _GLOBALS, len(names) - _GLOBALS):
+        if rest > 0 and not whole:
+            yield "", f"and {rest:,} more; -v lists them", "dim"
 
 
 def _digest(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -172,7 +203,9 @@ def _table(tensors: Sequence[Mapping[str, Any]], width: int, inside: str) -> Tab
         name = f"…{name.removeprefix(inside)}" if inside and not wide and name.startswith(inside) else name
         cells = [name, tensor["dtype"], _shape(tensor)]
         cells += [f"{tensor['bytes']:,}"] if wide else []
-        cells += [what(tensor)] if len(table.columns) > len(cells) else []
+        said = what(tensor)
+        said = said.replace(inside, "…") if inside and not wide else said
+        cells += [said] if len(table.columns) > len(cells) else []
         table.add_row(*(Text(escaped(cell)) for cell in cells))
     return table
 

@@ -16,6 +16,7 @@ from .formulas import Constant, Formula
 from .live import Traced
 from .records import Assignment, Layer, Option, Structure, Tensor
 from .scheme import Kept, Scheme
+from .taken import Taken
 from .threads import one_thread
 
 SHOWN = 6  # tensors named in an error
@@ -32,6 +33,7 @@ def initialize(
     leftovers: str = "error",
     constructed: bool = True,
     drawn: Collection[str] = (),
+    taken: Mapping[str, Taken] | None = None,
     write: bool = True,
 ) -> tuple[Assignment, ...]:
     """The rule of every tensor, after its values were written (unless `write` is false).
@@ -40,6 +42,7 @@ def initialize(
         traced: the model after rewriting; its parameters and buffers are overwritten.
         drawn: names of integer tensors that a constructor drew at random.
         leftovers: "error", "zeros" or "keep" for trainable tensors without a rule.
+        taken: values of a file, by name, for what would stay as it was constructed.
         constructed: the module comes from a poisoned constructor, so that what is not NaN is a constant, and "keep"
             may keep it. Otherwise a trainable tensor is kept only if it has the same value everywhere.
 
@@ -71,6 +74,8 @@ def initialize(
                 rule = Kept(tensor.shape)  # a policy's logarithms of deviations
             if isinstance(rule, Kept) and rule.otherwise is not None:
                 rule = Kept(tensor.shape) if is_fixed(tensor, constructed) else rule.otherwise
+            if isinstance(rule, Kept) and taken and tensor.name in taken and taken[tensor.name].shape == tensor.shape:
+                rule = taken[tensor.name]
             if rule is None:
                 uses = f", {dict(layer.uses).get(tensor.local, '')}" if layer.uses else ""
                 uses += f": {layer.refusal}" if layer.refusal else ""
@@ -186,7 +191,9 @@ def taken_over(root: nn.Module, assignments: Iterable[Assignment]) -> list[str]:
 
 
 def _write(target: torch.Tensor, rule: Formula) -> None:
-    if isinstance(rule, Constant):
+    if isinstance(rule, Taken):
+        target.copy_(rule.values())
+    elif isinstance(rule, Constant):
         target.fill_(rule.value)
     elif target.is_contiguous() and target.device.type == "cpu" and target.dtype in (torch.float32, torch.float64):
         rule.fill(target.detach().numpy())

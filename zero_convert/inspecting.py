@@ -9,12 +9,13 @@ import collections
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .digests import leaf_hasher, weights_digest
 from .errors import RefusedError
 from .exporters.safetensors import DTYPES
+from .likely import likely
 from .readers import Contents, Limits, Storage, Tensor
 from .readers.tensor_bytes import check_crc, pieces, readable
 from .receipt import DIGEST_KEY, FOLDED_KEY, recipe_from_metadata, recipe_json
@@ -172,6 +173,7 @@ def facts(found: Survey) -> dict[str, Any]:
             "values": sum(t.values for t in contents.tensors if t.name in contents.weights and not t.tie),
         },
         "sections": dict(contents.sections),
+        "architecture": architecture(contents),
         "needs_trust": bool(contents.trust),
         "trust": list(contents.trust),
         "globals": list(contents.globals),
@@ -185,6 +187,13 @@ def facts(found: Survey) -> dict[str, Any]:
         **contents.details,
         "tensors": [_tensor(tensor, contents, found.values.get(tensor.name)) for tensor in contents.tensors],
     }
+
+
+def architecture(contents: Contents) -> dict[str, Any] | None:
+    """The architecture that the model's own tensors likely belong to, by their names and shapes."""
+    own = ((contents.weights.get(tensor.name), tensor.shape) for tensor in contents.tensors)
+    found = likely({name: shape for name, shape in own if name is not None})
+    return None if found is None else asdict(found)
 
 
 def totals(contents: Contents) -> dict[str, Any]:

@@ -57,12 +57,15 @@ def convert(
     device: str = "auto",
     validate: str = "quick",
     leftovers: str = "error",
+    arch: str | None = None,
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """The model rewritten for the scheme, every parameter filled by a closed formula, and checked.
 
     Args:
-        model: an nn.Module (never changed: a copy is converted) or a MODEL string such as "resnet50".
+        model: an nn.Module (never changed: a copy is converted) or a MODEL string such as "resnet50", or the path
+            of a model file.
         example_inputs: positional arguments of `forward`, or a dict of its arguments by name; None takes the source's
             convention.
         scheme: a name from `zero-convert schemes`.
@@ -72,6 +75,9 @@ def convert(
         device: where the checks run: "auto", "cpu", "cuda", "cuda:N" or "mps".
         validate: "quick", "full" or "none".
         leftovers: what a trainable tensor without a rule gets: "error", "zeros" or "keep".
+        arch: with a file as `model`: the MODEL string that its structure comes from. Its values then serve only for
+            what the scheme leaves, and only with leftovers="keep".
+        trust: a file without `arch` is loaded by torch, which runs code from it.
         progress: called with (step, detail) when a step begins.
 
     Failed checks do not raise here: see `Result.failed`; `Result.save` refuses then.
@@ -82,7 +88,7 @@ def convert(
     one_of("dtype", dtype, DTYPES)
     one_of("validate", validate, VALIDATE)
     where, note = checks.resolve(device)
-    made = prepare(model, example_inputs, scheme, options, model_args, leftovers, progress)
+    made = prepare(model, example_inputs, scheme, options, model_args, leftovers, progress, arch=arch, trust=trust)
     tell(progress, "initialize", made.scheme.name)
     assignments = made.fill(write=True)
     made.traced.root.train(made.training)
@@ -117,10 +123,12 @@ def plan(
     options: Mapping[str, Option] | None = None,
     model_args: Mapping[str, Any] | None = None,
     leftovers: str = "error",
+    arch: str | None = None,
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> Plan:
     """Every edit and every tensor's rule, without writing a value. Arguments and errors as for `convert`."""
-    made = prepare(model, example_inputs, scheme, options, model_args, leftovers, progress)
+    made = prepare(model, example_inputs, scheme, options, model_args, leftovers, progress, arch=arch, trust=trust)
     return made.plan(made.fill(write=False))
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from . import receipt, rewrites, schemes, sources
+from . import readers, receipt, rewrites, schemes, sources
 from .errors import CoverageError, ModelError, TraceError, UsageError
+from .from_file import File, opened
 from .initialize import initialize, taken_over, ties
 from .live import Traced
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
@@ -20,6 +21,8 @@ from .result import Progress, tell
 from .scheme import Scheme
 from .sources.recognize import fingerprint
 from .structure import analyze
+from .taken import RULE as TAKEN
+from .taken import Taken
 from .threads import one_thread
 from .tracing import record, retrace, trace
 from .tracing.shapes import propagate_shapes, runs
@@ -48,13 +51,16 @@ class Made:
     needed: tuple[str, ...]
     notes: tuple[str, ...]  # what the reader of the plan should know about the capture
     captured: float  # of the model as given
+    file: File | None = None
+    taken: Mapping[str, Taken] = field(default_factory=dict)
+    kept: bool = False  # whether values of the file are in the module
 
     @property
     def scheme(self) -> Scheme:
         return self.found.scheme
 
     def fill(self, *, write: bool) -> tuple[Assignment, ...]:
-        return initialize(
+        assignments = initialize(
             self.traced,
             self.structure,
             self.scheme,
@@ -62,8 +68,11 @@ class Made:
             leftovers=self.leftovers,
             constructed=self.loaded.poisoned,
             drawn=self.loaded.drawn,
+            taken=self.taken,
             write=write,
         )
+        self.kept = any(each.rule.startswith(TAKEN) for each in assignments)
+        return assignments
 
     def plan(self, assignments: tuple[Assignment, ...]) -> Plan:
         return Plan(
@@ -102,6 +111,7 @@ class Made:
             leftovers=self.leftovers,
             inputs=self.needed,
             scheme_source=self.found.source,
+            files=self.file.digests if self.file and (self.kept or not self.loaded.name) else (),
         )
 
 
@@ -115,12 +125,21 @@ def prepare(
     leftovers: str,
     progress: Progress | None,
     folders: Sequence[str] = (),
+    *,
+    arch: str | None = None,
+    trust: bool = False,
 ) -> Made:
     one_of("leftovers", leftovers, receipt.LEFTOVERS)
     found = schemes.find(scheme_name, folders)
     scheme = found.scheme
     chosen = schemes.complete_options(scheme, options or {})
-    loaded = load_source(model, model_args, example_inputs, progress, folders)
+    file = opened_file(model, arch, trust)
+    loaded = load_source(file.model if file else model, model_args, example_inputs, progress, folders)
+    taken: Mapping[str, Taken] = {}
+    if file:
+        tell(progress, "compare", "names and shapes of the file")
+        taken, said = file.fit(loaded.module)
+        loaded = replace(loaded, notes=(*said, *loaded.notes))
     loaded = _single_precision(loaded)
     mark, training = fingerprint(loaded.module), loaded.module.training
     tell(progress, "trace", loaded.source)
@@ -158,7 +177,19 @@ def prepare(
         needed,
         notes,
         captured,
+        file,
+        taken if leftovers == "keep" else {},
     )
+
+
+def opened_file(model: str | nn.Module, arch: str | None, trust: bool) -> File | None:
+    """The file that `model` names, or None where it names or is a model."""
+    if isinstance(model, str) and readers.names_file(model):
+        return opened(model, arch, trust)
+    if arch is not None or trust:
+        option = "arch" if arch is not None else "trust"
+        raise UsageError(f"{option} is for files", got=repr(model)[:80], expected="FILE.pt, FILE.safetensors, …")
+    return None
 
 
 def _accepted(scheme: Scheme, options: Mapping[str, Option], structure: Structure, source: str) -> None:

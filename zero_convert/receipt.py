@@ -44,6 +44,7 @@ _OPTIONAL: Mapping[str, Any] = {
     "leftovers": "error",
     "inputs": (),
     "scheme_source": "",
+    "files": (),
 }  # fields that are left out at these values
 _LIMIT = 256 << 20  # bytes; a receipt of a million tensors has about 150 MB
 
@@ -309,6 +310,7 @@ def recipe_from_json(obj: object, where: str = "recipe") -> records.Recipe:
         leftovers=fields.take("leftovers", lambda value: value in LEFTOVERS, "one of " + ", ".join(LEFTOVERS)),
         inputs=tuple(fields.take("inputs", is_texts, "a list of shapes")),
         scheme_source=fields.text("scheme_source"),
+        files=tuple(fields.take("files", is_texts, "a list of digests")),
         format=_FORMAT,
     )
 

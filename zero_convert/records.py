@@ -270,9 +270,9 @@ class Check:
 class Recipe:
     """What makes the bytes: model source, scheme, options, format version, dtype, ties.
 
-    `leftovers`, `inputs` and `scheme_source` are written down only where they are not the default: `inputs`, as
-    "1x3x448x448:float32", where the source's own example inputs would not do; `scheme_source`, a fingerprint, where
-    the scheme is from outside of this package.
+    `leftovers`, `inputs`, `scheme_source` and `files` are written down only where they are not the default: `inputs`,
+    as "1x3x448x448:float32", where the source's own example inputs would not do; `scheme_source`, a fingerprint, where
+    the scheme is from outside of this package; `files`, SHA-256 of each, where values or the structure came from files.
     """
 
     model: str  # the MODEL string, or "" when a live module was given and no name is known for it
@@ -285,4 +285,5 @@ class Recipe:
     leftovers: str = "error"
     inputs: tuple[str, ...] = ()
     scheme_source: str = ""
+    files: tuple[str, ...] = ()
     format: int = 1

@@ -147,6 +147,13 @@ def made_again(
             fix="--trust runs it, if you know that lock and that code.",
         )
     recipe = entry.identity.recipe
+    if recipe.files:
+        raise UntrustedError(
+            "the lock names a conversion of a file, which cannot be made again from names",
+            where=entry.name,
+            got=", ".join(recipe.files),
+            fix="`zero-convert verify --lock` compares its artifacts; convert the file again to see what moved.",
+        )
     arguments = {
         "scheme": entry.scheme or recipe.scheme,
         "options": recipe.options,

@@ -32,6 +32,7 @@ TYPES: Mapping[int, str] = {
 }  # fmt: skip
 TENSORS = 1_000_000  # at most, so that a small file cannot fill the memory
 _TYPED_DATA = (4, 5, 6, 7, 10, 11)
+_INITIALIZER = 1000  # bytes of memory that one costs besides its fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def header_of(file: BinaryIO, where: str, spend: Callable[[int], None] = lambda 
                 metadata[key] = value
         if graph is None or not opsets:
             raise model.malformed("no graph, or no operator set", "an ONNX model")
-        tensors, inputs, outputs, operators = _graph(graph, where)
+        tensors, inputs, outputs, operators = _graph(graph, where, spend)
     except OSError as error:
         raise StorageError("cannot read the file", where=where, got=error.strerror or str(error)) from error
     maker = " ".join(filter(None, (producer.get(2), producer.get(3))))
@@ -123,7 +124,7 @@ def header_of(file: BinaryIO, where: str, spend: Callable[[int], None] = lambda 
 
 
 def _graph(
-    graph: Message, where: str
+    graph: Message, where: str, spend: Callable[[int], None]
 ) -> tuple[dict[str, StoredTensor], dict[str, str], dict[str, str], dict[str, int]]:
     tensors: dict[str, StoredTensor] = {}
     inputs: dict[str, str] = {}
@@ -135,6 +136,7 @@ def _graph(
             kind = next((node.text(part) for part in node.fields() if part.number == 4), None)
             operators.update(() if kind is None else (kind,))
         elif field.number == 5:
+            spend(_INITIALIZER)
             tensor = _tensor(graph.inside(field, "an initializer"), where)
             if tensor.name in tensors or not tensor.name or len(tensors) == TENSORS:
                 raise graph.malformed(

@@ -10,10 +10,12 @@ Neither torch nor onnx is imported. A reader offers `read(source) -> Contents`; 
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 
 from ..errors import MalformedError, UntrustedError
 from . import gguf, onnx, safetensors, torch_export, torch_legacy, torch_tar, torch_zip
 from ._source import Budget, Source
+from ._torch import IMPORTS as IMPORTS
 from ._zip import Archive
 from .contents import Contents as Contents
 from .contents import Limits as Limits
@@ -21,6 +23,14 @@ from .contents import Storage as Storage
 from .contents import Tensor as Tensor
 
 _HEAD = 1024  # bytes that tell a format
+
+
+def names_file(target: str) -> bool:
+    """Is it a file to read rather than a model's name? `resnet50` stays a name beside a file of that name."""
+    path = Path(target)
+    if path.suffix in (".safetensors", ".onnx", ".pt", ".pth", ".pt2", ".gguf", ".py"):
+        return path.suffix != ".py"
+    return path.is_file() and (path.suffix != "" or path.name != target)
 
 
 def read(path: str | PathLike[str], limits: Limits | None = None) -> Contents:

@@ -202,7 +202,10 @@ class Machine:
                 return Sequence(list(arguments[0].items), ordered=False)
             self._fail("a set is made of what is no list")
         known = self._interpreter.call(function, arguments)
-        return Call(function, arguments) if known is None else known
+        if known is not None:
+            return known
+        self._take(4 * _PIECE)
+        return Call(function, arguments)
 
     def _ordered(self, arguments: tuple[Any, ...]) -> Table:
         table = Table(attributes=True)
@@ -360,7 +363,7 @@ _STEPS: dict[bytes, Callable[[Machine], Any]] = {
     b"\x85": lambda m: m._last(1),
     b"\x86": lambda m: m._last(2),
     b"\x87": lambda m: m._last(3),
-    b"]": lambda m: m._push(Sequence()),
+    b"]": lambda m: m._push(Sequence(), 3 * _PIECE),
     b"l": Machine._list,
     b"a": lambda m: m._extend([m._stack.pop()]),
     b"e": lambda m: m._extend(m._marked()),
@@ -368,7 +371,7 @@ _STEPS: dict[bytes, Callable[[Machine], Any]] = {
     b"d": Machine._dict,
     b"s": lambda m: m._set([m._stack.pop(), m._stack.pop()][::-1]),
     b"u": lambda m: m._set(m._marked()),
-    b"\x8f": lambda m: m._push(Sequence(ordered=False)),
+    b"\x8f": lambda m: m._push(Sequence(ordered=False), 3 * _PIECE),
     b"\x90": lambda m: m._add(m._marked()),
     b"\x91": Machine._frozen,
     b"p": lambda m: m._put(int(m._line())),

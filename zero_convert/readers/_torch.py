@@ -49,6 +49,9 @@ SAFE = frozenset(
 )  # fmt: skip
 
 
+IMPORTS = "loading it would import and run "  # what a reason for trust begins with that names a global
+
+
 class Rebuild:
     """Gives calls and persistent ids of one file their meaning, and remembers its storages."""
 
@@ -209,7 +212,7 @@ class Rebuild:
 
 def reasons(found: Iterable[Global], safe: Callable[[str], bool] = SAFE.__contains__) -> tuple[str, ...]:
     """Why a loader would have to trust the file: a line for each class and function that it would call."""
-    return tuple(f"loading it would import and run {name}" for name in map(str, found) if not safe(name))
+    return tuple(f"{IMPORTS}{name}" for name in map(str, found) if not safe(name))
 
 
 def _natural(value: Any) -> bool:

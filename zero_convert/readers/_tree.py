@@ -96,9 +96,10 @@ def _key(key: Any, index: int, source: Source) -> str:
 
 
 def facts(root: Any) -> dict[str, str]:
-    """The texts and numbers on the first level of a checkpoint, of those the first and short ones: epoch, version, …"""
+    """The texts and numbers of a checkpoint, of those the first and short ones: epoch, version, …; also those in a dict
+    or an object (a `Namespace`) on its first level: hyper_parameters.lr, args.batch_size."""
     found: dict[str, str] = {}
-    for key, value in root.pairs if isinstance(root, Table) else ():
+    for key, value in _plain(root):
         known = type(value) in (bool, float, str) or (type(value) is int and abs(value) < 1 << 64)
         text = str(value) if known else ""
         if known and type(key) is str and not key.startswith("zero_convert") and len(text) <= _SHORT:
@@ -108,9 +109,20 @@ def facts(root: Any) -> dict[str, str]:
     return found
 
 
-def is_module(root: Any) -> bool:
-    """Whether a loader would build a whole network."""
-    return isinstance(root, Call) and _module(root) is not None
+def _plain(root: Any) -> Iterator[tuple[Any, Any]]:
+    for key, value in root.pairs if isinstance(root, Table) else ():
+        yield key, value
+        inner = value.state if isinstance(value, Call) and _module(value) is None else value
+        if type(key) is str and isinstance(inner, Table):
+            for below, each in inner.pairs[:_FACTS]:
+                if type(below) is str:
+                    yield f"{key}.{below}", each
+
+
+def network(root: Any) -> tuple[str, Path]:
+    """The class of the network that a loader would build, and where it is in a checkpoint; "" if there is none."""
+    at, base = _model(root)
+    return (str(at.function), base) if isinstance(at, Call) and _module(at) is not None else ("", ())
 
 
 def names(found: list[tuple[Path, Array]], source: Source) -> list[str]:
@@ -126,10 +138,7 @@ def names(found: list[tuple[Path, Array]], source: Source) -> list[str]:
 
 def weights(root: Any, found: list[tuple[Path, Array]]) -> tuple[str, str, Mapping[str, str], Mapping[str, int]]:
     """Which tensors are the model's own: where they are, the prefix of their names, both names; the other sections."""
-    base: Path = ()
-    at = root
-    while isinstance(at, Table) and (chosen := _section(at)) is not None and len(base) < DEPTH:
-        at, base = at.get(chosen), (*base, chosen)
+    at, base = _model(root)
     flat = isinstance(at, Table) and any(isinstance(value, Array) for _, value in at.pairs)
     whole = isinstance(at, Call)
     own = [path for path, _ in found if path[: len(base)] == base and (not flat or len(path) == len(base) + 1)]
@@ -145,6 +154,15 @@ def weights(root: Any, found: list[tuple[Path, Array]]) -> tuple[str, str, Mappi
         if ".".join(path) not in kept:
             others[path[0] if path else ""] = others.get(path[0] if path else "", 0) + 1
     return ".".join(base), prefix, {name: short[len(prefix) :] for name, short in inner.items()}, others
+
+
+def _model(root: Any) -> tuple[Any, Path]:
+    """The part of a checkpoint that is the model, and its keys."""
+    base: Path = ()
+    at = root
+    while isinstance(at, Table) and (chosen := _section(at)) is not None and len(base) < DEPTH:
+        at, base = at.get(chosen), (*base, chosen)
+    return at, base
 
 
 def _section(table: Table) -> str | None:

@@ -72,6 +72,22 @@ class Archive:
             )
         return data
 
+    def unpacked(self, name: str) -> bytes:
+        """The contents of a member that may be packed; no more is unpacked than its header says and the budget has."""
+        member = self.members[name]
+        if member.stored:
+            return self.read(name)
+        packed = self.source.small(member.begin, member.end)
+        self.source.budget.take(2 * member.size)
+        unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            data = unpacker.decompress(packed, member.size + 1)
+        except zlib.error:
+            raise self.source.malformed("a member cannot be unpacked", brief(name)) from None
+        if not unpacker.eof or unpacker.unused_data or len(data) != member.size or zlib.crc32(data) != member.crc:
+            raise self.source.malformed("a packed member is not what the directory says", brief(name))
+        return data
+
     def text(self, name: str, default: str = "") -> str:
         """The contents of a small text member, without the spaces around; `default` if there is none."""
         if name not in self.members:

@@ -29,6 +29,7 @@ TYPES = {
 _VALUES = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _TEXT, _ARRAY = 8, 9
 _LONGEST = 1 << 16  # characters of a name or key; a value may be longer and is cut
+_NUMBER = 100  # bytes that reading one costs
 _SHOWN = 200  # characters of a value that are kept
 
 
@@ -37,10 +38,13 @@ class _Reader:
         self.source, self.at = source, source.begin
 
     def number(self, kind: str) -> Any:
+        self.source.budget.take(_NUMBER)
+        return self._unpacked(kind)
+
+    def _unpacked(self, kind: str) -> Any:
         size = struct.calcsize(kind)
         data = self.source.read(self.at, size)
         self.at += size
-        self.source.budget.take(100)
         return struct.unpack(kind, data)[0]
 
     def text(self, longest: int) -> str:
@@ -62,8 +66,9 @@ class _Reader:
                     raise self.source.malformed("an array is longer than the file", str(count))
                 self.at += size
             elif inner == _TEXT:
+                self.source.budget.take(_NUMBER * count)
                 for _ in range(count):
-                    length = self.number("<Q")
+                    length = self._unpacked("<Q")
                     if length > self.source.end - self.at:
                         raise self.source.malformed("a text is longer than the file", str(length))
                     self.at += length

@@ -6,10 +6,11 @@ TorchScript archives are built alike, of classes whose code is in the archive.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..digests import brief
-from . import _tree
+from . import _script, _tree
 from ._machine import Machine
 from ._source import Source
 from ._symbols import Array, Global
@@ -53,7 +54,8 @@ def read(source: Source, archive: Archive) -> Contents:
         trust += tuple(f"it holds code or another pickle: {name}" for name in stray[:10])
     version = archive.text(f"{folder}version") or archive.text(f"{folder}.data/version")
     producer = f"torch.jit.save (archive version {version})" if script else f"torch.save (archive version {version})"
-    return described(source, SCRIPT if script else FORMAT, producer, root, storages, globals_, trust)
+    declared = _script.kinds(archive, folder) if script else None
+    return described(source, SCRIPT if script else FORMAT, producer, root, storages, globals_, trust, declared=declared)
 
 
 def _pickle(archive: Archive, name: str, rebuild: Rebuild) -> tuple[Machine, Any]:
@@ -90,14 +92,18 @@ def described(
     globals_: Mapping[Global, None],
     trust: tuple[str, ...],
     details: Mapping[str, Any] | None = None,
+    declared: _script.Kinds | None = None,
 ) -> Contents:
-    """The record of a pickle whose storages are at the given places."""
+    """The record of a pickle whose storages are at the given places; `declared` says what its attributes are."""
     found = _tree.tensors(root, source)
+    if declared:
+        found = [(path, replace(array, kind=_script.kind_at(root, path, declared))) for path, array in found]
     spelled = _tree.names(found, source)
     at, prefix, own, others = _tree.weights(root, found)
-    module = _tree.is_module(root)
-    if module and name != SCRIPT:
-        trust = ("it is a whole network, pickled: loading it imports and calls its classes", *trust)
+    module, inside = _tree.network(root) if name != SCRIPT else ("", ())
+    if module:
+        verb = "holds" if inside else "is"
+        trust = (f"it {verb} a whole network, pickled: loading it imports and calls its classes", *trust)
     tensors = tied(_tensor(text, array, storages) for text, (_, array) in zip(spelled, found, strict=True))
     _expanded(source, tensors)
     return Contents(
@@ -113,7 +119,7 @@ def described(
         metadata=_tree.facts(root),
         globals=tuple(map(str, globals_)),
         trust=trust,
-        details={"module": str(root.function) if module and name != SCRIPT else "", **(details or {})},
+        details={"module": module, **(details or {})},
     )
 
 
