@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 import typer.core
 
-from . import cli_diff, cli_inspect, cli_lock, cli_verify
+from . import cli_diff, cli_doctor, cli_inspect, cli_lock, cli_verify
 from .cli_parts import (
     OUTPUT,
     Device,
@@ -210,6 +210,7 @@ app.command()(cli_inspect.inspect)
 app.command()(cli_lock.check)
 app.command()(cli_lock.lock)
 app.command()(cli_diff.diff)
+app.command()(cli_doctor.doctor)
 app.command()(cli_verify.verify)
 
 
