@@ -15,6 +15,7 @@ never written to.
     repeat         the same bits when run again
     channels       distinct, repeated and constant channels
     precision      how far float32 is from float64
+    signal         signal, gradient and distinct channels by depth, original and converted
 
 Asked only where the scheme promises something, in `Scheme.checks`:
 
@@ -52,6 +53,7 @@ CHECKS = (
     "repeat",
     "channels",
     "precision",
+    "signal",
 )
 PROMISES = ("branch_bound", "channel_spread", "symmetry", "norm_per_depth", "jacobian", "linearity")
 
