@@ -93,7 +93,14 @@ def convert(
     if validate != "none":
         tell(progress, "validate", where)
         subject = Subject(
-            made.traced, made.structure, made.scheme, made.options, assignments, made.inputs, made.outputs, made.original
+            made.traced,
+            made.structure,
+            made.scheme,
+            made.options,
+            assignments,
+            made.inputs,
+            made.outputs,
+            made.original,
         )
         found = checks.run(subject, level=validate, device=where, progress=progress)
     cast(made.traced.root, dtype)

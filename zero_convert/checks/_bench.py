@@ -62,8 +62,8 @@ class Bench:
         DeviceError: the device's memory is too small.
     """
 
-    def __init__(self, subject: Subject, level: str, device: str) -> None:
-        self.subject, self.level, self.device = subject, level, device
+    def __init__(self, subject: Subject, level: str, device: str, train_steps: int | None = None) -> None:
+        self.subject, self.level, self.device, self.train_steps = subject, level, device, train_steps
         self._runs: dict[str, Run] = {}
         self._exact_runs: dict[str, Run | None] = {}
         self._fitting: dict[tuple[int, ...], Batches] = {}

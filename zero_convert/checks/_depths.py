@@ -188,7 +188,11 @@ class _Seer(fx.Interpreter):
         self.seen.channels.append(statistics(rows, LOW_VARIANCE))
         self.seen.rank.append(rank(rows))
         if seen.requires_grad:
-            seen.register_hook(lambda gradient: self._back.__setitem__(index, _rms(gradient.detach())))
+
+            def note(gradient: Tensor) -> None:
+                self._back[index] = _rms(gradient.detach())
+
+            seen.register_hook(note)  # type: ignore[no-untyped-call]
 
 
 def _rms(values: Tensor) -> float:

@@ -2,13 +2,15 @@
 
 One batch in training mode, dropout off. What every weight layer reads and what every residual join returns is looked
 at, in order of execution: the root mean square of its values (`activation`) and of the gradient that comes back there
-(`gradient`; see `_depths.py` for what is sent back; 0 in front of a layer that starts at 0), how many of its channels are different (two that differ by less than 1e-7 of the largest value
-count as one), repeat another one, or vary by less than 1e-6, and the numerical rank of the matrix channels × positions
-with the largest that it could have (singular values above 1e-6 of the largest; 128 positions at most).
+(`gradient`; see `_depths.py` for what is sent back; 0 in front of a layer that starts at 0), how many of its channels
+are different (two that differ by less than 1e-7 of the largest value count as one), repeat another one, or vary by less
+than 1e-6, and the numerical rank of the matrix channels × positions with the largest that it could have (singular
+values above 1e-6 of the largest; 128 positions at most).
 
 Channels of the converted network are counted in float64, so that rounding noise makes none different; in the model's
-own precision where it does not run in float64. The original is the network before the rewrites with He's weights, hashed,
-in its own precision: what a user would have started from otherwise. Its numbers are there to compare, not judged.
+own precision where it does not run in float64. The original is the network before the rewrites with He's weights,
+hashed, in its own precision: what a user would have started from otherwise. Its numbers are there to compare, and are
+not judged.
 
 Fails if a value or gradient is not finite. Warns if the longest signal is more than 1e4
 times as long as the shortest that is not 0: float32 has 7 digits, and a network that spends 4 of them on its depth
