@@ -82,7 +82,8 @@ def convert(
     one_of("dtype", dtype, DTYPES)
     one_of("validate", validate, VALIDATE)
     where, note = checks.resolve(device)
-    made = prepare(model, example_inputs, scheme, options, model_args, leftovers, progress)
+    compare = validate != "none"
+    made = prepare(model, example_inputs, scheme, options, model_args, leftovers, progress, compare=compare)
     tell(progress, "initialize", made.scheme.name)
     assignments = made.fill(write=True)
     made.traced.root.train(made.training)
@@ -92,7 +93,14 @@ def convert(
     if validate != "none":
         tell(progress, "validate", where)
         subject = Subject(
-            made.traced, made.structure, made.scheme, made.options, assignments, made.inputs, made.outputs
+            made.traced,
+            made.structure,
+            made.scheme,
+            made.options,
+            assignments,
+            made.inputs,
+            made.outputs,
+            made.original,
         )
         found = checks.run(subject, level=validate, device=where, progress=progress)
     cast(made.traced.root, dtype)

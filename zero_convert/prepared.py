@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map
 from . import receipt, rewrites, schemes, sources
 from .errors import CoverageError, ModelError, TraceError, UsageError
 from .initialize import initialize, ties
-from .live import Traced
+from .live import Original, Traced
+from .original import keep
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .result import Progress, tell
 from .scheme import Scheme
@@ -47,6 +48,7 @@ class Made:
     needed: tuple[str, ...]
     notes: tuple[str, ...]  # what the reader of the plan should know about the capture
     captured: float  # of the model as given
+    original: Original | None  # where it was asked for
 
     @property
     def scheme(self) -> Scheme:
@@ -103,7 +105,10 @@ def prepare(
     leftovers: str,
     progress: Progress | None,
     folders: Sequence[str] = (),
+    *,
+    compare: bool = False,
 ) -> Made:
+    """Args: `compare`: keep the network as it was given beside the rewritten one."""
     one_of("leftovers", leftovers, receipt.LEFTOVERS)
     found = schemes.find(scheme_name, folders)
     scheme = found.scheme
@@ -121,6 +126,7 @@ def prepare(
     if traced.whole and traced.opaque:
         traced = replace(traced, inside=_inside(traced, given))
     before = analyze(traced)
+    kept = keep(traced) if compare else None
     notes, captured = _capture_notes(traced), traced.captured
     tell(progress, "rewrite", f"{sum(join.residual for join in before.joins)} residual joins")
     traced, edits = rewrites.apply(traced, scheme.rewrites(chosen), chosen)
@@ -146,6 +152,7 @@ def prepare(
         needed,
         notes,
         captured,
+        None if kept is None else Original(kept, before),
     )
 
 

@@ -15,6 +15,12 @@ never written to.
     repeat         the same bits when run again
     channels       distinct, repeated and constant channels
     precision      how far float32 is from float64
+    signal         signal, gradient and distinct channels by depth, original and converted
+    gradient_norms the size of each parameter's first gradient, and how far float64's is
+    caps           how many units of a layer can be different
+    exact_parts    layers of 0 and ±1 return the same integers in every batch, thread and device
+    skips          without the inserted skips the network is the original
+    training       the loss falls on a batch that is seen again and again
 
 Asked only where the scheme promises something, in `Scheme.checks`:
 
@@ -52,16 +58,30 @@ CHECKS = (
     "repeat",
     "channels",
     "precision",
+    "signal",
+    "gradient_norms",
+    "caps",
+    "exact_parts",
+    "skips",
+    "training",
 )
 PROMISES = ("branch_bound", "channel_spread", "symmetry", "norm_per_depth", "jacobian", "linearity")
 
 
-def run(subject: Subject, *, level: str, device: str, progress: Progress | None = None) -> tuple[Check, ...]:
+def run(
+    subject: Subject,
+    *,
+    level: str,
+    device: str,
+    train_steps: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Check, ...]:
     """The answers, in the order of `CHECKS` and `PROMISES`. The subject is left as it was, bit for bit.
 
     Args:
         level: "quick" (small images, a few seconds) or "full" (images as large as the example, gradients repeated)
         device: from `resolve`.
+        train_steps: of the check `training`; None leaves them to the level.
         progress: called with ("validate", name of the check) when one begins.
 
     Raises:
@@ -70,7 +90,7 @@ def run(subject: Subject, *, level: str, device: str, progress: Progress | None 
     found = []
     small = level == "quick" and device == "cpu"  # many small operations: a second thread is waited for each time
     with pinned(device), one_thread() if small else nullcontext():
-        bench = Bench(subject, level, device)
+        bench = Bench(subject, level, device, train_steps)
         for name in (*CHECKS, *(name for name in PROMISES if bench.promised(name) is not None)):
             if progress is not None:
                 progress("validate", f"{name} on {device}")

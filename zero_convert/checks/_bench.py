@@ -62,13 +62,14 @@ class Bench:
         DeviceError: the device's memory is too small.
     """
 
-    def __init__(self, subject: Subject, level: str, device: str) -> None:
-        self.subject, self.level, self.device = subject, level, device
+    def __init__(self, subject: Subject, level: str, device: str, train_steps: int | None = None) -> None:
+        self.subject, self.level, self.device, self.train_steps = subject, level, device, train_steps
         self._runs: dict[str, Run] = {}
         self._exact_runs: dict[str, Run | None] = {}
         self._fitting: dict[tuple[int, ...], Batches] = {}
         self.refused: dict[str, str] = {}  # mode → why the network does not run in it
         self.not_exact = ""  # why it does not run in float64
+        self.found: dict[str, Any] = {}  # what one check has measured and another may ask for
 
     def promised(self, check: str) -> float | None:
         """The limit that the scheme promises there; None if it promises nothing."""
@@ -282,7 +283,7 @@ class _Recorder(fx.Interpreter):
                 n.all_input_nodes
             ):  # the other mode's graph may have other names
                 self.seen.branches[join.index] = largest(self.env[operand])
-        owner = _owner(n)
+        owner = owner_of(n)
         layer = None if owner is None else self._layers.get(owner)
         if layer is not None:
             read = next((self.env[i] for i in n.all_input_nodes if i.op != "get_attr"), None)
@@ -312,7 +313,7 @@ class _Recorder(fx.Interpreter):
         return self._root.get_submodule(layer.name)
 
 
-def _owner(n: fx.Node) -> str | None:
+def owner_of(n: fx.Node) -> str | None:
     """Path of the module the node applies: the called one, or the owner of the weights that a function is given."""
     if n.op == "call_module":
         return str(n.target)
