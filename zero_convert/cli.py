@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 import typer.core
 
-from . import cli_diff, cli_doctor, cli_inspect, cli_lock, cli_verify
+from . import cli_diff, cli_doctor, cli_inspect, cli_lock, cli_report, cli_verify
 from .cli_parts import (
     OUTPUT,
     Device,
@@ -34,7 +34,9 @@ from .cli_parts import (
     ModelArgs,
     ModelName,
     Out,
+    Plots,
     Quiet,
+    Report,
     SchemeName,
     Settings,
     Validate,
@@ -146,6 +148,8 @@ def convert(
         bool,
         option("--dry-run", panel=OUTPUT, help="Print every edit and every tensor's rule; write nothing.", metavar=""),
     ] = False,
+    report: Report = None,
+    plots: Plots = None,
     scheme: SchemeName = "zero-2021",
     settings: Settings = None,
     model_args: ModelArgs = None,
@@ -166,6 +170,7 @@ def convert(
         _refuse_without_output(model)
     if not dry_run:
         _check_outputs(outputs, format_, force, as_json, opset, external_data)
+    cli_report.check(report, plots, outputs, force=force, dry_run=dry_run)
     options = schemes.parse_options(schemes.get(scheme), settings or [])
     screen = display.Screen(quiet or as_json, verbose)
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
@@ -194,6 +199,7 @@ def convert(
     try:
         with screen.progress(keep=False) as progress, third_party_warnings(verbose):
             saved = _save(result, outputs, format_, force, opset, external_data, progress)
+            pages = cli_report.write(result, report, plots, saved, force=force, progress=progress)
     except FindingError as error:
         if as_json:
             print_json({**_facts(result), **error_facts(error)})
@@ -201,8 +207,9 @@ def convert(
         error.fix = f"{error.fix} -v shows all checks.".strip() if not verbose else error.fix
         raise
     if as_json:
-        print_json({**_facts(result), "outputs": saved, "exit_code": 0})
+        print_json({**_facts(result), "outputs": saved, "report": pages, "exit_code": 0})
     else:
+        cli_report.tell(screen, pages)
         display.saved(screen, saved, result.weights_digest)
 
 

@@ -36,6 +36,10 @@ Format = Annotated[
     option("--format", panel=OUTPUT, metavar="NAME", help="Output format, where the suffix does not say it."),
 ]
 Force = Annotated[bool, option("--force", panel=OUTPUT, help="Replace existing files.", metavar="")]
+Report = Annotated[
+    str | None, option("--report", panel=OUTPUT, metavar="FILE.html", help="A page on the conversion, with figures.")
+]
+Plots = Annotated[str | None, option("--plots", panel=OUTPUT, metavar="DIR", help="The figures of the page, as PNG.")]
 SchemeName = Annotated[str, option("--scheme", panel=MODEL, metavar="NAME", help="`zero-convert schemes` lists them.")]
 Settings = Annotated[
     list[str] | None,

@@ -113,6 +113,7 @@ def convert(
         fingerprint=made.fingerprint,
         device=f"{where} ({note})" if note else where,
         inputs=made.loaded.example_inputs or (),
+        original=made.original,
     )
 
 

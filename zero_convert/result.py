@@ -24,6 +24,7 @@ from .errors import CheckError, UsageError
 from .exporters import onnx, safetensors
 from .exporters.onnx import DataFile
 from .initialize import ties
+from .live import Original
 from .records import Check, Plan, Recipe, Structure
 from .structure import SAFETENSORS_DTYPES
 
@@ -67,6 +68,7 @@ class Result:
         fingerprint: SHA-256 of the source model's structure.
         device: where the checks ran, with a note if that was not what "auto" hoped for.
         inputs: example inputs of the forward, by position or by name; an export to ONNX follows them.
+        original: graph and structure of the network before the rewrites, for reports; None for `validate="none"`.
     """
 
     module: nn.Module
@@ -77,6 +79,7 @@ class Result:
     fingerprint: str
     device: str
     inputs: tuple[Any, ...] | Mapping[str, Any] = field(default=(), repr=False)
+    original: Original | None = field(default=None, repr=False)
     _digest: str = field(default="", repr=False)
     _start: _Start = field(init=False, repr=False)
 
