@@ -147,9 +147,13 @@ def _kinds(result: Result) -> tuple[blocks.Kind, ...]:
     if result.original is not None:
         given = result.original
         before = blocks.Scene(given.traced.root, given.traced.train, given.structure)
+    graph = None
     if isinstance(result.module, ConvertedModule):
-        graph, assignments = result.module.train_graph, result.plan.assignments
-        after = blocks.Scene(result.module, graph, result.structure, assignments)
+        graph = result.module.train_graph
+    elif result.original is not None and not any(edit.applied for edit in result.plan.edits):
+        graph = result.original.traced.train  # the module is as it was given
+    if graph is not None:
+        after = blocks.Scene(result.module, graph, result.structure, result.plan.assignments)
     return blocks.kinds(before, after, result.plan.joins)
 
 

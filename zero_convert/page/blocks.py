@@ -89,6 +89,8 @@ class Scene:
             if node is start:
                 continue
             sources = tuple(dict.fromkeys(at for one in node.all_input_nodes for at in places.get(one, ())))
+            if _is_size(node) or not sources:  # numbers, and what is made of them: no signal
+                continue
             if node is not end and self._silent(node):
                 places[node] = sources
                 continue
@@ -182,6 +184,12 @@ def _between(start: fx.Node, end: fx.Node) -> set[fx.Node]:
                 up.add(node)
                 stack.append(node)
     return down & up
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Asks a tensor for something else than its values: its shape, its device."""
+    name = _name(node)
+    return name in ("dim", "numel", "size") or (name == "getattr" and node.args[1] not in ("T", "mT", "data"))
 
 
 def _signature(block: Block | None) -> object:
