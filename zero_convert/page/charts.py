@@ -26,6 +26,8 @@ _LETTERS = 32  # that fit into a box
 
 def curve(curves: Mapping[str, Curve], label: str, *, logarithmic: bool) -> Figure:
     """One quantity by depth, for "original" and "converted". On a logarithmic scale 0 is a mark at the bottom."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
     made = drawing.figure(_WIDTH, _HEIGHT)
     one = drawing.axes(made)
     values = [value for points in curves.values() for _, value in points if value > 0]
@@ -49,11 +51,10 @@ def curve(curves: Mapping[str, Curve], label: str, *, logarithmic: bool) -> Figu
         one.set_ylim(-4, 104)
     elif values:
         one.set_ylim(floor * 0.8, max(values) * 2)
+    one.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     one.set_xlabel("weight layers passed", color=FAINT, fontsize=8)
     one.set_ylabel(label, color=INK, fontsize=8.5)
     if logarithmic:
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
         few = bool(values) and max(values) / floor < 100
         one.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=7))
         one.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
