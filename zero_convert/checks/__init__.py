@@ -22,6 +22,10 @@ never written to.
     skips          without the inserted skips the network is the original
     training       the loss falls on a batch that is seen again and again
 
+Asked of ONNX files:
+
+    parity         torch and ONNX Runtime, on the CPU and on the device, return the same
+
 Asked only where the scheme promises something, in `Scheme.checks`:
 
     branch_bound   no branch adds more than a limit
@@ -37,6 +41,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
+from os import PathLike
 
 from ..errors import ZeroConvertError
 from ..live import Subject
@@ -98,6 +103,23 @@ def run(
             if check is not None:
                 found.append(check)
     return tuple(found)
+
+
+def parity(subject: Subject, path: str | PathLike[str], *, device: str, dtype: str, strict: bool) -> Check:
+    """The answer of `parity` for the ONNX file of the subject.
+
+    Args:
+        device: from `resolve`.
+        dtype: of the file's tensors.
+        strict: the device was named, so that nothing may fall back to the CPU.
+
+    Raises:
+        DeviceError: ONNX Runtime fell back to the CPU, or the device's memory is too small.
+    """
+    from .parity import ask_file
+
+    with pinned(device):
+        return ask_file(Bench(subject, "full", device), path, dtype=dtype, strict=strict)
 
 
 def _answer(name: str, bench: Bench) -> Check | None:

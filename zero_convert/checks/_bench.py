@@ -89,8 +89,12 @@ class Bench:
 
     def fresh(self) -> nn.Module:
         """A new copy on the device, for a check that changes weights."""
+        return self.copy_on(self.device)
+
+    def copy_on(self, device: str) -> nn.Module:
+        """A new copy on any device."""
         try:
-            return _constants(self._copy().to(self.device), lambda t: t.to(self.device))
+            return _constants(self._copy().to(device), lambda t: t.to(device))
         except torch.OutOfMemoryError as error:
             raise self.out_of_memory() from error
 
