@@ -205,7 +205,7 @@ def convert(
         else:
             display.plan(screen, plan, model, dtype)
         return
-    if not as_json and (verbose or not result.failed):
+    if not as_json and (verbose or keep_failed or not result.failed):
         display.summary(screen, result)
     try:
         with screen.progress(keep=False) as progress, third_party_warnings(verbose):

@@ -22,7 +22,7 @@ from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Subject
 from ..records import Join, Layer
 from . import _guard
-from ._channels import Channels, as_rows, statistics
+from ._channels import Channels, as_rows, rank, statistics
 from ._inputs import BATCH, Batches, Inputs, batches, crops, floats, moved
 
 SIDES = (96, 160)  # images are cropped to the first of these that the network accepts
@@ -41,6 +41,7 @@ class Run:
         logits: name of a head layer → largest magnitude of what it returned.
         reads: name of a weight layer → the channels it read.
         returns: name of a norm → the channels it returned.
+        signal: name of a weight layer that reads, or node of a residual join that returns → channels, and their rank.
         random: random numbers were drawn.
         stopped: why a graph that is only a recording could not be followed to its end; "" if it could.
     """
@@ -51,6 +52,7 @@ class Run:
     logits: dict[str, float] = field(default_factory=dict)
     reads: dict[str, Channels] = field(default_factory=dict)
     returns: dict[str, Channels] = field(default_factory=dict)
+    signal: dict[str, tuple[Channels, tuple[int, int]]] = field(default_factory=dict)
     random: bool = False
     stopped: str = ""
 
@@ -269,6 +271,7 @@ class _Recorder(fx.Interpreter):
         self._joins: dict[str, Join] = {join.node: join for join in subject.structure.joins if join.residual}
         self._layers: dict[str, Layer] = {layer.name: layer for layer in subject.structure.layers}
         self._nodes = {node.name: node for node in graph.nodes}
+        self._ends = {join.node: subject.structure.ends(join) for join in self._joins.values()}
 
     def follow(self, *inputs: Any) -> None:
         """Run as far as the graph can be followed: it may be a recording of what other values decided."""
@@ -294,6 +297,9 @@ class _Recorder(fx.Interpreter):
             if isinstance(read, Tensor) and read.is_floating_point():
                 self._before(layer, read)
         value = super().run_node(n)
+        if join is not None and is_float(value) and (ends := self._ends[join.node]):
+            rows = as_rows(value, ends[-1], self._module(ends[-1]))
+            self.seen.signal[n.name] = statistics(rows, LOW_VARIANCE), rank(rows)
         if layer is not None:
             returned = value[0] if isinstance(value, tuple) else value  # attention returns its weights as well
             if is_float(returned):
@@ -303,7 +309,9 @@ class _Recorder(fx.Interpreter):
     def _before(self, layer: Layer, read: Tensor) -> None:
         """Before, because the layer may work in place, and before the interpreter forgets the value."""
         if layer.kind in WEIGHT_KINDS:
-            self.seen.reads[layer.name] = statistics(as_rows(read, layer, self._module(layer)), LOW_VARIANCE)
+            rows = as_rows(read, layer, self._module(layer))
+            self.seen.reads[layer.name] = statistics(rows, LOW_VARIANCE)
+            self.seen.signal[layer.name] = self.seen.reads[layer.name], rank(rows)
         if layer.role == "head":
             self.seen.heads[layer.name] = read.detach().double().cpu()
 

@@ -8,6 +8,9 @@ For every output the largest, mean and median difference are told, and the small
 network is computed again with every value in between; values of torch and ONNX Runtime are compared behind the layers
 that both call by the name of their weight.
 
+Where all outputs are 0, as those of a head that starts at 0, they say nothing: then the values behind the layers are
+compared as well, and the worst of them is told as the output "layers".
+
 Fails if t is above 1e-4 (in half precision, 64 times its rounding unit), or an output is not finite where the
 reference is. On a named CUDA device it is an error if ONNX Runtime computed a floating tensor on the CPU; with
 `--device auto` the way is left out and the reason told.
@@ -36,6 +39,7 @@ from ._sessions import Answer, run, with_all_values
 
 QUESTION = "Do torch and ONNX Runtime return the same, on the CPU and on the device?"
 LIMIT = 1e-4
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization"})
 
 Array = npt.NDArray[Any]
 
@@ -118,6 +122,11 @@ def ask_file(bench: Bench, path: str | PathLike[str], *, dtype: str = "float32",
         found[way] = [errors(a, b) for a, b in zip(made, reference, strict=False)]
         if len(made) != len(reference):
             found[way] = [Errors(*[float("inf")] * 4)]
+        elif not any(b.any() for b in reference):
+            inner = [errors(b, a) for a, b in zip(*_inside(bench, path, given, fed, way, dtype), strict=True)]
+            found[way] += [max(inner, key=lambda e: e.tolerance)] if inner else []
+    if any(len(each) > len(reference) for each in found.values()):
+        names.append("layers")
     over = [way for way, each in found.items() if any(not e.tolerance <= limit for e in each)]
     first = {way: _first(bench, path, given, fed, way, limit, dtype) for way in over}
     worst = {way: max((e.tolerance for e in each), default=0.0) for way, each in found.items()}
@@ -185,18 +194,34 @@ def _first(
     bench: Bench, path: str | PathLike[str], given: Inputs, fed: Sequence[Array], way: str, limit: float, dtype: str
 ) -> str:
     """The first node on this way that is beyond the limit; "" where none can be named."""
-    if way.startswith("torch"):
-        values = [_values(bench, given, device, dtype) for device in ("cpu", bench.device)]
-        return first_beyond(values[0], values[1], limit)
+    if way.startswith("torch") or way == "onnxruntime cpu":
+        return first_beyond(*_compared(bench, path, given, fed, way, dtype), limit)
     content, made = with_all_values(path)
-    device = way.partition(" ")[2]
-    own = run(content, fed, device, strict=False).outputs
-    if device == "cpu":
-        return _first_layer(bench, path, given, own, limit, dtype)
-    right = run(content, fed, "cpu").outputs
     named = [(node or value, value) for node, value in made]
-    reference, mine = ({n: outputs[v] for n, v in named if v in outputs} for outputs in (right, own))
+    runs = (run(content, fed, device, strict=False).outputs for device in ("cpu", bench.device))
+    reference, mine = ({node: outputs[value] for node, value in named if value in outputs} for outputs in runs)
     return first_beyond(reference, mine, limit)
+
+
+def _inside(
+    bench: Bench, path: str | PathLike[str], given: Inputs, fed: Sequence[Array], way: str, dtype: str
+) -> tuple[list[Array], list[Array]]:
+    """Floating values in between, of torch on the CPU and of the way."""
+    reference, mine = _compared(bench, path, given, fed, way, dtype)
+    both = [name for name in reference if name in mine and reference[name].dtype.kind == "f"]
+    return [reference[name] for name in both], [mine[name] for name in both]
+
+
+def _compared(
+    bench: Bench, path: str | PathLike[str], given: Inputs, fed: Sequence[Array], way: str, dtype: str
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What torch makes on the CPU and what the way makes, by node; where the way is ONNX Runtime's, by layer."""
+    values = _values(bench, given, "cpu", dtype)
+    device = way.partition(" ")[2]
+    if way.startswith("torch"):
+        return values, _values(bench, given, device, dtype)
+    own = run(with_all_values(path)[0], fed, device, strict=False).outputs
+    return _by_layer(bench.subject.traced, path, values, own)
 
 
 def first_beyond(reference: Mapping[str, Array], values: Mapping[str, Array], limit: float) -> str:
@@ -224,26 +249,25 @@ def _values(bench: Bench, given: Inputs, device: str, dtype: str) -> dict[str, A
     return seen
 
 
-def _first_layer(
-    bench: Bench, path: str | PathLike[str], given: Inputs, own: Mapping[str, Array], limit: float, dtype: str
-) -> str:
-    """The first layer whose output in ONNX Runtime is beyond the limit from torch's, told by the weight's name."""
+def _by_layer(
+    traced: Traced, path: str | PathLike[str], values: Mapping[str, Array], own: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Layer → what torch makes behind it, and what ONNX Runtime makes, told by the name of the weight in both."""
     import onnx
 
     layers: dict[str, list[str]] = {}
     for node in onnx.load(str(path), load_external_data=False).graph.node:
         owner = next((name.rpartition(".")[0] for name in node.input if name.endswith(".weight")), "")
-        if owner and node.op_type in ("Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization"):
+        if owner and node.op_type in LAYERS:
             layers.setdefault(owner, []).append(node.output[0])
-    values = _values(bench, given, "cpu", dtype)
     reference: dict[str, Array] = {}
     mine: dict[str, Array] = {}
-    for name, owner in _called(bench.subject.traced):
+    for name, owner in _called(traced):
         if layers.get(owner) and name in values:
             output = layers[owner].pop(0)
             if output in own:
                 reference[owner], mine[owner] = values[name], own[output]
-    return first_beyond(reference, mine, limit)
+    return reference, mine
 
 
 def _called(traced: Traced) -> list[tuple[str, str]]:
