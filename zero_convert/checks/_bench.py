@@ -149,7 +149,10 @@ class Bench:
     @cached_property
     def small_inputs(self) -> Batches:
         """For what has to be repeated often."""
-        return self._fit(self._cropped(SMALL_SIDES), self.modes, keep=False)
+        sides = self._cropped(SMALL_SIDES)
+        if not any(crops(self.subject.inputs, side) for side in sides):
+            return self.inputs
+        return self._fit(sides, self.modes, keep=False)
 
     @cached_property
     def other_inputs(self) -> Inputs:
@@ -286,9 +289,8 @@ class _Recorder(fx.Interpreter):
         join = self._joins.get(n.name)
         if join is not None:
             operand, carried = self._nodes.get(join.branch_node), self._nodes.get(join.shortcut_node)
-            if operand is not None and {operand, carried} == set(
-                n.all_input_nodes
-            ):  # the other mode's graph may have other names
+            # The other mode's graph may have other names.
+            if operand is not None and {operand, carried} == set(n.all_input_nodes):
                 self.seen.branches[join.index] = largest(self.env[operand])
         owner = owner_of(n)
         layer = None if owner is None else self._layers.get(owner)
