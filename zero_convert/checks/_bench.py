@@ -30,6 +30,10 @@ SMALL_SIDES = (48, 64, *SIDES)  # where many runs are needed
 LOW_VARIANCE = 1e-6  # a batch norm adds 1e-5 to the variance: below a tenth of that the channel carries no signal
 
 
+class OutOfMemory(DeviceError):
+    """The device's memory is too small for the checks."""
+
+
 @dataclass
 class Run:
     """What was seen in one forward of a graph.
@@ -64,8 +68,11 @@ class Bench:
         DeviceError: the device's memory is too small.
     """
 
-    def __init__(self, subject: Subject, level: str, device: str, train_steps: int | None = None) -> None:
+    def __init__(
+        self, subject: Subject, level: str, device: str, train_steps: int | None = None, samples: int = BATCH
+    ) -> None:
         self.subject, self.level, self.device, self.train_steps = subject, level, device, train_steps
+        self.samples = samples  # of a batch in training mode
         self._runs: dict[str, Run] = {}
         self._exact_runs: dict[str, Run | None] = {}
         self._fitting: dict[tuple[int, ...], Batches] = {}
@@ -105,10 +112,11 @@ class Bench:
         graphs = {id(graph): graph for graph in traced.graphs}  # no need to copy these
         return copy.deepcopy(traced.root, graphs)
 
-    def out_of_memory(self) -> DeviceError:
-        return DeviceError(
+    def out_of_memory(self) -> OutOfMemory:
+        return OutOfMemory(
             "the checks do not fit into the device's memory",
             where=self.device,
+            got=f"too little for a batch of {self.samples}",
             expected="room for two copies of the model and one batch",
             fix="Run them with --device cpu, or leave them out with --validate none.",
         )
@@ -162,7 +170,8 @@ class Bench:
         """
         if self.small_inputs[0] is self.subject.inputs:
             return self.small_inputs[0]
-        return batches(self.small_inputs[0], None, few=BATCH, variant=1, lengthen=True)[0]
+        samples = self.samples
+        return batches(self.small_inputs[0], None, samples=samples, few=samples, variant=1, lengthen=True)[0]
 
     def _cropped(self, sides: tuple[int, ...]) -> tuple[int, ...]:
         return sides if self.level == "quick" else ()
@@ -181,10 +190,11 @@ class Bench:
         where it does not take the example either.
         """
         given = self.subject.inputs
-        tried = [batches(given, side) for side in sides if crops(given, side)]
+        tried = [batches(given, side, samples=self.samples) for side in sides if crops(given, side)]
         few = 2 if any(isinstance(m, _BatchNorm) for m in self.subject.traced.root.modules()) else 1
+        whole = batches(given, None, samples=self.samples, few=min(few, self.samples))
         taken: list[tuple[Batches, dict[str, Run]]] = []
-        for candidate in (*tried, batches(given, None, few=few), batches(given, None, samples=None), (given, given)):
+        for candidate in (*tried, whole, batches(given, None, samples=None), (given, given)):
             runs, failures = self._try(candidate, modes)
             if not failures:
                 taken.append((candidate, runs))
@@ -207,6 +217,8 @@ class Bench:
             except torch.OutOfMemoryError as error:
                 raise self.out_of_memory() from error
             except Exception as error:  # whatever the network says to a batch it does not take
+                if _guard.ran_out(error):
+                    raise self.out_of_memory() from error
                 return runs, {mode: first_line(error)}
             expected = [
                 (*shape, 2) if "complex" in dtype else shape

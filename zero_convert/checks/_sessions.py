@@ -101,7 +101,17 @@ def run(
             raise _gone(device, f"a session on {real[0]}")
         names = [each.name for each in session.get_inputs()]
         outputs = [each.name for each in session.get_outputs()]
-        made = session.run(None, dict(zip(names, inputs, strict=True)))
+        try:
+            made = session.run(None, dict(zip(names, inputs, strict=True)))
+        except Exception as error:
+            if "allocate memory" not in str(error).lower():
+                raise
+            raise DeviceError(
+                "the device's memory is too small for ONNX Runtime",
+                where=device,
+                expected="room for the model and one example",
+                fix="--device cpu compares on the CPU.",
+            ) from error
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     placement, fallen = placed(events, provider)
     if fallen and strict:
