@@ -42,8 +42,8 @@ def _child(arguments: list[str], stop: bool) -> int:
 
 def main() -> None:
     """Serve stdin until it ends."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background is started with them ignored
-    for name in ("SIGTERM", "SIGHUP"):
+    # A runner in the background is started with them ignored; an exception could end what is before the command line.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_DFL)
     with tempfile.TemporaryDirectory() as folder:  # everything that is imported late is imported before the first fork

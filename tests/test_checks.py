@@ -255,6 +255,23 @@ class Aliased(nn.Module):
         return x + branch
 
 
+@pytest.mark.parametrize("end", [F.softplus, torch.sigmoid, nn.Softmax(-1)])
+def test_a_branch_that_ends_in_something_else_than_zero_for_zero_is_counted_and_not_required(
+    end: Callable[[Tensor], Tensor],
+) -> None:
+    class Lifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branch, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.head(x + end(self.branch(x)))
+
+    check = answers(convert(Lifted(), torch.zeros(2, 6), "zero-2021"))["zero_branches"]
+    assert check.status == "pass" and check.numbers["not_required"] == ["add"]
+
+
 def test_an_aliased_in_place_write_into_a_branch_is_found() -> None:
     assert answers(convert(Aliased(False), IMAGES, "zero-2022"))["zero_branches"].status == "pass"
     check = answers(convert(Aliased(True), IMAGES, "zero-2022"))["zero_branches"]

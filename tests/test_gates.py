@@ -114,3 +114,37 @@ def test_a_layer_that_makes_both_the_signal_and_its_gates_is_not_closed(scheme: 
     result = zc.convert(ConvCell(), (ramp(2, 3, 3, 6, 6),), scheme=scheme, device="cpu")
     assert not result.failed, [check.summary for check in result.failed]
     assert result.module.cell.weight.any()
+
+
+class AxisGates(nn.Module):
+    """Coordinate attention on a branch (Hou et al., 2021): one gate for each axis, from the same layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last, self.both = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 1),
+        )
+        self.rows, self.columns, self.head = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 3)
+
+    def gated(self, x: Tensor) -> Tensor:
+        pooled = torch.cat([x.mean(3, keepdim=True), x.mean(2, keepdim=True).transpose(2, 3)], 2)
+        rows, columns = F.hardswish(self.both(pooled)).split(list(x.shape[-2:]), 2)
+        return x * self.rows(rows).sigmoid() * self.columns(columns.transpose(2, 3)).sigmoid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((x + self.gated(self.last(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_second_gate_on_a_branch_leaves_the_zero_to_the_branch(scheme: str) -> None:
+    result = zc.convert(AxisGates(), (ramp(2, 3, 6, 6),), scheme=scheme, device="cpu")
+    found = {layer.name: layer.role for layer in result.structure.layers}
+    assert (found["last"], found["rows"].startswith("gate"), found["columns"].startswith("gate")) == (
+        "last",
+        True,
+        True,
+    )
+    assert not result.failed

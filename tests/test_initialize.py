@@ -79,13 +79,15 @@ def test_empty_tensors_are_never_tied() -> None:
     assert len(set(ties({"whole": column, "turned": column.T, "part": column[:1]}).values())) == 3
 
 
-@pytest.mark.parametrize(("leftovers", "value"), [("zeros", 0.0), ("keep", 0.5)])
-def test_a_tensor_without_a_rule_stops_the_run_unless_it_is_said_what_it_gets(leftovers: str, value: float) -> None:
+def test_a_tensor_without_a_rule_stops_the_run_unless_it_is_said_what_it_gets() -> None:
+    given = torch.tensor([0.3, 0.1, 0.7, 0.2, 0.9, 0.5])
     with pytest.raises(CoverageError, match="no rule") as raised:
-        filled(Net(torch.full((6,), 0.5)))
+        filled(Net(given), constructed=False)
     assert "extra (6, Net" in str(raised.value.where) and "--leftovers" in raised.value.fix
-    net, _ = filled(Net(torch.full((6,), 0.5)), leftovers=leftovers)
-    assert net.extra.tolist() == [value] * 6
+    net, rules = filled(Net(given.clone()), constructed=False, leftovers="zeros")
+    assert net.extra.tolist() == [0.0] * 6
+    net, rules = filled(Net(given.clone()))  # a factory fixed it
+    assert given.all() and (net.extra.tolist(), rules["extra"]) == (given.tolist(), "kept as constructed")
 
 
 def test_what_a_generator_drew_is_not_kept() -> None:
@@ -119,3 +121,37 @@ def test_a_short_progression_is_a_formula_where_it_stands_several_times() -> Non
     assert _is_progression(torch.log(torch.arange(1.0, 5.0)).repeat(8, 1))
     assert not _is_progression(torch.log(torch.arange(1.0, 5.0)).repeat(1, 1))
     assert not _is_progression(torch.tensor([3.0, 1.0, 2.0, 4.0]).repeat(8, 1))
+
+
+class Policy(nn.Module):
+    """The logarithms of deviations are constants that no layer owns, in places that no rule knows."""
+
+    def __init__(self, drawn: bool = False) -> None:
+        super().__init__()
+        self.mean, self.spread = nn.Linear(4, 2), nn.Parameter(torch.rand(2) if drawn else torch.full((2,), -0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.distributions.Normal(self.mean(x), self.spread.exp()).rsample()
+
+
+@pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
+def test_a_constant_that_is_read_in_a_way_no_rule_knows_stays(scheme: str) -> None:
+    result = zc.convert(Policy(), (torch.ones(3, 4),), scheme=scheme, device="cpu")
+    assert result.module.spread.tolist() == [-0.5, -0.5] and not result.failed
+    with pytest.raises(CoverageError, match="spread"):
+        zc.convert(Policy(drawn=True), (torch.ones(3, 4),), scheme=scheme, device="cpu")
+
+
+def test_buffers_of_a_given_module_that_may_be_drawn_are_named() -> None:
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("directions", torch.rand(4, 8))
+            self.register_buffer("places", torch.arange(8.0))
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.sin(x @ self.directions) + self.places)
+
+    notes = zc.convert(Features(), (torch.ones(3, 4),), device="cpu", validate="none").plan.notes
+    assert [note for note in notes if "buffers" in note and "directions;" in note]

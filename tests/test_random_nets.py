@@ -89,6 +89,7 @@ SETTINGS = {"deadline": None, "phases": PHASES, "suppress_health_check": list(He
 UNET = Block(kind="unet", inner=(Block(kind="shared", inner=(Block(kind="branches"),)),))
 SHARED = (Block(kind="bottleneck"), Block(kind="shared", inner=(Block(kind="parallel"),)))
 DROPPED = (Block(kind="basic", drop=True), Block(kind="branches"), Block(kind="basic"))
+REACHED = (Block(kind="basic"), Block(kind="unet", inner=(Block(kind="inverted", dilation=2),)))
 WIDE = (Block(kind="basic"), Block(kind="basic", stride=2), Block(kind="basic", width=4, kernel=(5,), dilation=2))
 
 
@@ -102,7 +103,13 @@ WIDE = (Block(kind="basic"), Block(kind="basic", stride=2), Block(kind="basic", 
 @example(
     design=Design(style=Style(norm="weight"), width=8, stem="plain", blocks=(Block(kind="inverted", kernel=(1,)),))
 )
+@example(design=Design(style=Style(norm="weight"), width=8, stem="strided", blocks=REACHED))
 @example(design=Design(style=Style(dims=1), width=6, stem="tokens", blocks=(Block(kind="basic", gate=True),)))
+@example(
+    design=Design(
+        style=Style(dims=1, norm="instance"), width=5, stem="tokens", blocks=(Block(kind="bottleneck", gate=True),)
+    )
+)
 def test_random_networks_keep_the_promises(scheme: str, design: Design) -> None:
     keeps_the_promises(design, scheme)
 

@@ -55,6 +55,10 @@ Leftovers = Annotated[
 Validate = Annotated[
     Literal["quick", "full", "none"], option("--validate", panel=RUN, help="How much to check before writing.")
 ]
+TrainSteps = Annotated[
+    int | None,
+    option("--train-steps", panel=RUN, metavar="N", help="Train N steps on made-up data; 10 with full.", min=0),
+]
 Device = Annotated[str, option("--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps", help="Where the checks run.")]
 ModelArgs = Annotated[
     list[str] | None,

@@ -158,7 +158,7 @@ def summary(screen: Screen, result: Result) -> None:
     facts.add_row(Text("values", "dim"), _rules(plan.assignments))
     if result.checks:
         facts.add_row(Text("device", "dim"), Text(result.device))
-        facts.add_row(Text("checks", "dim"), _checks(result.checks))
+        facts.add_row(Text("checks", "dim"), checks_table(result.checks))
     screen.tell(Padding(facts, (0, 0, 0, 2)))
     declined = [edit for edit in plan.edits if not edit.applied]
     if declined and screen.verbose:
@@ -295,7 +295,8 @@ def _by_layer(assignments: Sequence[Assignment]) -> Iterator[tuple[str, str, lis
             yield "" if index else layer or "(the model itself)", rule, same
 
 
-def _checks(checks: Sequence[Check]) -> Table:
+def checks_table(checks: Sequence[Check]) -> Table:
+    """One line for each check: how it ended, what it found, what to do."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     for check in checks:

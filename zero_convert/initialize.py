@@ -5,7 +5,8 @@ Asks the scheme layer by layer and writes the formulas into the module's own ten
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -51,6 +52,10 @@ def initialize(
     first = ties(state)
     rules: dict[str, tuple[Layer, Tensor, Formula]] = {}
     missing: list[str] = []
+
+    def is_fixed(tensor: Tensor) -> bool:
+        return tensor.name not in drawn and _is_constant(state[tensor.name], tensor, constructed)
+
     for layer in structure.layers:
         given = scheme.fill(layer, structure, options)
         for tensor in layer.tensors:
@@ -59,9 +64,10 @@ def initialize(
                 rule = {"zeros": Constant(tensor.shape, 0.0), "keep": Kept(tensor.shape)}.get(leftovers)
             if rule is None and tensor.buffer:
                 rule = Kept(tensor.shape)
+            if rule is None and dict(layer.uses).get(tensor.local) == "read" and is_fixed(tensor):
+                rule = Kept(tensor.shape)  # a policy's logarithms of deviations
             if isinstance(rule, Kept) and rule.otherwise is not None:
-                fixed = tensor.name not in drawn and _is_constant(state[tensor.name], tensor, constructed)
-                rule = Kept(tensor.shape) if fixed else rule.otherwise
+                rule = Kept(tensor.shape) if is_fixed(tensor) else rule.otherwise
             if rule is None:
                 uses = f", {dict(layer.uses).get(tensor.local, '')}" if layer.uses else ""
                 uses += f": {layer.refusal}" if layer.refusal else ""
@@ -162,6 +168,18 @@ def _is_progression(value: torch.Tensor) -> bool:
         return False
     steps = value.movedim(axes[0], 0).reshape(value.shape[axes[0]], -1)[:, 0].diff()
     return bool((steps > 0).all()) or bool((steps < 0).all())
+
+
+def taken_over(root: nn.Module, assignments: Iterable[Assignment]) -> list[str]:
+    """Names of the buffers that keep varied values without a formula: tables, or drawn by a constructor."""
+    state = root.state_dict()
+    return [
+        a.tensor.name
+        for a in assignments
+        if a.tensor.buffer
+        and a.rule == Kept(a.tensor.shape).rule
+        and not _is_constant(state[a.tensor.name], replace(a.tensor, trainable=True), False)
+    ]
 
 
 def _write(target: torch.Tensor, rule: Formula) -> None:

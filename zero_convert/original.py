@@ -7,6 +7,7 @@ the copy. Whoever wants to run it asks for `filled`: the same network with weigh
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from typing import Any
 
@@ -14,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from .hashing import words
+from .hashing import key, words
 from .live import Original, Traced
 
 SMALL = 1 << 16  # values; what is smaller is copied, since a constant of the constructor may be in it
-_PERIOD = 65_521  # a prime: rows of a weight are different stretches of the hashed values
+_PERIOD = 65_521
 
 
 def keep(traced: Traced) -> Traced | None:
@@ -60,11 +61,19 @@ def filled(given: Original, seed: int = 0, sd: float = math.sqrt(2)) -> nn.Modul
 
 
 def hashed(name: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Hashed values of the standard normal's variance, uniform in ±sqrt(3); the same ones again after 65,521 values."""
-    count = math.prod(shape)
-    drawn = (words(seed, name, 0, min(count, _PERIOD)) >> 40).astype(np.float32)
-    block = torch.from_numpy((drawn / np.float32(2**23) - 1) * np.float32(math.sqrt(3)))
-    return block.repeat(-(-count // max(1, len(block))))[:count].reshape(shape) if count else torch.zeros(shape)
+    """Hashed values of variance 1, uniform in ±sqrt(3): 65,521 of them again and again, from a start of the name's own.
+
+    The period is a prime, so that rows of a weight are different stretches.
+    """
+    count, start = math.prod(shape), key(seed, name) % _PERIOD
+    turns = -(-(start + count) // _PERIOD)
+    return _block().repeat(turns)[start : start + count].reshape(shape)
+
+
+@functools.cache
+def _block() -> Tensor:
+    drawn = (words(0, "original", 0, _PERIOD) >> 40).astype(np.float32)
+    return torch.from_numpy((drawn / np.float32(2**23) - 1) * np.float32(math.sqrt(3)))
 
 
 def _value(name: str, held: Tensor, seed: int, sd: float) -> Tensor:
@@ -76,7 +85,7 @@ def _value(name: str, held: Tensor, seed: int, sd: float) -> Tensor:
         drawn = held.device.type == "meta" or bool(torch.isnan(held).any())
         return torch.zeros(held.shape, dtype=held.dtype) if drawn else held.clone()
     fan = max(1, held.numel() // max(1, held.shape[0]))
-    return (hashed(f"original {name}", tuple(held.shape), seed) * (sd / math.sqrt(fan))).to(held.dtype)
+    return hashed(name, tuple(held.shape), seed).mul_(sd / math.sqrt(fan)).to(held.dtype)
 
 
 def _named_alike(old: fx.Graph, new: fx.Graph) -> None:

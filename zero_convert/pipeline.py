@@ -6,7 +6,7 @@ the way. `restore.py` goes back from a file to the module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from . import checks
 from .errors import CoverageError
+from .export_check import export_parity
 from .initialize import nan_names
 from .live import Subject
 from .prepared import Inputs, cast, load_source, one_of, prepare
@@ -26,6 +27,8 @@ from .result import refuse_failed as refuse_failed
 from .sources.recognize import fingerprint
 from .structure import analyze
 from .tracing import trace
+from .validating import Validation as Validation
+from .validating import validate as validate
 
 DTYPES = ("float32", "float16", "bfloat16")
 VALIDATE = ("quick", "full", "none")
@@ -57,6 +60,8 @@ def convert(
     device: str = "auto",
     validate: str = "quick",
     leftovers: str = "error",
+    train_steps: int | None = None,
+    formats: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Result:
     """The model rewritten for the scheme, every parameter filled by a closed formula, and checked.
@@ -72,6 +77,8 @@ def convert(
         device: where the checks run: "auto", "cpu", "cuda", "cuda:N" or "mps".
         validate: "quick", "full" or "none".
         leftovers: what a trainable tensor without a rule gets: "error", "zeros" or "keep".
+        train_steps: of the check `training`; by default 10 with "full", none with "quick".
+        formats: that it will be saved in; with "full", "onnx" has ONNX Runtime compute the export too.
         progress: called with (step, detail) when a step begins.
 
     Failed checks do not raise here: see `Result.failed`; `Result.save` refuses then.
@@ -102,9 +109,9 @@ def convert(
             made.outputs,
             made.original,
         )
-        found = checks.run(subject, level=validate, device=where, progress=progress)
+        found = checks.run(subject, level=validate, device=where, train_steps=train_steps, progress=progress)
     cast(made.traced.root, dtype)
-    return Result(
+    result = Result(
         module=made.traced.root,
         plan=made.plan(assignments),
         checks=found,
@@ -115,6 +122,10 @@ def convert(
         inputs=made.loaded.example_inputs or (),
         original=made.original,
     )
+    if validate == "full" and "onnx" in formats:
+        tell(progress, "validate", f"parity on {where}")
+        result.checks += (export_parity(result, subject, device=where, strict=device.startswith("cuda")),)
+    return result
 
 
 def plan(

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from . import receipt, rewrites, schemes, sources
 from .errors import CoverageError, ModelError, TraceError, UsageError
-from .initialize import initialize, ties
+from .initialize import initialize, taken_over, ties
 from .live import Original, Traced
 from .original import keep
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
@@ -75,8 +75,19 @@ class Made:
             joins=self.joins.joins,
             edits=self.edits,
             assignments=assignments,
-            notes=(*self.loaded.notes, *self.notes, *self.joins.notes),
+            notes=(*self.loaded.notes, *self.notes, *self.joins.notes, *self._taken_over(assignments)),
             captured=self.captured,
+        )
+
+    def _taken_over(self, assignments: tuple[Assignment, ...]) -> tuple[str, ...]:
+        """A note on values of a given module that nobody here can tell from drawn ones."""
+        names = [] if self.loaded.poisoned else taken_over(self.traced.root, assignments)
+        if not names:
+            return ()
+        which = ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
+        return (
+            f"buffers that keep the values of the given module: {which}; if its constructor drew them, the digest "
+            "follows the draw (a factory would show it)",
         )
 
     def recipe(self, dtype: str) -> Recipe:

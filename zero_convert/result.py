@@ -108,6 +108,7 @@ class Result:
         format: str | None = None,
         opset: int | None = None,
         external_data: bool = False,
+        keep_failed: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Saved, ...]:
         """What was written: the artifact at each path, whole or not at all, and its receipt beside it.
@@ -120,6 +121,7 @@ class Result:
             force: existing files may be replaced.
             opset: version of the ONNX operators, 20 by default.
             external_data: ONNX files have their tensors in a file beside them, which those beyond 1.8 GB have anyway.
+            keep_failed: write it even though a check failed; the receipt says which.
 
         Raises:
             CheckError: a check failed; nothing is written.
@@ -129,7 +131,8 @@ class Result:
         """
         paths = [path, *more]
         exporters.check_outputs(paths, format, force, external_data=external_data)
-        refuse_failed(self.failed)
+        if not keep_failed:
+            refuse_failed(self.failed)
         entries, graph = self._start.entries(self.module), None
         if any(exporters.format_of(target, format) == "onnx" for target in paths):
             tell(progress, "export", "ONNX graph, evaluation mode")
@@ -175,6 +178,10 @@ class Result:
         return receipt.make_receipt(
             self.recipe, self.fingerprint, self.plan.edits, written, self.run_record(kind), file_format=kind
         )
+
+    def entries(self) -> list[safetensors.Entry]:
+        """The stored tensors as the exporters take them. Errors as for `save`."""
+        return self._start.entries(self.module)
 
     def write(self, stream: Any, format: str = "safetensors", opset: int | None = None) -> Written:
         """The digests of the file that was written to the binary stream. Errors as for `save`."""

@@ -21,11 +21,8 @@ from ..original import filled, hashed
 from ..records import Layer, Structure
 from . import _guard
 from ._bench import LOW_VARIANCE, Bench, first_line, is_float, owner_of, still
-from ._channels import Channels, as_rows, statistics
+from ._channels import Channels, as_rows, rank, statistics
 from ._inputs import Inputs, floats, mapped, moved
-
-POSITIONS = 128  # that a rank is taken over; more cost much and say little
-FAINT = 1e-6  # a singular value below this part of the largest counts as 0
 
 
 @dataclass
@@ -37,8 +34,8 @@ class Depths:
         kinds: "layer" or "join".
         activation: root mean square of what the layer reads, or of the join's sum.
         gradient: root mean square of the gradient there; None where none arrives.
-        channels: counts over it.
-        rank: numerical rank of it, channels × at most 128 positions, and the largest that could be.
+        channels: counts over it, where asked for.
+        rank: numerical rank of it, channels × at most 128 positions, and the largest that could be, where asked for.
         weights: parameter → Euclidean norm of its gradient.
         backward: parameter → its gradient.
         stopped: why the graph could not be followed to its end; "" if it could.
@@ -80,7 +77,7 @@ def _measured(bench: Bench, which: str) -> Depths | None:
             module = bench.module if which == "own" else bench.exact
         if which == "exact":
             device = "cpu"
-        asked = {"own": "weights", "original": "signal", "exact": "weights" if bench.level == "full" else ""}[which]
+        asked = "signal, channels" if which == "original" else "signal, weights"
         with _guard.in_float64() if which == "exact" else nullcontext():
             return run(module, traced.train, structure, bench.small_inputs[0], device, asked)
     except torch.OutOfMemoryError as error:
@@ -89,22 +86,21 @@ def _measured(bench: Bench, which: str) -> Depths | None:
         return None
 
 
-def run(
-    module: nn.Module, graph: fx.Graph, structure: Structure, inputs: Inputs, device: str, asked: str = "weights"
-) -> Depths:
+def run(module: nn.Module, graph: fx.Graph, structure: Structure, inputs: Inputs, device: str, asked: str) -> Depths:
     """One forward and backward in training mode; the module is left as it was.
 
     Args:
-        asked: what gradients are for: "weights" and signal, only the "signal", or "" for nothing, without backward.
+        asked: words: "channels" to count them, "signal" for the gradient that comes back to each depth, "weights" for
+            those of the parameters as well.
     """
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    with _guard.kept(module), _still_parameters(parameters, asked), torch.set_grad_enabled(bool(asked)):
+    with _guard.kept(module), _still_parameters(parameters, asked), torch.set_grad_enabled("signal" in asked):
         still(module.train())
         for _, parameter in parameters:
             parameter.grad = None
         generators.seed(device)
         given = tuple(mapped(x, _traceable) for x in moved(inputs, module, device))
-        seer = _Seer(module, graph, structure)
+        seer = _Seer(module, graph, structure, "channels" in asked)
         try:
             returned: Any = seer.run(*given)
         except torch.OutOfMemoryError:
@@ -125,7 +121,7 @@ def run(
 @contextmanager
 def _still_parameters(parameters: Iterable[tuple[str, nn.Parameter]], asked: str) -> Iterator[None]:
     """Inside: no parameter wants a gradient, unless those of the weights are asked for."""
-    for _, parameter in parameters if asked != "weights" else ():
+    for _, parameter in () if "weights" in asked else parameters:
         parameter.requires_grad_(False)
     try:
         yield
@@ -151,10 +147,10 @@ def _direction(t: Tensor, index: int) -> Tensor:
 class _Seer(fx.Interpreter):
     """Looks at what each weight layer reads, and at the gradient that comes back there."""
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, structure: Structure) -> None:
+    def __init__(self, module: nn.Module, graph: fx.Graph, structure: Structure, count: bool) -> None:
         super().__init__(module, graph=graph, garbage_collect_values=True)
         self.extra_traceback = False
-        self.seen, self.heads = Depths(), list[Tensor]()
+        self.seen, self.heads, self._count = Depths(), list[Tensor](), count
         self._root = module
         self._layers: Mapping[str, Layer] = {layer.name: layer for layer in structure.layers}
         self._ends = {join.node: structure.ends(join) for join in structure.joins if join.residual}
@@ -181,12 +177,13 @@ class _Seer(fx.Interpreter):
     def _look(self, name: str, kind: str, layer: Layer, seen: Tensor) -> None:
         """Args: `layer`: the one whose channels these are."""
         index, values = len(self.seen.names), seen.detach()
-        rows = as_rows(values, layer, self._root.get_submodule(layer.name))
         self.seen.names.append(name)
         self.seen.kinds.append(kind)
         self.seen.activation.append(_rms(values))
-        self.seen.channels.append(statistics(rows, LOW_VARIANCE))
-        self.seen.rank.append(rank(rows))
+        if self._count:
+            rows = as_rows(values, layer, self._root.get_submodule(layer.name))
+            self.seen.channels.append(statistics(rows, LOW_VARIANCE))
+            self.seen.rank.append(rank(rows))
         if seen.requires_grad:
 
             def note(gradient: Tensor) -> None:
@@ -197,20 +194,6 @@ class _Seer(fx.Interpreter):
 
 def _rms(values: Tensor) -> float:
     return length(values) / math.sqrt(values.numel())
-
-
-def rank(rows: Tensor) -> tuple[int, int]:
-    """The numerical rank of the rows over at most `POSITIONS` positions, and the largest it could be."""
-    step = -(-rows.shape[1] // POSITIONS) or 1
-    part = rows[:, ::step].double().cpu()
-    most = min(part.shape)
-    scale = float(part.abs().max()) if part.numel() else 0.0
-    if not 0 < scale < math.inf:
-        return 0, most
-    part = part / scale
-    gram = part @ part.T if part.shape[0] <= part.shape[1] else part.T @ part
-    values = torch.linalg.eigvalsh(gram)
-    return int((values > FAINT**2 * float(values[-1])).sum()), most
 
 
 def rounded(values: Iterable[float | None]) -> list[float | None]:

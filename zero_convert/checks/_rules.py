@@ -1,9 +1,15 @@
-"""Which tensors start at zero, from the plan's rules."""
+"""Which tensors start at zero, from the plan's rules, and which branches have to."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+
+from ..graphs import tensors_in
 from ..live import Subject
 from ..records import Assignment, Join, Layer
 
@@ -29,10 +35,11 @@ def zero_joins(subject: Subject) -> tuple[list[Join], list[Join]]:
     """Residual joins whose branch must add exactly 0, and the others.
 
     It must where the scheme asks for it, and where every last layer of the branch is 0, or is the output projection of
-    an attention whose values V are.
+    an attention whose values V are; and in both cases where 0 from that layer is 0 at the join (not behind a sigmoid).
     """
     rules = rules_of(subject)
     layers = {layer.name: layer for layer in subject.structure.layers}
+    nodes = {node.name: node for node in subject.traced.train.nodes}
     required: list[Join] = []
     free: list[Join] = []
     for join in subject.structure.joins:
@@ -40,8 +47,33 @@ def zero_joins(subject: Subject) -> tuple[list[Join], list[Join]]:
         if join.residual:
             certain = bool(last) and all(_returns_zero(name, join, layers, rules) for name in last)
             asked = subject.scheme.zero_branch(join, subject.structure)
-            (required if asked or certain else free).append(join)
+            zero = (asked or certain) and _keeps_zero(nodes.get(join.branch_node), subject.traced.root)
+            (required if zero else free).append(join)
     return required, free
+
+
+def _keeps_zero(node: fx.Node | None, root: nn.Module) -> bool:
+    """Whether nothing without parameters that the branch passes last makes something else of 0."""
+    while node is not None and len(sources := tensors_in(node)) == 1 and len(node.all_input_nodes) == 1:
+        shape = sources[0].meta.get("shape")
+        module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if shape is None or (module is not None and next(module.parameters(), None) is not None):
+            return True
+        zero = torch.zeros(shape)
+        try:
+            args, kwargs = map_arg((node.args, node.kwargs), {sources[0]: zero}.__getitem__)
+            if module is not None:
+                made = copy.deepcopy(module).eval()(*args, **kwargs)
+            elif node.op == "call_method":
+                made = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            else:
+                made = node.target(*args, **kwargs)  # type: ignore[operator]
+        except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError):
+            return True
+        if isinstance(made, Tensor) and not bool((made == 0).all()):
+            return False
+        node = sources[0]
+    return True
 
 
 def _returns_zero(name: str, join: Join, layers: Mapping[str, Layer], rules: Mapping[str, list[Assignment]]) -> bool:

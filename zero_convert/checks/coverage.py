@@ -7,7 +7,8 @@ With two or more weight layers in it, residual joins may be among what is not se
 as if there were none.
 
 Never fails: a part that is kept whole still gets its values by rules. Warns if such a part owns more than one weight
-layer.
+layer, or if less than half of the parameters are in captured graphs: then most of the model is as it was, but for its
+values.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ._bench import Bench
 
 QUESTION = "What share of the parameters is inside a captured graph, and can joins hide in the rest?"
 SHOWN = 3
+LITTLE = 0.5
 
 
 def ask(bench: Bench) -> Check:
@@ -53,9 +55,11 @@ def ask(bench: Bench) -> Check:
         layers = sum(leaves[path]["weight_layers"] for path in hiding)
         summary += f"; joins may be hidden among {layers} weight layers in {', '.join(hiding[:SHOWN])}"
         summary += f" and {len(hiding) - SHOWN} more" if len(hiding) > SHOWN else ""
+    little = share < LITTLE and len(weight_layers(traced.root)) > 1
+    fix = "Give what branches on values a module of its own, so that only that is kept whole."
     return Check(
         "coverage",
-        "warn" if hiding else "pass",
+        "warn" if hiding or little else "pass",
         QUESTION,
         summary,
         {
@@ -66,8 +70,8 @@ def ask(bench: Bench) -> Check:
             "share": share,
             "opaque": leaves,
         },
-        "no part kept whole owns more than one weight layer",
-        "Give what branches on values a module of its own, so that only that is kept whole." if hiding else "",
+        f"at least {LITTLE:.0%} captured, and no part kept whole owns more than one weight layer",
+        fix if hiding or little else "",
     )
 
 

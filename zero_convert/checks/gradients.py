@@ -23,9 +23,9 @@ listed as "inert". Biases are 0 there, and factors as they are.
 
 A gate with few hidden units reads few channels, and a ReLU behind them is closed for good if these are negative, or 0,
 in all inputs of the check. A weight of a gate that gets a gradient when the dead weights start with the opposite sign,
-or read the next channel, is listed as "closed": it is the inputs that decide, and the rest of the network learns
-without the gate. The direction of a kernel with a single value (`weight_norm`) has no gradient but rounding, and is not
-judged.
+or read the next channel with either sign, is listed as "closed": it is the inputs that decide, and the rest of the
+network learns without the gate. The direction of a kernel (`weight_norm`) has no gradient where the inputs reach a
+single value of it: such a weight is as alive as its length.
 
 Fails if a weight of a convolution, linear or attention layer stays dead, or a gradient is not finite. Warns if another
 parameter stays dead, if a gate is closed, or if no output depends on any parameter.
@@ -33,9 +33,9 @@ parameter stays dead, if a gate is closed, or if no output depends on any parame
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -90,7 +90,8 @@ def ask(bench: Bench) -> Check:
     if not bench.run("train").outputs:
         return Check("gradients", "skip", QUESTION, "no floating tensor is returned in training mode")
     cancelled, limit, weights = cancelled_biases(subject), longest_branch(subject) + 2, _weights(subject)
-    runs = _trainings(bench, trained, weights, cancelled, limit)
+    lengths = _lengths(subject)
+    runs = _trainings(bench, trained, weights, cancelled, limit, lengths)
     if runs[0].broken and (runs[0].steps == 1 or all(run.broken for run in runs)):
         return Check(
             "gradients", "fail", QUESTION,
@@ -99,6 +100,7 @@ def ask(bench: Bench) -> Check:
             "finite gradients",
         )  # fmt: skip
     seen = {name for run in runs for name in run.first} | set(runs[0].unused) | cancelled
+    weights -= {name for name, length in lengths.items() if length in seen}
     inert = _inert(bench, [name for name in trained if name in weights - seen])
     closed = _closed(bench, {*trained} & weights - seen - {*inert}, limit)
     return _answer(trained, runs, cancelled, limit, weights, inert, closed)
@@ -187,19 +189,21 @@ def _closed(bench: Bench, dead: set[str], limit: int) -> list[str]:
     if not gates:
         return []
     alive: set[str] = set()
-    for change in (torch.neg, _next_channel):
-        run = _train(bench, bench.small_inputs[0], TRIALS[1][0], gates - alive, limit, changed=dead, change=change)
+    for size, (sign, channel) in itertools.product((0.01, 0.001), ((-1, 0), (1, 1), (-1, 1))):
+
+        def change(weight: Tensor, sign: int = sign, channel: int = channel) -> Tensor:
+            return sign * weight.roll(channel, 1)
+
+        run = _train(bench, bench.small_inputs[0], size, gates - alive, limit, changed=dead, change=change)
         alive |= run.first.keys()
         if gates <= alive:
             break
     return sorted(gates & alive)
 
 
-def _next_channel(weight: Tensor) -> Tensor:
-    return weight.roll(1, 1)
-
-
-def _trainings(bench: Bench, trained: list[str], weights: set[str], cancelled: set[str], limit: int) -> list[_Run]:
+def _trainings(
+    bench: Bench, trained: list[str], weights: set[str], cancelled: set[str], limit: int, lengths: Mapping[str, str]
+) -> list[_Run]:
     """One training, and where it leaves a doubt the repetitions until there is none."""
     runs: list[_Run] = []
     wanted = set(trained) - cancelled
@@ -212,7 +216,8 @@ def _trainings(bench: Bench, trained: list[str], weights: set[str], cancelled: s
             run = _train(bench, bench.small_inputs[0], size, wanted, limit)  # it takes no other batch
         runs.append(run)
         wanted -= {*run.first, *run.unused}
-        if (run.broken and run.steps == 1) or not (run.broken or wanted & weights):
+        doubtful = {name for name in wanted & weights if lengths.get(name, name) in wanted}
+        if (run.broken and run.steps == 1) or not (run.broken or doubtful):
             break
     return runs
 
@@ -299,14 +304,18 @@ def cancelled_biases(subject: Subject) -> set[str]:
 
 def _weights(subject: Subject) -> set[str]:
     kinds = {layer.name: layer.kind for layer in subject.structure.layers}
-    single = {
-        tensor.name
-        for layer in subject.structure.layers
-        for tensor in layer.tensors
-        if dict(layer.parameters).get(tensor.local) == "v" and math.prod(tensor.shape[1:]) == 1
-    }
-    found = {a.tensor.name for a in subject.assignments if kinds.get(a.layer) in JUDGED and len(a.tensor.shape) > 1}
-    return found - single
+    return {a.tensor.name for a in subject.assignments if kinds.get(a.layer) in JUDGED and len(a.tensor.shape) > 1}
+
+
+def _lengths(subject: Subject) -> dict[str, str]:
+    """The direction of each weight that is kept as a length and a direction → the length."""
+    found = {}
+    for layer in subject.structure.layers:
+        meanings = dict(layer.parameters)
+        by_meaning = {meanings.get(tensor.local, ""): tensor.name for tensor in layer.tensors}
+        if {"g", "v"} <= by_meaning.keys():
+            found[by_meaning["v"]] = by_meaning["g"]
+    return found
 
 
 def _some(names: list[str]) -> str:

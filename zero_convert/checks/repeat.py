@@ -5,8 +5,8 @@ deterministic algorithms; with `full` the gradients are compared as well, and it
 algorithms the libraries choose. What differs then is told, and is no failure: it is
 what a training without `torch.use_deterministic_algorithms` lives with.
 
-Fails on any different bit with deterministic algorithms. An operation without a deterministic kernel on the device, or a
-forward that depends on something besides its input, is the usual cause.
+Fails on any different bit with deterministic algorithms. An operation without a deterministic kernel on the device, or
+a forward that depends on something besides its input, is the usual cause.
 """
 
 from __future__ import annotations

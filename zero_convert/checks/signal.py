@@ -20,42 +20,38 @@ trains badly in 16 bits.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from ..records import Check
 from ._bench import Bench
+from ._channels import Channels
 from ._depths import Depths, depths, rounded
 
 QUESTION = "How do signal, gradient and distinct channels change with depth?"
 RANGE = 1e4
 
 
-def ask(bench: Bench) -> Check:
+def ask(bench: Bench) -> Check | None:
     if "train" not in bench.modes:
         return Check("signal", "skip", QUESTION, f"does not run in training mode: {bench.refused['train']}")
-    own = depths(bench, "own")
-    exact = depths(bench, "exact")
-    seen = exact or own
-    if own is None or seen is None or not seen.names:
-        return Check("signal", "skip", QUESTION, "no weight layer reads a floating tensor")
+    seen = depths(bench, "own")
+    if seen is None or not seen.names:
+        return None
+    _count(bench, seen)
     original = depths(bench, "original")
-    if seen.names == own.names:
-        seen = replace(own, channels=seen.channels, rank=seen.rank)
     numbers: dict[str, Any] = {"converted": _columns(seen)}
     if original is not None and original.names:
         numbers["original"] = _columns(original)
     broken = [
         name
-        for run in (own, exact or own)
-        for name, a, g in zip(run.names, run.activation, run.gradient, strict=True)
+        for name, a, g in zip(seen.names, seen.activation, seen.gradient, strict=True)
         if not math.isfinite(a) or (g is not None and not math.isfinite(g))
     ]
     spread, back = _range(seen.activation), _range(seen.gradient)
     if broken:
         summary = f"not finite at {', '.join(dict.fromkeys(broken))}"
     else:
-        poorest = min(range(len(seen.names)), key=lambda i: seen.channels[i].distinct / seen.channels[i].total)
+        poorest = min(range(len(seen.names)), key=lambda i: seen.channels[i].distinct / max(1, seen.channels[i].total))
         counts = seen.channels[poorest]
         summary = (
             f"{len(seen.names)} depths: signal within a factor of {spread:.3g}, gradient within {back:.3g}; "
@@ -74,6 +70,14 @@ def ask(bench: Bench) -> Check:
         f"finite; largest over smallest at most {RANGE:.0e}",
         "Lengths that grow or shrink so much with depth need warm-up or a norm." if warn else "",
     )
+
+
+def _count(bench: Bench, seen: Depths) -> None:
+    """Fills in the channels, as the run in float64 saw them; -1 for a depth that it did not come to."""
+    counted = (bench.exact_run("train") or bench.run("train")).signal
+    unknown = Channels(-1, -1, -1, -1), (-1, -1)
+    found = [counted.get(name, unknown) for name in seen.names]
+    seen.channels, seen.rank = [channels for channels, _ in found], [rank for _, rank in found]
 
 
 def _columns(seen: Depths) -> dict[str, list[Any]]:

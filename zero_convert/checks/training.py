@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from .. import generators
 from ..records import Check
 from ._bench import Bench, call, still
-from ._depths import length, rank, rounded
+from ._channels import rank
+from ._depths import length, rounded
 from ._depths import run as look
 from ._inputs import floats, moved
 from ._loss import loss
@@ -141,5 +142,5 @@ def _ranks(bench: Bench, trained: nn.Module) -> dict[str, tuple[int, int]]:
 def _distinct(bench: Bench, module: nn.Module) -> list[int]:
     """Different channels at each depth; the depths are those of the check `signal`."""
     subject = bench.subject
-    seen = look(module, subject.traced.train, subject.structure, bench.small_inputs[0], bench.device, "")
+    seen = look(module, subject.traced.train, subject.structure, bench.small_inputs[0], bench.device, "channels")
     return [channels.distinct for channels in seen.channels]

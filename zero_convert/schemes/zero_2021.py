@@ -36,8 +36,8 @@ factors at the end of a branch only the one without activation is 0: with both a
 weights (of F.linear, einsum, stacks of experts) follow the matrix rule in each slice; raw inputs of layers are
 tokens. Norms of libraries start at their neutral value (0 where they multiply by 1 + weight). Standardized
 convolutions standardize this start: a kernel at one tap is nearly itself, 0 stays 0. weight_norm: v is the weight, g
-its length, 0 with any direction where it is 0; spectral_norm: u and v are its singular vectors; 0 is refused there,
-since it would be 0/0. Unused parameters are 0.
+its length, 0 with any direction where it is 0; spectral_norm: u and v are its singular vectors, and a weight that would
+be 0, hence 0/0, is I*. Unused parameters are 0.
 
 Applies to: networks of convolutions, linear layers, norms and attention. The classifier starts at 0, so all logits are
 exactly 0 and its own gradient is the only one of the first step. Features that end divided by their own norm [X] are
@@ -80,11 +80,11 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
     if layer.kind in ("convolution", "linear") and layer.geometry is not None:
         weight = _weight(layer, layer.geometry)
         if layer.parametrization:
-            values |= parametrized(layer, weight, weight, binary=True) or {}
+            values |= parametrized(layer, weight, place(layer.geometry, _tall), binary=True) or {}
         for t in trainable:
             if t.local in ("weight", "bias"):
                 values[t.local] = weight if t.local == "weight" else zeros(t)
-            elif t.local in dict(layer.neutral):
+            elif t.local in dict(layer.neutral) and t.local not in values:
                 values[t.local] = Constant(t.shape, dict(layer.neutral)[t.local])
         return values
     if layer.kind == "bilinear":
@@ -169,11 +169,13 @@ def rewrites(options: Mapping[str, Option]) -> tuple[str, ...]:
 
 
 def _zero_branch(join: Join, structure: Structure) -> bool:
-    """Every branch, but for one that ends in a layer before a ReLU, which 0 would leave dead, or in a layer that
-    shares its weight with one that is not 0."""
+    """Every branch, but for one that ends in a layer before a ReLU, which 0 would leave dead, in one that cannot be 0,
+    or in a layer that shares its weight with one that is not 0."""
     ends = structure.ends(join)
     sharers = [structure.layer(name) for layer in ends for name in layer.shared]
-    return not any(layer.clipped for layer in ends) and all(layer.role in ZERO for layer in sharers)
+    divided = any(layer.parametrization and layer.parametrization[0] == "spectral_norm" for layer in ends)
+    free = divided or any(layer.clipped for layer in ends)
+    return not free and all(layer.role in ZERO for layer in sharers)
 
 
 SCHEME = Scheme(

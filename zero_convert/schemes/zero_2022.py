@@ -103,7 +103,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         for t in trainable:
             if t.local in ("weight", "bias"):
                 values[t.local] = weight if t.local == "weight" else zeros(t)
-            elif t.local in dict(layer.neutral):
+            elif t.local in dict(layer.neutral) and t.local not in values:
                 values[t.local] = Constant(t.shape, dict(layer.neutral)[t.local])
         return values
     if layer.kind == "bilinear":

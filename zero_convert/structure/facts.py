@@ -55,15 +55,22 @@ class Facts:
             if self.kinds[node] != "multiply" or len(tensors_in(node)) != 2:
                 continue
             for signal, factor in (tensors_in(node), tensors_in(node)[::-1]):
-                if not self.reach.reaches(signal, factor):
+                source = self._ungated(signal)
+                if not self.reach.reaches(source, factor):
                     continue
-                layers = [n for n in self.reach.between(signal, factor) if n in self.weights]
+                layers = [n for n in self.reach.between(source, factor) if n in self.weights]
                 if layers:
                     gates.append(Gate(node.name, self.names(layers)))
                     owner |= dict.fromkeys(layers, node)
                     self.factors[node] = (signal, factor)
                 break
         return tuple(gates), owner
+
+    def _ungated(self, signal: fx.Node) -> fx.Node:
+        """The signal before the gates that it passed last: coordinate attention multiplies by one for each axis."""
+        while signal in self.factors:
+            signal = self.factors[signal][0]
+        return signal
 
     def pointwise(self, node: fx.Node) -> bool:
         g = self.geometry(node)

@@ -213,7 +213,10 @@ class _Search:
             inputs = [n for n in tensors_in(node) if self.facts.reach.reaches(fork, n)]
             if len(inputs) == 2 and self.facts.kinds[node] == "multiply":  # a gate: go on along the signal
                 a, b = inputs
-                inputs = [a] if self.facts.reach.reaches(a, b) else [b] if self.facts.reach.reaches(b, a) else inputs
+                signal = self.facts.factors[node][0] if node in self.facts.factors else None
+                inputs = [signal] if signal is not None else inputs
+                if signal is None:
+                    inputs = [n for n, o in ((a, b), (b, a)) if self.facts.reach.reaches(n, o)] or inputs
             if len(inputs) != 1:
                 return []
             node = inputs[0]
