@@ -5,6 +5,7 @@ Reads graphs and records; draws nothing.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -232,12 +233,9 @@ def _spaced(name: str) -> str:
 
 
 def _common(names: Iterable[str]) -> str:
-    """The module that holds all layers."""
-    parts = [name.split(".") for name in names]
-    if not parts:
-        return ""
-    shared = [column[0] for column in zip(*parts, strict=False) if len(set(column)) == 1]
-    return ".".join(shared)
+    """The innermost module that holds all layers."""
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return ".".join(column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def rule_kind(rule: str) -> str:
