@@ -226,6 +226,12 @@ def test_a_cpu_torch_beside_a_cuda_torchvision_is_a_clash() -> None:
     assert _examined(cpu)["torchvision"].status == "warn"
 
 
+def test_a_slow_machine_is_not_told_to_install_anything_anew() -> None:
+    found = _examined(torchvision=Answer(problem="no answer within 9 seconds"))
+    assert found["torchvision"].status == "fail" and "--timeout" in found["torchvision"].fix
+    assert "pip" not in found["torchvision"].fix and "import together" not in found["torchvision"].summary
+
+
 def test_a_torch_that_does_not_import_names_the_library() -> None:
     text = "OSError: libcudnn.so.9: cannot open shared object file: No such file or directory"
     found = _examined(torch=Answer(problem=text, text=text))

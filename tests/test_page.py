@@ -274,7 +274,7 @@ def test_the_drawn_block_is_that_of_the_graph(bottleneck: zc.Result) -> None:
     assert (first.names, second.names, third.names) == (("body.0",), ("body.1",), ("body.2",))
     assert second.before is not None and second.after is not None
     assert [box.label for box in second.before] == [
-        "from above", "1×1 conv 32 → 8", "batch norm", "ReLU", "3×3 conv 8 → 8", "batch norm", "ReLU",
+        "from body.0.act", "1×1 conv 32 → 8", "batch norm", "ReLU", "3×3 conv 8 → 8", "batch norm", "ReLU",
         "1×1 conv 8 → 32", "batch norm", "+", "ReLU",
     ]  # fmt: skip
     assert second.before[9].sources == (8, 0)  # the branch, and the identity

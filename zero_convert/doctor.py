@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import doctor_versions as versions
-from .doctor_ask import Answer, ask
+from .doctor_ask import SLOW, Answer, ask
 from .doctor_libraries import DRIVER, Missing, missing, mixed
 from .doctor_versions import Needed
 
@@ -206,7 +206,7 @@ def _provider(name: str, answer: Answer, seen: set[str]) -> Finding:
     without = [one.library for one in lost if one.package]
     hardware = _HARDWARE.get(name)
     driver = any(one.library.removeprefix("lib").split(".")[0] in DRIVER for one in lost)
-    if answer.problem.startswith(("the library", "no answer")):
+    if answer.problem.startswith(("the library", SLOW)):
         return _broken("onnxruntime", name, answer, "")
     if without and name in _USED:
         summary = f"the loader does not find {', '.join(without)}" + ("; no GPU driver either" if driver else "")
@@ -256,6 +256,8 @@ def _reports(answers: Mapping[tuple[str, str], Answer], here: Mapping[str, str])
 
 def _broken(group: str, name: str, answer: Answer, fix: str, before: str = "") -> Finding:
     """Something that is installed and does not work; with the packages that supply what the loader did not find."""
+    if answer.problem.startswith(SLOW):
+        before, fix = "", "Look at what else runs here, or give it longer: --timeout SECONDS."
     cuda = answer.facts.get("cuda")
     lost = (*missing(answer.text, cuda), *mixed(answer.text, cuda))
     fixes = list(dict.fromkeys(one.fix for one in lost if one.package))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+SLOW = "no answer"
 PROGRAM = Path(__file__).with_name("doctor_child.py")
 
 
@@ -43,7 +44,7 @@ def ask(question: str, argument: str = "", *, limit: float, program: Path = PROG
     try:
         done = subprocess.run(command, capture_output=True, timeout=limit, check=False, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired as error:
-        return Answer(problem=f"no answer within {limit:g} seconds", text=_text(error.stderr))
+        return Answer(problem=f"{SLOW} within {limit:g} seconds", text=_text(error.stderr))
     except OSError as error:
         return Answer(problem=f"no process could be started: {error}")
     text = _text(done.stderr)
