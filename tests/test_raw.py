@@ -215,3 +215,33 @@ def test_every_frequency_has_the_same_matrix(scheme: str) -> None:
     assert torch.equal(weight, weight[:, :, :1, :1].expand_as(weight))
     if scheme == "zero-2022":
         assert torch.equal(weight[..., 0, 0], torch.eye(4, dtype=torch.cfloat))
+
+
+class LookedUp(nn.Module):
+    """Items and positions from raw tables, by index or by a product with rows of a single one each."""
+
+    def __init__(self, one_hot: bool) -> None:
+        super().__init__()
+        self.items, self.places = nn.Parameter(torch.randn(11, 8)), nn.Parameter(torch.randn(1, 9, 8))
+        self.branch, self.head, self.one_hot = nn.Linear(8, 8), nn.Linear(8, 3), one_hot
+
+    def forward(self, ids: Tensor) -> Tensor:
+        where = torch.arange(ids.shape[1])
+        if self.one_hot:
+            places = F.one_hot(where, 9).unsqueeze(0).to(self.places) @ self.places
+            x = F.one_hot(ids, 11).float() @ self.items
+        else:
+            x, places = self.items[ids], self.places[:, where]
+        x = x + places
+        return self.head((x + self.branch(x.relu())).mean(1))
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_rows_that_are_the_signal_are_codes_and_rows_added_to_one_are_zero(scheme: str, one_hot: bool) -> None:
+    result = zc.convert(LookedUp(one_hot), (torch.arange(12).reshape(2, 6) % 11,), scheme=scheme, device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
+    uses = {name: use for layer in result.structure.layers for name, use in layer.uses}
+    assert uses == {"items": "embedding", "places": "indexed"}
+    assert not result.module.places.any()
+    assert len(result.module.items.detach().unique(dim=0)) == 11

@@ -16,7 +16,7 @@ from ..records import Join, Layer, Tensor
 from .facts import Facts
 from .neutral import neutral
 from .parametrized import parametrized
-from .raw import Use, feeds_nothing_else, use_of
+from .raw import Use, are_the_signal, feeds_nothing_else, use_of
 from .roles import Roles
 from .sections import find_sections
 from .tables import is_table
@@ -146,6 +146,8 @@ class _Inventory:
             what = use.what
             if what == "added" and use.node is not None and feeds_nothing_else(use.node, self.facts.weights):
                 what = "signal"
+            if what == "indexed" and use.node is not None and are_the_signal(use.node, self.facts.kinds):
+                what = "embedding"
             if use.geometry is not None and use.node is not None:
                 weights.append((tensor.local, use.geometry, self.roles.by_node.get(use.node, ("trunk", None))[0]))
             uses.append((tensor.local, what))

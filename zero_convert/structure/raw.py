@@ -45,6 +45,10 @@ BY_ARGUMENT = {  # of functions, also of libraries' own
 }
 FOLLOWED = ("other", "identity", "activation", "drop", "pool")  # a table of positions may be resampled
 RESHAPES = frozenset({"view", "reshape", "unsqueeze", "expand", "to", torch.reshape, torch.unsqueeze, operator.getitem})
+STARTS = frozenset({"linear", "convolution", "norm", "activation", "recurrent"})  # kinds of nodes that read a signal
+MOVED = frozenset(
+    {"permute", "transpose", "to", "float", "half", "type", "type_as", "reshape", "view", "unsqueeze", "squeeze"}
+)
 USES = {"add": "added", "multiply": "multiplied", "concatenate": "concatenated"}
 
 
@@ -75,7 +79,7 @@ def use_of(node: fx.Node, kinds: dict[fx.Node, str]) -> Use:
     """The use of the parameter that a `get_attr` node reads."""
     labels, source = _labels(node), node.target
     while True:
-        user = next((n for n in node.users if not is_size(n)), None)
+        user = next((n for n in node.users if not is_size(n) and not _is_model_for(n, node)), None)
         if user is None:
             return Use("unused")
         more = [n for n in user.all_input_nodes if n is not node and not is_size(n)]
@@ -92,6 +96,15 @@ def use_of(node: fx.Node, kinds: dict[fx.Node, str]) -> Use:
         return _met(user, node, labels, kinds[user])
 
 
+def _is_model_for(user: fx.Node, node: fx.Node) -> bool:
+    """Whether another value takes only the precision or shape of this one."""
+    return (
+        user.op == "call_method"
+        and user.target in ("to", "type_as", "expand_as", "view_as")
+        and user.args[0] is not node
+    )
+
+
 def _looks_up(node: fx.Node) -> bool:
     """Whether rows are taken by a tensor of indices, be it made of sizes alone; not by numbers or slices."""
     return any(n.meta.get("shape") for n in node.all_input_nodes[1:])
@@ -105,6 +118,8 @@ def _met(user: fx.Node, node: fx.Node, labels: Tensor | None, kind: str) -> Use:
         geometry = _mixed_kernel(convolution, _stored_shape(node)) if argument == "weight" else None
         what = "weight" if geometry else "added" if argument == "bias" else "read"
         return Use(what, convolution, geometry)
+    if node in operands and any(_one_hot(n) for n in operands if n is not node):
+        return Use("indexed", user)
     if node in operands and user.target not in CONVOLUTIONS:
         geometry = _matrix(user, operands, node, labels)
         return Use("weight", user, geometry) if geometry else Use("read", user)
@@ -137,6 +152,17 @@ def _met(user: fx.Node, node: fx.Node, labels: Tensor | None, kind: str) -> Use:
     if user.target in (torch.addmm, torch.baddbmm) and user.args[0] is node:
         return Use("added", user)
     return Use(USES.get(kind, "read"), user)
+
+
+def _one_hot(node: Any) -> bool:
+    """Whether a value is rows with a single one each: a product with them takes rows of the other operand."""
+    while isinstance(node, fx.Node) and node.op in ("call_function", "call_method"):
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        if name == "one_hot":
+            return True
+        sources = [n for n in node.all_input_nodes[:1] if name in MOVED]
+        node = sources[0] if sources else None
+    return False
 
 
 def _source(node: fx.Node) -> fx.Node | None:
@@ -375,3 +401,18 @@ def feeds_nothing_else(node: fx.Node, weights: Any) -> bool:
             return False
         todo += tensors_in(at)
     return True
+
+
+def are_the_signal(rows: fx.Node, kinds: dict[fx.Node, str]) -> bool:
+    """Whether looked-up rows reach a layer without being added to another signal: they are items, no positions."""
+    node = rows
+    while True:
+        users = [n for n in node.users if not is_size(n)]
+        if any(kinds[n] in STARTS for n in users):
+            return True
+        if len(users) != 1 or kinds[users[0]] == "multiply" or product(users[0]) is not None:
+            return False
+        others = [n for n in tensors_in(users[0]) if n is not node]
+        if not all(_made_of(n, None) for n in others):
+            return False
+        node = users[0]
