@@ -70,7 +70,7 @@ def figure(width: float, height: float) -> Figure:
     return Made(figsize=(width, height))
 
 
-def axes(made: Figure, *, left: float = 0.62, bottom: float = 0.46, right: float = 0.1, top: float = 0.1) -> Any:
+def axes(made: Figure, *, left: float = 0.78, bottom: float = 0.46, right: float = 0.1, top: float = 0.1) -> Any:
     """Axes with margins in inches, with quiet frames."""
     width, height = made.get_size_inches()
     frame = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
