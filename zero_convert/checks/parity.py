@@ -69,8 +69,8 @@ def errors(value: Array, reference: Array) -> Errors:
     with np.errstate(invalid="ignore"):
         far = np.where(same, 0.0, np.abs(a - b))
         scale = np.where(same, 1.0, 1 + np.abs(b))
-    far = np.where(np.isfinite(far), far, np.inf)
-    share = np.where(np.isfinite(scale), far / scale, np.inf)
+        far = np.where(np.isfinite(far), far, np.inf)
+        share = np.where(np.isfinite(scale), far / scale, np.inf)
     return Errors(float(far.max()), float(far.mean()), float(np.median(far)), float(share.max()))
 
 
