@@ -78,7 +78,7 @@ def test_an_exported_network_returns_what_torch_returns(exported: tuple[Subject,
     check = compared(*exported)
     assert check.status == "pass" and list(check.numbers["ways"]) == ["onnxruntime cpu"]
     (errors_of_output,) = check.numbers["ways"]["onnxruntime cpu"]
-    assert 0 < errors_of_output["median"] <= errors_of_output["mean"] <= errors_of_output["max"] < 1e-6
+    assert 0 <= errors_of_output["median"] <= errors_of_output["mean"] <= errors_of_output["max"] < 1e-6
     assert check.numbers["placement"]["cpu"].keys() == {CPU}
 
 
@@ -100,7 +100,7 @@ def test_outputs_of_zero_do_not_hide_what_is_before_them(tmp_path: Path) -> None
 def test_another_graph_is_found_and_its_first_layer_named(exported: tuple[Subject, Path], tmp_path: Path) -> None:
     subject, path = exported
     model = onnx.load(path)
-    node = [n for n in model.graph.node if n.op_type == "BatchNormalization"][2]
+    node = next(n for n in model.graph.node if n.op_type == "BatchNormalization")
     owner = next(name.rpartition(".")[0] for name in node.input if name.endswith(".weight"))
     next(a for a in node.attribute if a.name == "epsilon").f = 0.5
     onnx.save(model, tmp_path / "other.onnx")
@@ -144,9 +144,10 @@ class FakeSession:
     def __init__(self, model: Any, options: Any, providers: Any) -> None:
         self.session = onnxruntime.InferenceSession(model, options, providers=[CPU])
         FakeSession.made = providers, options
+        self.asked = providers
 
     def get_providers(self) -> Sequence[str]:
-        return self.real
+        return (CPU,) if self.asked == [CPU] else self.real
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.session, name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 
 import onnx
@@ -27,13 +29,22 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return runner(capsys)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A factory in a file, and what it was converted to."""
-    (tmp_path / "net.py").write_text("from tests.nets import tiny_resnet as make\n")
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "net.py").write_text("from tests.nets import tiny_resnet as make\n")
+    with contextlib.chdir(folder):
+        result = zc.convert("net.py:make", (IMAGES,), scheme="zero-2022", validate="none")
+        result.save("a.safetensors", "a.onnx")
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, and the current folder."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    result = zc.convert("net.py:make", (IMAGES,), scheme="zero-2022", validate="none")
-    result.save("a.safetensors", "a.onnx")
     return tmp_path
 
 
@@ -158,6 +169,7 @@ def test_a_failed_check_writes_nothing_unless_it_is_kept(
         result.save("b.safetensors")
 
 
+@pytest.mark.slow
 def test_full_has_the_runtime_compute_the_export_before_it_is_written(folder: Path, run: Run) -> None:
     ran = run(
         *("net.py:make", "--input", "1x3x32x32", "--device", "cpu", "--validate", "full", "--train-steps", "2"),

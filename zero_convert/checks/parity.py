@@ -88,7 +88,7 @@ def ask_file(bench: Bench, path: str | PathLike[str], *, dtype: str = "float32",
         return Check("parity", "skip", QUESTION, "NumPy, and so ONNX Runtime in Python, has no bfloat16")
     limit = max(LIMIT, 64 * torch.finfo(getattr(torch, dtype)).eps)
     given = batches(bench.subject.inputs, None, samples=None)[0]
-    fed = _arrays(moved(given, bench.module, "cpu"), dtype)
+    fed = _arrays(moved(given, bench.subject.traced.root, "cpu"), dtype)
     reference = _torch(bench, given, "cpu", dtype)
     names: list[str] = []
     ways: dict[str, Callable[[], Sequence[Array]]] = {}
