@@ -36,16 +36,16 @@ def command(name: str, path: str) -> list[str]:
     return [sys.executable, "-m", "benchmarks.plain", name, path]
 
 
-def once(name: str, folder: str) -> tuple[float, float]:
-    """Elapsed seconds and processor seconds of one run."""
-    path = str(Path(folder, f"{name}.safetensors"))
+def once(line: list[str], folder: str) -> tuple[float, float]:
+    """Elapsed seconds and processor seconds of one run of a command that writes into a folder, which is emptied."""
     # An installed package has its bytecode; without this, only ours would be compiled at every start.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    subprocess.run(command(name, path), check=True, env=environment, **quiet)
+    subprocess.run(line, check=True, env=environment, **quiet)
     elapsed, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    os.unlink(path)
+    for path in Path(folder).iterdir():
+        path.unlink()
     return elapsed, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
@@ -55,7 +55,7 @@ def measure(rounds: int) -> dict[str, tuple[float, float]]:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(rounds + 1):
             for name, taken in runs.items():
-                taken.append(once(name, folder))
+                taken.append(once(command(name, str(Path(folder, "a.safetensors"))), folder))
     return {
         name: (statistics.median(e for e, _ in taken[1:]), statistics.median(p for _, p in taken[1:]))
         for name, taken in runs.items()

@@ -80,3 +80,40 @@ def test_a_constant_in_eight_bits_is_kept(scheme: str) -> None:
 def test_a_trainable_weight_in_eight_bits_gets_its_rule(scheme: str) -> None:
     result = zc.convert(Eight(trainable=True), (ramp(4, 6),), scheme=scheme, validate="none")
     assert torch.equal(result.module.weight.float(), torch.eye(8))
+
+
+class Mixed(nn.Module):
+    """One layer works in another precision, and the forward sees to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(8, 16).bfloat16(), nn.LayerNorm(16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.first(x.bfloat16()).float()))
+
+
+@pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
+def test_a_forward_that_insists_on_several_precisions_keeps_them(scheme: str, tmp_path: Path) -> None:
+    inputs = (ramp(4, 8),)
+    result = zc.convert(Mixed(), inputs, scheme=scheme, device="cpu")
+    assert not result.failed, [f"{c.name}: {c.summary}" for c in result.failed]
+    assert (result.module.first.weight.dtype, result.module.head.weight.dtype) == (torch.bfloat16, torch.float32)
+    result.save(tmp_path / "a.safetensors")
+    back = zc.load(tmp_path / "a.safetensors", Mixed(), inputs)
+    assert torch.equal(back(*inputs), result.module(*inputs))
+
+
+@pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
+def test_a_complex_network_is_checked_by_its_magnitudes(scheme: str) -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(8, 8, dtype=torch.cfloat), nn.Linear(8, 3, dtype=torch.cfloat)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.view_as_real(self.head(self.stem(x.to(torch.cfloat)).tanh()))
+
+    result = zc.convert(Complex(), (ramp(4, 8),), scheme=scheme, device="cpu")
+    found = {check.name: check.status for check in result.checks}
+    assert "fail" not in found.values() and found.get("logits", "pass") == "pass"

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zero_convert.composed import Spread
 from zero_convert.errors import UsageError
 from zero_convert.formulas import Codes, Constant, Formula, Hadamard, Kernel, PartialIdentity, Patch, Stack
 
@@ -88,6 +89,14 @@ def test_patches_are_flattened_as_channel_row_column() -> None:
     for output, position in enumerate([(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1)]):
         expected[(output, *position)] = 1
     assert np.array_equal(weight, expected)
+
+
+def test_outputs_and_inputs_of_several_axes_are_counted_the_last_one_fastest() -> None:
+    matrix = Hadamard(6, 4)
+    spread = values(Spread(matrix, (2, 2, 5, 3, 2), ("in", "out", "stack", "out", "in")))
+    dense = values(matrix)
+    for i, o, s, p, j in np.ndindex(spread.shape):
+        assert spread[i, o, s, p, j] == dense[3 * o + p, 2 * i + j]
 
 
 def test_stacks_follow_one_another_and_scalars_are_scalars() -> None:
@@ -219,9 +228,20 @@ matrices = st.one_of(
     ),
     st.builds(Codes, sizes, sizes),
 )
+
+
+@st.composite
+def spreads(draw: st.DrawFn) -> Spread:
+    axes = tuple(draw(st.lists(st.sampled_from(["out", "in", "stack"]), min_size=1, max_size=5)))
+    shape = tuple(draw(st.integers(1, 4)) for _ in axes)
+    m, n = (math.prod(size for size, own in zip(shape, axes, strict=True) if own == what) for what in ("out", "in"))
+    return Spread(Hadamard(m, n), shape, axes)
+
+
 kernels = st.lists(st.integers(1, 3), max_size=3).map(tuple)
 whole_formulas = st.one_of(
     matrices,
+    spreads(),
     st.builds(Kernel, matrices, kernels, st.none(), st.integers(1, 3), st.booleans()),
     st.builds(lambda m, n, k: Patch(Hadamard(m, n * math.prod(k)), k), sizes, st.integers(1, 3), kernels),
     st.builds(

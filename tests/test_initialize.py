@@ -86,7 +86,7 @@ def test_a_tensor_without_a_rule_stops_the_run_unless_it_is_said_what_it_gets() 
     assert "extra (6, Net" in str(raised.value.where) and "--leftovers" in raised.value.fix
     net, rules = filled(Net(given.clone()), constructed=False, leftovers="zeros")
     assert net.extra.tolist() == [0.0] * 6
-    net, rules = filled(Net(given.clone()))  # a factory fixed it
+    net, rules = filled(Net(given), leftovers="keep")  # a factory fixed it
     assert given.all() and (net.extra.tolist(), rules["extra"]) == (given.tolist(), "kept as constructed")
 
 
@@ -155,3 +155,21 @@ def test_buffers_of_a_given_module_that_may_be_drawn_are_named() -> None:
 
     notes = zc.convert(Features(), (torch.ones(3, 4),), device="cpu", validate="none").plan.notes
     assert [note for note in notes if "buffers" in note and "directions;" in note]
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element:UserWarning")
+@pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022", "idinit"])
+def test_layers_without_any_weight_have_nothing_to_start_with(scheme: str) -> None:
+    class Optional(nn.Module):
+        """A condition that this configuration has none of."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.condition, self.items = nn.Linear(4, 6), nn.Linear(0, 6), nn.Embedding(0, 6)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.stem(x) + self.condition(x[:, :0]))
+
+    result = zc.convert(Optional(), (torch.ones(3, 4),), scheme=scheme, device="cpu")
+    assert not result.failed and not result.module.condition.bias.any()

@@ -160,3 +160,58 @@ def test_the_factor_of_a_sum_is_one_and_its_summand_zero(scheme: str) -> None:
     assert not result.failed, [check.summary for check in result.failed]
     assert not result.module.beta.any()
     assert bool((result.module.alpha == (1.0 if scheme == "zero-2021" else 0.5)).all())
+
+
+class Heads(nn.Module):
+    """Attention whose projections are einsums over heads; stored with inputs first, and with inputs of two axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.query, self.key, self.value = (nn.Parameter(torch.randn(6, 2, 3)) for _ in range(3))
+        self.out = nn.Parameter(torch.randn(2, 3, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        query, key, value = (torch.einsum("btd,dhk->bthk", x, w) for w in (self.query, self.key, self.value))
+        scores = torch.einsum("bthk,bshk->bhts", query, key).softmax(-1)
+        mixed = torch.einsum("bhts,bshk->bthk", scores, value)
+        return self.head((x + torch.einsum("bthk,hkd->btd", mixed, self.out)).mean(1))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_projections_onto_heads_are_one_matrix_whose_axes_are_split(scheme: str) -> None:
+    result = zc.convert(Heads(), (ramp(2, 4, 5),), scheme=scheme, device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
+    assert [join.shortcut for join in result.structure.joins][-1] == "identity"
+    x = ramp(2, 4, 6)
+    assert torch.equal(torch.einsum("btd,dhk->bthk", x, result.module.value).flatten(2), x)
+    out = result.module.out.detach().reshape(6, 6)
+    assert torch.equal(out, torch.zeros(6, 6) if scheme == "zero-2021" else torch.eye(6))
+
+
+class Spectral(nn.Module):
+    """A Fourier layer (Li et al., 2021): a complex matrix for each frequency, beside a convolution of kernel 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.point, self.head = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 1, 1)
+        self.weight = nn.Parameter(torch.rand(4, 4, 3, 2, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.lift(x)
+        waves = torch.fft.rfft2(x)
+        low = torch.zeros_like(waves)
+        low[:, :, :3, :2] = torch.einsum("bixy,ioxy->boxy", waves[:, :, :3, :2], self.weight)
+        return self.head(F.gelu(torch.fft.irfft2(low, s=x.shape[-2:]) + self.point(x)))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_frequency_has_the_same_matrix(scheme: str) -> None:
+    result = zc.convert(Spectral(), (ramp(2, 1, 6, 6),), scheme=scheme, device="cpu")
+    assert not result.failed, [check.summary for check in result.failed]
+    weight = result.module.weight.detach()
+    assert weight.dtype is torch.cfloat
+    assert torch.equal(weight, weight[:, :, :1, :1].expand_as(weight))
+    if scheme == "zero-2022":
+        assert torch.equal(weight[..., 0, 0], torch.eye(4, dtype=torch.cfloat))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from zero_convert import hadamard
 from zero_convert.errors import UsageError
-from zero_convert.formulas import Floats, Formula, Matrix, _round, _times
+from zero_convert.formulas import Floats, Formula, Matrix, rounded, spell_shape
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Matrices
@@ -54,9 +54,6 @@ class Wrapped(Matrix):
     def rule(self) -> str:
         return f"identity {self.m}×{self.n}, wrapped around"
 
-    def write(self, out: Floats, start: int) -> None:
-        out[...] = self.entries(range(start, start + len(out)), range(self.n), out.dtype)
-
     def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
         i, j = np.asarray(rows)[:, None], np.asarray(cols)[None, :]
         first = i % self.n
@@ -78,9 +75,6 @@ class BinaryCodes(Matrix):
     @property
     def rule(self) -> str:
         return f"binary codes {self.m}×{self.n}, (1 + Hadamard) / 2"
-
-    def write(self, out: Floats, start: int) -> None:
-        out[...] = self.entries(range(start, start + len(out)), range(self.n), out.dtype)
 
     def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
         chosen = hadamard.columns(self.m, self.n, "spanning", "sylvester")[np.asarray(cols)]
@@ -191,7 +185,7 @@ class Products(Formula):
 
     @property
     def rule(self) -> str:
-        return f"products of coordinates {_times(self.shape)}"
+        return f"products of coordinates {spell_shape(self.shape)}"
 
     def write(self, out: Floats, start: int) -> None:
         _, p, q = self.shape
@@ -224,6 +218,40 @@ class Repeated(Formula):
         inner = self.weight.shape
         one = self.weight.window(0, inner[0], out.dtype)
         out[...] = one.reshape(-1) if self.flat else one
+
+
+@dataclass(frozen=True, slots=True)
+class Spread(Formula):
+    """A matrix whose outputs and inputs are several axes each, in any order, as in einsum("bi,ihd->bhd", x, weight).
+
+    Args:
+        matrix: its rows count the axes that are "out", the last one fastest, its columns those that are "in".
+        shape: of the weight.
+        axes: "out", "in" or "stack" for each of them; along the last kind all slices are equal.
+    """
+
+    matrix: Matrix
+    shape: tuple[int, ...] = field()
+    axes: tuple[str, ...] = field()
+
+    @property
+    def rule(self) -> str:
+        slices = math.prod(size for size, what in zip(self.shape, self.axes, strict=True) if what == "stack")
+        told = f"{self.matrix.rule} on the axes ({', '.join(self.axes)})"
+        return f"{told}, in each of {slices} slices" if "stack" in self.axes else told
+
+    def write(self, out: Floats, start: int) -> None:
+        order = [i for what in ("out", "in") for i, own in enumerate(self.axes) if own == what]
+        values = self.matrix.entries(self._along("out", start, len(out)), self._along("in", start, len(out)), out.dtype)
+        values = values.reshape([out.shape[i] for i in order]).transpose([order.index(i) for i in sorted(order)])
+        out[...] = values.reshape([1 if own == "stack" else out.shape[i] for i, own in enumerate(self.axes)])
+
+    def _along(self, what: str, start: int, count: int) -> npt.NDArray[np.int64]:
+        sizes = [size for size, own in zip(self.shape, self.axes, strict=True) if own == what]
+        if self.axes[0] != what:
+            return np.arange(math.prod(sizes))
+        inner = math.prod(sizes[1:])
+        return np.arange(start * inner, (start + count) * inner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +347,7 @@ class Lengths(Formula):
         counts, largest = np.count_nonzero(slices, axis=1), slices.max(1)
         pairs = zip(largest, counts, strict=True)
         found = [float(k > 0) if self.unit else float(c) * math.sqrt(int(k)) for c, k in pairs]
-        values = np.array([_round(value, out.dtype) for value in found], out.dtype).reshape(self.shape)
+        values = np.array([rounded(value, out.dtype) for value in found], out.dtype).reshape(self.shape)
         out[...] = values[start : start + len(out)]
 
 
@@ -353,4 +381,4 @@ class Singular(Formula):
             return
         column = flat[:, position]
         length = math.sqrt(int(np.count_nonzero(column)))
-        out[...] = np.sign(column[start : start + len(out)]) * _round(1 / length, out.dtype)
+        out[...] = np.sign(column[start : start + len(out)]) * rounded(1 / length, out.dtype)

@@ -9,6 +9,7 @@ scheme.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zero_convert import hashing
-from zero_convert.formulas import Floats, Formula, _times
+from zero_convert.formulas import Floats, Formula, spell_shape
 
 CHUNK = 1 << 18  # elements drawn at once: the hash words of more would be larger than the tensor
 
@@ -32,9 +33,9 @@ class Drawn(Formula):
     draw: Draw
 
     @property
+    @abstractmethod
     def factor(self) -> float:
         """What the integers are multiplied by, in float64."""
-        raise NotImplementedError
 
     def write(self, out: Floats, start: int) -> None:
         each = math.prod(self.shape[1:])
@@ -65,7 +66,7 @@ class Bell(Drawn):
 
     @property
     def rule(self) -> str:
-        return f"bell-shaped {_times(self.shape)}, standard deviation {self.std:g}, seed {self.seed}"
+        return f"bell-shaped {spell_shape(self.shape)}, standard deviation {self.std:g}, seed {self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ class Uniform(Drawn):
 
     @property
     def rule(self) -> str:
-        return f"uniform {_times(self.shape)} within ±{self.bound:g}, seed {self.seed}"
+        return f"uniform {spell_shape(self.shape)} within ±{self.bound:g}, seed {self.seed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,4 +106,4 @@ class Signs(Drawn):
 
     @property
     def rule(self) -> str:
-        return f"±{self.magnitude:g} {_times(self.shape)}, seed {self.seed}"
+        return f"±{self.magnitude:g} {spell_shape(self.shape)}, seed {self.seed}"

@@ -12,6 +12,7 @@ rows of `fill` bit for bit, because both come from the same `write`.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,22 +26,22 @@ from zero_convert.errors import UsageError
 Floats = npt.NDArray[np.floating[Any]]
 
 
-class Formula:
+class Formula(ABC):
     """The values of one tensor. Subclasses are frozen dataclasses that define `shape`, `rule` and `write`."""
 
     @property
+    @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """The tensor's shape as torch lays it out."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def rule(self) -> str:
         """The formula in words, for the plan: "partial identity 64×256 at tap (1, 1)"."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, out: Floats, start: int) -> None:
         """Set out to the rows start … start + len(out) - 1 of the first axis; any float type, any strides."""
-        raise NotImplementedError
 
     def fill(self, out: Floats) -> None:
         """Set all values.  # out: shape, float16, float32 or float64
@@ -74,12 +75,12 @@ class Formula:
         return out
 
 
-def _round(value: float, dtype: np.dtype[Any]) -> Any:
+def rounded(value: float, dtype: np.dtype[Any]) -> Any:
     """The value as the array will hold it: float64 → float32 → float16, as far as asked."""
     return np.float64(value) if dtype == np.float64 else np.float32(value).astype(dtype)
 
 
-def _times(sizes: Sequence[int]) -> str:
+def spell_shape(sizes: Sequence[int]) -> str:
     return "×".join(map(str, sizes)) or "scalar"
 
 
@@ -101,7 +102,7 @@ class Constant(Formula):
         return f"constant {self.value:g}"
 
     def write(self, out: Floats, start: int) -> None:
-        out[...] = _round(self.value, out.dtype)
+        out[...] = rounded(self.value, out.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,9 +119,12 @@ class Matrix(Formula):
     def shape(self) -> tuple[int, int]:
         return (self.m, self.n)
 
+    def write(self, out: Floats, start: int) -> None:
+        out[...] = self.entries(range(start, start + len(out)), range(self.n), out.dtype)
+
+    @abstractmethod
     def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
         """The values at rows × cols, any index sets.  # (len(rows), len(cols))"""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +188,11 @@ class Hadamard(Matrix):
 
     def write(self, out: Floats, start: int) -> None:
         cols = hadamard.columns(self.m, self.n, self.columns, self.order)
-        self.matrix.write(out, start, cols, _round(self.magnitude, out.dtype))
+        self.matrix.write(out, start, cols, rounded(self.magnitude, out.dtype))
 
     def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
         chosen = hadamard.columns(self.m, self.n, self.columns, self.order)[np.asarray(cols)]
-        values: Floats = self.matrix.entries(rows, chosen) * _round(self.magnitude, np.dtype(dtype))
+        values: Floats = self.matrix.entries(rows, chosen) * rounded(self.magnitude, np.dtype(dtype))
         return values
 
 
@@ -308,7 +312,7 @@ class Patch(Formula):
 
     @property
     def rule(self) -> str:
-        return f"{self.matrix.rule} on flattened patches {_times(self.shape[1:])}"
+        return f"{self.matrix.rule} on flattened patches {spell_shape(self.shape[1:])}"
 
     def write(self, out: Floats, start: int) -> None:
         out[...] = self.matrix.window(start, start + len(out), out.dtype).reshape(out.shape)
@@ -327,7 +331,7 @@ class Rows(Formula):
                 "the matrix does not have these rows",
                 where=self.matrix.rule,
                 got=f"{self.matrix.m} rows of {self.matrix.n}",
-                expected=_times(self.shape),
+                expected=spell_shape(self.shape),
             )
 
     @property

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from zero_convert import hadamard
 from zero_convert.errors import UsageError
-from zero_convert.formulas import Floats, Formula, Matrix, _round
+from zero_convert.formulas import Floats, Formula, Matrix, rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,10 @@ class Average(Matrix):
         return f"mean of {self.n} inputs, {self.m}×{self.n} of 1/{self.n}"
 
     def write(self, out: Floats, start: int) -> None:
-        out[...] = _round(1 / self.n, out.dtype)
+        out[...] = rounded(1 / self.n, out.dtype)
 
     def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
-        return np.full((len(rows), len(cols)), _round(1 / self.n, np.dtype(dtype)), dtype)
+        return np.full((len(rows), len(cols)), rounded(1 / self.n, np.dtype(dtype)), dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +54,11 @@ class CyclicIdentity(Matrix):
     def write(self, out: Floats, start: int) -> None:
         rows = np.arange(start, start + len(out))
         out[...] = 0
-        out[rows - start, rows % self.n] = _round(self.value, out.dtype)
+        out[rows - start, rows % self.n] = rounded(self.value, out.dtype)
 
     def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
         hit = np.equal.outer(np.asarray(rows) % self.n, np.asarray(cols))
-        values: Floats = hit.astype(dtype) * _round(self.value, np.dtype(dtype))
+        values: Floats = hit.astype(dtype) * rounded(self.value, np.dtype(dtype))
         return values
 
 
@@ -84,7 +84,7 @@ class OpposedIdentity(Matrix):
 
     def write(self, out: Floats, start: int) -> None:
         rows = np.arange(start, start + len(out))
-        value = _round(self.value, out.dtype)
+        value = rounded(self.value, out.dtype)
         out[...] = 0
         if self.n > 1:
             out[rows - start, rows % self.n] = value
@@ -92,7 +92,7 @@ class OpposedIdentity(Matrix):
 
     def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
         i, j = np.asarray(rows, dtype=np.int64), np.asarray(cols)
-        value = _round(self.value, np.dtype(dtype))
+        value = rounded(self.value, np.dtype(dtype))
         if self.n == 1:
             return np.zeros((len(i), len(j)), dtype)
         plus, minus = np.equal.outer(i % self.n, j), np.equal.outer(self.opposite(i), j)

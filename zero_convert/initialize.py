@@ -53,13 +53,16 @@ def initialize(
     rules: dict[str, tuple[Layer, Tensor, Formula]] = {}
     missing: list[str] = []
 
-    def is_fixed(tensor: Tensor) -> bool:
-        return tensor.name not in drawn and _is_constant(state[tensor.name], tensor, constructed)
+    def is_fixed(tensor: Tensor, trusted: bool = False) -> bool:
+        return tensor.name not in drawn and _is_constant(state[tensor.name], tensor, trusted)
 
     for layer in structure.layers:
-        given = scheme.fill(layer, structure, options)
+        known = layer.kind not in ("parameter", "buffers")
+        empty = known and any(0 in tensor.shape for tensor in layer.tensors if tensor.trainable)  # it computes nothing
+        given = None if empty else scheme.fill(layer, structure, options)
         for tensor in layer.tensors:
             rule = None if given is None else given.get(tensor.local)
+            rule = Constant(tensor.shape, 0.0) if empty else rule
             if rule is None:
                 rule = {"zeros": Constant(tensor.shape, 0.0), "keep": Kept(tensor.shape)}.get(leftovers)
             if rule is None and tensor.buffer:
@@ -67,7 +70,7 @@ def initialize(
             if rule is None and dict(layer.uses).get(tensor.local) == "read" and is_fixed(tensor):
                 rule = Kept(tensor.shape)  # a policy's logarithms of deviations
             if isinstance(rule, Kept) and rule.otherwise is not None:
-                rule = Kept(tensor.shape) if is_fixed(tensor) else rule.otherwise
+                rule = Kept(tensor.shape) if is_fixed(tensor, constructed) else rule.otherwise
             if rule is None:
                 uses = f", {dict(layer.uses).get(tensor.local, '')}" if layer.uses else ""
                 uses += f": {layer.refusal}" if layer.refusal else ""

@@ -27,9 +27,6 @@ Integers = npt.NDArray[np.int64]
 class Indexed(Matrix):
     """A matrix that is defined by its entries."""
 
-    def write(self, out: Floats, start: int) -> None:
-        out[...] = self.entries(range(start, start + len(out)), range(self.n), out.dtype)
-
 
 def _indices(indices: hadamard.Indices) -> Integers:
     return np.asarray(indices, dtype=np.int64)

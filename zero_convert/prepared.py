@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -197,18 +198,46 @@ def _capture_notes(traced: Traced) -> tuple[str, ...]:
 
 
 def cast(module: nn.Module, dtype: str) -> None:
-    """Floating tensors of the module get the dtype; complex and whole ones stay."""
-    {"float32": nn.Module.float, "float16": nn.Module.half, "bfloat16": nn.Module.bfloat16}[dtype](module)
+    """Floating tensors of the module get the dtype; complex and whole ones stay.
+
+    A module that is not in float32 by now insists on its precisions (`_single_precision`), and only another one that
+    was asked for overrules it.
+    """
+    if dtype == "float32":
+        return
+    {"float16": nn.Module.half, "bfloat16": nn.Module.bfloat16}[dtype](module)
 
 
 def _single_precision(loaded: sources.Loaded) -> sources.Loaded:
-    """The model in float32, in which it is rewritten and checked; what is written has the dtype that was asked for."""
+    """The model in float32, in which it is rewritten and checked; what is written has the dtype that was asked for.
+
+    One with tensors of several precisions, whose forward insists on them, stays as it is.
+    """
     inputs = loaded.example_inputs
-    if all(t.dtype is torch.float32 for t in loaded.module.state_dict().values() if t.is_floating_point()):
+    found = {t.dtype for t in loaded.module.state_dict().values() if t.is_floating_point()}
+    if found <= {torch.float32}:
+        return loaded
+    if len(found) > 1 and _insists(loaded.module, inputs):
         return loaded
     loaded.module.float()
     inputs = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, inputs)
     return replace(loaded, example_inputs=inputs)
+
+
+def _insists(module: nn.Module, given: Inputs | None) -> bool:
+    """Whether the module runs as it is, and not in float32."""
+    values = given.values() if isinstance(given, Mapping) else given or ()
+
+    def runs(module: nn.Module) -> bool:
+        try:
+            with torch.no_grad():
+                call = copy.deepcopy(module).eval()
+                call(**given) if isinstance(given, Mapping) else call(*values)
+        except Exception:  # whatever a forward raises
+            return False
+        return True
+
+    return runs(module) and not runs(copy.deepcopy(module).float())
 
 
 def _needed_inputs(loaded: sources.Loaded) -> tuple[str, ...]:

@@ -34,7 +34,8 @@ class Geometry:
     """Sizes of a weight layer: `out_channels` outputs, `in_channels` inputs (all groups together).
 
     For a linear layer the spatial tuples are empty; transposed, its weight is (in, out). `padding` is per side:
-    ((left, right), …).
+    ((left, right), …). `axes` says of each axis of a raw weight with several of a kind whether it is "out", "in" or
+    "stack"; otherwise it is empty.
     """
 
     out_channels: int
@@ -45,6 +46,7 @@ class Geometry:
     dilation: tuple[int, ...] = ()
     groups: int = 1
     transposed: bool = False
+    axes: tuple[str, ...] = ()
 
     @property
     def patchify(self) -> bool:

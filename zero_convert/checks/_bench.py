@@ -23,7 +23,7 @@ from ..live import Subject
 from ..records import Join, Layer
 from . import _guard
 from ._channels import Channels, as_rows, rank, statistics
-from ._inputs import BATCH, Batches, Inputs, batches, crops, floats, moved
+from ._inputs import BATCH, Batches, Inputs, batches, crops, floats, moved, tensors_in
 
 SIDES = (96, 160)  # images are cropped to the first of these that the network accepts
 SMALL_SIDES = (48, 64, *SIDES)  # where many runs are needed
@@ -152,7 +152,8 @@ class Bench:
     @cached_property
     def inputs(self) -> Batches:
         """For the runs that are looked at."""
-        return self._fit(self._cropped(SIDES), self._modes, keep=True)
+        clips = any(x.ndim == 5 for x in tensors_in(self.subject.inputs))
+        return self._fit(self._cropped(SMALL_SIDES if clips else SIDES), self._modes, keep=True)
 
     @cached_property
     def small_inputs(self) -> Batches:
@@ -316,6 +317,8 @@ class _Recorder(fx.Interpreter):
             self.seen.signal[n.name] = statistics(rows, LOW_VARIANCE), rank(rows)
         if layer is not None:
             returned = value[0] if isinstance(value, tuple) else value  # attention returns its weights as well
+            if isinstance(returned, Tensor) and returned.is_complex():
+                returned = returned.abs()
             if is_float(returned):
                 self._after(layer, returned)
         return value

@@ -96,7 +96,7 @@ def batches(
         given = _lengthened(given, samples)
     tensors = [x for x in given if isinstance(x, Tensor) and x.ndim]
     shared = samples is not None and len({x.shape[0] for x in tensors}) == 1
-    large = side is None and any(_is_image(x) and math.prod(x.shape[-2:]) > LARGE for x in tensors)
+    large = any(_is_image(x) and math.prod(_cropped(x, side)) > LARGE for x in tensors)
     numbers = itertools.count()
 
     def new(x: Tensor, argument: bool) -> Tensor:
@@ -106,8 +106,8 @@ def batches(
         shape = list(x.shape)
         if argument and shared:
             shape[0] = few if large else samples or shape[0]
-        if side is not None and _is_image(x):
-            shape[-2:] = [min(side, size) for size in shape[-2:]]
+        if _is_image(x):
+            shape[2:] = _cropped(x, side)
         key = f"check inputs {variant}.{number}"
         if x.is_floating_point() and bool(torch.isfinite(x).all()):
             if not argument and x.ndim < 3:
@@ -143,6 +143,12 @@ def _hashed(key: str, shape: list[int]) -> Tensor:
 
 def _is_image(x: Tensor) -> bool:
     return x.is_floating_point() and x.ndim in (4, 5) and min(x.shape[-2:]) > 1
+
+
+def _cropped(x: Tensor, side: int | None) -> list[int]:
+    """The size of an image, or of a clip with its frames, cropped to `side`."""
+    *frames, height, width = x.shape[2:]
+    return [*frames, height, width] if side is None else [*frames, min(side, height), min(side, width)]
 
 
 def moved(inputs: Inputs, module: nn.Module, device: str) -> Inputs:

@@ -19,7 +19,7 @@ def add_transform(root: nn.Module, path: str, g: Geometry, options: Mapping[str,
     Returns:
         The path at which the transform is registered, and the note.
     """
-    like = [module for module in root.modules() if isinstance(module, HadamardTransform)]
+    like = (module for module in root.modules() if isinstance(module, HadamardTransform))
     transform = HadamardTransform(g.out_channels, len(g.kernel), str(options["mixing"]), path, like)
     note = "" if transform.isometry else ", cropped from the next power of two: no isometry"
     return add_module(root, f"{path}_transform", transform), note

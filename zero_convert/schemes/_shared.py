@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from ..composed import Blanked, Direction, Lengths, Repeated, Sections, Singular
+from ..composed import Blanked, Direction, Lengths, Repeated, Sections, Singular, Spread
 from ..formulas import Constant, Formula, Kernel, Matrix, PartialIdentity, Patch, Rows
 from ..records import Geometry, Layer, Tensor
 from ..scheme import Kept
@@ -83,6 +83,8 @@ def recurrent(layer: Layer, matrix: MatrixRule, zero: MatrixRule, still: bool) -
 
 def stacked(tensor: Tensor, g: Geometry, matrix: MatrixRule) -> Formula:
     """The rule on a raw weight: axes before those of the geometry are a stack of equal weights, maybe flat."""
+    if g.axes:
+        return Spread(matrix(g.out_channels, g.in_channels), tensor.shape, g.axes)
     weight = place(g, matrix)
     lead = tensor.shape[: max(0, len(tensor.shape) - len(weight.shape))]
     if tensor.shape[len(lead) :] != weight.shape:
@@ -107,6 +109,22 @@ def parametrized(layer: Layer, weight: Formula, spare: Formula, *, binary: bool)
         made = {"weight": weight, "u": Singular(weight, "u", axis), "right": Singular(weight, "v", axis)}
     for local, meaning in layer.parameters:
         values[local] = made[meaning]
+    return values
+
+
+def weighted(layer: Layer, weight: Formula, spare: Formula, *, binary: bool) -> dict[str, Formula]:
+    """The tensors of a convolution or linear layer: its weight, or what that is computed from, and biases of 0.
+
+    `spare` and `binary` as for `parametrized`.
+    """
+    values = (parametrized(layer, weight, spare, binary=binary) or {}) if layer.parametrization else {}
+    for t in layer.tensors:
+        if t.local in values or t.buffer:
+            continue
+        if t.local in ("weight", "bias"):
+            values[t.local] = weight if t.local == "weight" else zeros(t)
+        elif t.local in dict(layer.neutral):
+            values[t.local] = Constant(t.shape, dict(layer.neutral)[t.local])
     return values
 
 

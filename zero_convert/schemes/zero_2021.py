@@ -61,7 +61,7 @@ from ..composed import BinaryCodes, Products, Wrapped, Zeros
 from ..formulas import Constant, Formula, Matrix, PartialIdentity, Stack
 from ..records import Geometry, Join, Layer, Option, Structure
 from ..scheme import Kept, OptionSpec, Scheme
-from ._shared import buffers, by_section, codes, norm, parametrized, place, recurrent, stacked, tokens, zeros
+from ._shared import buffers, by_section, codes, norm, place, recurrent, stacked, tokens, weighted, zeros
 
 ZERO = ("last", "head", "gate-last")  # roles whose weights start at 0: a skip, a constant or the loss covers for them
 
@@ -78,15 +78,8 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
     if layer.kind == "activation":  # PReLU: with slope 0 nothing behind a zero layer would get a gradient
         return {t.local: Constant(t.shape, 1.0) for t in trainable}
     if layer.kind in ("convolution", "linear") and layer.geometry is not None:
-        weight = _weight(layer, layer.geometry)
-        if layer.parametrization:
-            values |= parametrized(layer, weight, place(layer.geometry, _tall), binary=True) or {}
-        for t in trainable:
-            if t.local in ("weight", "bias"):
-                values[t.local] = weight if t.local == "weight" else zeros(t)
-            elif t.local in dict(layer.neutral) and t.local not in values:
-                values[t.local] = Constant(t.shape, dict(layer.neutral)[t.local])
-        return values
+        g = layer.geometry
+        return values | weighted(layer, _weight(layer, g), place(g, _tall), binary=True)
     if layer.kind == "bilinear":
         return values | {
             t.local: Products(t.shape) if t.local == "weight" and layer.role not in ZERO else zeros(t)

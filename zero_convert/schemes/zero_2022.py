@@ -62,11 +62,11 @@ from ._shared import (
     by_section,
     codes,
     norm,
-    parametrized,
     place,
     recurrent,
     stacked,
     tokens,
+    weighted,
     zeros,
 )
 
@@ -98,14 +98,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         return {t.local: Kept(t.shape) for t in trainable}
     if layer.kind in ("convolution", "linear") and g is not None:
         weight = _weight(layer, g, structure, matrix)
-        if layer.parametrization:
-            values |= parametrized(layer, weight, place(g, matrix), binary=False) or {}
-        for t in trainable:
-            if t.local in ("weight", "bias"):
-                values[t.local] = weight if t.local == "weight" else zeros(t)
-            elif t.local in dict(layer.neutral) and t.local not in values:
-                values[t.local] = Constant(t.shape, dict(layer.neutral)[t.local])
-        return values
+        return values | weighted(layer, weight, place(g, matrix), binary=False)
     if layer.kind == "bilinear":
         return values | {t.local: Products(t.shape) if t.local == "weight" else zeros(t) for t in trainable}
     if layer.kind == "recurrent":

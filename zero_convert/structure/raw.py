@@ -254,6 +254,10 @@ def _matrix(user: fx.Node, operands: tuple[Any, ...], node: fx.Node, labels: Ten
         axes = (-2, -1)
     else:
         axes = (-1, -2) if right else (-2, -1)
+    if labels is not None and user.target is torch.einsum and tuple(labels.shape) == _stored_shape(node):
+        several = _einsum_kinds(str(user.args[0]), right, tuple(labels.shape))
+        if axes is None and several is not None:
+            return several
     if axes is None or labels is None or labels.ndim < 2:
         return None
     shape, rank = _stored_shape(node), len(_stored_shape(node))
@@ -290,6 +294,21 @@ def _einsum_axes(equation: str, right: bool) -> tuple[int, int] | None:
     outs = [c for c in own[-2:] if c in result and c not in other]  # one before them counts the stack's slices
     ins = [c for c in own if c not in result and c in other]
     return (own.index(outs[0]) - len(own), own.index(ins[0]) - len(own)) if len(outs) == len(ins) == 1 else None
+
+
+def _einsum_kinds(equation: str, right: bool, shape: tuple[int, ...]) -> Geometry | None:
+    """The geometry of an operand with any number of outputs, inputs and slices of a stack; None for a sum over it."""
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    terms = inputs.split(",")
+    if len(terms) != 2 or not arrow or len(terms[right]) != len(shape) or len(set(terms[right])) != len(shape):
+        return None
+    own, other = terms[right], terms[not right]
+    kinds = {(False, True): "out", (True, False): "in", (True, True): "stack"}
+    axes = tuple(kinds.get((c in other, c in result), "") for c in own)
+    if "" in axes or "in" not in axes:
+        return None
+    outs, ins = (math.prod(n for n, a in zip(shape, axes, strict=True) if a == what) for what in ("out", "in"))
+    return Geometry(outs, ins, axes=axes)
 
 
 def _convolution(node: fx.Node) -> dict[str, Any]:

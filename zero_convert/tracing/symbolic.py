@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
+import dis
+import functools
 import inspect
 import operator
-from collections.abc import Callable, Collection
+import sys
+import types
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx.proxy import Attribute
 
 from .. import generators
 from .leaves import kept_whole
@@ -39,6 +45,35 @@ class TraceFailure(Exception):
         self.path, self.cause = path, cause
 
 
+@functools.lru_cache(maxsize=256)
+def _unpacked(code: types.CodeType) -> tuple[list[int], list[int]]:
+    """Where a function unpacks a sequence: offset of each instruction, and into how many names (0: another one)."""
+    found = list(dis.get_instructions(code))
+    return [i.offset for i in found], [int(i.argval) if i.opname == "UNPACK_SEQUENCE" else 0 for i in found]
+
+
+class _Unpacking:
+    """As fx does it, `a, b = proxy` takes as many items as there are names; the function is read once."""
+
+    tracer: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        frame = sys._getframe(1)
+        offsets, counts = _unpacked(frame.f_code)
+        count = counts[bisect.bisect_left(offsets, frame.f_lasti)]
+        return (self[i] for i in range(count)) if count else self.tracer.iter(self)  # type: ignore[index]
+
+
+class _Proxy(_Unpacking, fx.Proxy):
+    def __getattr__(self, k: str) -> _Attribute:
+        return _Attribute(self, k)
+
+
+class _Attribute(_Unpacking, Attribute):
+    def __getattr__(self, k: str) -> _Attribute:
+        return _Attribute(self, k)
+
+
 class LayerTracer(fx.Tracer):
     """Records the first `inputs` arguments of `forward`; the others take their defaults.
 
@@ -53,6 +88,9 @@ class LayerTracer(fx.Tracer):
         super().__init__()
         self._leaves, self._inputs = frozenset(leaves), inputs
         self._named: dict[int, tuple[str, Tensor]] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name in self._leaves or kept_whole(m)
