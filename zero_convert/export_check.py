@@ -33,4 +33,4 @@ def export_parity(result: Result, subject: Subject, *, device: str, strict: bool
         path = Path(folder, "model.onnx")
         with path.open("wb") as stream:
             result.write(stream, "onnx")
-        return checks.parity(subject, path, device=device, dtype=result.recipe.dtype, strict=strict)
+        return checks.compare_export(subject, path, device=device, dtype=result.recipe.dtype, strict=strict)

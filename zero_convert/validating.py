@@ -93,7 +93,7 @@ def validate(
     if kind == "onnx":
         tell(progress, "validate", f"parity on {where}")
         strict = device.startswith("cuda")
-        found = (*found, checks.parity(subject, path, device=where, dtype=recipe.dtype, strict=strict))
+        found = (*found, checks.compare_export(subject, path, device=where, dtype=recipe.dtype, strict=strict))
     return Validation(Path(path), recipe, found, f"{where} ({note})" if note else where)
 
 

@@ -127,7 +127,7 @@ def _answers(bench: Bench, progress: Progress | None) -> list[Check]:
     return found
 
 
-def parity(subject: Subject, path: str | PathLike[str], *, device: str, dtype: str, strict: bool) -> Check:
+def compare_export(subject: Subject, path: str | PathLike[str], *, device: str, dtype: str, strict: bool) -> Check:
     """The answer of `parity` for the ONNX file of the subject.
 
     Args:

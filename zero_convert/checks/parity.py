@@ -69,8 +69,8 @@ def errors(value: Array, reference: Array) -> Errors:
     with np.errstate(invalid="ignore"):
         far = np.where(same, 0.0, np.abs(a - b))
         scale = np.where(same, 1.0, 1 + np.abs(b))
-    far = np.where(np.isfinite(far), far, np.inf)
-    share = np.where(np.isfinite(scale), far / scale, np.inf)
+        far = np.where(np.isfinite(far), far, np.inf)
+        share = np.where(np.isfinite(scale), far / scale, np.inf)
     return Errors(float(far.max()), float(far.mean()), float(np.median(far)), float(share.max()))
 
 
@@ -88,7 +88,7 @@ def ask_file(bench: Bench, path: str | PathLike[str], *, dtype: str = "float32",
         return Check("parity", "skip", QUESTION, "NumPy, and so ONNX Runtime in Python, has no bfloat16")
     limit = max(LIMIT, 64 * torch.finfo(getattr(torch, dtype)).eps)
     given = batches(bench.subject.inputs, None, samples=None)[0]
-    fed = _arrays(moved(given, bench.module, "cpu"), dtype)
+    fed = _arrays(moved(given, bench.subject.traced.root, "cpu"), dtype)
     reference = _torch(bench, given, "cpu", dtype)
     names: list[str] = []
     ways: dict[str, Callable[[], Sequence[Array]]] = {}
