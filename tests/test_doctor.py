@@ -35,7 +35,8 @@ NO_GPU = {"version": "2.15.0", "cuda": "13.2", "no_cuda": NO_DRIVER, "devices": 
 
 @pytest.fixture(autouse=True)
 def _bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine without any of NVIDIA's packages."""
+    """As on a machine without any of NVIDIA's packages, whatever the packages here ask for."""
+    monkeypatch.setattr(versions, "requirements", lambda package, here: ())
     monkeypatch.setattr(doctor_libraries, "_holds", lambda package, library: False)
 
 
