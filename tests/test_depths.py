@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from zero_convert import checks
 from zero_convert.checks._channels import rank
+from zero_convert.checks._guard import pinned
 from zero_convert.checks.caps import cap
 from zero_convert.checks.exact_parts import EXACT
 from zero_convert.original import filled
@@ -75,6 +76,32 @@ def test_the_rank_of_rows_is_that_of_linear_algebra() -> None:
     assert rank(torch.cat([base, base.sum(0, keepdim=True), base * 2])) == (2, 4)
     assert rank(torch.eye(3, 100)) == (3, 3) and rank(torch.zeros(3, 5)) == (0, 3)
     assert rank(torch.full((3, 5), float("nan"))) == (0, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixing", ["none", "permute"])
+def test_the_known_weakness_of_resnet50_is_a_warning_with_its_remedy(mixing: str) -> None:
+    subject = subject_of(
+        pytest.importorskip("torchvision").models.resnet50(), torch.zeros(1, 3, 224, 224), mixing=mixing
+    )
+    with pinned("cpu"):
+        bench = checks.Bench(subject, "quick", "cpu")
+        found = {name: checks._answer(name, bench) for name in ("channels", "precision", "signal")}
+    channels, precision, signal = found["channels"], found["precision"], found["signal"]
+    assert channels is not None and precision is not None and signal is not None
+    features, table = channels.numbers["heads"]["fc"], signal.numbers["converted"]
+    assert table["distinct"][-1] == features[0] and features[1] == 2048
+    late = [c for name, c in channels.numbers["layers"].items() if name.startswith(("layer2", "layer3", "layer4"))]
+    norms = [c["low_variance"] for c in late if c["channels"] > c["zero"]]
+    far = precision.numbers["train"]["features"]
+    gradient = [value for value in table["gradient"] if value]
+    if mixing == "none":
+        assert features[0] == 5 and 0.9 < channels.numbers["worst_low_variance"] < 0.97 and 0.1 < far < 1
+        assert max(gradient) / min(gradient) > 1e6 and {c.status for c in found.values() if c} == {"warn"}
+        assert channels.remedy == precision.remedy and channels.remedy.startswith("--set mixing=permute")
+    else:
+        assert features[0] >= 2040 and not any(norms) and far < 1e-5
+        assert max(gradient) / min(gradient) < 100 and {c.status for c in found.values() if c} == {"pass"}
 
 
 # -- the original ------------------------------------------------------------------------------------------------------

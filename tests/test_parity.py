@@ -82,6 +82,7 @@ def test_an_exported_network_returns_what_torch_returns(exported: tuple[Subject,
     assert check.numbers["placement"]["cpu"].keys() == {CPU}
 
 
+@pytest.mark.slow
 def test_outputs_of_zero_do_not_hide_what_is_before_them(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     zc.convert(nets.tiny_resnet(), (IMAGES,), validate="none").save(path)

@@ -314,7 +314,7 @@ MEMORY = [
 
 
 @pytest.mark.parametrize("error", MEMORY, ids=["cuda", "mps"])
-@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("samples", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_where_memory_is_short_all_checks_are_asked_with_a_smaller_batch(
     monkeypatch: pytest.MonkeyPatch, samples: int, error: BaseException
 ) -> None:

@@ -111,7 +111,7 @@ def test_code_that_a_file_names_runs_only_with_trust(folder: Path, run: Run) -> 
     assert run("validate", "a.safetensors", "--arch", "net.py:make", "--device", "cpu").code == 0
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision_is_compared_in_its_own_bits(tmp_path: Path, dtype: str) -> None:
     path = tmp_path / "a.safetensors"
     zc.convert(tiny_resnet(), (IMAGES,), dtype=dtype, validate="none").save(path)
