@@ -9,6 +9,7 @@
     result.weights_digest    # 64 hex digits that stand for the weights
     result.save("zero_r50.safetensors")
     zc.load("zero_r50.safetensors")      # the rewritten network again
+    zc.validate("zero_r50.safetensors")  # the checks again, on the file's own tensors
 
     zc.convert("transformers:bert", model_args={"num_hidden_layers": 4}, scheme="zero-2022")
     zc.convert("path/to/file.py:factory")
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
     from .pipeline import inspect_model as inspect_model
     from .pipeline import load as load
     from .pipeline import plan as plan
+    from .pipeline import validate as validate
 
-_PIPELINE = ("Inspection", "Result", "Saved", "convert", "inspect_model", "load", "plan")
-__all__ = ["Inspection", "Result", "Saved", "ZeroConvertError", "convert", "inspect_model", "load", "plan"]
+_PIPELINE = ("Inspection", "Result", "Saved", "convert", "inspect_model", "load", "plan", "validate")
+__all__ = ["Inspection", "Result", "Saved", "ZeroConvertError", "convert", "inspect_model", "load", "plan", "validate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 import typer.core
 
-from . import cli_diff, cli_inspect, cli_lock, cli_verify
+from . import cli_diff, cli_doctor, cli_inspect, cli_lock, cli_report, cli_validate, cli_verify
 from .cli_parts import (
     OUTPUT,
+    RUN,
     Arch,
     Device,
     Dtype,
@@ -37,9 +38,12 @@ from .cli_parts import (
     ModelName,
     Opset,
     Out,
+    Plots,
     Quiet,
+    Report,
     SchemeName,
     Settings,
+    TrainSteps,
     TrustFile,
     Validate,
     Verbose,
@@ -148,6 +152,8 @@ def convert(
         bool,
         option("--dry-run", panel=OUTPUT, help="Print every edit and every tensor's rule; write nothing.", metavar=""),
     ] = False,
+    report: Report = None,
+    plots: Plots = None,
     scheme: SchemeName = "zero-2021",
     settings: Settings = None,
     model_args: ModelArgs = None,
@@ -158,18 +164,24 @@ def convert(
     leftovers: Leftovers = "error",
     validate: Validate = "quick",
     device: Device = "auto",
+    train_steps: TrainSteps = None,
+    keep_failed: Annotated[
+        bool,
+        option("--keep-failed", panel=RUN, help="Write the file though a check fails; still exit code 1.", metavar=""),
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
     """Convert MODEL and write it. The word `convert` may be left out."""
-    from . import display, schemes
+    from . import display, exporters, schemes
 
     outputs = out or []
     if not outputs and not dry_run:
         _refuse_without_output(model)
     if not dry_run:
         _check_outputs(outputs, format_, force, as_json, opset, external_data, fold)
+    cli_report.check(report, plots, outputs, force=force, dry_run=dry_run)
     options = schemes.parse_options(schemes.get(scheme), settings or [])
     screen = display.Screen(quiet or as_json, verbose)
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
@@ -188,18 +200,28 @@ def convert(
         if dry_run:
             plan = pipeline.plan(model, **question)
         else:
-            result = pipeline.convert(model, **question, dtype=dtype, device=device, validate=validate)
+            formats = [
+                exporters.format_of(each, format_ or ("safetensors" if each == "-" else None)) for each in outputs
+            ]
+            checked: dict[str, Any] = {
+                "device": device,
+                "validate": validate,
+                "train_steps": train_steps,
+                "formats": formats,
+            }
+            result = pipeline.convert(model, **question, dtype=dtype, **checked)
     if dry_run:
         if as_json:
             print_json({"model": model, "plan": plan, "exit_code": 0})
         else:
             display.plan(screen, plan, model, dtype)
         return
-    if not as_json and (verbose or not result.failed):
+    if not as_json and (verbose or keep_failed or not result.failed):
         display.summary(screen, result)
     try:
         with screen.progress(keep=False) as progress, third_party_warnings(verbose):
-            saved = _save(result, outputs, format_, force, opset, external_data, fold, progress)
+            saved = _save(result, outputs, format_, force, opset, external_data, fold, keep_failed, progress)
+            pages = cli_report.write(result, report, plots, saved, force=force, progress=progress)
     except FindingError as error:
         if as_json:
             print_json({**_facts(result), **error_facts(error)})
@@ -207,16 +229,22 @@ def convert(
         error.fix = f"{error.fix} -v shows all checks.".strip() if not verbose else error.fix
         raise
     if as_json:
-        print_json({**_facts(result), "outputs": saved, "exit_code": 0})
+        code = FindingError.exit_code if result.failed else 0
+        print_json({**_facts(result), "outputs": saved, "report": pages, "exit_code": code})
     else:
+        cli_report.tell(screen, pages)
         display.saved(screen, saved, result.weights_digest)
+    if result.failed:
+        raise typer.Exit(FindingError.exit_code)
 
 
 app.command()(cli_inspect.inspect)
 app.command()(cli_lock.check)
 app.command()(cli_lock.lock)
 app.command()(cli_diff.diff)
+app.command()(cli_doctor.doctor)
 app.command()(cli_verify.verify)
+app.command()(cli_validate.validate)
 
 
 @app.command("schemes")
@@ -452,6 +480,7 @@ def _save(
     opset: int | None,
     external_data: bool,
     fold: bool,
+    keep_failed: bool,
     progress: Any,
 ) -> tuple[Saved, ...]:
     if list(outputs) != ["-"]:
@@ -463,11 +492,13 @@ def _save(
                 opset=opset,
                 external_data=external_data,
                 fold=fold,
+                keep_failed=keep_failed,
                 progress=progress,
             )
     from .pipeline import refuse_failed
 
-    refuse_failed(result.failed)
+    if not keep_failed:
+        refuse_failed(result.failed)
     result.write(sys.stdout.buffer, name or "safetensors", opset, fold=fold)
     sys.stdout.buffer.flush()
     return ()

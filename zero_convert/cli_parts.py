@@ -42,6 +42,10 @@ ExternalData = Annotated[
     bool, option("--external-data", panel=OUTPUT, help="ONNX: tensors in FILE.data, as beyond 1.8 GB.", metavar="")
 ]
 Force = Annotated[bool, option("--force", panel=OUTPUT, help="Replace existing files.", metavar="")]
+Report = Annotated[
+    str | None, option("--report", panel=OUTPUT, metavar="FILE.html", help="A page on the conversion, with figures.")
+]
+Plots = Annotated[str | None, option("--plots", panel=OUTPUT, metavar="DIR", help="The figures of the page, as PNG.")]
 SchemeName = Annotated[str, option("--scheme", panel=MODEL, metavar="NAME", help="`zero-convert schemes` lists them.")]
 Settings = Annotated[
     list[str] | None,
@@ -56,6 +60,10 @@ Leftovers = Annotated[
 ]
 Validate = Annotated[
     Literal["quick", "full", "none"], option("--validate", panel=RUN, help="How much to check before writing.")
+]
+TrainSteps = Annotated[
+    int | None,
+    option("--train-steps", panel=RUN, metavar="N", help="Train N steps on made-up data; 10 with full.", min=0),
 ]
 Device = Annotated[str, option("--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps", help="Where the checks run.")]
 ModelArgs = Annotated[

@@ -6,7 +6,6 @@ On a terminal Rich colours it and folds it to the window; in a pipe the same lin
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 import time
 from collections import Counter
@@ -26,7 +25,9 @@ from rich.text import Text
 
 from .errors import ZeroConvertError
 from .interrupts import undone_by
-from .records import Assignment, Check, Edit, Join, Option, Plan, Structure
+from .records import Assignment, Check, Edit, Option, Plan, Structure
+from .tallies import by_rule as by_rule
+from .tallies import rewritten_joins as rewritten_joins
 
 if TYPE_CHECKING:
     from .pipeline import Inspection, Result, Saved
@@ -157,7 +158,7 @@ def summary(screen: Screen, result: Result) -> None:
     facts.add_row(Text("values", "dim"), _rules(plan.assignments))
     if result.checks:
         facts.add_row(Text("device", "dim"), Text(result.device))
-        facts.add_row(Text("checks", "dim"), _checks(result.checks))
+        facts.add_row(Text("checks", "dim"), checks_table(result.checks))
     screen.tell(Padding(facts, (0, 0, 0, 2)))
     declined = [edit for edit in plan.edits if not edit.applied]
     if declined and screen.verbose:
@@ -248,23 +249,6 @@ def _add_joins(facts: Table, plan: Plan) -> None:
     )
 
 
-def rewritten_joins(plan: Plan) -> tuple[Join, ...]:
-    """The residual joins that an applied edit touched: at the addition, on the branch, or on the shortcut."""
-    touched = {edit.target for edit in plan.edits if edit.applied}
-
-    def names(join: Join) -> Iterator[str]:
-        """As edits spell them: of the whole model, or inside a region that holds the layer."""
-        layers = (*join.branch, *join.shortcut_layers)
-        yield from (join.node, *layers)
-        for layer in layers:
-            parts = layer.split(".")
-            for index in range(1, len(parts) + 1):
-                region, inner = ".".join(parts[:index]), ".".join(parts[index:])
-                yield from (f"{region}: {join.node}", f"{region}: {inner}")
-
-    return tuple(join for join in plan.joins if join.residual and not touched.isdisjoint(names(join)))
-
-
 def _add_edits(facts: Table, edits: Sequence[Edit]) -> None:
     applied = Counter(edit.rewrite.replace("_", " ") for edit in edits if edit.applied)
     if applied:
@@ -277,14 +261,6 @@ def _add_edits(facts: Table, edits: Sequence[Edit]) -> None:
     for index, ((rewrite, reason), group) in enumerate(reasons.items()):
         at = [edit.target for edit in group]
         facts.add_row(Text("" if index else "declined", "dim"), Text(f"{rewrite}: {reason} ({_first(at)})"))
-
-
-def by_rule(assignments: Sequence[Assignment]) -> dict[str, list[Assignment]]:
-    """The tensors of each rule; rules that differ in sizes only are one."""
-    groups: dict[str, list[Assignment]] = {}
-    for assignment in assignments:
-        groups.setdefault(re.split(r" \d+×", assignment.rule, maxsplit=1)[0], []).append(assignment)
-    return groups
 
 
 def _rules(assignments: Sequence[Assignment]) -> Table:
@@ -322,7 +298,8 @@ def _by_layer(assignments: Sequence[Assignment]) -> Iterator[tuple[str, str, lis
             yield "" if index else layer or "(the model itself)", rule, same
 
 
-def _checks(checks: Sequence[Check]) -> Table:
+def checks_table(checks: Sequence[Check]) -> Table:
+    """One line for each check: how it ended, what it found, what to do."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     for check in checks:

@@ -78,6 +78,19 @@ class Region:
 
 
 @dataclass(frozen=True)
+class Original:
+    """The network as it was given, to compare with; its large parameters are not there, see `original.filled`.
+
+    Attributes:
+        traced: modules and graphs before any rewrite.
+        structure: of these; joins carry node names of `traced.train`.
+    """
+
+    traced: Traced
+    structure: Structure
+
+
+@dataclass(frozen=True)
 class Subject:
     """A converted model with everything that a check may ask about. Checks leave it as they found it.
 
@@ -87,6 +100,7 @@ class Subject:
         assignments: the rule of every tensor.
         inputs: example inputs on the CPU, in the order of the graphs' inputs.
         outputs: "train" and "evaluate" → ((shape, dtype), …) of the tensors that the original model returned.
+        original: the network before the rewrites; None where nobody kept it.
     """
 
     traced: Traced
@@ -96,3 +110,4 @@ class Subject:
     assignments: tuple[Assignment, ...]
     inputs: tuple[Any, ...]
     outputs: Mapping[str, tuple[tuple[tuple[int, ...], str], ...]]
+    original: Original | None = None

@@ -6,7 +6,7 @@ the way. `restore.py` goes back from a file to the module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from . import checks
 from .errors import CoverageError
+from .export_check import export_parity
 from .initialize import nan_names
 from .live import Subject
 from .prepared import Inputs, cast, load_source, one_of, prepare
@@ -26,6 +27,8 @@ from .result import refuse_failed as refuse_failed
 from .sources.recognize import fingerprint
 from .structure import analyze
 from .tracing import trace
+from .validating import Validation as Validation
+from .validating import validate as validate
 
 DTYPES = ("float32", "float16", "bfloat16")
 VALIDATE = ("quick", "full", "none")
@@ -59,6 +62,8 @@ def convert(
     leftovers: str = "error",
     arch: str | None = None,
     trust: bool = False,
+    train_steps: int | None = None,
+    formats: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Result:
     """The model rewritten for the scheme, every parameter filled by a closed formula, and checked.
@@ -78,6 +83,8 @@ def convert(
         arch: with a file as `model`: the MODEL string that its structure comes from. Its values then serve only for
             what the scheme leaves, and only with leftovers="keep".
         trust: a file without `arch` is loaded by torch, which runs code from it.
+        train_steps: of the check `training`; by default 10 with "full", none with "quick".
+        formats: that it will be saved in; with "full", "onnx" has ONNX Runtime compute the export too.
         progress: called with (step, detail) when a step begins.
 
     Failed checks do not raise here: see `Result.failed`; `Result.save` refuses then.
@@ -88,7 +95,18 @@ def convert(
     one_of("dtype", dtype, DTYPES)
     one_of("validate", validate, VALIDATE)
     where, note = checks.resolve(device)
-    made = prepare(model, example_inputs, scheme, options, model_args, leftovers, progress, arch=arch, trust=trust)
+    made = prepare(
+        model,
+        example_inputs,
+        scheme,
+        options,
+        model_args,
+        leftovers,
+        progress,
+        arch=arch,
+        trust=trust,
+        compare=validate != "none",
+    )
     tell(progress, "initialize", made.scheme.name)
     assignments = made.fill(write=True)
     made.traced.root.train(made.training)
@@ -98,11 +116,18 @@ def convert(
     if validate != "none":
         tell(progress, "validate", where)
         subject = Subject(
-            made.traced, made.structure, made.scheme, made.options, assignments, made.inputs, made.outputs
+            made.traced,
+            made.structure,
+            made.scheme,
+            made.options,
+            assignments,
+            made.inputs,
+            made.outputs,
+            made.original,
         )
-        found = checks.run(subject, level=validate, device=where, progress=progress)
+        found = checks.run(subject, level=validate, device=where, train_steps=train_steps, progress=progress)
     cast(made.traced.root, dtype)
-    return Result(
+    result = Result(
         module=made.traced.root,
         plan=made.plan(assignments),
         checks=found,
@@ -112,7 +137,12 @@ def convert(
         device=f"{where} ({note})" if note else where,
         inputs=made.loaded.example_inputs or (),
         graph=made.traced.evaluate if made.traced.whole else None,
+        original=made.original,
     )
+    if validate == "full" and "onnx" in formats:
+        tell(progress, "validate", f"parity on {where}")
+        result.checks += (export_parity(result, subject, device=where, strict=device.startswith("cuda")),)
+    return result
 
 
 def plan(

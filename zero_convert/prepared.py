@@ -15,7 +15,8 @@ from . import readers, receipt, rewrites, schemes, sources
 from .errors import CoverageError, ModelError, TraceError, UsageError
 from .from_file import File, opened
 from .initialize import initialize, taken_over, ties
-from .live import Traced
+from .live import Original, Traced
+from .original import keep
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .result import Progress, tell
 from .scheme import Scheme
@@ -54,6 +55,7 @@ class Made:
     file: File | None = None
     taken: Mapping[str, Taken] = field(default_factory=dict)
     kept: bool = False  # whether values of the file are in the module
+    original: Original | None = None  # where it was asked for
 
     @property
     def scheme(self) -> Scheme:
@@ -128,7 +130,9 @@ def prepare(
     *,
     arch: str | None = None,
     trust: bool = False,
+    compare: bool = False,
 ) -> Made:
+    """Args: `compare`: keep the network as it was given beside the rewritten one."""
     one_of("leftovers", leftovers, receipt.LEFTOVERS)
     found = schemes.find(scheme_name, folders)
     scheme = found.scheme
@@ -152,6 +156,7 @@ def prepare(
     if traced.whole and traced.opaque:
         traced = replace(traced, inside=_inside(traced, given))
     before = analyze(traced)
+    kept = keep(traced) if compare else None
     notes, captured = _capture_notes(traced), traced.captured
     tell(progress, "rewrite", f"{sum(join.residual for join in before.joins)} residual joins")
     traced, edits = rewrites.apply(traced, scheme.rewrites(chosen), chosen)
@@ -179,6 +184,7 @@ def prepare(
         captured,
         file,
         taken if leftovers == "keep" else {},
+        original=None if kept is None else Original(kept, before),
     )
 
 

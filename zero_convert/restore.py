@@ -10,10 +10,10 @@ from torch import nn
 
 from . import exporters, foreign, receipt, sources
 from .errors import LoadError, MalformedError, UntrustedError, UsageError
-from .exporters import safetensors
 from .initialize import nan_names, ties
-from .prepared import Inputs, cast, prepare
+from .prepared import Inputs, Made, cast, prepare
 from .records import Recipe
+from .result import Progress
 from .sources.inputs import parse_inputs
 
 
@@ -44,11 +44,41 @@ def load(
         LoadError: it names no model; and the errors of `convert`.
         UsageError: it is an ONNX file.
     """
-    where = str(path)
     if exporters.format_in(path) != "safetensors":
-        raise UsageError("modules are loaded from safetensors", where=where, fix="Convert to FILE.safetensors as well.")
-    header = safetensors.read_header(path)
-    recipe = receipt.recipe_from_metadata(header.metadata, where)
+        raise UsageError(
+            "modules are loaded from safetensors", where=str(path), fix="Convert to FILE.safetensors as well."
+        )
+    made, recipe = rebuilt(path, model, example_inputs, scheme=scheme, trust=trust, leftovers="keep")
+    module = made.traced.root
+    cast(module, recipe.dtype)
+    _fill_from(module, path, recipe, str(path))
+    if nan := nan_names(module):
+        raise MalformedError("values are left that the file does not hold", where=", ".join(nan[:6]), got="NaN")
+    return module.train()
+
+
+def rebuilt(
+    path: str | PathLike[str],
+    model: str | nn.Module | None = None,
+    example_inputs: Inputs | None = None,
+    *,
+    scheme: str | None = None,
+    trust: bool = False,
+    leftovers: str | None = None,
+    compare: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Made, Recipe]:
+    """The network that an artifact's recipe builds, up to the moment the values are written, and the recipe.
+
+    Args:
+        leftovers: instead of the recipe's.
+        compare: keep the network as given beside the rewritten one.
+
+    The others, and errors, as for `load`.
+    """
+    where = str(path)
+    metadata = exporters.load(exporters.format_in(path)).read_metadata(path)
+    recipe = receipt.recipe_from_metadata(metadata, where)
     if recipe is None:
         raise MalformedError("the file has no recipe", where=where, expected="a file that zero-convert wrote")
     arguments = None
@@ -56,15 +86,11 @@ def load(
         model, arguments = _named_model(recipe, where, trust), recipe.model_args
     if example_inputs is None and recipe.inputs:
         example_inputs = parse_inputs(recipe.inputs)
-    folders = [str(Path(path).parent)]
     rules = scheme if scheme is not None else _named_scheme(recipe, where, trust)
-    made = prepare(model, example_inputs, rules, recipe.options, arguments, "keep", None, folders)
-    module = made.traced.root
-    cast(module, recipe.dtype)
-    _fill_from(module, path, recipe, where)
-    if nan := nan_names(module):
-        raise MalformedError("values are left that the file does not hold", where=", ".join(nan[:6]), got="NaN")
-    return module.train()
+    kept = recipe.leftovers if leftovers is None else leftovers
+    folders = [str(Path(path).parent)]
+    made = prepare(model, example_inputs, rules, recipe.options, arguments, kept, progress, folders, compare=compare)
+    return made, recipe
 
 
 # ---------------------------------------------------------------------------------------------------------------------

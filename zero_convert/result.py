@@ -25,6 +25,7 @@ from .errors import CheckError, UsageError
 from .exporters import onnx, safetensors
 from .exporters.onnx import DataFile
 from .initialize import ties
+from .live import Original
 from .records import Check, Edit, Plan, Recipe, Structure
 from .structure import SAFETENSORS_DTYPES
 
@@ -101,6 +102,7 @@ class Result:
         device: where the checks ran, with a note if that was not what "auto" hoped for.
         inputs: example inputs of the forward, by position or by name; an export to ONNX follows them.
         graph: of the forward in evaluation mode, where one stands for it.
+        original: graph and structure of the network before the rewrites, for reports; None for `validate="none"`.
     """
 
     module: nn.Module
@@ -112,6 +114,7 @@ class Result:
     device: str
     inputs: tuple[Any, ...] | Mapping[str, Any] = field(default=(), repr=False)
     graph: fx.Graph | None = field(default=None, repr=False)
+    original: Original | None = field(default=None, repr=False)
     _digest: str = field(default="", repr=False)
     _start: _Start = field(init=False, repr=False)
     _graphs: dict[int, tuple[onnx.Graph, str]] = field(default_factory=dict, init=False, repr=False)
@@ -142,6 +145,7 @@ class Result:
         opset: int | None = None,
         external_data: bool = False,
         fold: bool = False,
+        keep_failed: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Saved, ...]:
         """What was written: the artifact at each path, whole or not at all, and its receipt beside it.
@@ -156,6 +160,7 @@ class Result:
             external_data: ONNX files have their tensors in a file beside them, which those beyond 1.8 GB have anyway.
             fold: in ONNX files norms and frozen transforms become part of the layers beside them, for inference. The
                 weights digest does not apply to such a file, which says so.
+            keep_failed: write it even though a check failed; the receipt says which.
 
         Raises:
             CheckError: a check failed; nothing is written.
@@ -165,7 +170,8 @@ class Result:
         """
         paths = [path, *more]
         exporters.check_outputs(paths, format, force, external_data=external_data)
-        refuse_failed(self.failed)
+        if not keep_failed:
+            refuse_failed(self.failed)
         entries, exported = self._start.entries(self.module), None
         if any(exporters.format_of(target, format) == "onnx" for target in paths):
             tell(progress, "export", "ONNX graph, evaluation mode" + (", folded" if fold else ""))
@@ -256,6 +262,10 @@ class Result:
             written = safetensors.write(stream, self._start.entries(self.module), receipt.metadata(self.recipe))
         self._digest = written.weights_digest
         return written
+
+    def entries(self) -> list[safetensors.Entry]:
+        """The stored tensors as the exporters take them. Errors as for `save`."""
+        return self._start.entries(self.module)
 
     def _exported(self, opset: int | None, fold: bool) -> _Exported:
         """The network for ONNX; with `fold` another one than `module`."""

@@ -15,6 +15,16 @@ never written to.
     repeat         the same bits when run again
     channels       distinct, repeated and constant channels
     precision      how far float32 is from float64
+    signal         signal, gradient and distinct channels by depth, original and converted
+    gradient_norms the size of each parameter's first gradient, and how far float64's is
+    caps           how many units of a layer can be different
+    exact_parts    layers of 0 and ±1 return the same integers in every batch, thread and device
+    skips          without the inserted skips the network is the original
+    training       the loss falls on a batch that is seen again and again
+
+Asked of ONNX files:
+
+    parity         torch and ONNX Runtime, on the CPU and on the device, return the same
 
 Asked only where the scheme promises something, in `Scheme.checks`:
 
@@ -31,16 +41,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
+from os import PathLike
 
 from ..errors import ZeroConvertError
 from ..live import Subject
 from ..records import Check
 from ..threads import one_thread
-from ._bench import Bench
+from ._bench import Bench, OutOfMemory
+from ._device import release
 from ._device import resolve as resolve
-from ._guard import pinned
+from ._guard import pinned, ran_out
+from ._inputs import BATCH
 
 Progress = Callable[[str, str], None]
+SAMPLES = (BATCH, 2, 1)  # of a batch: fewer where the device's memory is too small
 CHECKS = (
     "coverage",
     "outputs",
@@ -52,32 +66,82 @@ CHECKS = (
     "repeat",
     "channels",
     "precision",
+    "signal",
+    "gradient_norms",
+    "caps",
+    "exact_parts",
+    "skips",
+    "training",
 )
 PROMISES = ("branch_bound", "channel_spread", "symmetry", "norm_per_depth", "jacobian", "linearity")
 
 
-def run(subject: Subject, *, level: str, device: str, progress: Progress | None = None) -> tuple[Check, ...]:
+def run(
+    subject: Subject,
+    *,
+    level: str,
+    device: str,
+    train_steps: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Check, ...]:
     """The answers, in the order of `CHECKS` and `PROMISES`. The subject is left as it was, bit for bit.
 
     Args:
         level: "quick" (small images, a few seconds) or "full" (images as large as the example, gradients repeated)
         device: from `resolve`.
+        train_steps: of the check `training`; None leaves them to the level.
         progress: called with ("validate", name of the check) when one begins.
 
+    Where the device's memory is too small, all are asked again with a smaller batch, and a check "memory" says so.
+
     Raises:
-        DeviceError: the device's memory is too small.
+        DeviceError: it is too small for one sample.
     """
-    found = []
     small = level == "quick" and device == "cpu"  # many small operations: a second thread is waited for each time
     with pinned(device), one_thread() if small else nullcontext():
-        bench = Bench(subject, level, device)
-        for name in (*CHECKS, *(name for name in PROMISES if bench.promised(name) is not None)):
-            if progress is not None:
-                progress("validate", f"{name} on {device}")
-            check = _answer(name, bench)
-            if check is not None:
-                found.append(check)
-    return tuple(found)
+        for samples in SAMPLES:
+            try:
+                found = _answers(Bench(subject, level, device, train_steps, samples), progress)
+            except OutOfMemory as error:
+                if samples == SAMPLES[-1]:
+                    raise
+                told = error.got
+            else:
+                break
+            release(device)
+    if samples == SAMPLES[0]:
+        return tuple(found)
+    question = "Does a batch of the usual size fit into the device's memory?"
+    summary = f"{told}: all checks were asked again with {samples}"
+    return (*found, Check("memory", "warn", question, summary, {"samples": samples}, f"{SAMPLES[0]} samples"))
+
+
+def _answers(bench: Bench, progress: Progress | None) -> list[Check]:
+    found = []
+    for name in (*CHECKS, *(name for name in PROMISES if bench.promised(name) is not None)):
+        if progress is not None:
+            progress("validate", f"{name} on {bench.device}")
+        check = _answer(name, bench)
+        if check is not None:
+            found.append(check)
+    return found
+
+
+def compare_export(subject: Subject, path: str | PathLike[str], *, device: str, dtype: str, strict: bool) -> Check:
+    """The answer of `parity` for the ONNX file of the subject.
+
+    Args:
+        device: from `resolve`.
+        dtype: of the file's tensors.
+        strict: the device was named, so that nothing may fall back to the CPU.
+
+    Raises:
+        DeviceError: ONNX Runtime fell back to the CPU, or the device's memory is too small.
+    """
+    from .parity import ask_file
+
+    with pinned(device):
+        return ask_file(Bench(subject, "full", device), path, dtype=dtype, strict=strict)
 
 
 def _answer(name: str, bench: Bench) -> Check | None:
@@ -88,6 +152,8 @@ def _answer(name: str, bench: Bench) -> Check | None:
     except ZeroConvertError:
         raise
     except (Exception, SystemExit) as error:
+        if ran_out(error):
+            raise bench.out_of_memory() from error
         line = (str(error).strip().splitlines() or [""])[0]
         return Check(name, "fail", room.QUESTION, f"could not be answered: {type(error).__name__}: {line}"[:300])
     return answer

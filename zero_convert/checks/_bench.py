@@ -22,12 +22,16 @@ from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Subject
 from ..records import Join, Layer
 from . import _guard
-from ._channels import Channels, as_rows, statistics
+from ._channels import Channels, as_rows, rank, statistics
 from ._inputs import BATCH, Batches, Inputs, batches, crops, floats, moved, tensors_in
 
 SIDES = (96, 160)  # images are cropped to the first of these that the network accepts
 SMALL_SIDES = (48, 64, *SIDES)  # where many runs are needed
 LOW_VARIANCE = 1e-6  # a batch norm adds 1e-5 to the variance: below a tenth of that the channel carries no signal
+
+
+class OutOfMemory(DeviceError):
+    """The device's memory is too small for the checks."""
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Run:
         logits: name of a head layer → largest magnitude of what it returned.
         reads: name of a weight layer → the channels it read.
         returns: name of a norm → the channels it returned.
+        signal: name of a weight layer that reads, or node of a residual join that returns → channels, and their rank.
         random: random numbers were drawn.
         stopped: why a graph that is only a recording could not be followed to its end; "" if it could.
     """
@@ -51,6 +56,7 @@ class Run:
     logits: dict[str, float] = field(default_factory=dict)
     reads: dict[str, Channels] = field(default_factory=dict)
     returns: dict[str, Channels] = field(default_factory=dict)
+    signal: dict[str, tuple[Channels, tuple[int, int]]] = field(default_factory=dict)
     random: bool = False
     stopped: str = ""
 
@@ -62,13 +68,17 @@ class Bench:
         DeviceError: the device's memory is too small.
     """
 
-    def __init__(self, subject: Subject, level: str, device: str) -> None:
-        self.subject, self.level, self.device = subject, level, device
+    def __init__(
+        self, subject: Subject, level: str, device: str, train_steps: int | None = None, samples: int = BATCH
+    ) -> None:
+        self.subject, self.level, self.device, self.train_steps = subject, level, device, train_steps
+        self.samples = samples  # of a batch in training mode
         self._runs: dict[str, Run] = {}
         self._exact_runs: dict[str, Run | None] = {}
         self._fitting: dict[tuple[int, ...], Batches] = {}
         self.refused: dict[str, str] = {}  # mode → why the network does not run in it
         self.not_exact = ""  # why it does not run in float64
+        self.found: dict[str, Any] = {}  # what one check has measured and another may ask for
 
     def promised(self, check: str) -> float | None:
         """The limit that the scheme promises there; None if it promises nothing."""
@@ -88,8 +98,12 @@ class Bench:
 
     def fresh(self) -> nn.Module:
         """A new copy on the device, for a check that changes weights."""
+        return self.copy_on(self.device)
+
+    def copy_on(self, device: str) -> nn.Module:
+        """A new copy on any device."""
         try:
-            return _constants(self._copy().to(self.device), lambda t: t.to(self.device))
+            return _constants(self._copy().to(device), lambda t: t.to(device))
         except torch.OutOfMemoryError as error:
             raise self.out_of_memory() from error
 
@@ -98,10 +112,11 @@ class Bench:
         graphs = {id(graph): graph for graph in traced.graphs}  # no need to copy these
         return copy.deepcopy(traced.root, graphs)
 
-    def out_of_memory(self) -> DeviceError:
-        return DeviceError(
+    def out_of_memory(self) -> OutOfMemory:
+        return OutOfMemory(
             "the checks do not fit into the device's memory",
             where=self.device,
+            got=f"too little for a batch of {self.samples}",
             expected="room for two copies of the model and one batch",
             fix="Run them with --device cpu, or leave them out with --validate none.",
         )
@@ -156,7 +171,8 @@ class Bench:
         """
         if self.small_inputs[0] is self.subject.inputs:
             return self.small_inputs[0]
-        return batches(self.small_inputs[0], None, few=BATCH, variant=1, lengthen=True)[0]
+        samples = self.samples
+        return batches(self.small_inputs[0], None, samples=samples, few=samples, variant=1, lengthen=True)[0]
 
     def _cropped(self, sides: tuple[int, ...]) -> tuple[int, ...]:
         return sides if self.level == "quick" else ()
@@ -175,10 +191,11 @@ class Bench:
         where it does not take the example either.
         """
         given = self.subject.inputs
-        tried = [batches(given, side) for side in sides if crops(given, side)]
+        tried = [batches(given, side, samples=self.samples) for side in sides if crops(given, side)]
         few = 2 if any(isinstance(m, _BatchNorm) for m in self.subject.traced.root.modules()) else 1
+        whole = batches(given, None, samples=self.samples, few=min(few, self.samples))
         taken: list[tuple[Batches, dict[str, Run]]] = []
-        for candidate in (*tried, batches(given, None, few=few), batches(given, None, samples=None), (given, given)):
+        for candidate in (*tried, whole, batches(given, None, samples=None), (given, given)):
             runs, failures = self._try(candidate, modes)
             if not failures:
                 taken.append((candidate, runs))
@@ -201,6 +218,8 @@ class Bench:
             except torch.OutOfMemoryError as error:
                 raise self.out_of_memory() from error
             except Exception as error:  # whatever the network says to a batch it does not take
+                if _guard.ran_out(error):
+                    raise self.out_of_memory() from error
                 return runs, {mode: first_line(error)}
             expected = [
                 (*shape, 2) if "complex" in dtype else shape
@@ -268,6 +287,7 @@ class _Recorder(fx.Interpreter):
         self._joins: dict[str, Join] = {join.node: join for join in subject.structure.joins if join.residual}
         self._layers: dict[str, Layer] = {layer.name: layer for layer in subject.structure.layers}
         self._nodes = {node.name: node for node in graph.nodes}
+        self._ends = {join.node: subject.structure.ends(join) for join in self._joins.values()}
 
     def follow(self, *inputs: Any) -> None:
         """Run as far as the graph can be followed: it may be a recording of what other values decided."""
@@ -285,13 +305,16 @@ class _Recorder(fx.Interpreter):
             # The other mode's graph may have other names.
             if operand is not None and {operand, carried} == set(n.all_input_nodes):
                 self.seen.branches[join.index] = largest(self.env[operand])
-        owner = _owner(n)
+        owner = owner_of(n)
         layer = None if owner is None else self._layers.get(owner)
         if layer is not None:
             read = next((self.env[i] for i in n.all_input_nodes if i.op != "get_attr"), None)
             if isinstance(read, Tensor) and read.is_floating_point():
                 self._before(layer, read)
         value = super().run_node(n)
+        if join is not None and is_float(value) and (ends := self._ends[join.node]):
+            rows = as_rows(value, ends[-1], self._module(ends[-1]))
+            self.seen.signal[n.name] = statistics(rows, LOW_VARIANCE), rank(rows)
         if layer is not None:
             returned = value[0] if isinstance(value, tuple) else value  # attention returns its weights as well
             if isinstance(returned, Tensor) and returned.is_complex():
@@ -303,7 +326,9 @@ class _Recorder(fx.Interpreter):
     def _before(self, layer: Layer, read: Tensor) -> None:
         """Before, because the layer may work in place, and before the interpreter forgets the value."""
         if layer.kind in WEIGHT_KINDS:
-            self.seen.reads[layer.name] = statistics(as_rows(read, layer, self._module(layer)), LOW_VARIANCE)
+            rows = as_rows(read, layer, self._module(layer))
+            self.seen.reads[layer.name] = statistics(rows, LOW_VARIANCE)
+            self.seen.signal[layer.name] = self.seen.reads[layer.name], rank(rows)
         if layer.role == "head":
             self.seen.heads[layer.name] = read.detach().double().cpu()
 
@@ -317,7 +342,7 @@ class _Recorder(fx.Interpreter):
         return self._root.get_submodule(layer.name)
 
 
-def _owner(n: fx.Node) -> str | None:
+def owner_of(n: fx.Node) -> str | None:
     """Path of the module the node applies: the called one, or the owner of the weights that a function is given."""
     if n.op == "call_module":
         return str(n.target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ from ..records import Layer
 # Two channels are the same if they differ by less than this part of the largest value. In float64 rounding noise stays
 # below 1e-9 even after batch norms have amplified it (ResNet-50), and what float32 could tell apart is kept apart.
 SAME = 1e-7
+POSITIONS = 128  # that a rank is taken over; more cost much and say little
+FAINT = 1e-6  # a singular value below this part of the largest counts as 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +68,17 @@ def distinct(rows: Tensor) -> int:
     rows = rows[order]
     apart = (rows[1:] - rows[:-1]).abs().amax(1) > SAME * float(rows.abs().max())
     return 1 + int(apart.sum())
+
+
+def rank(rows: Tensor) -> tuple[int, int]:
+    """The numerical rank of the rows over at most `POSITIONS` positions, and the largest it could be."""
+    step = -(-rows.shape[1] // POSITIONS) or 1
+    part = rows[:, ::step].double().cpu()
+    most = min(part.shape)
+    scale = float(part.abs().max()) if part.numel() else 0.0
+    if not 0 < scale < math.inf:
+        return 0, most
+    part = part / scale
+    gram = part @ part.T if part.shape[0] <= part.shape[1] else part.T @ part
+    values = torch.linalg.eigvalsh(gram)
+    return int((values > FAINT**2 * float(values[-1])).sum()), most

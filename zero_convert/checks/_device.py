@@ -6,6 +6,7 @@ something runs. So a tiny computation runs there, and the result and its device 
 
 from __future__ import annotations
 
+import gc
 import re
 import warnings
 
@@ -89,3 +90,12 @@ def _seen() -> str:
     if _mps():
         parts.append("and an MPS device")
     return " ".join(parts)
+
+
+def release(device: str) -> None:
+    """Gives back what torch holds of the device's memory after a failure."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    elif device == "mps":
+        torch.mps.empty_cache()

@@ -69,6 +69,14 @@ def _rounding(kind: str) -> list[Any]:
     return [owner for owner in owners.get(kind, []) if owner.fp32_precision not in EXACT]
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether memory was too small. Only some of torch's backends have a class for it."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in said or "not enough memory" in said)
+    )
+
+
 @contextmanager
 def kept(module: nn.Module) -> Iterator[None]:
     """After: every buffer, gradient and training flag of the module as before, bit for bit.

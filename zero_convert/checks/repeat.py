@@ -1,13 +1,18 @@
 """Does the same input give the same bits again?
 
 The model's own forward runs twice on the same copy, in training and evaluation mode, with the same random seed and
-deterministic algorithms; with `full` the gradients are compared as well.
+deterministic algorithms; with `full` the gradients are compared as well, and it runs twice more with whatever
+algorithms the libraries choose. What differs then is told, and is no failure: it is
+what a training without `torch.use_deterministic_algorithms` lives with.
 
-Fails on any different bit. An operation without a deterministic kernel on the device, or a forward that depends on
-something besides its input, is the usual cause.
+Fails on any different bit with deterministic algorithms. An operation without a deterministic kernel on the device, or
+a forward that depends on something besides its input, is the usual cause.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -23,25 +28,56 @@ QUESTION = "Are two runs on the same input equal bit for bit?"
 
 
 def ask(bench: Bench) -> Check:
-    different, compared = {}, 0
+    different, without, compared = dict[str, float](), dict[str, float](), 0
     for mode in bench.modes:
         first, second = (_values(bench, mode) for _ in range(2))
         compared += len(first)
-        for name, a in first.items():
-            b = second.get(name)
-            if b is None:
-                different[f"{name} in {mode} mode"] = float("nan")
-            elif not _same_bits(a, b):
-                different[f"{name} in {mode} mode"] = float((a - b).abs().max()) if a.shape == b.shape else float("nan")
+        different |= _differences(first, second, mode)
+        if bench.level == "full":
+            with _any_algorithm():
+                without |= _differences(first, _values(bench, mode), mode)
+                without |= _differences(_values(bench, mode), _values(bench, mode), mode)
     worst = ", ".join(f"{name} by {value:.3g}" for name, value in list(different.items())[:4])
+    told = ""
+    if bench.level == "full":
+        told = f"; without deterministic algorithms {len(without) or 'none'} differ" + (
+            f", up to {max(without.values()):.3g}" if without else ""
+        )
     return Check(
         "repeat",
         "fail" if different else "pass",
         QUESTION,
-        f"two runs differ: {worst}" if different else f"{compared} tensors equal bit for bit, run twice",
-        {"tensors": compared, "different": different},
+        (f"two runs differ: {worst}" if different else f"{compared} tensors equal bit for bit, run twice") + told,
+        {"tensors": compared, "different": different}
+        | ({"different_without_determinism": without} if bench.level == "full" else {}),
         "equal bits",
     )
+
+
+def _differences(first: dict[str, Tensor], second: dict[str, Tensor], mode: str) -> dict[str, float]:
+    """What has other bits → by how much at most; NaN where it is not there or has another shape."""
+    found = {}
+    for name, a in first.items():
+        b = second.get(name)
+        if b is None or a.shape != b.shape:
+            found[f"{name} in {mode} mode"] = float("nan")
+        elif not _same_bits(a, b):
+            found[f"{name} in {mode} mode"] = float((a - b).abs().max())
+    return found
+
+
+@contextmanager
+def _any_algorithm() -> Iterator[None]:
+    """Inside: the libraries choose their algorithms as they do by themselves, and search for the fastest."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
 
 
 def _values(bench: Bench, mode: str) -> dict[str, Tensor]:

@@ -1,0 +1,185 @@
+"""Sessions of ONNX Runtime that compute what they say they compute, where they say they do. Imports onnxruntime.
+
+Pinned: no graph optimization (a fused batch norm is another network), no TF32, convolution algorithms by heuristics and
+not by a race, one thread. A session that was asked for CUDA and gets a CPU is made without a word, while
+`get_available_providers()` goes on to list CUDA; so the provider is read from the session, and which node really ran
+where from a profile of its run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DeviceError
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+SILENT = 4  # log level: fatal errors only
+FLOATS = ("float", "float16", "double", "bfloat16")
+
+Values = list[npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a session returned, and where its nodes ran.
+
+    Attributes:
+        outputs: name → value.
+        provider: the first one that the session itself names.
+        placement: provider → number of nodes that ran there.
+        fallen: nodes that computed floating tensors on the CPU in a session for CUDA: name and operator.
+    """
+
+    outputs: Mapping[str, npt.NDArray[Any]]
+    provider: str
+    placement: Mapping[str, int]
+    fallen: tuple[str, ...]
+
+
+def provider_of(device: str) -> str:
+    """The provider of a torch device.
+
+    Raises:
+        DeviceError: ONNX Runtime has none for it.
+    """
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise DeviceError(
+            "ONNX Runtime has no provider for this device here",
+            where=device,
+            expected="cpu or cuda",
+            fix="--device cpu",
+        )
+    return CUDA if kind == "cuda" else CPU
+
+
+def run(
+    model: str | PathLike[str] | bytes, inputs: Sequence[npt.NDArray[Any]], device: str = "cpu", *, strict: bool = True
+) -> Answer:
+    """The outputs of the model on a torch device.
+
+    Args:
+        model: the path of a file, or its bytes.
+        inputs: in the order of the model's inputs.
+        strict: work that falls back to the CPU is an error; otherwise it is told in the answer.
+
+    Raises:
+        DeviceError: the provider is not there, or the session or a part of the graph fell back to the CPU.
+    """
+    import onnxruntime as ort
+
+    provider = provider_of(device)
+    if provider == CUDA:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+            ort.preload_dlls()  # it prints; what it cannot find shows in the session
+    if provider not in ort.get_available_providers():
+        raise _gone(device, f"providers {', '.join(ort.get_available_providers())}")
+    with tempfile.TemporaryDirectory() as folder:
+        options = _options(ort)
+        options.profile_file_prefix = str(Path(folder, "profile"))
+        source = model if isinstance(model, bytes) else os.fspath(model)
+        try:
+            session = ort.InferenceSession(source, options, providers=[_settings(provider, device)])
+        except Exception as error:
+            if provider == CPU:
+                raise
+            raise _gone(device, str(error).strip().splitlines()[0][:200]) from error
+        real = session.get_providers()
+        if real[0] != provider and strict:
+            raise _gone(device, f"a session on {real[0]}")
+        names = [each.name for each in session.get_inputs()]
+        outputs = [each.name for each in session.get_outputs()]
+        try:
+            made = session.run(None, dict(zip(names, inputs, strict=True)))
+        except Exception as error:
+            if "allocate memory" not in str(error).lower():
+                raise
+            raise DeviceError(
+                "the device's memory is too small for ONNX Runtime",
+                where=device,
+                expected="room for the model and one example",
+                fix="--device cpu compares on the CPU.",
+            ) from error
+        events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
+    placement, fallen = placed(events, provider)
+    if fallen and strict:
+        raise _gone(device, f"{len(fallen)} nodes that ran on the CPU: {', '.join(fallen[:4])}")
+    return Answer(dict(zip(outputs, made, strict=True)), real[0], placement, tuple(fallen))
+
+
+def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str, int], list[str]]:
+    """Provider → number of nodes, and the nodes that fell back, from the events of a profile.
+
+    Arithmetic on shapes belongs on the CPU, whatever the provider: a node falls back if it makes a floating tensor of
+    more than one value there.
+    """
+    counts: dict[str, int] = {}
+    fallen: list[str] = []
+    for event in events:
+        args = event.get("args", {})
+        where = args.get("provider")
+        if event.get("cat") != "Node" or not where or not str(event.get("name", "")).endswith("_kernel_time"):
+            continue
+        counts[where] = counts.get(where, 0) + 1
+        if where != provider and _floating(args.get("output_type_shape", ())):
+            fallen.append(f"{str(event['name']).removesuffix('_kernel_time')} ({args.get('op_name', '?')})")
+    return counts, fallen
+
+
+def with_all_values(path: str | PathLike[str]) -> tuple[bytes, list[tuple[str, str]]]:
+    """The model with every value that a node of its main graph makes as an output, and (node, value) in their order.
+
+    Data files are taken in, so a model beyond 2 GiB has no such form.
+    """
+    import onnx
+
+    model = onnx.load(os.fspath(path))
+    there = {each.name for each in model.graph.output}
+    made = [(node.name, name) for node in model.graph.node for name in node.output if name]
+    for _, name in made:
+        if name not in there:
+            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    content: bytes = model.SerializeToString()
+    return content, made
+
+
+def _options(ort: Any) -> Any:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = SILENT
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_profiling = True
+    return options
+
+
+def _settings(provider: str, device: str) -> Any:
+    if provider == CPU:
+        return provider
+    index = device.partition(":")[2] or "0"
+    return provider, {"device_id": index, "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+
+
+def _floating(outputs: Sequence[Mapping[str, Sequence[int]]]) -> bool:
+    return any(kind in FLOATS and int(np.prod(shape)) > 1 for each in outputs for kind, shape in each.items())
+
+
+def _gone(device: str, got: str) -> DeviceError:
+    return DeviceError(
+        "ONNX Runtime does not compute on this device",
+        where=f"--device {device}",
+        got=got,
+        expected=f"every floating tensor made by {CUDA}",
+        fix="`zero-convert doctor` says which library is missing; --device cpu compares on the CPU.",
+    )

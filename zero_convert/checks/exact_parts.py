@@ -1,0 +1,140 @@
+"""Do layers of zeros and ones return the same for the same integers, however they are computed?
+
+With weights 0 and ±1 and integers small enough that no sum reaches 2^24, every partial sum in float32 is exact, so the
+order in which a kernel adds does not matter: the answers must be equal, not close. Asked are convolutions and linear
+layers with such weights, one of each size; one that is 0 everywhere, which any kernel gets right, is asked with hashed
+0 and ±1 in its place. The integers go up to 4095, twelve bits: TF32 keeps eleven and bfloat16 eight, so that one of
+them in the way is seen. Compared with float64, one sample at a time: batches of 1, 2, 7 and 32, one and two threads of
+the CPU, and the device of the checks. With `quick` the smallest layer of each kind and kernel, and batches of 1 and 7.
+
+Fails on any difference. Winograd and FFT convolutions go by other numbers on the way: for a kernel of more than one tap
+on a GPU a difference below 1e-5 of the largest value is told as a warning.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from ..hashing import words
+from ..layers import geometry
+from ..records import Check, Geometry
+from ._bench import Bench
+
+QUESTION = "Do layers of zeros and ones return exactly the same on integers for every batch size, thread and device?"
+EXACT = 1 << 24  # from here on float32 does not hold every integer
+LARGEST = 4095
+BATCHES = {"quick": (1, 7), "full": (1, 2, 7, 32)}
+THREADS = (1, 2)
+WINOGRAD = 1e-5  # of the largest value
+
+
+def ask(bench: Bench) -> Check | None:
+    asked = _layers(bench)
+    if not asked:
+        return None
+    wrong: dict[str, float] = {}
+    excused: dict[str, float] = {}
+    for name, layer, g in asked:
+        for how, off in _differences(bench, layer, g):
+            kernel = max(g.kernel, default=1) > 1 and how.startswith("cuda")
+            (excused if kernel and off < WINOGRAD else wrong)[f"{name} {how}"] = off
+    batches = ", ".join(map(str, BATCHES[bench.level]))
+    ways = f"batches of {batches}, {THREADS[0]} and {THREADS[-1]} threads"
+    ways += f", cpu and {bench.device}" if bench.device != "cpu" else ""
+    told = wrong or excused
+    summary = f"{len(asked)} layers equal for {ways}"
+    if told:
+        worst = max(told, key=told.__getitem__)
+        summary = f"{len(told)} differences, up to {told[worst]:.2g} of the largest value: {worst}"
+    return Check(
+        "exact_parts",
+        "fail" if wrong else "warn" if excused else "pass",
+        QUESTION,
+        summary,
+        {"layers": [name for name, _, _ in asked], "different": wrong, "excused": excused},
+        "equal values",
+        "Something rounds below float32: TF32, bfloat16 or another convolution algorithm." if told else "",
+    )
+
+
+def _layers(bench: Bench) -> list[tuple[str, nn.Module, Geometry]]:
+    """One layer of each size with weights of 0 and ±1, as a float32 copy on the CPU."""
+    found: dict[tuple[object, ...], tuple[str, nn.Module, Geometry]] = {}
+    for name, module in bench.subject.traced.root.named_modules():
+        if type(module).__module__.partition(".")[0] != "torch" or not isinstance(module, _ConvNd | nn.Linear):
+            continue
+        g = geometry(module)
+        if g is None or nn.utils.parametrize.is_parametrized(module) or module._forward_pre_hooks:
+            continue
+        key: tuple[object, ...] = (type(module), g.kernel if bench.level == "quick" else g)
+        if (key not in found or _size(g) < _size(found[key][2])) and _plain(module):
+            found[key] = (name, module, g)
+    return [(name, _with_values(name, module), g) for name, module, g in found.values()]
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether all its values are 0 or ±1."""
+    return all(bool(((p == 0) | (p.abs() == 1)).all()) for p in module.parameters())
+
+
+def _size(g: Geometry) -> int:
+    return g.in_channels * g.out_channels
+
+
+def _with_values(name: str, module: nn.Module) -> nn.Module:
+    own = copy.deepcopy(module).cpu().float()
+    weight = own.weight
+    assert isinstance(weight, Tensor)
+    if not bool(weight.any()):
+        drawn = (words(0, f"exact {name}", 0, weight.numel()) % 3).astype("float32") - 1
+        with torch.no_grad():
+            weight.copy_(torch.from_numpy(drawn).reshape(weight.shape))
+    return own.eval()
+
+
+def _differences(bench: Bench, layer: nn.Module, g: Geometry) -> Iterator[tuple[str, float]]:
+    """(how, the largest difference relative to the largest value) for each way that does not return the same."""
+    batches = BATCHES[bench.level]
+    x = _integers(layer, g, max(batches))
+    threads = torch.get_num_threads()
+    try:
+        with torch.no_grad():
+            torch.set_num_threads(1)
+            exact = copy.deepcopy(layer).double()
+            right = torch.cat([exact(part) for part in torch.split(x.double(), 1)])
+            for count in THREADS:
+                torch.set_num_threads(count)
+                for batch in batches:
+                    yield from _compared(f"cpu, batch {batch}, {count} threads", layer(x[:batch]), right)
+            torch.set_num_threads(threads)
+            if bench.device != "cpu":
+                there = copy.deepcopy(layer).to(bench.device)
+                for batch in batches:
+                    made = there(x[:batch].to(bench.device)).cpu()
+                    yield from _compared(f"{bench.device}, batch {batch}", made, right)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _compared(how: str, made: Tensor, right: Tensor) -> Iterator[tuple[str, float]]:
+    expected, made = right[: len(made)], made.double()
+    if not torch.equal(made, expected):
+        yield how, float((made - expected).abs().max() / expected.abs().max().clamp(min=1))
+
+
+def _integers(layer: nn.Module, g: Geometry, batch: int) -> Tensor:
+    """Hashed integers whose sums stay exact.  # (batch, n, positions)"""
+    sizes = [d * (k - 1) + 1 + s for k, s, d in zip(g.kernel, g.stride, g.dilation, strict=True)]
+    if isinstance(layer, _ConvTransposeNd):
+        sizes = [3] * len(g.kernel)
+    fan = g.in_channels // g.groups * math.prod(g.kernel)
+    most = max(1, min(LARGEST, EXACT // max(1, fan) - 1))
+    shape = (batch, g.in_channels, *sizes)
+    drawn = (words(0, "exact integers", 0, math.prod(shape)) >> 20) % (2 * most + 1)
+    return torch.from_numpy(drawn.astype("float32") - most).reshape(shape)

@@ -1,0 +1,275 @@
+"""Do torch and ONNX Runtime return the same, on the CPU and on the device?
+
+Up to four ways compute the network in evaluation mode on hashed inputs of the example's sizes: torch and ONNX Runtime,
+each on the CPU and on the device. The reference is torch on the CPU. In torch TF32, autocast and the search for
+algorithms are off; ONNX Runtime runs with no graph optimization, no TF32, and convolution algorithms by heuristics.
+For every output the largest, mean and median difference are told, and the smallest tolerance t with which
+|a - b| <= t + t·|b| holds everywhere. Where a way is beyond the limit, the first node that is beyond it is named: the
+network is computed again with every value in between; values of torch and ONNX Runtime are compared behind the layers
+that both call by the name of their weight.
+
+Where all outputs are 0, as those of a head that starts at 0, they say nothing: then the values behind the layers are
+compared as well, and the worst of them is told as the output "layers".
+
+Fails if t is above 1e-4 (in half precision, 64 times its rounding unit), or an output is not finite where the
+reference is. On a named CUDA device it is an error if ONNX Runtime computed a floating tensor on the CPU; with
+`--device auto` the way is left out and the reason told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx, nn
+
+from .. import generators
+from ..errors import DeviceError
+from ..live import Traced
+from ..records import Check
+from . import _guard
+from ._bench import Bench, owner_of
+from ._inputs import Inputs, batches, moved, tensors_in
+from ._sessions import Answer, run, with_all_values
+
+QUESTION = "Do torch and ONNX Runtime return the same, on the CPU and on the device?"
+LIMIT = 1e-4
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization"})
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far values are from the reference.
+
+    Attributes:
+        tolerance: the smallest t with |a - b| <= t + t·|b| everywhere.
+    """
+
+    largest: float
+    mean: float
+    median: float
+    tolerance: float
+
+
+def errors(value: Array, reference: Array) -> Errors:
+    """Infinite where the shapes differ, or one is not finite where the other is."""
+    if value.shape != reference.shape:
+        return Errors(*[float("inf")] * 4)
+    if not value.size:
+        return Errors(0.0, 0.0, 0.0, 0.0)
+    a, b = value.astype(np.float64), reference.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):
+        far = np.where(same, 0.0, np.abs(a - b))
+        scale = np.where(same, 1.0, 1 + np.abs(b))
+        far = np.where(np.isfinite(far), far, np.inf)
+        share = np.where(np.isfinite(scale), far / scale, np.inf)
+    return Errors(float(far.max()), float(far.mean()), float(np.median(far)), float(share.max()))
+
+
+def ask_file(bench: Bench, path: str | PathLike[str], *, dtype: str = "float32", strict: bool) -> Check:
+    """The answer for the ONNX file at `path`, which holds the network of the bench.
+
+    Args:
+        dtype: of the file's tensors.
+        strict: the device was named, so ONNX Runtime has to compute there.
+
+    Raises:
+        DeviceError: it does not.
+    """
+    if dtype == "bfloat16":
+        return Check("parity", "skip", QUESTION, "NumPy, and so ONNX Runtime in Python, has no bfloat16")
+    limit = max(LIMIT, 64 * torch.finfo(getattr(torch, dtype)).eps)
+    given = batches(bench.subject.inputs, None, samples=None)[0]
+    fed = _arrays(moved(given, bench.subject.traced.root, "cpu"), dtype)
+    reference = _torch(bench, given, "cpu", dtype)
+    names: list[str] = []
+    ways: dict[str, Callable[[], Sequence[Array]]] = {}
+    answers: dict[str, Answer] = {}
+
+    def runtime(device: str) -> Sequence[Array]:
+        answers[device] = answer = run(path, fed, device, strict=strict or device == "cpu")
+        names[:] = names or list(answer.outputs)
+        return list(answer.outputs.values())
+
+    ways["onnxruntime cpu"] = lambda: runtime("cpu")
+    if bench.device != "cpu":
+        ways[f"torch {bench.device}"] = lambda: _torch(bench, given, bench.device, dtype)
+        ways[f"onnxruntime {bench.device}"] = lambda: runtime(bench.device)
+    found: dict[str, list[Errors]] = {}
+    left_out: dict[str, str] = {}
+    for way, compute in ways.items():
+        try:
+            made = compute()
+        except DeviceError as error:
+            if strict or way == "onnxruntime cpu":
+                raise
+            left_out[way] = error.got
+            continue
+        answer = answers.get(bench.device) if way.startswith("onnxruntime") else None
+        if answer is not None and bench.device != "cpu" and (answer.fallen or not answer.provider.startswith("CUDA")):
+            left_out[way] = (
+                f"it ran on {answer.provider}" if not answer.fallen else f"{len(answer.fallen)} nodes fell back"
+            )
+            continue
+        found[way] = [errors(a, b) for a, b in zip(made, reference, strict=False)]
+        if len(made) != len(reference):
+            found[way] = [Errors(*[float("inf")] * 4)]
+        elif not any(b.any() for b in reference):
+            inner = [errors(b, a) for a, b in zip(*_inside(bench, path, given, fed, way, dtype), strict=True)]
+            found[way] += [max(inner, key=lambda e: e.tolerance)] if inner else []
+    if any(len(each) > len(reference) for each in found.values()):
+        names.append("layers")
+    over = [way for way, each in found.items() if any(not e.tolerance <= limit for e in each)]
+    first = {way: _first(bench, path, given, fed, way, limit, dtype) for way in over}
+    worst = {way: max((e.tolerance for e in each), default=0.0) for way, each in found.items()}
+    told = [f"{way} within {value:.2g}" for way, value in worst.items()]
+    told += [f"{way} first beyond the limit at {node}" for way, node in first.items() if node]
+    told += [f"{way} not compared: {reason}" for way, reason in left_out.items()]
+    return Check(
+        "parity",
+        "fail" if over else "warn" if left_out else "pass",
+        QUESTION,
+        f"against torch cpu: {'; '.join(told)}",
+        {
+            "outputs": names,
+            "ways": {way: [_numbers(e) for e in each] for way, each in found.items()},
+            "first_node": first,
+            "left_out": left_out,
+            "placement": {device: dict(answer.placement) for device, answer in answers.items()},
+        },
+        f"tolerance at most {limit:.0e}",
+        "" if not over else "A runtime that rounds less, or the node named, is where to look.",
+    )
+
+
+def _numbers(e: Errors) -> dict[str, float]:
+    return {"max": e.largest, "mean": e.mean, "median": e.median, "tolerance": e.tolerance}
+
+
+def _arrays(values: Any, dtype: str) -> list[Array]:
+    """Tensors as ONNX Runtime takes them, floating ones in the file's type."""
+    kind = getattr(torch, dtype)
+    return [_array(t.to(kind) if t.is_floating_point() else t) for t in tensors_in(values)]
+
+
+def _array(t: Tensor) -> Array:
+    made: Array = t.detach().cpu().numpy()
+    return made
+
+
+def _torch(bench: Bench, given: Inputs, device: str, dtype: str) -> list[Array]:
+    """The outputs of torch in evaluation mode, in the file's precision."""
+    module = _module(bench, device, dtype)
+    values = moved(given, module, device)
+    with _guard.kept(module), torch.no_grad():
+        generators.seed(device)
+        returned = bench.subject.traced.call(module.eval(), values)
+    return [_array(t) for t in tensors_in(returned)]
+
+
+def _module(bench: Bench, device: str, dtype: str) -> nn.Module:
+    key = f"parity {device} {dtype}"
+    if key not in bench.found:
+        try:
+            bench.found[key] = bench.copy_on(device).to(getattr(torch, dtype)).eval()
+        except torch.OutOfMemoryError as error:
+            raise bench.out_of_memory() from error
+    found: nn.Module = bench.found[key]
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# the first node that differs
+
+
+def _first(
+    bench: Bench, path: str | PathLike[str], given: Inputs, fed: Sequence[Array], way: str, limit: float, dtype: str
+) -> str:
+    """The first node on this way that is beyond the limit; "" where none can be named."""
+    if way.startswith("torch") or way == "onnxruntime cpu":
+        return first_beyond(*_compared(bench, path, given, fed, way, dtype), limit)
+    content, made = with_all_values(path)
+    named = [(node or value, value) for node, value in made]
+    runs = (run(content, fed, device, strict=False).outputs for device in ("cpu", bench.device))
+    reference, mine = ({node: outputs[value] for node, value in named if value in outputs} for outputs in runs)
+    return first_beyond(reference, mine, limit)
+
+
+def _inside(
+    bench: Bench, path: str | PathLike[str], given: Inputs, fed: Sequence[Array], way: str, dtype: str
+) -> tuple[list[Array], list[Array]]:
+    """Floating values in between, of torch on the CPU and of the way."""
+    reference, mine = _compared(bench, path, given, fed, way, dtype)
+    both = [name for name in reference if name in mine and reference[name].dtype.kind == "f"]
+    return [reference[name] for name in both], [mine[name] for name in both]
+
+
+def _compared(
+    bench: Bench, path: str | PathLike[str], given: Inputs, fed: Sequence[Array], way: str, dtype: str
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """What torch makes on the CPU and what the way makes, by node; where the way is ONNX Runtime's, by layer."""
+    values = _values(bench, given, "cpu", dtype)
+    device = way.partition(" ")[2]
+    if way.startswith("torch"):
+        return values, _values(bench, given, device, dtype)
+    own = run(with_all_values(path)[0], fed, device, strict=False).outputs
+    return _by_layer(bench.subject.traced, path, values, own)
+
+
+def first_beyond(reference: Mapping[str, Array], values: Mapping[str, Array], limit: float) -> str:
+    """The first name, in order of the reference, whose floating values are beyond the limit."""
+    for name, expected in reference.items():
+        if name in values and expected.dtype.kind == "f" and not errors(values[name], expected).tolerance <= limit:
+            return name
+    return ""
+
+
+def _values(bench: Bench, given: Inputs, device: str, dtype: str) -> dict[str, Array]:
+    """Node → its value in torch."""
+    module, seen = _module(bench, device, dtype), dict[str, Array]()
+
+    class Seeing(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, Tensor) and value.is_floating_point():
+                seen[n.name] = _array(value.float()).copy()
+            return value
+
+    with _guard.kept(module), torch.no_grad():
+        generators.seed(device)
+        Seeing(module, graph=bench.subject.traced.evaluate).run(*moved(given, module, device))
+    return seen
+
+
+def _by_layer(
+    traced: Traced, path: str | PathLike[str], values: Mapping[str, Array], own: Mapping[str, Array]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Layer → what torch makes behind it, and what ONNX Runtime makes, told by the name of the weight in both."""
+    import onnx
+
+    layers: dict[str, list[str]] = {}
+    for node in onnx.load(str(path), load_external_data=False).graph.node:
+        owner = next((name.rpartition(".")[0] for name in node.input if name.endswith(".weight")), "")
+        if owner and node.op_type in LAYERS:
+            layers.setdefault(owner, []).append(node.output[0])
+    reference: dict[str, Array] = {}
+    mine: dict[str, Array] = {}
+    for name, owner in _called(traced):
+        if layers.get(owner) and name in values:
+            output = layers[owner].pop(0)
+            if output in own:
+                reference[owner], mine[owner] = values[name], own[output]
+    return reference, mine
+
+
+def _called(traced: Traced) -> list[tuple[str, str]]:
+    """(node, path of its layer) in order of execution."""
+    return [(node.name, owner) for node in traced.evaluate.nodes if (owner := owner_of(node))]

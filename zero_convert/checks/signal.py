@@ -1,0 +1,103 @@
+"""How does the signal fare from depth to depth, forwards and backwards, in the original and in the converted network?
+
+One batch in training mode, dropout off. What every weight layer reads and what every residual join returns is looked
+at, in order of execution: the root mean square of its values (`activation`) and of the gradient that comes back there
+(`gradient`; see `_depths.py` for what is sent back; 0 in front of a layer that starts at 0), how many of its channels
+are different (two that differ by less than 1e-7 of the largest value count as one), repeat another one, or vary by less
+than 1e-6, and the numerical rank of the matrix channels × positions with the largest that it could have (singular
+values above 1e-6 of the largest; 128 positions at most).
+
+Channels of the converted network are counted in float64, so that rounding noise makes none different; in the model's
+own precision where it does not run in float64. The original is the network before the rewrites with He's weights,
+hashed, in its own precision: what a user would have started from otherwise. Its numbers are there to compare, and are
+not judged.
+
+Fails if a value or gradient is not finite. Warns if the longest signal is more than 1e4
+times as long as the shortest that is not 0: float32 has 7 digits, and a network that spends 4 of them on its depth
+trains badly in 16 bits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..records import Check
+from ._bench import Bench
+from ._channels import Channels
+from ._depths import Depths, depths, rounded
+
+QUESTION = "How do signal, gradient and distinct channels change with depth?"
+RANGE = 1e4
+
+
+def ask(bench: Bench) -> Check | None:
+    if "train" not in bench.modes:
+        return Check("signal", "skip", QUESTION, f"does not run in training mode: {bench.refused['train']}")
+    seen = depths(bench, "own")
+    if seen is None or not seen.names:
+        return None
+    _count(bench, seen)
+    original = depths(bench, "original")
+    numbers: dict[str, Any] = {"converted": _columns(seen)}
+    if original is not None and original.names:
+        numbers["original"] = _columns(original)
+    broken = [
+        name
+        for name, a, g in zip(seen.names, seen.activation, seen.gradient, strict=True)
+        if not math.isfinite(a) or (g is not None and not math.isfinite(g))
+    ]
+    spread, back = _range(seen.activation), _range(seen.gradient)
+    if broken:
+        summary = f"not finite at {', '.join(dict.fromkeys(broken))}"
+    else:
+        poorest = min(range(len(seen.names)), key=lambda i: seen.channels[i].distinct / max(1, seen.channels[i].total))
+        counts = seen.channels[poorest]
+        summary = (
+            f"{len(seen.names)} depths: signal within a factor of {spread:.3g}, gradient within {back:.3g}; "
+            f"fewest distinct channels {counts.distinct} of {counts.total} at {seen.names[poorest]}"
+        )
+        if original is not None and original.names:
+            summary += f"; original {_range(original.activation):.3g} and {_range(original.gradient):.3g}"
+    summary += f"; stopped early: {seen.stopped}" if seen.stopped else ""
+    warn = spread > RANGE or back > RANGE
+    return Check(
+        "signal",
+        "fail" if broken else "warn" if warn else "pass",
+        QUESTION,
+        summary,
+        numbers,
+        f"finite; largest over smallest at most {RANGE:.0e}",
+        "Lengths that grow or shrink so much with depth need warm-up or a norm." if warn else "",
+    )
+
+
+def _count(bench: Bench, seen: Depths) -> None:
+    """Fills in the channels, as the run in float64 saw them; -1 for a depth that it did not come to."""
+    counted = (bench.exact_run("train") or bench.run("train")).signal
+    unknown = Channels(-1, -1, -1, -1), (-1, -1)
+    found = [counted.get(name, unknown) for name in seen.names]
+    seen.channels, seen.rank = [channels for channels, _ in found], [rank for _, rank in found]
+
+
+def _columns(seen: Depths) -> dict[str, list[Any]]:
+    """One list for each quantity, all as long as there are depths."""
+    return {
+        "name": seen.names,
+        "kind": seen.kinds,
+        "activation": rounded(seen.activation),
+        "gradient": rounded(seen.gradient),
+        "channels": [c.total for c in seen.channels],
+        "distinct": [c.distinct for c in seen.channels],
+        "duplicate": [c.total - c.distinct for c in seen.channels],
+        "zero": [c.zero for c in seen.channels],
+        "low_variance": [c.low_variance for c in seen.channels],
+        "rank": [found for found, _ in seen.rank],
+        "rank_limit": [most for _, most in seen.rank],
+    }
+
+
+def _range(values: list[float] | list[float | None]) -> float:
+    """Largest over smallest of those that are not 0; 1 where there are none."""
+    there = [value for value in values if value]
+    return max(there) / min(there) if there else 1.0

@@ -1,0 +1,148 @@
+"""Without the skips that were inserted, is the rewritten network the original, bit for bit?
+
+The rewrites are done again one by one on a copy of the original, and after each the network is run in evaluation mode
+with the same hashed weights as before it. Some rewrites promise to compute the same at once (`SAME`). Others insert
+skips, gates, shifts or transforms (`INSERTED`): there each new sum is taken without the new operand, which is the skip
+scaled to 0, and each new factor, shift, dropout and transform is left out; if then every node that was there before
+reads what it read before, the outputs must be those of before. Where a rewrite also moves what was there (a shortcut
+that joins earlier, another order of norm and activation, a norm taken out), the network has no such reading, and the
+rewrite is listed as not readable.
+
+Fails on any different bit. It is asked with `full`, for networks that were captured as a whole.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .. import generators, rewrites
+from ..graphs import kind
+from ..live import Original, Traced
+from ..original import filled, keep
+from ..records import Check
+from ._bench import Bench, still
+from ._inputs import Inputs, floats, moved
+
+QUESTION = "Without the inserted skips, does the rewritten network compute what the original does, bit for bit?"
+SAME = frozenset({"out_of_place", "norm_modules", "relu_derivative"})
+INSERTED = frozenset(
+    {
+        *("inner_skips", "stem_skip", "growth_transforms", "branch_scalars", "scalar_biases", "outer_biases"),
+        "symmetry_dropout",
+    }
+)
+LEFT_OUT = frozenset({"transform", "bias", "scale", "drop"})  # kinds of inserted modules that hand on what they read
+
+
+def ask(bench: Bench) -> Check | None:
+    original = bench.subject.original
+    names = bench.subject.scheme.rewrites(bench.subject.options)
+    if bench.level != "full" or original is None or not original.traced.whole or not names:
+        return None
+    equal: list[str] = []
+    wrong: dict[str, float] = {}
+    unreadable: dict[str, str] = {}
+    before = _rewritten(bench, original, ())
+    for index, name in enumerate(names):
+        after = _rewritten(bench, original, names[: index + 1])
+        if name in SAME or name in INSERTED:
+            reason = "" if name in SAME else _moved(before, after)
+            if reason:
+                unreadable[name] = reason
+            else:
+                off = _difference(bench, before, after)
+                if off == 0:
+                    equal.append(name)
+                else:
+                    wrong[name] = off
+        elif str(before.train) != str(after.train):
+            unreadable[name] = "it changes what the network computes"
+        before = after
+    if wrong:
+        summary = ", ".join(f"{name} changes the output by {off:.3g}" for name, off in wrong.items())
+    elif equal:
+        summary = f"equal bit for bit through {', '.join(equal)}"
+    else:
+        summary = "no rewrite allows this reading"
+    if unreadable:
+        summary += f"; no such reading for {', '.join(unreadable)}"
+    return Check(
+        "skips",
+        "fail" if wrong else "pass" if equal else "skip",
+        QUESTION,
+        summary,
+        {"equal": equal, "different": wrong, "not_readable": unreadable},
+        "equal bits",
+    )
+
+
+def _rewritten(bench: Bench, original: Original, names: tuple[str, ...]) -> Traced:
+    """A copy of the original with hashed values in every parameter, after these rewrites."""
+    copied = keep(original.traced)
+    assert copied is not None, "it was copied before"
+    full = replace(copied, root=filled(replace(original, traced=copied), sd=1.0))
+    with torch.no_grad():
+        for parameter in full.root.parameters():  # a bias or factor that is not 0 or 1 shows where it goes
+            if parameter.is_floating_point() and parameter.ndim < 2 and parameter.numel():
+                steps = torch.arange(parameter.numel(), dtype=torch.float32) % 17
+                parameter.copy_(((steps + 8) / 16).reshape(parameter.shape))
+    return rewrites.apply(full, names, bench.subject.options)[0]
+
+
+def _moved(before: Traced, after: Traced) -> str:
+    """Why nodes of before do not read the same afterwards, once what is new hands on its first operand."""
+    for old, new in zip(before.graphs, after.graphs, strict=True):
+        there = {node.name: node for node in old.nodes}
+        for node in new.nodes:
+            if node.name in there:
+                was = [n.name for n in there[node.name].all_input_nodes]
+                now = [_behind(n, there).name for n in node.all_input_nodes]
+                if was != now:
+                    return f"{node.name} reads {', '.join(now)} instead of {', '.join(was)}"
+    return ""
+
+
+def _behind(node: fx.Node, there: dict[str, fx.Node]) -> fx.Node:
+    while node.name not in there and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _difference(bench: Bench, before: Traced, after: Traced) -> float:
+    """The largest difference of the outputs; 0 for equal bits, infinity for other shapes."""
+    inputs = bench.small_inputs[1]
+    first = _run(_Plain, before, inputs, set(), bench.device)
+    known = {node.name for node in before.evaluate.nodes}
+    second = _run(_Without, after, inputs, known, bench.device)
+    if [t.shape for t in first] != [t.shape for t in second]:
+        return float("inf")
+    return max((float((a - b).abs().max()) for a, b in zip(first, second, strict=True) if a.numel()), default=0.0)
+
+
+def _run(how: type[_Plain], traced: Traced, inputs: Inputs, known: set[str], device: str) -> list[Tensor]:
+    module = still(traced.root.to(device).eval())
+    generators.seed(device)
+    with torch.no_grad():
+        return floats(how(module, traced.evaluate, known).run(*moved(inputs, module, device)))
+
+
+class _Plain(fx.Interpreter):
+    def __init__(self, module: nn.Module, graph: fx.Graph, known: set[str]) -> None:
+        super().__init__(module, graph=graph, garbage_collect_values=True)
+        self.extra_traceback = False
+        self.known, self._root = known, module
+
+
+class _Without(_Plain):
+    """Sums that are new return their first operand, as do new factors, shifts, dropouts and transforms."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        new = n.name not in self.known and n.op in ("call_function", "call_module")
+        if new and (n.target is operator.add or kind(n, self._root) in LEFT_OUT):
+            return self.env[n.all_input_nodes[0]]
+        return super().run_node(n)

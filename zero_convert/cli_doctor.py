@@ -1,0 +1,60 @@
+"""The verb `doctor`: what works on this machine. The libraries are asked in processes of their own."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from .cli_parts import RUN, Json, Quiet, Verbose, option, print_json
+from .errors import DeviceError, FindingError, UsageError
+
+SCHEMA = 1
+
+
+def doctor(
+    device: Annotated[
+        str,
+        option("--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps", help="Fail unless this one really works."),
+    ] = "auto",
+    timeout: Annotated[
+        float, option("--timeout", panel=RUN, metavar="SECONDS", help="For each library that is asked.", min=1)
+    ] = 120.0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Try torch on each device and ONNX Runtime with each provider; name what is missing, and how to get it.
+
+    The exit code is 1 where something that is installed does not work, 5 where --device does not, 0 otherwise.
+    """
+    from . import doctor as room
+
+    if device != "auto" and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+        raise UsageError(
+            "no such device", where="--device", got=repr(device), expected="auto, cpu, cuda, cuda:N or mps"
+        )
+    if not (as_json or quiet):
+        from . import display, display_doctor
+
+        screen = display.Screen(quiet, verbose)
+        with screen.progress(keep=False) as progress:
+            progress("doctor", "every library in a process of its own")
+            found = room.examine(limit=timeout)
+        display_doctor.findings(screen, found)
+    else:
+        found = room.examine(limit=timeout)
+    against = () if device == "auto" else room.usable(found, device)
+    code = DeviceError.exit_code if against else 0
+    if not code and any(one.status == "fail" for one in found):
+        code = FindingError.exit_code
+    if as_json:
+        facts = {"doctor": SCHEMA, "healthy": code == 0, "device": device, "findings": found, "exit_code": code}
+        print_json(facts)
+    elif against and not quiet:
+        from . import display
+
+        first = against[0]
+        display.error(DeviceError("the device does not work", where=device, got=first.summary, fix=first.fix))
+    raise typer.Exit(code)

@@ -1,0 +1,74 @@
+"""Asks `doctor_child.py` one question, in a process with a time limit. Whatever happens there, an answer comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SLOW = "no answer"
+PROGRAM = Path(__file__).with_name("doctor_child.py")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back.
+
+    Attributes:
+        facts: what the question's function returned.
+        problem: what went wrong, in one line; "" if nothing did.
+        text: all that was said on the way, the libraries' own words.
+    """
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    text: str = ""
+
+
+def ask(question: str, argument: str = "", *, limit: float, program: Path = PROGRAM) -> Answer:
+    """The answer to one question.
+
+    Args:
+        question: a name of `doctor_child.QUESTIONS`.
+        argument: what it is about.
+        limit: seconds until the process is ended.
+        program: what is run instead of `doctor_child.py`.
+    """
+    command = [sys.executable, "-P", str(program), question, argument]  # -P: no module of ours takes a library's name
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=limit, check=False, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired as error:
+        return Answer(problem=f"{SLOW} within {limit:g} seconds", text=_text(error.stderr))
+    except OSError as error:
+        return Answer(problem=f"no process could be started: {error}")
+    text = _text(done.stderr)
+    if done.returncode:
+        return Answer(problem=_ended(done.returncode), text=text)
+    try:
+        facts = json.loads(done.stdout)
+    except ValueError:
+        return Answer(problem="the process ended without an answer", text=text)
+    problem = str(facts.get("error", ""))
+    wrong = facts.get("wrong") or []
+    if not problem and wrong:
+        problem = f"computed wrongly: {', '.join(wrong)}"
+    return Answer(facts, problem.splitlines()[0][:300] if problem else "", f"{text}\n{problem}")
+
+
+def _ended(code: int) -> str:
+    if code < 0:
+        try:
+            return f"the library crashed the process ({signal.Signals(-code).name})"
+        except ValueError:
+            return f"the library crashed the process (signal {-code})"
+    return f"the library ended the process (code {code:#x})" if os.name == "nt" else f"the process ended with {code}"
+
+
+def _text(data: bytes | None) -> str:
+    return (data or b"").decode("utf-8", "replace")

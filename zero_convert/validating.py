@@ -1,0 +1,185 @@
+"""Run the checks on an artifact written earlier: its network built again from its recipe, with the file's own tensors.
+
+The file's code is none: a recipe names a model and a scheme, and what is outside of the model libraries runs only with
+`trust`. Of an ONNX file the tensors are checked in torch, and its graph in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import checks, exporters
+from .errors import MalformedError
+from .initialize import nan_names, ties
+from .live import Subject
+from .prepared import Inputs, one_of
+from .records import Check, Recipe
+from .restore import rebuilt
+from .result import Progress, tell
+
+LEVELS = ("quick", "full")
+QUESTION = "Are the file's tensors those that its recipe makes?"
+SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The answers for one artifact.
+
+    Attributes:
+        device: where the checks ran, with a note if that was not what "auto" hoped for.
+    """
+
+    path: Path
+    recipe: Recipe
+    checks: tuple[Check, ...]
+    device: str
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if check.status == "fail")
+
+
+def validate(
+    path: str | PathLike[str],
+    model: str | nn.Module | None = None,
+    example_inputs: Inputs | None = None,
+    *,
+    level: str = "quick",
+    device: str = "auto",
+    scheme: str | None = None,
+    trust: bool = False,
+    train_steps: int | None = None,
+    progress: Progress | None = None,
+) -> Validation:
+    """The checks' answers for a safetensors or ONNX file that zero-convert wrote. The file is only read.
+
+    Args:
+        model: the module or MODEL string to build the network from, where the file cannot say.
+        level: "quick" or "full".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        train_steps: of the check `training`; None leaves them to the level.
+
+    The others as for `load`.
+
+    Raises:
+        MalformedError: no file of ours, or its tensors do not fit the network.
+        UntrustedError: it names a factory outside the model libraries, or a scheme's file.
+        DeviceError: a named device is not there or does not compute; or its memory is too small.
+        The errors of `convert`.
+    """
+    one_of("validate", level, LEVELS)
+    where, note = checks.resolve(device)
+    made, recipe = rebuilt(path, model, example_inputs, scheme=scheme, trust=trust, compare=True, progress=progress)
+    tell(progress, "initialize", made.scheme.name)
+    assignments = made.fill(write=True)
+    made.traced.root.train(made.training)
+    tell(progress, "read", str(path))
+    kind = exporters.format_in(path)
+    tensors = _read(path, kind)
+    values = _compared(made.traced.root, tensors, recipe, str(path))
+    tell(progress, "validate", where)
+    subject = Subject(
+        made.traced, made.structure, made.scheme, made.options, assignments, made.inputs, made.outputs, made.original
+    )
+    found = (values, *checks.run(subject, level=level, device=where, train_steps=train_steps, progress=progress))
+    if kind == "onnx":
+        tell(progress, "validate", f"parity on {where}")
+        strict = device.startswith("cuda")
+        found = (*found, checks.compare_export(subject, path, device=where, dtype=recipe.dtype, strict=strict))
+    return Validation(Path(path), recipe, found, f"{where} ({note})" if note else where)
+
+
+def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, where: str) -> Check:
+    """Whether the file's tensors are the module's; afterwards the module holds the file's."""
+    state = root.state_dict(keep_vars=True)
+    stored = dict.fromkeys(ties(state).values())
+    dtype = getattr(torch, recipe.dtype)
+    expected = {name: state[name].detach().to(dtype if state[name].is_floating_point() else None) for name in stored}
+    strange = sorted(expected.keys() ^ tensors.keys())
+    strange += [
+        name
+        for name in sorted(expected.keys() & tensors.keys())
+        if (expected[name].shape, expected[name].dtype) != (tensors[name].shape, tensors[name].dtype)
+    ]
+    if strange:
+        raise MalformedError(
+            f"the file does not fit the network that its recipe builds: {len(strange)} tensors differ",
+            where=where,
+            got=", ".join(strange[:6]),
+            expected=f"the tensors of {recipe.model or recipe.source} under {recipe.scheme}",
+            fix="The model library may have changed since; name the model it was made from with --arch.",
+        )
+    different = {name: count for name in stored if (count := _unequal(tensors[name], expected[name]))}
+    with torch.no_grad():
+        for name in stored:
+            state[name].copy_(tensors[name])
+    nan = nan_names(root)
+    summary = f"{len(stored)} tensors equal bit for bit"
+    if different:
+        first = ", ".join(f"{name} ({count} values)" for name, count in list(different.items())[:SHOWN])
+        summary = f"{len(different)} of {len(stored)} tensors differ: {first}"
+    return Check(
+        "values",
+        "fail" if different else "pass",
+        QUESTION,
+        summary,
+        {"tensors": len(stored), "different": different, "nan": nan},
+        "equal bits",
+        "The file is damaged, was trained, or the model library has changed; `check` says which." if different else "",
+    )
+
+
+def _unequal(a: Tensor, b: Tensor) -> int:
+    """How many values have other bits."""
+    if not a.numel():
+        return 0
+    rows = [t.contiguous().reshape(-1, 1).view(torch.uint8) for t in (a, b)]
+    return int((rows[0] != rows[1]).any(1).sum())
+
+
+def _read(path: str | PathLike[str], kind: str) -> dict[str, Tensor]:
+    if kind == "onnx":
+        return _initializers(path)
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _initializers(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of an ONNX file, those in its data file too."""
+    import onnx
+
+    found = {}
+    for tensor in onnx.load(str(path)).graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        name = onnx.TensorProto.DataType.Name(tensor.data_type)
+        dtype = _TYPES.get(name)
+        if dtype is None:
+            raise MalformedError("a tensor has a type that torch does not have", where=tensor.name, got=name)
+        raw = torch.frombuffer(bytearray(array.tobytes()), dtype=dtype) if array.size else torch.empty(0, dtype=dtype)
+        found[tensor.name] = raw.reshape(array.shape)
+    return found
+
+
+_TYPES = {
+    "FLOAT": torch.float32,
+    "FLOAT16": torch.float16,
+    "BFLOAT16": torch.bfloat16,
+    "DOUBLE": torch.float64,
+    "INT64": torch.int64,
+    "INT32": torch.int32,
+    "INT16": torch.int16,
+    "INT8": torch.int8,
+    "UINT8": torch.uint8,
+    "BOOL": torch.bool,
+    "COMPLEX64": torch.complex64,
+    "COMPLEX128": torch.complex128,
+}
