@@ -28,8 +28,18 @@ with ending(lambda: print("reported", flush=True)):
 """
 
 
+# A runner in the background is started with them ignored, and hands that on.
+USUAL = """
+import signal
+for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
+"""
+
+
 def run(what: str, before: str = "") -> tuple[int, list[str]]:
-    done = subprocess.run([sys.executable, "-c", before + PROGRAM.format(what=what)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", USUAL + before + PROGRAM.format(what=what)], capture_output=True, text=True
+    )
     return done.returncode, done.stdout.split("\n")[:-1]
 
 
@@ -39,7 +49,7 @@ def test_what_was_begun_is_undone_newest_first(name: str) -> None:
 
 
 def test_what_somebody_ignores_stays_ignored() -> None:
-    ignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    ignored = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
     assert run("os.kill(os.getpid(), signal.SIGHUP)", ignored) == (0, ["went on"])
 
 

@@ -79,8 +79,8 @@ def _layers(bench: Bench) -> list[tuple[str, nn.Module, Geometry]]:
 
 
 def _plain(module: nn.Module) -> bool:
-    """Whether all its values are 0 or ±1."""
-    return all(bool(((p == 0) | (p.abs() == 1)).all()) for p in module.parameters())
+    """Whether all its values are real, and 0 or ±1."""
+    return all(p.is_floating_point() and bool(((p == 0) | (p.abs() == 1)).all()) for p in module.parameters())
 
 
 def _size(g: Geometry) -> int:
