@@ -30,6 +30,9 @@ SMALL_SIDES = (48, 64, *SIDES)  # where many runs are needed
 LOW_VARIANCE = 1e-6  # a batch norm adds 1e-5 to the variance: below a tenth of that the channel carries no signal
 
 
+RETURNED, READ = "returned", "read"  # what norms return; what weight layers read and residual joins return
+
+
 class OutOfMemory(DeviceError):
     """The device's memory is too small for the checks."""
 
@@ -75,6 +78,7 @@ class Bench:
         self.samples = samples  # of a batch in training mode
         self._runs: dict[str, Run] = {}
         self._exact_runs: dict[str, Run | None] = {}
+        self._reading: Run | None = None
         self._fitting: dict[tuple[int, ...], Batches] = {}
         self.refused: dict[str, str] = {}  # mode → why the network does not run in it
         self.not_exact = ""  # why it does not run in float64
@@ -196,7 +200,7 @@ class Bench:
         whole = batches(given, None, samples=self.samples, few=min(few, self.samples))
         taken: list[tuple[Batches, dict[str, Run]]] = []
         for candidate in (*tried, whole, batches(given, None, samples=None), (given, given)):
-            runs, failures = self._try(candidate, modes)
+            runs, failures = self._try(candidate, modes, RETURNED if keep else "")
             if not failures:
                 taken.append((candidate, runs))
             if not failures and all(_is_finite(run) for run in runs.values()):
@@ -209,12 +213,13 @@ class Bench:
             self.refused |= failures
         return candidate
 
-    def _try(self, candidate: Batches, modes: tuple[str, ...]) -> tuple[dict[str, Run], dict[str, str]]:
+    def _try(self, candidate: Batches, modes: tuple[str, ...], counts: str) -> tuple[dict[str, Run], dict[str, str]]:
         """The runs by mode, and mode → why it fails."""
         runs: dict[str, Run] = {}
         for mode in modes:
             try:
-                runs[mode] = run = self._measure(mode, self.module, candidate, self.device)
+                own = counts if mode == "train" else ""
+                runs[mode] = run = self._measure(mode, self.module, candidate, self.device, counts=own)
             except torch.OutOfMemoryError as error:
                 raise self.out_of_memory() from error
             except Exception as error:  # whatever the network says to a batch it does not take
@@ -237,8 +242,21 @@ class Bench:
         """The run in a mode of `modes`, on the device in the model's precision."""
         inputs = self.inputs
         if mode not in self._runs:
-            self._runs[mode] = self._measure(mode, self.module, inputs, self.device)
+            counts = RETURNED if mode == "train" else ""
+            self._runs[mode] = self._measure(mode, self.module, inputs, self.device, counts=counts)
         return self._runs[mode]
+
+    def reading_run(self) -> Run:
+        """A run in training mode that counts the channels which layers read and joins return.
+
+        The one in float64; in the model's own precision where it does not run in float64.
+        """
+        exact = self.exact_run("train")
+        if exact is not None:
+            return exact
+        if self._reading is None:
+            self._reading = self._measure("train", self.module, self.inputs, self.device, counts=READ)
+        return self._reading
 
     def exact_run(self, mode: str) -> Run | None:
         """The same run in float64 on the CPU, whatever precision the forward asks for on the way.
@@ -249,7 +267,8 @@ class Bench:
             run = None
             try:
                 with _guard.in_float64():
-                    run = self._measure(mode, self.exact, self.inputs, "cpu")
+                    counts = READ if mode == "train" else ""
+                    run = self._measure(mode, self.exact, self.inputs, "cpu", counts=counts)
             except torch.OutOfMemoryError as error:
                 raise self.out_of_memory() from error
             except Exception as error:  # a kernel or a constant that knows one precision only
@@ -257,14 +276,15 @@ class Bench:
             self._exact_runs[mode] = run
         return self._exact_runs[mode]
 
-    def _measure(self, mode: str, module: nn.Module, inputs: Batches, device: str) -> Run:
+    def _measure(self, mode: str, module: nn.Module, inputs: Batches, device: str, counts: str = "") -> Run:
+        """One forward; `counts` says of which values the channels are counted."""
         traced, given = self.subject.traced, inputs[mode != "train"]
         graph = traced.train if mode == "train" else traced.evaluate
         with _guard.kept(module), torch.no_grad():
             still(module.train(mode == "train"))
             generators.seed(device)
             before = generators.states(device)
-            recorder = _Recorder(module, graph, self.subject)
+            recorder = _Recorder(module, graph, self.subject, counts)
             if traced.whole:
                 returned = recorder.run(*moved(given, module, device))
             else:
@@ -279,10 +299,10 @@ class Bench:
 class _Recorder(fx.Interpreter):
     """Runs a graph and looks at joins, heads, weight layers and norms."""
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, subject: Subject) -> None:
+    def __init__(self, module: nn.Module, graph: fx.Graph, subject: Subject, counts: str) -> None:
         super().__init__(module, graph=graph, garbage_collect_values=True)
         self.extra_traceback = False
-        self.seen = Run()
+        self.seen, self._counts = Run(), counts
         self._root = subject.traced.root
         self._joins: dict[str, Join] = {join.node: join for join in subject.structure.joins if join.residual}
         self._layers: dict[str, Layer] = {layer.name: layer for layer in subject.structure.layers}
@@ -312,7 +332,7 @@ class _Recorder(fx.Interpreter):
             if isinstance(read, Tensor) and read.is_floating_point():
                 self._before(layer, read)
         value = super().run_node(n)
-        if join is not None and is_float(value) and (ends := self._ends[join.node]):
+        if self._counts == READ and join is not None and is_float(value) and (ends := self._ends[join.node]):
             rows = as_rows(value, ends[-1], self._module(ends[-1]))
             self.seen.signal[n.name] = statistics(rows, LOW_VARIANCE), rank(rows)
         if layer is not None:
@@ -325,7 +345,7 @@ class _Recorder(fx.Interpreter):
 
     def _before(self, layer: Layer, read: Tensor) -> None:
         """Before, because the layer may work in place, and before the interpreter forgets the value."""
-        if layer.kind in WEIGHT_KINDS:
+        if self._counts == READ and layer.kind in WEIGHT_KINDS:
             rows = as_rows(read, layer, self._module(layer))
             self.seen.reads[layer.name] = statistics(rows, LOW_VARIANCE)
             self.seen.signal[layer.name] = self.seen.reads[layer.name], rank(rows)
@@ -333,7 +353,7 @@ class _Recorder(fx.Interpreter):
             self.seen.heads[layer.name] = read.detach().double().cpu()
 
     def _after(self, layer: Layer, returned: Tensor) -> None:
-        if layer.kind == "norm":
+        if self._counts == RETURNED and layer.kind == "norm":
             self.seen.returns[layer.name] = statistics(as_rows(returned, layer, self._module(layer)), LOW_VARIANCE)
         if layer.role == "head":
             self.seen.logits[layer.name] = max(largest(returned), self.seen.logits.get(layer.name, 0.0))

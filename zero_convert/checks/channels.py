@@ -30,7 +30,7 @@ def ask(bench: Bench) -> Check:
     if "train" not in bench.modes:
         return Check("channels", "skip", QUESTION, f"does not run in training mode: {bench.refused['train']}")
     seen = bench.run("train")
-    exact = bench.exact_run("train") or seen
+    exact = bench.reading_run()
     roles = {layer.name: layer.role for layer in bench.subject.structure.layers}
     heads = {name: c for name, c in exact.reads.items() if roles[name] == "head"}
     norms = {name: c for name, c in seen.returns.items() if c.zero < c.total and c.total >= SMALL}
