@@ -73,6 +73,7 @@ CHECKS = (
     "skips",
     "training",
 )
+LARGE = 5_000_000  # parameters
 PROMISES = ("branch_bound", "channel_spread", "symmetry", "norm_per_depth", "jacobian", "linearity")
 
 
@@ -97,7 +98,9 @@ def run(
     Raises:
         DeviceError: it is too small for one sample.
     """
-    small = level == "quick" and device == "cpu"  # many small operations: a second thread is waited for each time
+    values = sum(p.numel() for p in subject.traced.root.parameters())
+    # Many small operations: a second thread would be waited for each time. In large networks it halves the gradients.
+    small = level == "quick" and device == "cpu" and values < LARGE
     with pinned(device), one_thread() if small else nullcontext():
         for samples in SAMPLES:
             try:
