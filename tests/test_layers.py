@@ -566,10 +566,11 @@ def test_what_adds_floating_numbers_is_no_quantized_layer() -> None:
 
 
 class EarlyExit(nn.Module):
-    """Its own Python decides, so that no rewrite reaches the ReLUs at the ends of its branches."""
+    """Its own Python decides, so that no rewrite reaches the ReLUs at the ends of its branches and of its head."""
 
-    def __init__(self) -> None:
+    def __init__(self, rectified: bool) -> None:
         super().__init__()
+        self.rectified = rectified
         self.stem, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
         self.branches = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
 
@@ -579,15 +580,17 @@ class EarlyExit(nn.Module):
             x = x + F.relu(branch(x))
             if not self.training and self.head(x).softmax(-1).max() > 0.9:
                 break
-        return self.head(x)
+        return F.relu(self.head(x)) if self.rectified else self.head(x)
 
 
+@pytest.mark.parametrize("rectified", [False, True])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_last_layers_before_a_relu_that_no_rewrite_reaches_are_not_zero(scheme: str) -> None:
-    result = zc.convert(EarlyExit(), (ramp(4, 5),), scheme=scheme, device="cpu")
+def test_last_layers_before_a_relu_that_no_rewrite_reaches_are_not_zero(scheme: str, rectified: bool) -> None:
+    result = zc.convert(EarlyExit(rectified), (ramp(4, 5),), scheme=scheme, device="cpu")
     assert result.plan.rung == "regions"
     assert not result.failed, [check.summary for check in result.failed]
     assert result.module.branches[0].weight.any()
+    assert bool(result.module.head.weight.any()) == (rectified or scheme == "zero-2022")
 
 
 class Scripted(nn.Module):

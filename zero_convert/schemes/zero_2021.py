@@ -126,8 +126,8 @@ def _tall(m: int, n: int) -> Matrix:
 
 
 def _dead_at_zero(layer: Layer) -> bool:
-    """The last layer of a branch before a ReLU that no rewrite could reach, with its derivative of 0 at 0."""
-    return layer.role == "last" and layer.clipped and layer.kind in ("convolution", "linear")
+    """The last layer of a branch or head before a ReLU that no rewrite could reach, with its derivative of 0 at 0."""
+    return layer.role in ("last", "head") and layer.clipped and layer.kind in ("convolution", "linear")
 
 
 def _weight(layer: Layer, g: Geometry) -> Formula:
