@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import zero_convert as zc
+from zero_convert.validating import validate
 
 from .nets import cifar_resnet18
 from .odd_nets import ramp
@@ -102,6 +103,7 @@ def test_a_forward_that_insists_on_several_precisions_keeps_them(scheme: str, tm
     result.save(tmp_path / "a.safetensors")
     back = zc.load(tmp_path / "a.safetensors", Mixed(), inputs)
     assert torch.equal(back(*inputs), result.module(*inputs))
+    assert not validate(tmp_path / "a.safetensors", Mixed(), inputs, device="cpu").failed
 
 
 @pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])

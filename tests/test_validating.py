@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 import zero_convert as zc
 from zero_convert import checks
-from zero_convert.errors import CheckError, MalformedError, UntrustedError
+from zero_convert.errors import CheckError, MalformedError, UntrustedError, UsageError
 from zero_convert.exporters.safetensors import read_header
+from zero_convert.validating import validate
 
 from .command_line import Run, runner
 from .nets import tiny_resnet
@@ -178,3 +179,34 @@ def test_full_has_the_runtime_compute_the_export_before_it_is_written(folder: Pa
     found = {check["name"]: check for check in json.loads(ran.out)["checks"]}
     assert ran.code == 0 and found["parity"]["status"] == "pass"
     assert len(found["training"]["numbers"]["losses"]) == 3
+
+
+ODD = """
+import torch
+
+class Odd(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.head = torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3)
+        self.extra = torch.nn.Parameter(torch.rand(6) + 2)
+
+    def forward(self, x):
+        return self.head(torch.special.zeta(self.norm(self.first(x)).abs() + 2, self.extra))
+"""
+
+
+def test_files_that_their_recipe_alone_does_not_make_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    net = tmp_path / "net.py"
+    net.write_text(ODD)
+    namespace: dict[str, type[torch.nn.Module]] = {}
+    exec(ODD, namespace)
+    torch.save(namespace["Odd"]().state_dict(), tmp_path / "given.pt")
+    settings = {"leftovers": "keep", "validate": "none", "device": "cpu"}
+    result = zc.convert(str(tmp_path / "given.pt"), (torch.ones(5, 4),), arch=f"{net}:Odd", **settings)
+    result.save(tmp_path / "made.safetensors")
+    with pytest.raises(UsageError, match="another file"):
+        validate(tmp_path / "made.safetensors")
+    folded = zc.convert(tiny_resnet(), (IMAGES,), validate="none", device="cpu")
+    folded.save(tmp_path / "folded.onnx", fold=True)
+    with pytest.raises(UsageError, match="folded"):
+        validate(tmp_path / "folded.onnx")

@@ -203,6 +203,7 @@ def convert(
             formats = [
                 exporters.format_of(each, format_ or ("safetensors" if each == "-" else None)) for each in outputs
             ]
+            formats = [] if fold or opset is not None else formats  # parity speaks of the usual ONNX file
             checked: dict[str, Any] = {
                 "device": device,
                 "validate": validate,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
 from . import checks
 from .exporters.onnx import needs_data_file
+from .interrupts import undone_by
 from .live import Subject
 from .records import Check
 from .result import Result
@@ -29,7 +31,7 @@ def export_parity(result: Result, subject: Subject, *, device: str, strict: bool
         return Check(
             "parity", "skip", question, "the model is beyond one file; `validate FILE` compares it once written"
         )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, undone_by(lambda: shutil.rmtree(folder, ignore_errors=True)):
         path = Path(folder, "model.onnx")
         with path.open("wb") as stream:
             result.write(stream, "onnx")

@@ -8,8 +8,10 @@ names tied to one that is there may be missing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+from .digests import brief
 
 Kind = tuple[str, tuple[int, ...]]  # dtype as safetensors spells it, shape
 
@@ -55,8 +57,8 @@ class Fit:
         parts = (
             ("of another shape", shapes),
             ("of another type", kinds),
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
+            ("missing", _plain(self.missing)),
+            ("unexpected", _plain(self.unexpected)),
         )
         spelled = [
             f"{len(items)} {what}: {', '.join(items[:SHOWN])}{' …' if len(items) > SHOWN else ''}"
@@ -64,6 +66,11 @@ class Fit:
             if items
         ]
         return "; ".join([*spelled, f"{len(self.names)} tensors fit"])
+
+
+def _plain(names: Iterable[str]) -> list[str]:
+    """Names as they are, or spelled out where they hold characters that do not print."""
+    return [name if name.isprintable() else brief(name) for name in names]
 
 
 def fit(file: Mapping[str, Kind], model: Mapping[str, Kind], ties: Mapping[str, str]) -> Fit:

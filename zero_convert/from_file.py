@@ -164,7 +164,7 @@ def _guess(contents: Contents, without: str = "") -> str:
 
 
 def _said(contents: Contents, found: fitting.Fit) -> tuple[str, ...]:
-    at = f" under {contents.weights_at}" if contents.weights_at else ""
+    at = f" under {brief(contents.weights_at)}" if contents.weights_at else ""
     before = contents.weights_prefix + found.prefix
     prefix = f", without {brief(before)} before their names" if before else ""
     notes = [f"all {len(found.names)} tensors of the architecture are in the file{at}{prefix}"]

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import checks, exporters
-from .errors import MalformedError
+from . import checks, exporters, receipt
+from .errors import MalformedError, UsageError
 from .initialize import nan_names, ties
 from .live import Subject
 from .prepared import Inputs, one_of
@@ -76,6 +76,7 @@ def validate(
         The errors of `convert`.
     """
     one_of("validate", level, LEVELS)
+    _refuse_incomplete(path)
     where, note = checks.resolve(device)
     made, recipe = rebuilt(path, model, example_inputs, scheme=scheme, trust=trust, compare=True, progress=progress)
     tell(progress, "initialize", made.scheme.name)
@@ -97,11 +98,31 @@ def validate(
     return Validation(Path(path), recipe, found, f"{where} ({note})" if note else where)
 
 
+def _refuse_incomplete(path: str | PathLike[str]) -> None:
+    """Raises UsageError for a file that its recipe alone does not make."""
+    metadata = exporters.load(exporters.format_in(path)).read_metadata(path)
+    recipe = receipt.recipe_from_metadata(metadata, str(path))
+    if receipt.FOLDED_KEY in metadata:
+        raise UsageError(
+            "a folded file has other tensors than the network of its recipe",
+            where=str(path),
+            fix="`zero-convert verify` compares it with its receipt; validate the file that was not folded.",
+        )
+    if recipe is not None and recipe.files:
+        raise UsageError(
+            "the file holds values of another file, which its recipe names by SHA-256 only",
+            where=str(path),
+            got=", ".join(recipe.files),
+            fix="`zero-convert verify` compares it with its receipt; the conversion itself ran the checks.",
+        )
+
+
 def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, where: str) -> Check:
     """Whether the file's tensors are the module's; afterwards the module holds the file's."""
     state = root.state_dict(keep_vars=True)
     stored = dict.fromkeys(ties(state).values())
-    dtype = getattr(torch, recipe.dtype)
+    # In float32 the module is as it is written: one that insists on other precisions keeps them (`prepared.cast`).
+    dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
     expected = {name: state[name].detach().to(dtype if state[name].is_floating_point() else None) for name in stored}
     strange = sorted(expected.keys() ^ tensors.keys())
     strange += [

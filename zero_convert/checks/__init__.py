@@ -141,22 +141,30 @@ def compare_export(subject: Subject, path: str | PathLike[str], *, device: str, 
     Raises:
         DeviceError: ONNX Runtime fell back to the CPU, or the device's memory is too small.
     """
-    from .parity import ask_file
+    from . import parity
 
+    bench = Bench(subject, "full", device)
     with pinned(device):
-        return ask_file(Bench(subject, "full", device), path, dtype=dtype, strict=strict)
+        answer = _answered(
+            "parity", parity.QUESTION, bench, lambda: parity.ask_file(bench, path, dtype=dtype, strict=strict)
+        )
+    assert answer is not None, "parity always has an answer"
+    return answer
 
 
 def _answer(name: str, bench: Bench) -> Check | None:
-    """The check's answer. A question that ends in an error of the network is answered with "fail"."""
     room = import_module(f".{name}", __name__)
+    return _answered(name, room.QUESTION, bench, lambda: room.ask(bench))
+
+
+def _answered(name: str, question: str, bench: Bench, ask: Callable[[], Check | None]) -> Check | None:
+    """The check's answer. A question that ends in an error of the network is answered with "fail"."""
     try:
-        answer: Check | None = room.ask(bench)
+        return ask()
     except ZeroConvertError:
         raise
     except (Exception, SystemExit) as error:
         if ran_out(error):
             raise bench.out_of_memory() from error
         line = (str(error).strip().splitlines() or [""])[0]
-        return Check(name, "fail", room.QUESTION, f"could not be answered: {type(error).__name__}: {line}"[:300])
-    return answer
+        return Check(name, "fail", question, f"could not be answered: {type(error).__name__}: {line}"[:300])

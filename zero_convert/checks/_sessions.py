@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DeviceError
+from ..interrupts import undone_by
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 SILENT = 4  # log level: fatal errors only
@@ -86,7 +88,7 @@ def run(
             ort.preload_dlls()  # it prints; what it cannot find shows in the session
     if provider not in ort.get_available_providers():
         raise _gone(device, f"providers {', '.join(ort.get_available_providers())}")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, undone_by(lambda: shutil.rmtree(folder, ignore_errors=True)):
         options = _options(ort)
         options.profile_file_prefix = str(Path(folder, "profile"))
         source = model if isinstance(model, bytes) else os.fspath(model)

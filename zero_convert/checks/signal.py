@@ -51,12 +51,13 @@ def ask(bench: Bench) -> Check | None:
     if broken:
         summary = f"not finite at {', '.join(dict.fromkeys(broken))}"
     else:
-        poorest = min(range(len(seen.names)), key=lambda i: seen.channels[i].distinct / max(1, seen.channels[i].total))
-        counts = seen.channels[poorest]
-        summary = (
-            f"{len(seen.names)} depths: signal within a factor of {spread:.3g}, gradient within {back:.3g}; "
-            f"fewest distinct channels {counts.distinct} of {counts.total} at {seen.names[poorest]}"
-        )
+        summary = f"{len(seen.names)} depths: signal within a factor of {spread:.3g}, gradient within {back:.3g}"
+        counted = [
+            (c.distinct / c.total, c, name) for name, c in zip(seen.names, seen.channels, strict=True) if c.total > 0
+        ]
+        if counted:
+            _, counts, poorest = min(counted, key=lambda each: each[0])
+            summary += f"; fewest distinct channels {counts.distinct} of {counts.total} at {poorest}"
         if original is not None and original.names:
             summary += f"; original {_range(original.activation):.3g} and {_range(original.gradient):.3g}"
     summary += f"; stopped early: {seen.stopped}" if seen.stopped else ""

@@ -88,6 +88,9 @@ class _Folding:
         """The layers it was folded into, or why it was not."""
         if self._calls[id(module)] > 1:
             return "", "it is used more than once"
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node):
+            return "", "it is called by keyword"
         if not isinstance(module, HadamardTransform) and getattr(module, "running_mean", None) is None:
             return "", "it has no statistics of its own"
         reasons = []
@@ -100,8 +103,6 @@ class _Folding:
                 for each in layers:
                     assert isinstance(each, nn.Module)
                     _into(each, module, after)
-                source = node.args[0]
-                assert isinstance(source, fx.Node)
                 node.replace_all_uses_with(source)
                 self._graph.erase_node(node)
                 self._remove(str(node.target))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def curve(curves: Mapping[str, Curve], label: str, *, logarithmic: bool) -> Figu
 
     made = drawing.figure(_WIDTH, _HEIGHT)
     one = drawing.axes(made)
+    curves = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in curves.items()}
     values = [value for points in curves.values() for _, value in points if value > 0]
     floor = min(values, default=1.0) / 3
     if logarithmic:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
@@ -133,8 +133,3 @@ def _recolour(made: Figure) -> None:
                 colour = to_hex(value, keep_alpha=False) if value != "none" else ""
                 if colour in _NAMES and not (isinstance(value, tuple) and len(value) == 4 and value[3] == 0):
                     write(_NAMES[colour][1])
-
-
-def colours() -> Sequence[str]:
-    """The names of the style sheet's variables."""
-    return [name for name, _ in _NAMES.values()]

@@ -152,6 +152,9 @@ def curves(columns: Mapping[str, Mapping[str, Sequence[Any]]], quantity: str) ->
             last = index == len(column["kind"]) - 1
             if value is not None and ((kind == "join") == stream or last):
                 share = quantity in ("distinct", "low_variance")
+                if share and column["channels"][index] <= 0:  # not counted
+                    depth += kind == "layer"
+                    continue
                 at = depth + 1 if last and stream else depth
                 points.append((at, 100 * value / column["channels"][index] if share else float(value)))
             depth += kind == "layer"
