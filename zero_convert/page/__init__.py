@@ -207,6 +207,8 @@ def _html(result: Result, saved: Sequence[Saved], figures: Figures) -> str:
         "files": facts.files(saved),
         "command": facts.command(result.recipe, [one.path.name for one in saved]),
         "python": facts.python(result.recipe),
+        "sources": result.recipe.files,
+        "structure": result.recipe.model or "the file itself",
         "run": {key: value for key, value in result.run_record().items() if key not in ("checks", "device")},
         "made_with": {name: version(name) for name in ("jinja2", "matplotlib")},
     }

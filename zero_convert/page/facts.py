@@ -114,9 +114,15 @@ def python(recipe: Recipe) -> str:
         arguments.append(f"options={dict(recipe.options)!r}")
     if recipe.model_args and recipe.model:
         arguments.append(f"model_args={dict(recipe.model_args)!r}")
+    if recipe.inputs:
+        arguments.append("example_inputs=inputs")
     if recipe.dtype != "float32":
         arguments.append(f"dtype={recipe.dtype!r}")
-    return f"import zero_convert as zc\n\nresult = zc.convert({', '.join(arguments)})\nresult.weights_digest"
+    if recipe.leftovers != "error":
+        arguments.append(f"leftovers={recipe.leftovers!r}")
+    given = f"inputs = …  # {', '.join(recipe.inputs)}\n" if recipe.inputs else ""
+    call = f"result = zc.convert({', '.join(arguments)})"
+    return f"import zero_convert as zc\n\n{given}{call}\nresult.weights_digest"
 
 
 def files(saved: Sequence[Saved]) -> list[dict[str, Any]]:
