@@ -10,7 +10,8 @@ import errno
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,13 @@ def failures() -> Iterator[Any]:
     yield pytest.param(KeyboardInterrupt, True, id="interrupt after")
 
 
+def _refilled(folder: Path, contents: Mapping[str, bytes]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+
+
 @pytest.mark.parametrize("there", [False, True], ids=["new", "replaced"])
 @pytest.mark.parametrize(("failure", "after"), list(failures()))
 def test_every_failing_call_leaves_old_files_or_new_ones(
@@ -101,12 +109,7 @@ def test_every_failing_call_leaves_old_files_or_new_ones(
     old, new = (_saved(result, tmp_path / str(index), names) for index, result in enumerate(results))
     path = tmp_path / "out" / names[0]
 
-    def start() -> None:
-        shutil.rmtree(path.parent, ignore_errors=True)
-        path.parent.mkdir()
-        for name, data in old.items() if there else ():
-            (path.parent / name).write_bytes(data)
-
+    start = partial(_refilled, path.parent, old if there else {})
     start()
     with Faults() as sound:
         results[1].save(path, force=there)
@@ -156,12 +159,7 @@ def test_a_model_and_the_file_of_its_tensors_are_both_old_or_both_new(
     old, new = (_saved(result, tmp_path / str(index), MODEL, True) for index, result in enumerate(results))
     path = tmp_path / "out" / MODEL[0]
 
-    def start() -> None:
-        shutil.rmtree(path.parent, ignore_errors=True)
-        path.parent.mkdir()
-        for name, data in old.items() if there else ():
-            (path.parent / name).write_bytes(data)
-
+    start = partial(_refilled, path.parent, old if there else {})
     start()
     with Faults() as sound:
         results[1].save(path, force=there, external_data=True)

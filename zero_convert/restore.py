@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -125,26 +126,33 @@ def _named_scheme(recipe: Recipe, where: str, trust: bool) -> str:
     return recipe.scheme
 
 
-def _fill_from(module: nn.Module, path: str | PathLike[str], recipe: Recipe, where: str) -> None:
-    from safetensors.torch import load_file
-
-    tensors = load_file(path)
-    state = module.state_dict(keep_vars=True)
-    stored = set(ties(state).values())
-    strange = sorted(stored ^ set(tensors))
-    strange += sorted(
+def refuse_misfit(
+    expected: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], recipe: Recipe, where: str
+) -> None:
+    """Raises MalformedError if the file's tensors have other names, shapes or types than the network's."""
+    strange = sorted(expected.keys() ^ tensors.keys())
+    strange += [
         name
-        for name in stored & set(tensors)
-        if (state[name].shape, state[name].dtype) != (tensors[name].shape, tensors[name].dtype)
-    )
+        for name in sorted(expected.keys() & tensors.keys())
+        if (expected[name].shape, expected[name].dtype) != (tensors[name].shape, tensors[name].dtype)
+    ]
     if strange:
         raise MalformedError(
             f"the file does not fit the network that its recipe builds: {len(strange)} tensors differ",
             where=where,
             got=", ".join(strange[:6]),
             expected=f"the tensors of {recipe.model or recipe.source} under {recipe.scheme}",
-            fix="The model library may have changed since; pass the model it was made from as `model=`.",
+            fix="The model library may have changed since; name the model it was made from (`model=`, --arch).",
         )
+
+
+def _fill_from(module: nn.Module, path: str | PathLike[str], recipe: Recipe, where: str) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    state = module.state_dict(keep_vars=True)
+    stored = set(ties(state).values())
+    refuse_misfit({name: state[name] for name in stored}, tensors, recipe, where)
     with torch.no_grad():
         for name in sorted(stored):
             state[name].copy_(tensors[name])

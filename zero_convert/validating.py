@@ -20,7 +20,7 @@ from .initialize import nan_names, ties
 from .live import Subject
 from .prepared import Inputs, one_of
 from .records import Check, Recipe
-from .restore import rebuilt
+from .restore import rebuilt, refuse_misfit
 from .result import Progress, tell
 
 LEVELS = ("quick", "full")
@@ -124,20 +124,7 @@ def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, wh
     # In float32 the module is as it is written: one that insists on other precisions keeps them (`prepared.cast`).
     dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
     expected = {name: state[name].detach().to(dtype if state[name].is_floating_point() else None) for name in stored}
-    strange = sorted(expected.keys() ^ tensors.keys())
-    strange += [
-        name
-        for name in sorted(expected.keys() & tensors.keys())
-        if (expected[name].shape, expected[name].dtype) != (tensors[name].shape, tensors[name].dtype)
-    ]
-    if strange:
-        raise MalformedError(
-            f"the file does not fit the network that its recipe builds: {len(strange)} tensors differ",
-            where=where,
-            got=", ".join(strange[:6]),
-            expected=f"the tensors of {recipe.model or recipe.source} under {recipe.scheme}",
-            fix="The model library may have changed since; name the model it was made from with --arch.",
-        )
+    refuse_misfit(expected, tensors, recipe, where)
     different = {name: count for name in stored if (count := _unequal(tensors[name], expected[name]))}
     with torch.no_grad():
         for name in stored:
