@@ -1,6 +1,6 @@
 """What moved between two identities of one conversion: in the order of cause, so that the first line says why.
 
-    source     the model's class, or the fingerprint of its structure
+    source     the file that was converted, the model's class, or the fingerprint of its structure
     recipe     a field
     edit       one change of the architecture: its kind and site, whether it was applied, what it is made from
     tensor     missing, extra, its dtype, shape or values
