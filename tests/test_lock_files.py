@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from torch import nn
 
 from tests.command_line import Run, runner
+from tests.test_lock import LOCK as LOCKED
 from zero_convert.digests import sha256_file
-from zero_convert.lock import read_lock
+from zero_convert.lock import Origin, parse_lock, read_lock, spell
+from zero_convert.replaying import moved
 
 NETS = """
 import torch
@@ -105,6 +108,18 @@ def test_a_file_that_is_gone_is_said_and_the_artifact_can_still_be_verified(run:
         assert ran.code == 74, ran.err
         assert "does not exist (in/weights.pt)" in ran.err
     assert run("verify", "--lock", "zero.lock").code == 0
+
+
+def test_of_a_file_in_several_the_one_that_moved_is_named() -> None:
+    entry = parse_lock(spell(LOCKED).encode()).entries[0]
+    here = [
+        replace(entry, origin=Origin("in/m.index.json", tuple(digit * 64 for digit in each))) for each in ("123", "153")
+    ]
+    (found,) = moved(here[1].origin, here[0])
+    assert str(found) == f"source 'in/m.index.json (2 of 3)': sha256: got {'5' * 16}…, expected {'2' * 16}…"
+    (found,) = moved(Origin("in/m.index.json", ("1" * 64,)), here[0])
+    assert str(found) == "source 'in/m.index.json': files: got 1, expected 3"
+    assert moved(here[0].origin, here[0]) == moved(None, here[0]) == []
 
 
 @pytest.mark.slow

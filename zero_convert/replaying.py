@@ -84,7 +84,7 @@ def check(index: int, entry: Entry, folder: Path, *, trust: bool = False, progre
     found: list[Difference] = []
     try:
         with _no_bytecode():
-            found = _moved(_origin_now(entry, folder), entry)
+            found = moved(_origin_now(entry, folder), entry)
             result = made_again(entry, folder, trust=trust, validate="none", progress=progress)
             found += differences(result, entry)
     except ZeroConvertError as failure:
@@ -100,12 +100,19 @@ def _origin_now(entry: Entry, folder: Path) -> Origin | None:
     return origin_of(Request(entry.model, (), {}, file), folder)
 
 
-def _moved(now: Origin | None, entry: Entry) -> list[Difference]:
-    """Whether the model file is another one than the entry's."""
-    if now is None or entry.origin is None or now.sha256 == entry.origin.sha256:
+def moved(now: Origin | None, entry: Entry) -> list[Difference]:
+    """The model file, or which of the files that it names, is another one than the entry's."""
+    if now is None or entry.origin is None:
         return []
-    got, expected = (each.sha256[0] if len(each.sha256) == 1 else " ".join(each.sha256) for each in (now, entry.origin))
-    return [Difference("source", now.path, "sha256", got, expected, ("from",))]
+    got, expected = now.sha256, entry.origin.sha256
+    if len(got) != len(expected):
+        return [Difference("source", now.path, "files", str(len(got)), str(len(expected)), ("from",))]
+    count = f" ({{}} of {len(got)})" if len(got) > 1 else ""
+    return [
+        Difference("source", f"{now.path}{count.format(number)}", "sha256", one, other, ("from",))
+        for number, (one, other) in enumerate(zip(got, expected, strict=True), 1)
+        if one != other
+    ]
 
 
 def differences(result: Result, entry: Entry) -> list[Difference]:
@@ -310,7 +317,7 @@ def update(
     start, folder = time.monotonic(), lock_path.parent
     origin = _origin_now(entry, folder)
     result = made_again(entry, folder, trust=trust, validate=validate, device=device, progress=progress)
-    found = [*_moved(origin, entry), *differences(result, entry)]
+    found = [*moved(origin, entry), *differences(result, entry)]
     dated = any(edit.source is None for edit in entry.identity.edits)  # of a lock of version 1
     if found or dated or not all(_is_there(folder / file.path, file) for file in entry.files):
         saved: list[Saved] = []
