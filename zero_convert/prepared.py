@@ -20,6 +20,7 @@ from .original import keep
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .result import Progress, tell
 from .scheme import Scheme
+from .sources import detectors
 from .sources.recognize import fingerprint
 from .structure import analyze
 from .taken import RULE as TAKEN
@@ -75,6 +76,11 @@ class Made:
         )
         self.kept = any(each.rule.startswith(TAKEN) for each in assignments)
         return assignments
+
+    def release(self) -> nn.Module:
+        """The rewritten module for the user; what was reduced while it was looked at is as it was made."""
+        detectors.restore(self.loaded.reduced)
+        return self.traced.root
 
     def plan(self, assignments: tuple[Assignment, ...]) -> Plan:
         return Plan(
@@ -332,7 +338,8 @@ def load_source(
             where=loaded.source,
             fix="Give them: --input 1x3x224x224, or example_inputs= in Python.",
         )
-    return loaded
+    reduced = detectors.reduce(loaded.module)
+    return replace(loaded, reduced=reduced, notes=(*loaded.notes, *detectors.told(reduced)))
 
 
 def _outputs(graph: torch.fx.Graph) -> Outputs:
