@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from . import readers, receipt, rewrites, schemes, sources
+from . import lifting, readers, receipt, rewrites, schemes, sources
 from .errors import CoverageError, ModelError, TraceError, UsageError
 from .from_file import File, opened
 from .initialize import initialize, taken_over, ties
@@ -144,6 +144,8 @@ def prepare(
     scheme = found.scheme
     chosen = schemes.complete_options(scheme, options or {})
     file = opened_file(model, arch, trust)
+    if file and example_inputs is None:
+        example_inputs = file.inputs
     loaded = load_source(file.model if file else model, model_args, example_inputs, progress, folders)
     taken: Mapping[str, Taken] = {}
     if file:
@@ -338,6 +340,9 @@ def load_source(
             where=loaded.source,
             fix="Give them: --input 1x3x224x224, or example_inputs= in Python.",
         )
+    if isinstance(loaded.module, torch.jit.ScriptModule):
+        network = lifting.from_script(loaded.module, loaded.example_inputs)
+        loaded = replace(loaded, module=network, source=sources.factory.source_of(network))
     reduced = detectors.reduce(loaded.module)
     return replace(loaded, reduced=reduced, notes=(*loaded.notes, *detectors.told(reduced)))
 
