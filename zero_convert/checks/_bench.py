@@ -417,4 +417,8 @@ def is_float(value: Any) -> bool:
 
 def largest(value: Tensor) -> float:
     """The largest magnitude; NaN if there is one; 0 for an empty tensor."""
-    return float(value.detach().abs().max()) if value.numel() else 0.0
+    value = value.detach() if value.layout is torch.strided else value.detach().coalesce().values()
+    if not value.numel():
+        return 0.0
+    low, high = torch.aminmax(value)  # a tenth of the time of an infinity norm
+    return float(torch.maximum(-low, high))
