@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from . import lifting, readers, receipt, rewrites, schemes, sources
+from .copies import copy_of
 from .errors import CoverageError, ModelError, TraceError, UsageError
 from .from_file import File, opened
 from .initialize import initialize, taken_over, ties
@@ -269,13 +269,13 @@ def _insists(module: nn.Module, given: Inputs | None) -> bool:
     def runs(module: nn.Module) -> bool:
         try:
             with torch.no_grad():
-                call = copy.deepcopy(module).eval()
+                call = copy_of(module).eval()
                 call(**given) if isinstance(given, Mapping) else call(*values)
         except Exception:  # whatever a forward raises
             return False
         return True
 
-    return runs(module) and not runs(copy.deepcopy(module).float())
+    return runs(module) and not runs(copy_of(module).float())
 
 
 def _needed_inputs(loaded: sources.Loaded) -> tuple[str, ...]:
