@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from . import lifting, readers, receipt, rewrites, schemes, sources
 from .copies import copy_of
-from .errors import CoverageError, ModelError, TraceError, UsageError
+from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .from_file import File, opened
 from .initialize import initialize, taken_over, ties
 from .live import Original, Traced
@@ -207,10 +207,10 @@ def opened_file(model: str | nn.Module, arch: str | None, trust: bool) -> File |
 
 
 def _accepted(scheme: Scheme, options: Mapping[str, Option], structure: Structure, source: str) -> None:
-    """Raises CoverageError with the reason if the scheme declines the network."""
+    """Raises DeclinedError with the reason if the scheme declines the network."""
     decline = scheme.declines(structure, options)
     if decline is not None:
-        raise CoverageError(
+        raise DeclinedError(
             f"{scheme.name} declines this network",
             where=f"{source}: {decline.where}" if decline.where else source,
             got=decline.reason,
