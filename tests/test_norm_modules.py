@@ -79,3 +79,14 @@ def test_their_activations_are_seen_and_get_the_derivative(norm: type[nn.Module]
     result = zc.convert(net(norm), (ramp(2, 3, 8, 8),), device="cpu")
     assert not result.failed
     assert "relu" not in {str(n.target) for n in result.module.train_graph.nodes if n.op == "call_module"}
+
+
+@pytest.mark.parametrize("scheme", ["fixup", "risotto"])
+@pytest.mark.parametrize("norm", [BatchNormAct, GroupNormAct])
+def test_schemes_without_norms_remove_them_and_keep_their_activations(norm: type[nn.Module], scheme: str) -> None:
+    result = zc.convert(net(norm), (torch.zeros(2, 3, 16, 16),), scheme=scheme, device="cpu")
+    assert not result.failed
+    assert not [edit for edit in result.plan.edits if edit.rewrite == "remove_norms" and not edit.applied]
+    assert not [name for name in result.module.state_dict() if "running" in name or name.endswith("norm1.weight")]
+    assert not [m for m in result.module.modules() if isinstance(m, (nn.BatchNorm2d, nn.GroupNorm))]
+    assert sum(isinstance(m, nn.ReLU) for m in result.module.modules()) == 5

@@ -67,6 +67,8 @@ def _rewritten(
             known.clear()  # the graphs share their modules
             resort(graph)
             graph.lint()
+            made = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+            aside = [path for path in aside if path not in made]  # a call from now on, or what a later rewrite removes
     module = ConvertedModule.assemble(traced.root, traced.train, traced.evaluate, aside)
     return replace(traced, root=module), tuple(edits.values())
 

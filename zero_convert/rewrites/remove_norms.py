@@ -4,8 +4,8 @@
 
 Wherever they stand: in residual branches, on shortcuts, behind joins, at the stem, before the head. Their factors,
 shifts and running statistics leave the state dict with them. What takes their place, if anything, is another rewrite's.
-A norm stays, with the reason in the plan, where it does more than normalize one signal: it reads a second one, or holds
-an activation or another module.
+A norm stays, with the reason in the plan, where it does more than normalize one signal: it reads a second one, or its own
+forward holds an activation or another module that `norm_modules` could not take apart.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def _needed(root: nn.Module, node: fx.Node) -> str:
     if len(signals) != 1:
         return f"it reads {len(signals)} signals: one decides how the other is normalized"
     if node.op == "call_module":
-        parts = root.get_submodule(str(node.target)).children()
+        module = root.get_submodule(str(node.target))
+        plain = type(module).__module__.partition(".")[0] == "torch"  # torch's norms run nothing of what lies in them
+        parts = () if plain else module.children()
         if inner := [type(m).__name__ for m in parts if not isinstance(m, nn.Identity)]:
             return f"it holds {', '.join(inner)} besides the norm"
     if node.meta.get("shape") != signals[0].meta.get("shape"):
