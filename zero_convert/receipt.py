@@ -34,6 +34,7 @@ DIGEST_KEY = "zero_convert.weights_digest"  # likewise, where the format lets it
 FOLDED_KEY = "zero_convert.folded_from"  # instead of it, where the tensors were folded for inference
 RECEIPT_SUFFIX = ".receipt.json"
 DATA_SUFFIX = ".data"  # of the file beside an ONNX file that holds its tensors
+BESIDE = (RECEIPT_SUFFIX, DATA_SUFFIX)  # added to the name of an artifact: what may lie beside it
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 LEFTOVERS = ("error", "zeros", "keep")
