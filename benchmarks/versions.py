@@ -2,6 +2,7 @@
 
     python -m benchmarks.versions safetensors 2.11.0 2.15.0       versions of torch, each installed into an environment
     python -m benchmarks.versions onnx 2.11.0 path/to/python      or an interpreter that has one
+    python -m benchmarks.versions onnx PYTHON PYTHON resnet18     only conversions whose name holds one of these words
 
 `safetensors` makes every conversion of `tests/goldens.py` with each, and other bytes are a defect. `onnx` makes those
 of `ONNX`; there the exporter's versions choose the nodes: other bytes are told, and only other weights are a defect.
@@ -18,6 +19,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,27 +29,35 @@ SMALL = ("tiny_resnet", "PreActivationResNet", "BottleneckNet", "NormFreeNet")
 LARGE = ("resnet18", "mobilenet_v2", "convnext_tiny", "regnet_y_400mf", "efficientnet_b0", "vit_b_16")
 ONNX = [*((f"tests.nets:{name}", "1x3x32x32") for name in SMALL), *((name, "") for name in LARGE)]
 SCHEMES = ("zero-2021", "zero-2022")
-LIBRARIES = {"safetensors": ("torch", "torchvision"), "onnx": ("torch", "torchvision", "onnx", "onnx_ir", "onnxscript")}
+LIBRARIES = {
+    "safetensors": ("torch", "torchvision", "safetensors"),
+    "onnx": ("torch", "torchvision", "safetensors", "onnx", "onnx_ir", "onnxscript"),
+}
 COUNTED = ("sha256", "weights_digest")
 
 Digests = dict[str, dict[str, str]]
 
 
-def safetensors() -> Digests:
+def asked(key: str, words: Sequence[str]) -> bool:
+    """Whether a conversion is wanted: it holds one of the words, or there are none."""
+    return not words or any(word in key for word in words)
+
+
+def safetensors(words: Sequence[str]) -> Digests:
     """Conversion → its digests, for the conversions that have golden ones."""
     from tests.goldens import CASES, digests
 
-    return {case.key: digests(case) for case in CASES}
+    return {case.key: digests(case) for case in CASES if asked(case.key, words)}
 
 
-def onnx() -> Digests:
+def onnx(words: Sequence[str]) -> Digests:
     """The same for ONNX files."""
     import zero_convert as zc
     from zero_convert.sources.inputs import parse_input
 
     found = {}
     for model, shape in ONNX:
-        for scheme in SCHEMES:
+        for scheme in (each for each in SCHEMES if asked(f"{model} {each}", words)):
             result = zc.convert(model, (parse_input(shape),) if shape else None, scheme=scheme, validate="none")
             written = result.write(io.BytesIO(), "onnx")
             found[f"{model} {scheme}"] = {"sha256": written.sha256, "weights_digest": written.weights_digest}
@@ -57,10 +67,10 @@ def onnx() -> Digests:
 KINDS = {"safetensors": safetensors, "onnx": onnx}
 
 
-def here(kind: str) -> dict[str, Any]:
+def here(kind: str, words: Sequence[str]) -> dict[str, Any]:
     """Versions and digests of this interpreter."""
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES[kind])
-    return {"versions": f"{versions}, Python {platform.python_version()}", "digests": KINDS[kind]()}
+    return {"versions": f"{versions}, Python {platform.python_version()}", "digests": KINDS[kind](words)}
 
 
 def environment(version: str, folder: Path) -> Path:
@@ -72,9 +82,9 @@ def environment(version: str, folder: Path) -> Path:
     return python
 
 
-def ask(python: Path, kind: str) -> dict[str, Any]:
+def ask(python: Path, kind: str, words: Sequence[str]) -> dict[str, Any]:
     """What `here` answers under that interpreter."""
-    command = [str(python), "-m", "benchmarks.versions", "--here", kind]
+    command = [str(python), "-m", "benchmarks.versions", "--here", kind, *words]
     surroundings = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, check=True, cwd=ROOT, env=surroundings, stdout=subprocess.PIPE, encoding="utf-8")
     answer: dict[str, Any] = json.loads(done.stdout)
@@ -98,20 +108,20 @@ def table(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, dict[str, in
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) == 2 and arguments[0] == "--here" and arguments[1] in KINDS:
+    if arguments[:1] == ["--here"] and arguments[1] in KINDS:
         printed, sys.stdout = sys.stdout, sys.stderr
-        print(json.dumps(here(arguments[1])), file=printed)
+        print(json.dumps(here(arguments[1], arguments[2:])), file=printed)
         return 0
-    if len(arguments) != 3 or arguments[0] not in KINDS:
+    if len(arguments) < 3 or arguments[0] not in KINDS:
         print(__doc__, file=sys.stderr)
         return 2
-    kind, answers = arguments[0], []
-    for each in arguments[1:]:
+    kind, words, answers = arguments[0], arguments[3:], []
+    for each in arguments[1:3]:
         if Path(each).is_file():
-            answers.append(ask(Path(each), kind))
+            answers.append(ask(Path(each), kind, words))
             continue
         with tempfile.TemporaryDirectory() as folder:
-            answers.append(ask(environment(each, Path(folder)), kind))
+            answers.append(ask(environment(each, Path(folder)), kind, words))
     text, counts = table(*answers)
     print(text)
     promised = counts["sha256" if kind == "safetensors" else "weights_digest"]

@@ -64,18 +64,19 @@ def test_edits_are_named_by_rewrite_and_target() -> None:
     assert moved(edits=(first,)) == ["edit 'projections layer2': missing"]
     assert moved(edits=(first, second, Edit("x", "y", "z"))) == ["edit 'x y': extra"]
     assert moved(edits=(first, dataclasses.replace(second, applied=True))) == ["edit 'projections layer2': applied"]
-    assert moved(edits=(first, dataclasses.replace(second, action="kept"))) == ["edit 'projections layer2': action"]
-    assert moved(edits=(first, dataclasses.replace(second, reason="w"))) == ["edit 'projections layer2': reason"]
+    assert moved(edits=(first, dataclasses.replace(second, source=("w",)))) == ["edit 'projections layer2': source"]
+    assert moved(edits=(first, dataclasses.replace(second, source=None))) == []  # not recorded
+    assert moved(edits=(first, dataclasses.replace(second, action="kept", reason="w"))) == []  # worded anew
     assert moved(edits=(second, first)) == ["edit '0': order"]
 
 
 def test_two_edits_of_one_name_are_told_apart_by_their_number() -> None:
-    edit = Edit("x", "y", "one")
-    old = dataclasses.replace(OLD, edits=(edit, dataclasses.replace(edit, action="two")))
-    new = dataclasses.replace(OLD, edits=(edit, dataclasses.replace(edit, action="three")))
+    edit = Edit("x", "y", "", source=("one",))
+    old = dataclasses.replace(OLD, edits=(edit, dataclasses.replace(edit, source=("two", "2"))))
+    new = dataclasses.replace(OLD, edits=(edit, dataclasses.replace(edit, source=("three",))))
     found = compare(new, old)
-    assert [(each.what, each.got, each.expected, each.place) for each in found] == [
-        ("action", "three", "two", ("edits", 1))
+    assert [(each.name, each.what, each.got, each.expected, each.place) for each in found] == [
+        ("x y (2)", "source", "three", "two 2", ("edits", 1))
     ]
     assert [each.what for each in compare(dataclasses.replace(OLD, edits=(edit,)), old)] == ["missing"]
 
