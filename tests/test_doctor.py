@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,45 @@ def test_what_a_library_prints_does_not_mix_with_the_answer(tmp_path: Path, monk
     assert "hello" in answer.text and "and more" in answer.text
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_a_doctor_that_is_asked_to_end_takes_its_questions_with_it(tmp_path: Path) -> None:
+    child = tmp_path / "child.py"
+    child.write_text("import os, pathlib, sys, time\n"
+        "pathlib.Path(sys.argv[2], str(os.getpid())).touch()\ntime.sleep(300)\n")  # fmt: skip
+    born = tmp_path / "born"
+    born.mkdir()
+    code = (
+        "import pathlib\nfrom concurrent.futures import ThreadPoolExecutor\n"
+        "from zero_convert.doctor_ask import ask\nfrom zero_convert.interrupts import ending\n"
+        "def asked(_):\n"
+        f"    ask('torch', {str(born)!r}, limit=300, program=pathlib.Path({str(child)!r}))\n"
+        "with ending(lambda: None), ThreadPoolExecutor(2) as pool:\n"
+        "    list(pool.map(asked, range(20)))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1]) as doctor:
+        _wait_until(lambda: len(list(born.iterdir())) == 2)
+        doctor.terminate()
+        assert doctor.wait(60) == 130
+    _wait_until(lambda: not any(_runs(int(path.name)) for path in born.iterdir()))
+
+
+def _wait_until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _runs(process: int) -> bool:
+    """Whether it still computes; one that has ended without anybody asking for its code does not."""
+    try:
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat")
+        return not state.is_file() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_library_that_does_not_import_is_quoted() -> None:
     assert "No module named 'no_such_module'" in ask("import", "no_such_module", limit=30).problem
 
@@ -206,6 +247,15 @@ def test_a_session_that_moves_to_the_cpu_in_silence_is_a_failure_where_there_is_
     found = _examined(GPU, session_CUDAExecutionProvider=silent)
     assert found["cuda:0"].status == "ok" and found["CUDAExecutionProvider"].status == "fail"
     assert usable(tuple(found.values()), "cuda") == (found["CUDAExecutionProvider"],)
+
+
+def test_a_runtime_without_cuda_is_replaced_and_only_what_pip_knows_is_removed() -> None:
+    found = _examined(GPU, providers=Answer({"version": "1.31.0", "providers": ["CPUExecutionProvider"]}))
+    assert found["CUDAExecutionProvider"].status == "fail"
+    assert found["CUDAExecutionProvider"].fix.startswith("pip uninstall -y onnxruntime-gpu && pip install ")
+    answers = {("providers", ""): Answer({"version": "1.31.0", "providers": []}), ("torch", ""): Answer(GPU)}
+    (last,) = doctor._runtime(answers, {})[1:]
+    assert last.fix == "pip install --no-cache-dir onnxruntime-gpu"
 
 
 def test_both_builds_of_onnx_runtime_are_a_clash() -> None:

@@ -23,7 +23,7 @@ pytest.importorskip("jinja2")
 import zero_convert as zc
 from tests import browser, nets
 from tests.command_line import Run, runner
-from zero_convert import checks, page
+from zero_convert import atomic, checks, cli_report, page
 from zero_convert.errors import StorageError, UsageError
 from zero_convert.page import blocks, charts, drawing, facts, layout
 
@@ -221,6 +221,40 @@ def test_an_existing_file_is_kept_unless_forced_and_nothing_else_is_written(plai
     assert (tmp_path / "plots" / "weight-1.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("failing", [".safetensors", ".json", ".html", ".png"])
+@pytest.mark.parametrize("old", [True, False])
+def test_page_figures_artifact_and_receipt_are_written_all_or_none(
+    plain: zc.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, old: bool
+) -> None:
+    plots = tmp_path / "deep" / "plots"
+    if old:
+        plots.mkdir(parents=True)
+        for name in ("a.safetensors", "a.safetensors.receipt.json", "a.html", "deep/plots/weight-1.png"):
+            (tmp_path / name).write_text("mine")
+    before = _files(tmp_path)
+    rename, tried = atomic._rename, list[str]()
+
+    def fail(temporary: Path, target: Path, force: bool) -> None:
+        tried.append(target.suffix)
+        if target.suffix == failing:
+            raise OSError(28, "No space left on device")
+        rename(temporary, target, force)
+
+    monkeypatch.setattr(atomic, "_rename", fail)
+    pages = cli_report.Pages(plain, str(tmp_path / "a.html"), str(plots), force=old)
+    with pytest.raises(StorageError):
+        plain.save(tmp_path / "a.safetensors", force=old, beside=pages.beside)
+    assert _files(tmp_path) == before and not pages.written and tried[-1] == failing
+    monkeypatch.setattr(atomic, "_rename", rename)
+    plain.save(tmp_path / "a.safetensors", force=old, beside=pages.beside)
+    assert {path.suffix for path in pages.written} == {".html", ".png"}
+    assert all(path.read_bytes() != b"mine" for path in tmp_path.rglob("*") if path.is_file())
+
+
+def _files(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
 def test_plots_need_a_folder(plain: zc.Result, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
@@ -257,6 +291,8 @@ def test_the_command_writes_page_and_figures_beside_the_file(
         ["--dry-run", "--report", "a.html"],
         ["--out", "a.safetensors", "--report", "a.safetensors"],
         ["--out", "a.safetensors", "--report", "-"],
+        ["--out", "a.safetensors", "--report", "a.safetensors.receipt.json"],
+        ["--out", "a.onnx", "--report", "./a.onnx.data"],
     ],
 )
 def test_a_report_about_nothing_or_in_the_place_of_its_model_is_refused(

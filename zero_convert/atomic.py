@@ -2,8 +2,9 @@
 
 The bytes go to a temporary file in the target's own folder, are forced to the disk, read back and compared with what
 the writer promised, and take the target's name in one step; then the folder is forced to the disk as well. Files that
-belong together are all made ready first and then take their names one after the other, while nobody else's do. Only a
-process killed without warning leaves temporary files (`.NAME.….part`) behind.
+belong together are all made ready first and then take their names one after the other, while nobody else's do; if one
+of them cannot, the old ones come back. Only a process killed without warning leaves temporary files (`.NAME.….part`)
+behind.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import BufferedWriter, FileIO
 from os import PathLike
 from pathlib import Path
@@ -44,6 +45,11 @@ class Output(BufferedWriter):
     def target(self) -> Path:
         """The file that it becomes, symlinks followed."""
         return self._target
+
+    @property
+    def temporary(self) -> Path:
+        """The file that it is until then."""
+        return self._temporary
 
     def promise(self, size: int, sha256: str) -> None:
         """Say what the file must read as: its bytes, and its SHA-256 in hex."""
@@ -163,23 +169,107 @@ def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[Out
         output.commit()
 
 
-@contextlib.contextmanager
-def alone(folder: str | PathLike[str]) -> Iterator[None]:
-    """Nobody else who asks for this folder goes on meanwhile; where the system cannot say so, it is hoped.
+def commit_all(outputs: Sequence[Output]) -> None:
+    """Give settled outputs their names, in this order; whatever comes in between, all are old or all are new.
 
-    It is the folder itself that is held, so that no file is left behind.
+    Several names cannot be given in one step: a process killed between them leaves some new files beside old ones.
+
+    Raises:
+        UsageError, StorageError: as `Output.commit`; the old files are back.
     """
-    descriptor = None
-    with contextlib.suppress(ImportError, OSError):
-        import fcntl
+    former: list[_Former] = []
+    for output in outputs:
+        with _told(output.target):
+            former.append(_Former(output))
 
-        descriptor = os.open(os.path.realpath(folder), os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    def restore() -> None:
+        if not all(one.replaced for one in former):
+            for one in former:
+                one.put_back()
+        for one in former:
+            one.forget()
+
+    with undone_by(restore):
+        try:
+            for one in former:
+                one.keep()
+            for output in outputs:
+                output.commit()
+        finally:
+            restore()
+
+
+class _Former:
+    """What an output takes the place of, to be put back as long as not all outputs have their names."""
+
+    def __init__(self, output: Output) -> None:
+        self._target, self._new = output.target, _identity(output.temporary)
+        self._there = _identity(self._target) is not None
+        self._kept = self._target.with_name(f".{self._target.name[:32]}.{secrets.token_hex(8)}.part")
+
+    @property
+    def replaced(self) -> bool:
+        """Whether the output has the name. What somebody else put there is none of ours."""
+        with contextlib.suppress(OSError):
+            return _identity(self._target) == self._new
+        return False
+
+    def keep(self) -> None:
+        """Have a second name for the old file."""
+        with contextlib.suppress(OSError):  # there is none, or the file system has no links
+            os.link(self._target, self._kept)
+
+    def put_back(self) -> None:
+        """The old file, or none, has the name again."""
+        if self.replaced:
+            with contextlib.suppress(OSError):
+                if self._there:
+                    os.replace(self._kept, self._target)
+                else:
+                    os.unlink(self._target)
+
+    def forget(self) -> None:
+        """The second name goes."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._kept)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file has this name now."""
+    found = _stat(path)
+    return None if found is None else (found.st_dev, found.st_ino)
+
+
+@contextlib.contextmanager
+def alone(*folders: str | PathLike[str]) -> Iterator[None]:
+    """Nobody else who asks for one of these goes on meanwhile; where the system cannot say so, it is hoped.
+
+    It is the folders themselves that are held, so that no file is left behind; always in the same order, so that two
+    who ask for the same do not wait for each other for ever.
+    """
+    held: dict[tuple[int, int], int] = {}
     try:
+        for path in sorted({os.path.realpath(folder) for folder in folders}):
+            with contextlib.suppress(ImportError, OSError):
+                _hold(path, held)
         yield
     finally:
-        if descriptor is not None:
+        for descriptor in held.values():
             os.close(descriptor)
+
+
+def _hold(folder: str, held: dict[tuple[int, int], int]) -> None:
+    """Adds the folder's descriptor once it is ours, under the folder's identity; a folder has several names."""
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    about = os.fstat(descriptor)
+    identity = about.st_dev, about.st_ino
+    if identity in held:
+        os.close(descriptor)
+        return
+    held[identity] = descriptor
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from .cli_parts import (
     Device,
     Dtype,
     ExternalData,
+    Fold,
     Force,
     Format,
     Inputs,
@@ -144,10 +145,7 @@ def convert(
     force: Force = False,
     opset: Opset = None,
     external_data: ExternalData = False,
-    fold: Annotated[
-        bool,
-        option("--fold", panel=OUTPUT, help="ONNX: norms and transforms become part of layers.", metavar=""),
-    ] = False,
+    fold: Fold = False,
     dry_run: Annotated[
         bool,
         option("--dry-run", panel=OUTPUT, help="Print every edit and every tensor's rule; write nothing.", metavar=""),
@@ -221,8 +219,8 @@ def convert(
         display.summary(screen, result)
     try:
         with screen.progress(keep=False) as progress, third_party_warnings(verbose):
-            saved = _save(result, outputs, format_, force, opset, external_data, fold, keep_failed, progress)
-            pages = cli_report.write(result, report, plots, saved, force=force, progress=progress)
+            pages = cli_report.Pages(result, report, plots, force)
+            saved = _save(result, outputs, format_, force, opset, external_data, fold, keep_failed, pages, progress)
     except FindingError as error:
         if as_json:
             print_json({**_facts(result), **error_facts(error)})
@@ -231,9 +229,9 @@ def convert(
         raise
     if as_json:
         code = FindingError.exit_code if result.failed else 0
-        print_json({**_facts(result), "outputs": saved, "report": pages, "exit_code": code})
+        print_json({**_facts(result), "outputs": saved, "report": pages.written, "exit_code": code})
     else:
-        cli_report.tell(screen, pages)
+        cli_report.tell(screen, pages.written)
         display.saved(screen, saved, result.weights_digest)
     if result.failed:
         raise typer.Exit(FindingError.exit_code)
@@ -319,6 +317,8 @@ def list_models(
 
 def program() -> NoReturn:
     """The process `zero-convert`: exits with the code of its command line, or with 130 once it is asked to end."""
+    # Torch's second thread would spin while it waits for the first: on a busy machine four times the time for nothing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with ending(lambda: _report(_Interrupted("interrupted"), sys.argv[1:])):
         sys.exit(main())
 
@@ -482,6 +482,7 @@ def _save(
     external_data: bool,
     fold: bool,
     keep_failed: bool,
+    pages: cli_report.Pages,
     progress: Any,
 ) -> tuple[Saved, ...]:
     if list(outputs) != ["-"]:
@@ -494,6 +495,7 @@ def _save(
                 external_data=external_data,
                 fold=fold,
                 keep_failed=keep_failed,
+                beside=pages.beside,
                 progress=progress,
             )
     from .pipeline import refuse_failed
@@ -502,6 +504,7 @@ def _save(
         refuse_failed(result.failed)
     result.write(sys.stdout.buffer, name or "safetensors", opset, fold=fold)
     sys.stdout.buffer.flush()
+    pages.alone()
     return ()
 
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UsageError
+from .receipt import BESIDE
 
 if TYPE_CHECKING:
     from .display import Screen
     from .pipeline import Result, Saved
-    from .result import Progress
 
 
 def check(report: str | None, plots: str | None, outputs: Sequence[str], *, force: bool, dry_run: bool) -> None:
     """Everything that can be said against the two before any work is done.
 
     Raises:
-        UsageError: nothing will be written that a report could be about, the report is one of the outputs, a library
-            is missing, or a file is there and `force` is not given.
+        UsageError: nothing will be written that a report could be about, the report is one of the outputs or lies in
+            the place of what is written beside them, a library is missing, or a file is there and `force` is not given.
         StorageError: a folder is missing or not writable.
     """
     if report is None and plots is None:
@@ -28,30 +29,44 @@ def check(report: str | None, plots: str | None, outputs: Sequence[str], *, forc
     name = "--report" if report is not None else "--plots"
     if dry_run:
         raise UsageError("a dry run writes nothing", where=name, fix="Leave one of the two out.")
-    if report == "-" or any(report is not None and _same(report, output) for output in outputs):
+    taken = [beside for output in outputs for beside in (output, *(output + suffix for suffix in BESIDE))]
+    if report == "-" or any(report is not None and _same(report, output) for output in taken):
         raise UsageError("the report needs a file of its own", where="--report", got=str(report), expected="FILE.html")
     from . import page
 
     page.check_outputs(report, plots, force)
 
 
-def write(
-    result: Result,
-    report: str | None,
-    plots: str | None,
-    saved: Sequence[Saved],
-    *,
-    force: bool,
-    progress: Progress | None,
-) -> tuple[Path, ...]:
-    """The files that were written. Errors as `page.save`."""
-    if report is None and plots is None:
-        return ()
-    from . import page
+class Pages:
+    """The page and the figures of one conversion, written in one step with the files that they are about.
 
-    if progress is not None:
-        progress("report", str(report or plots))
-    return page.save(result, report, plots=plots, saved=saved, force=force)
+    Attributes:
+        written: the paths, once they are.
+    """
+
+    def __init__(self, result: Result, report: str | None, plots: str | None, force: bool) -> None:
+        self._result, self._report, self._plots, self._force = result, report, plots, force
+        self.written: tuple[Path, ...] = ()
+
+    @contextmanager
+    def beside(self, saved: tuple[Saved, ...]) -> Iterator[list[tuple[Path, bytes]]]:
+        """For `Result.save`. Errors as `page.save`."""
+        if self._report is None and self._plots is None:
+            yield []
+            return
+        from . import page
+
+        page.check_outputs(self._report, self._plots, self._force)
+        with page.made(self._result, self._report, plots=self._plots, saved=saved) as files:
+            yield files
+        self.written = tuple(path for path, _ in files)
+
+    def alone(self) -> None:
+        """Writes them where the result went to stdout. Errors as `page.save`."""
+        if self._report is not None or self._plots is not None:
+            from . import page
+
+            self.written = page.save(self._result, self._report, plots=self._plots, force=self._force)
 
 
 def tell(screen: Screen, pages: Sequence[Path]) -> None:

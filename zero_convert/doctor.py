@@ -188,7 +188,9 @@ def _runtime(answers: Mapping[tuple[str, str], Answer], here: Mapping[str, str])
     for name in sorted(about.facts["providers"], key=lambda name: (name not in _USED, name)):
         found.append(_provider(name, answers["session", name], seen))
     if CUDA not in about.facts["providers"] and "cuda" in seen:
-        fix = f"pip uninstall -y {' '.join(builds)} && pip install onnxruntime-gpu"
+        # Without pip's metadata another program has put it there, and pip cannot take it away.
+        remove = f"pip uninstall -y {' '.join(builds)} && " if builds else ""
+        fix = f"{remove}pip install --no-cache-dir onnxruntime-gpu"
         found.append(Finding("onnxruntime", CUDA, "fail", f"{build} has no CUDA provider, and a GPU is here", fix))
     return found
 

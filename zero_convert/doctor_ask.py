@@ -7,13 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .interrupts import undone_by
+
 SLOW = "no answer"
 PROGRAM = Path(__file__).with_name("doctor_child.py")
+_children: list[subprocess.Popen[bytes]] = []
+_starting = threading.RLock()  # held while one starts, so that it is either known or not there; the handler may hold it
+_over = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -41,17 +47,42 @@ def ask(question: str, argument: str = "", *, limit: float, program: Path = PROG
         program: what is run instead of `doctor_child.py`.
     """
     command = [sys.executable, "-P", str(program), question, argument]  # -P: no module of ours takes a library's name
+    with undone_by(_end_all):
+        try:
+            with _starting:
+                if _over.is_set():
+                    return Answer(problem="interrupted")
+                child = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+                )
+                _children.append(child)
+        except OSError as error:
+            return Answer(problem=f"no process could be started: {error}")
+        with child:
+            try:
+                said, complained = child.communicate(timeout=limit)
+            except subprocess.TimeoutExpired as error:
+                child.kill()
+                return Answer(problem=f"{SLOW} within {limit:g} seconds", text=_text(error.stderr))
+            finally:
+                _children.remove(child)
+    return _read(child.returncode, said, _text(complained))
+
+
+def _end_all() -> None:
+    """Ends all children and lets none begin: this process is asked to end."""
+    with _starting:
+        _over.set()
+        for child in list(_children):
+            child.kill()
+
+
+def _read(code: int, said: bytes, text: str) -> Answer:
+    """What a child that has ended has answered."""
+    if code:
+        return Answer(problem=_ended(code), text=text)
     try:
-        done = subprocess.run(command, capture_output=True, timeout=limit, check=False, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired as error:
-        return Answer(problem=f"{SLOW} within {limit:g} seconds", text=_text(error.stderr))
-    except OSError as error:
-        return Answer(problem=f"no process could be started: {error}")
-    text = _text(done.stderr)
-    if done.returncode:
-        return Answer(problem=_ended(done.returncode), text=text)
-    try:
-        facts = json.loads(done.stdout)
+        facts = json.loads(said)
     except ValueError:
         return Answer(problem="the process ended without an answer", text=text)
     problem = str(facts.get("error", ""))

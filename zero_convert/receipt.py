@@ -17,7 +17,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -34,6 +34,7 @@ DIGEST_KEY = "zero_convert.weights_digest"  # likewise, where the format lets it
 FOLDED_KEY = "zero_convert.folded_from"  # instead of it, where the tensors were folded for inference
 RECEIPT_SUFFIX = ".receipt.json"
 DATA_SUFFIX = ".data"  # of the file beside an ONNX file that holds its tensors
+BESIDE = (RECEIPT_SUFFIX, DATA_SUFFIX)  # added to the name of an artifact: what may lie beside it
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 LEFTOVERS = ("error", "zeros", "keep")
@@ -203,9 +204,11 @@ def identity_json(identity: Identity) -> dict[str, Any]:
     }
 
 
-def identity_from_json(obj: object, where: str) -> Identity:
+def identity_from_json(obj: object, where: str, read: Callable[[object, str], records.Edit] = read_edit) -> Identity:
     """The identity that a JSON object spells; the inverse of `identity_json`.
 
+    Args:
+        read: reads one edit; locks spell them in their own way.
     Raises:
         MalformedError: it spells none, or its weights digest is not that of its tensors.
     """
@@ -228,7 +231,7 @@ def identity_from_json(obj: object, where: str) -> Identity:
     return Identity(
         recipe=recipe_from_json(fields.raw["recipe"], f"{where}.recipe"),
         fingerprint=fields.text("fingerprint"),
-        edits=tuple(read_edit(edit, f"{where}, edit {index}") for index, edit in enumerate(edits)),
+        edits=tuple(read(edit, f"{where}, edit {index}") for index, edit in enumerate(edits)),
         tensors=tensors,
         weights_digest=claimed,
     )

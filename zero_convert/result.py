@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from . import exporters, receipt
-from .atomic import alone, staged
+from .atomic import Output, alone, commit_all, staged
 from .digests import Written, leaf_digest, weights_digest
 from .errors import CheckError, UsageError
 from .exporters import onnx, safetensors
@@ -61,6 +61,8 @@ class Saved:
     opset: int = 0
 
 
+# What is ready to be written → files to be written with it, path and bytes; they are made within the block.
+Beside = Callable[[tuple[Saved, ...]], contextlib.AbstractContextManager[Sequence[tuple[Path, bytes]]]]
 FOLDS = {"fold_norm": "norms", "fold_transform": "transforms"}
 
 
@@ -103,6 +105,7 @@ class Result:
         inputs: example inputs of the forward, by position or by name; an export to ONNX follows them.
         graph: of the forward in evaluation mode, where one stands for it.
         original: graph and structure of the network before the rewrites, for reports; None for `validate="none"`.
+        folds: what became of each norm and transform, once a file has been folded; the same every time.
     """
 
     module: nn.Module
@@ -115,6 +118,7 @@ class Result:
     inputs: tuple[Any, ...] | Mapping[str, Any] = field(default=(), repr=False)
     graph: fx.Graph | None = field(default=None, repr=False)
     original: Original | None = field(default=None, repr=False)
+    folds: tuple[Edit, ...] = field(default=(), init=False, repr=False)
     _digest: str = field(default="", repr=False)
     _start: _Start = field(init=False, repr=False)
     _graphs: dict[int, tuple[onnx.Graph, str]] = field(default_factory=dict, init=False, repr=False)
@@ -146,9 +150,10 @@ class Result:
         external_data: bool = False,
         fold: bool = False,
         keep_failed: bool = False,
+        beside: Beside | None = None,
         progress: Progress | None = None,
     ) -> tuple[Saved, ...]:
-        """What was written: the artifact at each path, whole or not at all, and its receipt beside it.
+        """What was written: the artifact at each path and its receipt beside it; all of them, or after a failure none.
 
         The file holds the start that the recipe makes. A forward in training mode since then (batch statistics) does
         not change it; a module that was trained is refused.
@@ -161,10 +166,12 @@ class Result:
             fold: in ONNX files norms and frozen transforms become part of the layers beside them, for inference. The
                 weights digest does not apply to such a file, which says so.
             keep_failed: write it even though a check failed; the receipt says which.
+            beside: makes more files, path and bytes, of what is ready to be written; they are written with it.
 
         Raises:
             CheckError: a check failed; nothing is written.
-            UsageError: a file exists and `force` is not given, no such format, or the module was trained.
+            UsageError: a file exists and `force` is not given, no such format, two files of one name, or the module was
+                trained.
             ModelError: torch cannot export the model to ONNX.
             StorageError: the file system said no; old files are as they were.
         """
@@ -176,10 +183,24 @@ class Result:
         if any(exporters.format_of(target, format) == "onnx" for target in paths):
             tell(progress, "export", "ONNX graph, evaluation mode" + (", folded" if fold else ""))
             exported = self._exported(opset, fold)
-        return tuple(self._save(target, entries, force, format, exported, external_data, progress) for target in paths)
+        with contextlib.ExitStack() as stack:
+            ready: list[Output] = []
+            saved = tuple(
+                self._stage(stack, ready, target, entries, force, format, exported, external_data, progress)
+                for target in paths
+            )
+            for target, data in stack.enter_context(beside(saved)) if beside is not None else ():
+                ready.append(stack.enter_context(staged(target, force)))
+                ready[-1].write_all(data)
+            _refuse_twice(ready)
+            with alone(*(output.target.parent for output in ready)):  # of two runs at once the files of one stay
+                commit_all(ready)
+        return saved
 
-    def _save(
+    def _stage(
         self,
+        stack: contextlib.ExitStack,
+        ready: list[Output],
         path: str | PathLike[str],
         entries: list[safetensors.Entry],
         force: bool,
@@ -188,25 +209,23 @@ class Result:
         external_data: bool,
         progress: Progress | None,
     ) -> Saved:
+        """What the files at the path will be; they are added to those that are ready, in the order of their commit."""
         tell(progress, "export", str(path))
         beside, kind = receipt.receipt_path(path), exporters.format_of(path, format)
         form, data_path = exported if kind == "onnx" else None, None
         if form is not None and onnx.wants_data_file(form.entries, external_data):
             data_path = onnx.checked_data_path(path)
-        with contextlib.ExitStack() as stack:
-            artifact, seal = (stack.enter_context(staged(each, force)) for each in (path, beside))
-            data = None if data_path is None else stack.enter_context(staged(data_path, force))
-            if form is not None:
-                location = "" if data_path is None else data_path.name
-                written = onnx.write(artifact, form.graph, form.entries, self._about(form), data, location)
-            else:
-                written = safetensors.write(artifact, entries, receipt.metadata(self.recipe))
-            onnx.settle(artifact, data, written)
-            tell(progress, "seal", str(beside))
-            seal.write_all(receipt.spell_receipt(self._receipt(written, kind, form)))
-            with alone(Path(path).parent):  # of two runs at once the receipt that stays is that of its file
-                onnx.commit(artifact, data)
-                seal.commit()
+        artifact, seal = (stack.enter_context(staged(each, force)) for each in (path, beside))
+        data = None if data_path is None else stack.enter_context(staged(data_path, force))
+        if form is not None:
+            location = "" if data_path is None else data_path.name
+            written = onnx.write(artifact, form.graph, form.entries, self._about(form), data, location)
+        else:
+            written = safetensors.write(artifact, entries, receipt.metadata(self.recipe))
+        onnx.settle(artifact, data, written)
+        tell(progress, "seal", str(beside))
+        seal.write_all(receipt.spell_receipt(self._receipt(written, kind, form)))
+        ready += [artifact, seal] if data is None else [data, artifact, seal]
         folded_from = self.weights_digest if form is not None and form.folded else ""
         if not folded_from:
             self._digest = written.weights_digest
@@ -274,6 +293,7 @@ class Result:
         version = onnx.checked_opset(opset)
         entries = self._start.entries(self.module)
         own, folds = folded(self.module, self.graph, self._start.buffers) if fold else (self.module, None)
+        self.folds = self.folds if folds is None else folds
         stored = ties(own.state_dict(keep_vars=True))
         if any(edit.applied for edit in folds or ()):
             return _Exported(*graph(own, self.inputs, stored, version), _entries(own, {}), folds)
@@ -357,3 +377,12 @@ def _entries(module: nn.Module, instead: Mapping[str, torch.Tensor]) -> list[saf
 def _bytes(tensor: torch.Tensor) -> Any:
     plain = tensor.detach().cpu().contiguous()
     return plain.reshape(-1).view(torch.uint8).numpy() if plain.dtype is not torch.bool else plain.numpy()
+
+
+def _refuse_twice(outputs: Sequence[Output]) -> None:
+    """Raises UsageError where two outputs would be one file."""
+    seen: set[Path] = set()
+    for output in outputs:
+        if output.target in seen:
+            raise UsageError("two outputs are one file", where=str(output.target), fix="Give each a name of its own.")
+        seen.add(output.target)

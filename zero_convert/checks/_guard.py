@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .. import generators
 
 EXACT = ("none", "ieee")
+OFF, WARN = 0, 1  # of `torch.set_deterministic_debug_mode`
 SMALLER = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
@@ -31,8 +32,7 @@ def pinned(device: str) -> Iterator[None]:
         *((owner, "fp32_precision", None) for owner in _rounding(kind)),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    mode = torch.get_deterministic_debug_mode()
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     states = generators.states(device)
     with warnings.catch_warnings():
@@ -47,16 +47,21 @@ def pinned(device: str) -> Iterator[None]:
                     owner.fp32_precision = "ieee"
             if kind == "cuda" and workspace is None:
                 os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS refuses to be deterministic
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            deterministic(WARN)
             with torch.autocast(kind, enabled=False), torch.inference_mode(False):
                 yield
         finally:
-            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+            deterministic(mode)
             for owner, name, value in before:
                 setattr(owner, name, value)
             if workspace is None:
                 os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
             generators.restore(states, device)
+
+
+def deterministic(mode: int) -> None:
+    """What `torch.use_deterministic_algorithms` does, which loads torch.compile first: two seconds for nothing."""
+    torch.set_deterministic_debug_mode(mode)
 
 
 def _rounding(kind: str) -> list[Any]:
@@ -104,6 +109,11 @@ def _doubled(value: Any) -> Any:
 
 class _Double(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Every operation that names a smaller floating type is told float64."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: nothing is compiled in here, and torch need not load torch.compile to see to that."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = {key: _doubled(value) for key, value in (kwargs or {}).items()}

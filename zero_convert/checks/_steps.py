@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ._bench import largest
+
 
 def largest_of(gradient: Tensor | None) -> float:
     """The largest magnitude; NaN if there is one; 0 for none."""
-    if gradient is None or not gradient.numel():
-        return 0.0
-    return float(torch.linalg.vector_norm(gradient, float("inf")))
+    return 0.0 if gradient is None else largest(gradient)
 
 
 @torch.no_grad()

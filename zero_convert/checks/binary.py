@@ -25,7 +25,7 @@ def ask(bench: Bench) -> Check | None:
         if not parameter.requires_grad:
             continue
         values = parameter.detach()
-        none, one = int((values == 0).sum()), int((values == 1).sum())
+        none, one = values.numel() - int(values.count_nonzero()), int((values == 1).count_nonzero())
         zeros, ones = zeros + none, ones + one
         if none + one < values.numel():
             if name in kept:

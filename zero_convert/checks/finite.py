@@ -8,7 +8,10 @@ Fails on any NaN, and on an infinity in a parameter or an output.
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch import Tensor
 
 from ..records import Check
 from ._bench import Bench
@@ -24,7 +27,7 @@ def ask(bench: Bench) -> Check:
         if not tensor.is_floating_point():
             continue
         values += tensor.numel()
-        if bool(torch.isfinite(tensor).all()):
+        if _sums_up(tensor) or bool(torch.isfinite(tensor).all()):
             continue
         if bool(torch.isnan(tensor).any()) or name in parameters:
             wrong.append(name)
@@ -49,3 +52,8 @@ def ask(bench: Bench) -> Check:
         | ({"refused": dict(bench.refused)} if bench.refused else {}),
         "no NaN, no infinity",
     )
+
+
+def _sums_up(tensor: Tensor) -> bool:
+    """Whether the sum is finite, so that all values are; a tenth of the time of asking each of them."""
+    return tensor.element_size() > 1 and math.isfinite(float(tensor.sum()))

@@ -69,14 +69,14 @@ def _differences(first: dict[str, Tensor], second: dict[str, Tensor], mode: str)
 @contextmanager
 def _any_algorithm() -> Iterator[None]:
     """Inside: the libraries choose their algorithms as they do by themselves, and search for the fastest."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.get_deterministic_debug_mode()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    torch.use_deterministic_algorithms(False)
+    _guard.deterministic(_guard.OFF)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        _guard.deterministic(before)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
 
 

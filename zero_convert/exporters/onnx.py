@@ -21,17 +21,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
-from ..atomic import Output, staged
+from ..atomic import Output, commit_all, staged
 from ..digests import Blob, Written, brief, is_plain_text, weights_digest
-from ..errors import ModelError, StorageError, UsageError
-from ..interrupts import undone_by
+from ..errors import ModelError, UsageError
 from ..receipt import DATA_SUFFIX, DIGEST_KEY, FOLDED_KEY
 from ._onnx_digests import file_digests as file_digests
 from ._onnx_reading import TYPES
@@ -133,7 +131,7 @@ def save(
 
     Raises:
         ModelError: a tensor of a type that ONNX does not have.
-        UsageError, StorageError: as `staged`, `Output.settle` and `Output.commit`.
+        UsageError, StorageError: as `staged`, `Output.settle` and `commit_all`.
     """
     beside = checked_data_path(path) if wants_data_file(entries, external_data) else None
     with contextlib.ExitStack() as stack:
@@ -141,7 +139,7 @@ def save(
         data = None if beside is None else stack.enter_context(staged(beside, force))
         written = write(model, graph, entries, metadata, data, "" if beside is None else beside.name)
         settle(model, data, written)
-        commit(model, data)
+        commit_all([model] if data is None else [data, model])
     if beside is None or written.data is None:
         return written, None
     return written, DataFile(beside, written.data.sha256, written.data.size)
@@ -154,32 +152,6 @@ def settle(model: Output, data: Output | None, written: Written) -> None:
     if data is not None and written.data is not None:
         data.promise(written.data.size, written.data.sha256)
         data.settle()
-
-
-def commit(model: Output, data: Output | None) -> None:
-    """Give a settled model and its data file their names; whatever comes in between, both are old or both new.
-
-    Two names cannot be given in one step: a process killed between them leaves a new data file beside an old model,
-    which `verify` finds.
-
-    Raises:
-        UsageError, StorageError: as `Output.commit`.
-    """
-    if data is None:
-        model.commit()
-        return
-    try:
-        former = _Former(data.target, model.target)
-    except OSError as error:
-        got = error.strerror or str(error)
-        raise StorageError("cannot look at the old files", where=str(data.target), got=got) from error
-    with undone_by(former.restore):
-        try:
-            former.keep()
-            data.commit()
-            model.commit()
-        finally:
-            former.restore()
 
 
 def write(
@@ -239,43 +211,6 @@ def write(
     found = {**first.tensors, **second.tensors}
     blob = None if data is None else Blob(second.sha256, second.size)
     return Written(first.sha256, first.size, {e.name: found[e.name] for e in ordered}, digest, blob)
-
-
-class _Former:
-    """What a data file was before a new one took its name, to be put back as long as the model is the old one."""
-
-    def __init__(self, data: Path, model: Path) -> None:
-        self._data, self._model = data, model
-        self._before = _identity(data), _identity(model)
-        self._kept = data.with_name(f".{data.name[:32]}.{secrets.token_hex(8)}.part")
-
-    def keep(self) -> None:
-        """Have a second name for the old file."""
-        with contextlib.suppress(OSError):  # there is none, or the file system has no links
-            os.link(self._data, self._kept)
-
-    def restore(self) -> None:
-        """Put the old file back if only the data file is new; the second name goes in any case."""
-        try:
-            with contextlib.suppress(OSError):
-                data, model = _identity(self._data), _identity(self._model)
-                if data != self._before[0] and model == self._before[1]:
-                    if self._before[0] is None:
-                        os.unlink(self._data)
-                    else:
-                        os.replace(self._kept, self._data)
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(self._kept)
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file has this name now."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _tensor_head(entry: Entry, location: str, offset: int) -> bytes:

@@ -16,17 +16,18 @@ bytes where matplotlib and jinja2 are the same. Both come with the extra `report
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..atomic import Output, check_target, staged
+from ..atomic import check_target, commit_all, staged
 from ..converted import ConvertedModule
 from ..errors import StorageError, UsageError
+from ..interrupts import undone_by
 from . import blocks, charts, drawing, facts, weights
 
 if TYPE_CHECKING:
@@ -91,26 +92,63 @@ def save(
         UsageError, StorageError: as `check_outputs`, and for any error while writing.
     """
     check_outputs(report, plots, force)
+    with ExitStack() as stack:
+        outputs = stack.enter_context(made(result, report, plots=plots, saved=saved))
+        ready = [stack.enter_context(staged(path, force)) for path, _ in outputs]
+        for output, (_, data) in zip(ready, outputs, strict=True):
+            output.write_all(data)
+        commit_all(ready)
+    return tuple(path for path, _ in outputs)
+
+
+@contextmanager
+def made(
+    result: Result,
+    report: str | PathLike[str] | None = None,
+    *,
+    plots: str | PathLike[str] | None = None,
+    saved: Sequence[Saved] = (),
+) -> Iterator[list[tuple[Path, bytes]]]:
+    """The page and the figures, path and bytes, for whoever writes them within the block.
+
+    The folder of the plots is there inside, and goes again if the block fails and nobody else needs it. Arguments as
+    `save`.
+    """
+    outputs: list[tuple[Path, bytes]] = []
     with drawing.settings():
         figures = _figures(result)
-        outputs: list[tuple[Path, bytes]] = []
         if report is not None:
             outputs.append((Path(report), _html(result, saved, figures).encode("utf-8")))
         if plots is not None:
-            folder = Path(plots)
+            outputs += [(Path(plots, f"{name}.png"), drawing.png(figure)) for name, (figure, _) in figures.items()]
+    with _folder(Path(plots)) if plots is not None else nullcontext():
+        yield outputs
+
+
+@contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Makes the folder, with those it lies in; they go again if the block fails, unless something is in them.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+
+    def remove() -> None:
+        for each in new:
+            with suppress(OSError):
+                each.rmdir()
+
+    with undone_by(remove):
+        try:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StorageError("no folder for the plots", where=str(folder), got=error.strerror or "") from error
-            outputs += [(folder / f"{name}.png", drawing.png(figure)) for name, (figure, _) in figures.items()]
-    with ExitStack() as stack:
-        ready: list[Output] = []
-        for path, data in outputs:
-            ready.append(stack.enter_context(staged(path, force)))
-            ready[-1].write_all(data)
-        for output in ready:
-            output.commit()
-    return tuple(path for path, _ in outputs)
+            yield
+        except BaseException:
+            remove()
+            raise
 
 
 def html(result: Result, saved: Sequence[Saved] = ()) -> str:
