@@ -227,3 +227,35 @@ def test_views_that_repeat_the_file_are_not_read(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="too often"):
         inspecting.survey(contents, digest=True, limits=limits)
     assert inspecting.survey(contents, digest=False, values=False, limits=limits).digest is None
+
+
+def test_the_name_of_a_file_cannot_command_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names come out of archives as well; an error shows them."""
+    path = tmp_path / "\x1b]0;owned\x07\u202e\n.pt"
+    path.write_bytes(b"no model")
+    assert main(["inspect", str(path)]) == 4
+    said = capsys.readouterr().err
+    assert "\\x1b]0;owned\\x07\\u202e\\x0a.pt" in said
+    assert not {"\x1b", "\x07", "\u202e"} & set(said)
+
+
+def test_options_that_mean_nothing_for_the_target_are_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "m.safetensors")
+    for arguments, said in (
+        ([path, "--input", "1x3"], "--input is for a model"),
+        ([path, "--model-arg", "a=1"], "--model-arg is for a model"),
+        ([path, "--json", "--markdown"], "one output at a time"),
+        (["resnet18", "--digest"], "--digest is for a file"),
+        (["resnet18", "--max-bytes", "1M"], "--max-bytes is for a file"),
+        (["resnet18", "--markdown"], "--markdown is for a file"),
+    ):
+        assert main(["inspect", *arguments]) == 2
+        captured = capsys.readouterr()
+        assert said in captured.err + captured.out
+
+
+def test_what_is_no_file_is_not_taken_for_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path)]) == 74
+    assert "no regular file" in capsys.readouterr().err

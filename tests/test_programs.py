@@ -44,7 +44,8 @@ class Sorts(nn.Module):
         x = self.norms(self.up(torch.relu_(self.conv(self.conv(x)))))
         x = self.act(self.drop(x))[:, :, 1:].mean(2)
         x = x + self.last(x) * self.scale + self.shift
-        return x + h[0, :, :4] + c.select(0, 0)[:, 1:]
+        out: torch.Tensor = x + h[0, :, :4] + c.select(0, 0)[:, 1:]
+        return out
 
 
 def shapes(network: nn.Module) -> dict[str, tuple[bool, tuple[int, ...]]]:

@@ -27,6 +27,7 @@ FILE = "Files"
 
 
 def inspect(
+    ctx: typer.Context,
     target: Annotated[str, typer.Argument(metavar="MODEL|FILE", help="A model, or a file of any known format.")],
     digest: Annotated[
         bool | None,
@@ -55,7 +56,11 @@ def inspect(
     from . import display, readers
 
     screen = display.Screen(quiet or as_json or markdown, verbose)
-    if readers.names_file(target):
+    if as_json and markdown:
+        raise UsageError("one output at a time", where="--json --markdown", expected="one of them")
+    is_file = readers.names_file(target)
+    _fitting(ctx, is_file, target)
+    if is_file:
         from . import display_file, inspecting
 
         limits = readers.Limits(_bytes(max_bytes), max_tensors)
@@ -70,8 +75,6 @@ def inspect(
         else:
             display_file.file_contents(screen, facts)
         return
-    if markdown:
-        raise UsageError("Markdown is for files", where="--markdown", got=repr(target), expected="a file")
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
         from . import pipeline
 
@@ -80,6 +83,16 @@ def inspect(
         print_json({**plain(model), "exit_code": 0})
     else:
         display.inspection(screen, model)
+
+
+def _fitting(ctx: typer.Context, is_file: bool, target: str) -> None:
+    """Raises UsageError for an option that means nothing for a file, or for a model."""
+    others = ("model_args", "inputs") if is_file else ("digest", "values", "max_bytes", "max_tensors", "markdown")
+    for option_ in ctx.command.params:
+        source = ctx.get_parameter_source(option_.name or "")
+        if option_.name in others and source is not None and source.name == "COMMANDLINE":
+            kind, got = ("a model", "a file") if is_file else ("a file", "a model's name")
+            raise UsageError(f"{option_.opts[0]} is for {kind}", where=option_.opts[0], got=f"{got}, {target!r}")
 
 
 def _bytes(text: str) -> int:

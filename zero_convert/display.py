@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import ZeroConvertError
+from .escaping import escaped, escaped_lines
 from .interrupts import undone_by
 from .records import Assignment, Check, Edit, Option, Plan, Structure
 from .tallies import by_rule as by_rule
@@ -128,17 +129,17 @@ def error(failure: ZeroConvertError, whole: bool = False) -> None:
 
 def _message(failure: ZeroConvertError, width: int = 0) -> list[RenderableType]:
     """The lines of a message; for a window of some width with what is too long cut."""
-    where = _cut(failure.where, 2 * width - len(failure.what) - 12, width)
-    headline = f"{failure.what} ({where})" if where else failure.what
+    where = _cut(escaped(failure.where), 2 * width - len(failure.what) - 12, width)
+    headline = f"{escaped_lines(failure.what)} ({where})" if where else escaped_lines(failure.what)
     lines: list[RenderableType] = [Text.assemble(("error: ", "bold red"), headline)]
     facts = facts_table()
     for label, text, count in (("got", failure.got, 3), ("expected", failure.expected, 2)):
         if text:
-            facts.add_row(Text(label, "dim"), Text(_cut(text, count * (width - 24), width)))
+            facts.add_row(Text(label, "dim"), Text(_cut(escaped_lines(text), count * (width - 24), width)))
     if facts.row_count:
         lines.append(Padding(facts, (0, 0, 0, 2)))
     if failure.fix:
-        lines.append(Padding(Text(failure.fix), (0, 0, 0, 2)))
+        lines.append(Padding(Text(escaped_lines(failure.fix)), (0, 0, 0, 2)))
     return lines
 
 

@@ -15,26 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from .display import Screen, facts_table, size
+from .escaping import escaped
 from .readers import IMPORTS
 
 _ROWS = 40  # of tensors on a terminal
 _GLOBALS = 12
 _REST = 42  # columns that a name leaves to type, shape and values, which fold first
 _ALL = 0.9  # share of the tensors above which nothing needs to be said of the others
-_HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb]"
-)
-
-
-def escaped(text: object) -> str:
-    """The text without anything that a terminal would obey or an eye would not see; spelled instead, `\\x1b`."""
-    spelled = str(text).replace("\\", "\\\\") if _HIDDEN.search(str(text)) else str(text)
-    return _HIDDEN.sub(_spelled, spelled)
-
-
-def _spelled(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
 
 def file_contents(screen: Screen, found: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ def names_file(target: str) -> bool:
     path = Path(target)
     if path.suffix in (".safetensors", ".onnx", ".pt", ".pth", ".pt2", ".gguf", ".py"):
         return path.suffix != ".py"
-    return path.is_file() and (path.suffix != "" or path.name != target)
+    return path.is_file() if path.name == target and path.suffix else path.name != target and path.exists()
 
 
 def read(path: str | PathLike[str], limits: Limits | None = None) -> Contents:
