@@ -8,11 +8,13 @@ if `stop`. The answer is its process id. {"wait": PID} is answered with its wait
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from tests.test_cli import MODELS
@@ -21,12 +23,21 @@ from zero_convert import cli
 QUICK = ("--input", "2x3x8x8", "--device", "cpu", "--validate", "none", "-q")
 
 
+def _own_locks() -> None:
+    """tqdm, which torch asks, holds a lock that forked processes share: one that is killed with it would stop all."""
+    with contextlib.suppress(ImportError):
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())
+
+
 def _child(arguments: list[str], stop: bool) -> int:
     child = os.fork()
     if child:
         return child
     code = 70
     try:
+        _own_locks()
         nowhere = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(nowhere, stream)

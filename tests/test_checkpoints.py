@@ -30,7 +30,10 @@ SHOWN: dict[str, tuple[str, ...]] = {
         "86 tensors under state_dict;", "besides state_dict_ema: 86 tensors", "arch = resnet10t", "metric = 71.3",
         "likely timm:resnet10t, with another number of classes (10)",
     ),
-    "sharded": ("sharded safetensors", "1 tensors in model-00001-of-00003.safetensors", "total_size = 23824"),
+    "sharded": (
+        "sharded safetensors", "likely as transformers:BertForMaskedLM",
+        "1 tensor in model-00001-of-00003.safetensors", "total_size = 23824",
+    ),
     "ema": ("16 tensors under model;", "besides ema: 16 tensors", "updates = 100"),
     "ddp": ("16 tensors, each behind module.;", "likely no architecture of torchvision, timm or transformers"),
     "optimizer": (

@@ -196,7 +196,16 @@ def test_drift_of_the_source_names_the_first_thing_and_the_first_tensor(run: Run
         ('"mixing": "none"', '"mixing": "signs"', "file 'a.safetensors': sha256"),
         ('"dtype": "float32"', '"dtype": "bfloat16"', "tensor "),
         ('"source": "net.Net"', '"source": "net.Old"', "source 'source': value: got \"net.Net\""),
-        ("parallel skip", "another skip", "edit 'stem_skip stem': action"),
+        (
+            '"identity", "8"',
+            '"max-pool", "8"',
+            "edit 'stem_skip stem': source: got x identity 8, expected x max-pool 8",
+        ),
+        (
+            '"kind": "stem_skip", "site": "stem"',
+            '"kind": "stem_skip", "site": "steam"',
+            "edit 'stem_skip steam': missing",
+        ),
         ('"size": 8', '"size": 9', "file 'a.safetensors': size"),
     ],
 )

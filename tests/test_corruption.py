@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import nn
 from zero_convert.errors import MalformedError, StorageError
 from zero_convert.exporters.safetensors import Entry, read_header, write
 from zero_convert.lock import Entry as LockEntry
-from zero_convert.lock import Lock, LockedFile
+from zero_convert.lock import Lock, LockedFile, Origin, write_lock
 from zero_convert.pipeline import convert
 from zero_convert.receipt import make_receipt, metadata, read_receipt, receipt_path, write_receipt
 from zero_convert.records import Recipe
@@ -150,8 +151,11 @@ def test_missing_and_extra_files_of_a_folder_are_found(tmp_path: Path) -> None:
     assert isinstance(answers[path], Verification)
     assert isinstance(answers[tmp_path / "other.safetensors"], StorageError)
     path.unlink()
-    ((gone, answer),) = verify_all([tmp_path])
-    assert gone == path and isinstance(answer, StorageError)
+    found = dict(verify_all([tmp_path]))
+    assert {file: answer.what for file, answer in found.items() if isinstance(answer, StorageError)} == {
+        path: "the artifact does not exist",
+        tmp_path / "other.safetensors": "the artifact has no receipt",
+    }
     path.write_bytes(whole)
     receipt_path(path).write_bytes(receipt_path(path).read_bytes()[:-20])
     with pytest.raises(MalformedError):
@@ -166,6 +170,21 @@ def locked(path: Path) -> Lock:
     receipt = read_receipt(receipt_path(path))
     file = LockedFile(path.name, "safetensors", receipt.written.sha256, receipt.written.size)
     return Lock((LockEntry((file,), receipt.recipe.model, (), receipt.identity),))
+
+
+def test_an_extra_file_beside_those_of_a_lock_is_found(tmp_path: Path) -> None:
+    path = large(tmp_path, 4, 16)
+    write_lock(tmp_path / "zero.lock", locked(path))
+    extra = tmp_path / "extra.safetensors"
+    shutil.copy(path, extra)
+    answers = dict(verify_all([tmp_path], tmp_path / "zero.lock"))
+    assert isinstance(answers[path], Verification) and not answers[path].findings
+    assert isinstance(answers[extra], StorageError) and "no entry in the lock" in str(answers[extra])
+    assert [each for each, _ in verify_all([], tmp_path / "zero.lock")] == [path]
+    (entry,) = locked(path).entries
+    converted = replace(entry, origin=Origin("extra.safetensors", ("0" * 64,)))  # the file that the entry was made from
+    write_lock(tmp_path / "zero.lock", Lock((converted,)))
+    assert [each for each, _ in verify_all([tmp_path], tmp_path / "zero.lock")] == [path]
 
 
 def test_a_lock_tells_the_same_without_a_receipt(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Whatever call of the file system fails while a conversion is saved: no torn file, and no success after a failure.
 
 Here the calls are made to fail in Python, one at a time: an error before the call is made, or an interrupt before or
-after it. `tests/system_faults.py` does the same to a whole process from outside.
+after it. `test_interrupted.py` does the same to a whole process from outside.
 """
 
 from __future__ import annotations

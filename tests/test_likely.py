@@ -62,6 +62,26 @@ def test_a_part_and_a_family_are_called_so(resnet: dict[str, tuple[int, ...]]) -
     assert answer is not None and answer.match == "family" and "torchvision:resnet18" in answer.models
 
 
+def test_tensors_that_are_tied_and_left_out_do_not_make_it_a_sibling() -> None:
+    """`save_pretrained` stores a tied matrix once, under the name of the embedding."""
+    transformers = pytest.importorskip("transformers")
+    for name, config, sizes in (
+        ("BertForMaskedLM", transformers.BertConfig, {"num_hidden_layers": 2}),
+        ("RobertaForMaskedLM", transformers.RobertaConfig, {}),
+        ("T5ForConditionalGeneration", transformers.T5Config, {}),
+        ("GPT2LMHeadModel", transformers.GPT2Config, {"n_layer": 2}),
+        ("BartForConditionalGeneration", transformers.BartConfig, {}),
+    ):
+        with torch.device("meta"):
+            network = getattr(transformers, name)(config(**sizes))
+        left_out = network.all_tied_weights_keys
+        given = {key: shape for key, shape in shapes(network).items() if key not in left_out}
+        assert 0 < len(given) < len(shapes(network))
+        answer = likely(given)
+        assert answer is not None and f"transformers:{name}" in answer.models[:2], (name, answer)
+        assert (answer.match, answer.prefix) == ("family" if sizes else "exact", "")
+
+
 def test_what_is_no_known_architecture_is_none() -> None:
     layers = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3))
     for given in (

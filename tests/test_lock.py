@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zero_convert import lock as locks
+from zero_convert.comparing import compare
 from zero_convert.digests import Leaf, leaf_digest, weights_digest
 from zero_convert.errors import MalformedError, StorageError
 from zero_convert.lock import Entry, Lock, LockedFile, parse_lock, read_lock, record, spell, strange_path, write_lock
@@ -19,8 +20,8 @@ from zero_convert.receipt import Identity
 from zero_convert.records import Edit, Recipe
 
 EDITS = (
-    Edit("stem_skip", "stem", "parallel skip"),
-    Edit("projections", "layer2", "removed", False, "it is no projection"),
+    Edit("stem_skip", "stem", "", source=("x", "max-pool", "64")),
+    Edit("projections", "layer2", "", False),
 )
 
 
@@ -41,6 +42,12 @@ def entry(*paths: str, model: str = "torchvision:resnet18", data: bytes = b"1234
     return Entry(files, model, ("1x3x64x64",), identity(data, locks.canonical_model(model)))
 
 
+EDITS_2 = json.dumps(
+    [{"applied": e.applied, "kind": e.rewrite, "site": e.target, "source": list(e.source or ())} for e in EDITS]
+).encode()
+EDITS_1 = json.dumps(
+    [{"rewrite": e.rewrite, "target": e.target, "action": "", "applied": e.applied, "reason": ""} for e in EDITS]
+).encode()
 LOCK = Lock((entry("a.safetensors", "b/a.onnx"), entry("c.safetensors", model="../nets/net.py:Net", data=b"ABCDEFGH")))
 
 
@@ -62,13 +69,15 @@ def test_reading_and_writing_again_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_the_text_is_json_with_a_line_for_every_tensor_edit_field_and_file() -> None:
     text = spell(LOCK)
-    assert json.loads(text)["zero.lock"] == 1
+    assert json.loads(text)["zero.lock"] == 2
     lines = [line.strip().rstrip(",") for line in text.splitlines()]
     leaf = LOCK.entries[0].identity.tensors["fc.weight"]
     assert f'"fc.weight": {{"digest": "{leaf.digest}", "dtype": "F32", "shape": [2]}}' in lines
     assert '"scheme": "zero-2021"' in lines
     assert f'"b/a.onnx": {{"format": "onnx", "sha256": "{"0" * 64}", "size": 108}}' in lines
-    assert sum(line.startswith('{"action"') for line in lines) == 4
+    edit = '{"applied": true, "kind": "stem_skip", "site": "stem", "source": ["x", "max-pool", "64"]}'
+    assert lines.count(edit) == 2
+    assert lines.count('{"applied": false, "kind": "projections", "site": "layer2", "source": []}') == 2
     assert text.isascii()
     assert max(map(len, lines)) < 200
 
@@ -85,7 +94,7 @@ def test_line_numbers_are_those_of_the_text() -> None:
     numbers = locks.line_numbers(LOCK)
     assert lines[numbers[1, "tensors", "fc.weight"] - 1].lstrip().startswith('"fc.weight"')
     assert numbers[1, "tensors", "fc.weight"] > numbers[0, "weights_digest"] > numbers[0, "tensors", "fc.weight"]
-    assert '"removed"' in lines[numbers[0, "edits", 1] - 1]
+    assert '"projections"' in lines[numbers[0, "edits", 1] - 1]
     assert '"scheme"' in lines[numbers[0, "recipe", "scheme"] - 1]
     assert '"b/a.onnx"' in lines[numbers[0, "files", "b/a.onnx"] - 1]
 
@@ -100,6 +109,30 @@ def test_the_order_in_which_things_come_does_not_reach_the_text() -> None:
     assert spell(parse_lock(json.dumps(whole, indent=7).encode())) == text
     one_way = Lock().with_entry(LOCK.entries[0]).with_entry(LOCK.entries[1])
     assert one_way == Lock().with_entry(LOCK.entries[1]).with_entry(LOCK.entries[0]) == LOCK
+
+
+def test_a_lock_of_version_1_is_read_and_its_edits_are_compared_by_kind_and_site() -> None:
+    rows = [
+        {"rewrite": "stem_skip", "target": "stem", "action": "parallel skip", "applied": True, "reason": ""},
+        {"rewrite": "projections", "target": "layer2", "action": "kept", "applied": False, "reason": "no projection"},
+    ]
+    old = parse_lock(changed(edits=rows).replace(b'"zero.lock": 2', b'"zero.lock": 1').replace(EDITS_2, EDITS_1))
+    expected = [dataclasses.replace(edit, source=None) for edit in EDITS]
+    assert list(old.entries[0].identity.edits) == expected
+    assert compare(LOCK.entries[0].identity, old.entries[0].identity) == []
+    moved = [dataclasses.replace(EDITS[0], applied=False), EDITS[1]]
+    found = compare(dataclasses.replace(LOCK.entries[0].identity, edits=tuple(moved)), old.entries[0].identity)
+    assert [str(each) for each in found] == ["edit 'stem_skip stem': applied: got no, expected yes"]
+    assert parse_lock(spell(old).encode()) == old
+    assert json.loads(spell(old))["zero.lock"] == 2
+
+
+def test_a_conversion_and_its_folded_form_are_two_entries() -> None:
+    folded = dataclasses.replace(entry("f.onnx"), folded_from="9" * 64)
+    lock = Lock().with_entry(entry("a.onnx")).with_entry(folded)
+    assert [each.name for each in lock.entries] == ["a.onnx", "f.onnx"]
+    assert parse_lock(spell(lock).encode()) == lock
+    assert lock.entries[1].receipt(folded.files[0]).folded_from == "9" * 64
 
 
 def test_an_empty_lock_is_a_lock() -> None:
@@ -159,7 +192,7 @@ MALFORMED = {
     "a merge conflict": (CONFLICT, r"merge conflict \(zero.lock, line 2\).*--ours"),
     "a conflict with Windows' line ends": (CONFLICT.replace(b"\n", b"\r\n"), "merge conflict"),
     "a key twice": (b'{"zero.lock": 1, "zero.lock": 1, "entries": []}', "twice"),
-    "another version": (b'{"zero.lock": 2, "entries": []}', "version"),
+    "another version": (b'{"zero.lock": 3, "entries": []}', "version.*1 or 2"),
     "a true version": (b'{"zero.lock": true, "entries": []}', "version"),
     "no entries": (b'{"zero.lock": 1}', "missing"),
     "an unknown field": (b'{"zero.lock": 1, "entries": [], "x": 1}', "unknown"),
@@ -178,7 +211,31 @@ MALFORMED = {
     "another model": (changed(model="torchvision:resnet34"), "not that of its recipe"),
     "a model of the machine": (changed(model="/home/net.py:Net"), "not that of its recipe"),
     "inputs in a text": (changed(inputs="1x3"), "inputs"),
-    "an edit without action": (changed(edits=[{"rewrite": "x"}]), "missing"),
+    "an edit without a site": (changed(edits=[{"applied": True, "kind": "x", "source": []}]), "missing.*site"),
+    "an edit with a sentence": (
+        changed(edits=[{"applied": True, "kind": "x", "site": "y", "source": [], "action": "z"}]),
+        "unknown",
+    ),
+    "an edit's source in a text": (
+        changed(edits=[{"applied": True, "kind": "x", "site": "y", "source": "z"}]),
+        "a list of texts",
+    ),
+    "a model file of the machine": (changed(**{"from": {"path": "/net.pt", "sha256": ["0" * 64]}}), "relative"),
+    "a model file of Windows": (changed(**{"from": {"path": "C:net.pt", "sha256": ["0" * 64]}}), "relative"),
+    "a model file without a digest": (changed(**{"from": {"path": "net.pt", "sha256": []}}), "64 hexadecimal"),
+    "a model file with a short one": (changed(**{"from": {"path": "net.pt", "sha256": ["0"]}}), "64 hexadecimal"),
+    "another model file than the recipe's": (
+        changed(
+            **{"from": {"path": "net.pt", "sha256": ["0" * 64]}},
+            recipe=json.loads(changed())["entries"][0]["recipe"] | {"files": ["1" * 64]},
+        ),
+        "names another file",
+    ),
+    "a folded file that is none": (changed(folded_from="0" * 64), "only ONNX files are folded"),
+    "a version 1 with what it could not say": (
+        changed(**{"from": {"path": "net.pt", "sha256": ["0" * 64]}}).replace(b'"zero.lock": 2', b'"zero.lock": 1'),
+        "unknown",
+    ),
     "a recipe of tomorrow": (changed(recipe=json.loads(changed())["entries"][0]["recipe"] | {"format": 2}), "format"),
     "a hundred thousand levels": (b"[" * 100_000, "not JSON"),
     "no UTF-8": (b'{"zero.lock": 1, "entries": ["\xff"]}', "not JSON"),

@@ -168,14 +168,17 @@ def test_a_receipt_of_an_unknown_format_is_refused(artifact: Path) -> None:
         verify(artifact)
 
 
-def test_a_folder_stands_for_the_artifacts_that_have_a_receipt_in_it(artifact: Path) -> None:
+def test_a_folder_stands_for_the_artifacts_in_it(artifact: Path) -> None:
     folder = artifact.parent
-    (folder / "other.safetensors").write_bytes(b"without a receipt")
+    (folder / "notes.txt").write_bytes(b"no artifact")
     for name in ("b.safetensors", "a.safetensors"):
         (folder / name).write_bytes(artifact.read_bytes())
         receipt_path(folder / name).write_bytes(receipt_path(artifact).read_bytes())
     assert artifacts(folder) == tuple(folder / f"{name}.safetensors" for name in ("a", "b", "tiny"))
     assert artifacts(artifact) == (artifact,)
+    (folder / "extra.ONNX").write_bytes(b"without a receipt")
+    ((path, answer),) = [pair for pair in verify_all([folder]) if isinstance(pair[1], StorageError)]
+    assert path == folder / "extra.ONNX" and "has no receipt" in str(answer)
     (folder / "inner").mkdir()
     with pytest.raises(StorageError, match=r"nothing in the folder can be verified.*receipt"):
         artifacts(folder / "inner")

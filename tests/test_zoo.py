@@ -349,14 +349,19 @@ def test_totals_count_each_step_and_name_each_failure() -> None:
         good | {"counted": 5, "loaded": True, "declined": {"why": 2}, "captured": 1.0},
         base | {"model": "z:b", "status": "failed", "stage": "trace", "cause": "TraceError: a | b"},
         base | {"model": "z:c", "status": "skipped"},
+        base
+        | {"model": "z:d", "status": "declined", "cause": "DeclinedError: s declines this network (Net: fc); got why"},
     ]
     total = table.totals(rows)
-    assert (total["rows"], total["skipped"], total["ok"], total["failed"]) == (2, 1, 1, 1)
+    assert (total["rows"], total["skipped"], total["ok"], total["failed"]) == (3, 1, 1, 1)
+    assert total["declined_by_scheme"] == 1
     assert (total["joins_seen"], total["joins_counted"], total["joins_found"], total["joins_differ"]) == (4, 5, 4, 1)
-    assert total["declined"] == {"why": 2} and total["loaded"] == 1 and total["seconds"] == 3.0
+    assert total["declined"] == {"why": 2} and total["loaded"] == 1 and total["seconds"] == 4.5
     page = table.as_markdown(rows, every_row=True)
     assert "| z:b | s | trace | TraceError: a \\| b |" in page
     assert "| z:a | 4 | 5 |" in page
+    failures, declines = page.split("## Declined by the scheme")
+    assert "z:d | s" not in failures and "| z:d | s |  | (Net: fc); got why |" in declines
 
 
 # -- whole families ----------------------------------------------------------------------------------------------------

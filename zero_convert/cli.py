@@ -29,6 +29,7 @@ from .cli_parts import (
     Device,
     Dtype,
     ExternalData,
+    Fold,
     Force,
     Format,
     Inputs,
@@ -144,10 +145,7 @@ def convert(
     force: Force = False,
     opset: Opset = None,
     external_data: ExternalData = False,
-    fold: Annotated[
-        bool,
-        option("--fold", panel=OUTPUT, help="ONNX: norms and transforms become part of layers.", metavar=""),
-    ] = False,
+    fold: Fold = False,
     dry_run: Annotated[
         bool,
         option("--dry-run", panel=OUTPUT, help="Print every edit and every tensor's rule; write nothing.", metavar=""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,9 +12,11 @@ import typer
 
 from .cli_parts import (
     OUTPUT,
+    Arch,
     Device,
     Dtype,
     ExternalData,
+    Fold,
     Force,
     Format,
     Inputs,
@@ -96,6 +99,7 @@ def lock(
     force: Force = False,
     opset: Opset = None,
     external_data: ExternalData = False,
+    fold: Fold = False,
     lock_file: Annotated[Path, option("--lock", panel=_LOCK, metavar="FILE", help="The lock to write.")] = Path(LOCK),
     update: Annotated[
         bool,
@@ -105,6 +109,7 @@ def lock(
     scheme: SchemeName = "zero-2021",
     settings: Settings = None,
     model_args: ModelArgs = None,
+    arch: Arch = None,
     inputs: Inputs = None,
     dtype: Dtype = "float32",
     leftovers: Leftovers = "error",
@@ -122,7 +127,17 @@ def lock(
 
     screen = display.Screen(quiet or as_json, verbose)
     if update:
-        _refuse_with_update(model, out, format_, opset, external_data)
+        _refuse_with_update(
+            {
+                "MODEL": model,
+                "--out": out,
+                "--format": format_,
+                "--opset": opset,
+                "--external-data": external_data,
+                "--fold": fold,
+                "--arch": arch,
+            }
+        )
         _update(screen, lock_file, trust, validate, device, as_json)
         return
     if model is None or not out:
@@ -135,17 +150,21 @@ def lock(
     from .atomic import check_target
     from .lock import read_lock, record
 
-    if readers.names_file(model):
+    file = model if readers.names_file(model) else ""
+    if file and arch is None:
         raise UsageError(
-            "a lock records models that can be made by their names, and a file's values come with the file",
-            got=repr(model),
-            fix="Convert it: `verify` then compares the artifact with its receipt, which holds the file's SHA-256.",
+            "a lock records a file together with the architecture of its tensors",
+            where=file,
+            expected="--arch MODEL",
+            fix="A network inside of a file cannot be locked: its structure is in code that only torch could run.",
         )
+    if arch is not None and not file:
+        raise UsageError("arch is for files", got=repr(model), expected="FILE.pt, FILE.safetensors, …")
     if "-" in out:
         raise UsageError("a lock records files, and stdout is none", where="--out -")
     folder = lock_file.parent
     targets = exporters.check_outputs(out, format_, force, external_data=external_data)
-    exporters.check_options({exporters.format_of(output, format_) for output in out}, opset, external_data)
+    exporters.check_options({exporters.format_of(output, format_) for output in out}, opset, external_data, fold)
     if check_target(lock_file, force=True) in targets:
         raise UsageError("an output is the lock itself", where="--out", got=str(lock_file))
     for output in out:
@@ -161,17 +180,24 @@ def lock(
         "validate": validate,
         "device": device,
     }
-    request = replaying.request_in(folder, replaying.Request(model, tuple(inputs or ()), arguments))
+    asked = replaying.Request(arch or model, tuple(inputs or ()), arguments, file)
+    request = replaying.request_in(folder, asked)
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
+        origin = replaying.origin_of(request, folder)
         result = replaying.converted(request, folder, progress)
     if not as_json and (verbose or not result.failed):
         display.summary(screen, result)
     with screen.progress(keep=False) as progress, third_party_warnings(verbose):
         saved = result.save(
-            *out, force=force, format=format_, opset=opset, external_data=external_data, progress=progress
+            *out,
+            force=force,
+            format=format_,
+            opset=opset,
+            external_data=external_data,
+            fold=fold,
+            progress=progress,
         )
-        entry = replaying.entry_of(request, result, saved, folder)
-        recorded = record(lock_file, entry)
+        recorded = record(lock_file, *replaying.entries_of(request, result, saved, folder, origin))
     if as_json:
         print_json({"lock": str(lock_file), "entries": len(recorded.entries), "outputs": saved, "exit_code": 0})
     else:
@@ -179,10 +205,7 @@ def lock(
         display_lock.recorded(screen, lock_file, recorded)
 
 
-def _refuse_with_update(
-    model: str | None, out: list[str] | None, format_: str | None, opset: int | None, external_data: bool
-) -> None:
-    options = {"MODEL": model, "--out": out, "--format": format_, "--opset": opset, "--external-data": external_data}
+def _refuse_with_update(options: Mapping[str, object]) -> None:
     given = [name for name, value in options.items() if value]
     if given:
         raise UsageError(

@@ -77,6 +77,9 @@ Arch = Annotated[
 TrustFile = Annotated[
     bool, option("--trust", panel=MODEL, help="With a FILE: let torch run the code in it to load it.", metavar="")
 ]
+Fold = Annotated[
+    bool, option("--fold", panel=OUTPUT, help="ONNX: norms and transforms become part of layers.", metavar="")
+]
 Inputs = Annotated[
     list[str] | None,
     option(

@@ -1,8 +1,8 @@
 """What moved between two identities of one conversion: in the order of cause, so that the first line says why.
 
-    source     the model's class, or the fingerprint of its structure
+    source     the file that was converted, the model's class, or the fingerprint of its structure
     recipe     a field
-    edit       one change of the architecture
+    edit       one change of the architecture: its kind and site, whether it was applied, what it is made from
     tensor     missing, extra, its dtype, shape or values
     weights    the digest over all tensors
     file       size or SHA-256
@@ -81,6 +81,11 @@ def compare_tensors(got: Mapping[str, Leaf], expected: Mapping[str, Leaf]) -> li
     ]
 
 
+def compare_digests(name: str, got: str, expected: str, field: str) -> list[Difference]:
+    """A weights digest besides that of the tensors, which a lock's entry holds in this field."""
+    return _one("weights", name, "digest", got, expected, (field,))
+
+
 def compare_files(path: str, got: tuple[int, str], expected: tuple[int, str], beside: str = "") -> list[Difference]:
     """Size and SHA-256 of one file, or of the file beside it that holds its tensors."""
     place = ("files", path)
@@ -106,13 +111,14 @@ def _of(values: Mapping[str, Any], key: str) -> str:
 
 
 def _edits(got: Sequence[Edit], expected: Sequence[Edit]) -> Iterator[Difference]:
-    """Edits are told by rewrite and target, and the n-th of the same by n."""
+    """Edits are told by rewrite and target, and the n-th of the same by n; how they are worded does not matter."""
     ours, theirs = _numbered(got), _numbered(expected)
     places = {key: index for index, key in enumerate(theirs)}
     moved = False
     for key in [*theirs, *(key for key in ours if key not in theirs)]:
         place = ("edits", places[key]) if key in places else ("edits",)
-        for difference in _edit(f"{key[0]} {key[1]}", ours.get(key), theirs.get(key), place):
+        name = f"{key[0]} {key[1]}" + (f" ({key[2] + 1})" if key[2] else "")
+        for difference in _edit(name, ours.get(key), theirs.get(key), place):
             moved = True
             yield difference
     if not moved and list(ours) != list(theirs):
@@ -132,13 +138,22 @@ def _numbered(edits: Sequence[Edit]) -> dict[tuple[str, str, int], Edit]:
 
 def _edit(name: str, got: Edit | None, expected: Edit | None, place: tuple[Any, ...]) -> list[Difference]:
     if got is None or expected is None:
-        one, other = (side.action if side else "no such edit" for side in (got, expected))
+        one, other = (_made(side) if side else "no such edit" for side in (got, expected))
         return [Difference("edit", name, "missing" if got is None else "extra", one, other, place)]
-    return [
-        *_one("edit", name, "applied", _yes(got.applied), _yes(expected.applied), place),
-        *_one("edit", name, "action", got.action, expected.action, place),
-        *_one("edit", name, "reason", got.reason or "none", expected.reason or "none", place),
-    ][:1]
+    found = _one("edit", name, "applied", _yes(got.applied), _yes(expected.applied), place)
+    if found or got.source is None or expected.source is None:
+        return found
+    return _one("edit", name, "source", _spelled(got.source), _spelled(expected.source), place)
+
+
+def _made(edit: Edit) -> str:
+    """ "applied, from conv1 64"."""
+    source = f", from {_spelled(edit.source)}" if edit.source else ""
+    return f"{'applied' if edit.applied else 'declined'}{source}"
+
+
+def _spelled(source: Sequence[str]) -> str:
+    return " ".join(source) or "nothing"
 
 
 def _yes(value: bool) -> str:

@@ -183,14 +183,23 @@ def _lock_differences(one: Lock, two: Lock) -> Iterator[Comparison]:
         named = [_entry(path, entry, (file.size, file.sha256)) for entry, file in (old, new)]
         found = _compare(*named)
         ways = [
-            Difference("entry", path, name, str(getattr(new[0], name)), str(getattr(old[0], name)))
-            for name in ("model", "inputs")
+            Difference("entry", path, _CALLED.get(name, name), _said(new[0], name), _said(old[0], name))
+            for name in ("model", "inputs", "origin", "folded_from")
             if getattr(new[0], name) != getattr(old[0], name)
         ]
         if old[1].opset != new[1].opset:
             ways.append(Difference("file", path, "opset", str(new[1].opset), str(old[1].opset)))
         if ways or found.differences:
             yield replace(found, name=path, differences=(*ways, *found.differences))
+
+
+_CALLED = {"origin": "from", "folded_from": "folded from"}
+
+
+def _said(entry: Entry, name: str) -> str:
+    if name == "origin":
+        return f"{brief(entry.origin.path)} {' '.join(entry.origin.sha256)}" if entry.origin else "no file"
+    return str(getattr(entry, name)) or "nothing"
 
 
 def _compare(one: Side, two: Side) -> Comparison:

@@ -19,6 +19,7 @@ from .readers import IMPORTS
 
 _ROWS = 40  # of tensors on a terminal
 _GLOBALS = 12
+_REST = 42  # columns that a name leaves to type, shape and values, which fold first
 _ALL = 0.9  # share of the tensors above which nothing needs to be said of the others
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb]"
@@ -104,7 +105,8 @@ def _facts(found: Mapping[str, Any], whole: bool) -> Iterator[tuple[str, str, st
     yield from _digest(found)
     held = Counter(tensor["file"] for tensor in found["tensors"] if tensor["file"])
     if held:
-        yield "data", _listed([f"{count:,} tensors in {name}" for name, count in held.items()], 8, whole), ""
+        files = [f"{count:,} tensor{'s' * (count > 1)} in {name}" for name, count in sorted(held.items())]
+        yield "data", _listed(files, 8, whole), ""
     if "opsets" in found:
         opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found["opsets"].items())
         yield "opset", f"{opsets} (IR version {found['ir_version']})", ""
@@ -191,23 +193,26 @@ def _table(tensors: Sequence[Mapping[str, Any]], width: int, inside: str) -> Tab
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     wide = width >= 100
     what = _what if wide else _brief
-    table.add_column("tensor", overflow="fold", min_width=12)
+    names = [escaped(_inside(tensor["name"], inside, wide)) for tensor in tensors]
+    table.add_column("tensor", overflow="fold", min_width=max(12, min(max(map(len, names)), width - _REST)))
     table.add_column("type", no_wrap=True)
     table.add_column("shape", overflow="fold")
     if wide:
         table.add_column("bytes", justify="right", no_wrap=True)
     if any(what(tensor) for tensor in tensors):
         table.add_column("values", overflow="fold")
-    for tensor in tensors:
-        name = tensor["name"]
-        name = f"…{name.removeprefix(inside)}" if inside and not wide and name.startswith(inside) else name
-        cells = [name, tensor["dtype"], _shape(tensor)]
+    for name, tensor in zip(names, tensors, strict=True):
+        cells = [tensor["dtype"], _shape(tensor)]
         cells += [f"{tensor['bytes']:,}"] if wide else []
         said = what(tensor)
         said = said.replace(inside, "…") if inside and not wide else said
-        cells += [said] if len(table.columns) > len(cells) else []
-        table.add_row(*(Text(escaped(cell)) for cell in cells))
+        cells += [said] if len(table.columns) > len(cells) + 1 else []
+        table.add_row(Text(name), *(Text(escaped(cell)) for cell in cells))
     return table
+
+
+def _inside(name: str, inside: str, wide: bool) -> str:
+    return f"…{name.removeprefix(inside)}" if inside and not wide and name.startswith(inside) else name
 
 
 def _shape(tensor: Mapping[str, Any]) -> str:

@@ -66,6 +66,10 @@ class CoverageError(ModelError):
     pass
 
 
+class DeclinedError(CoverageError):
+    """The scheme does not promise anything for such a network."""
+
+
 class RefusedError(ZeroConvertError):
     exit_code = 4
 

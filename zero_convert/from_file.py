@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import fitting, readers
+from . import fitting, lifting, readers
 from .digests import brief, sha256_file
 from .errors import LoadError, UntrustedError, UsageError
 from .foreign import place, spell
@@ -37,11 +37,13 @@ class File:
     Attributes:
         model: what its structure comes from: a MODEL string, or the module that the file itself made.
         notes: what the reader of the plan should know of it.
+        inputs: what its program was recorded with, where the file says it.
     """
 
     contents: Contents
     model: str | nn.Module
     notes: tuple[str, ...]
+    inputs: Any = None
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -112,8 +114,8 @@ def opened(path: str, arch: str | None, trust: bool) -> File:
             expected="--arch MODEL: the structure from there, and nothing of the file is run",
             fix=". ".join(filter(None, (_guess(contents), "--trust runs it, if you know who made it."))),
         )
-    module = _loaded(contents)
-    return File(contents, module, (f"file {path} ({what}) was trusted: {_reasons(contents)}",))
+    module, inputs = _loaded(contents)
+    return File(contents, module, (f"file {path} ({what}) was trusted: {_reasons(contents)}",), inputs)
 
 
 def _reasons(contents: Contents) -> str:
@@ -182,8 +184,8 @@ def _said(contents: Contents, found: fitting.Fit) -> tuple[str, ...]:
 # trusted
 
 
-def _loaded(contents: Contents) -> nn.Module:
-    """The network that torch makes of a trusted file. Runs code from it."""
+def _loaded(contents: Contents) -> tuple[nn.Module, Any]:
+    """The network that torch makes of a trusted file, and its example inputs if it has some. Runs code from it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -195,15 +197,17 @@ def _loaded(contents: Contents) -> nn.Module:
             got=spell(error) + place(error),
             fix="The classes that it names have to be importable, from the current folder for instance.",
         ) from error
+    if contents.format == torch_export.FORMAT:
+        return lifting.from_program(made), lifting.example_inputs(made)
     if not isinstance(made, nn.Module):
         raise LoadError("the trusted file holds no network", where=contents.path, got=f"a {type(made).__qualname__}")
-    return made
+    return made, None
 
 
 def _load(contents: Contents) -> Any:
     path = contents.path
     if contents.format == torch_export.FORMAT:
-        return torch.export.unflatten(torch.export.load(path))
+        return torch.export.load(path)
     if contents.format == torch_zip.SCRIPT:
         return torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
     made = torch.load(path, map_location="cpu", weights_only=False)

@@ -26,12 +26,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .tied_names import completions
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 INDEX = Path(__file__).with_name("architectures.tsv")
 COUNTER = "num_batches_tracked"  # files from before torch 0.4.1 have none
 _DEPTH = 3  # parts of names that may stand before all of the model's own
 _PART, _MOST = 0.5, 0.8  # shares of all tensors by which an architecture is likely, and likelier than a family
+_EXACT = 0  # the grade where nothing is missing
 _WHOLE = 2  # the last grade of those where all names and shapes fit, but for a head
 _LARGEST = 20_000  # tensors; no architecture has a fifth of them
 _KNOWN = 6  # of a sample, at least
@@ -84,14 +87,19 @@ def likely(shapes: Shapes) -> Likely | None:
         return None
     found: list[tuple[int, float, list[Row], str]] = []
     for prefix, own in _variants(counted):
-        if (fitting := _fitting(own, len(counted))) is not None:
+        fitting = _fitting(own, len(counted))
+        if fitting is None or fitting[0] > _EXACT:
+            found += [(*each, prefix) for each in _with_tied(own, len(counted))]
+        if fitting is not None:
             found.append((*fitting, prefix))
-            if fitting[0] <= _WHOLE:
-                break
+        if any(each[0] <= _WHOLE for each in found):
+            break
     if not found:
         return None
     grade, share, rows, prefix = min(found, key=lambda each: (each[0], -each[1], len(each[3])))
-    models = sorted((model for row in rows for model in row.models), key=lambda model: not _installed(model))
+    alike = [row for each in found if (each[0], each[3]) == (grade, prefix) and each[2] is not rows for row in each[2]]
+    every = dict.fromkeys(model for row in (*rows, *alike) for model in row.models)
+    models = sorted(every, key=lambda model: not _installed(model))
     sizes = {counted[prefix + name][:1] for name in rows[0].head if counted.get(prefix + name)}
     classes = next(iter(sizes))[0] if grade == 1 and len(sizes) == 1 else None
     return Likely(_GRADES[grade], tuple(models), round(share, 3), prefix, _installed(models[0]), classes)
@@ -140,6 +148,25 @@ def _fitting(own: Shapes, count: int) -> tuple[int, float, list[Row]] | None:
     return (5, share, [best]) if best is not None and share >= _PART else None
 
 
+def _with_tied(own: Shapes, count: int) -> Iterator[tuple[int, float, list[Row]]]:
+    """What fits the tensors together with tied ones that a file may have left out: architectures as they are, families.
+
+    The sums of the hashes tell it, so that few of the many ways to complete a file are looked at.
+    """
+    total = sum(element(name, shape) for name, shape in own.items())
+    kinds = {_kind(name) for name in own}
+    known = sum(map(_hash, kinds))
+    for added in completions(own):
+        sums = (total + sum(element(name, shape) for name, shape in added.items())) % _WORDS
+        if _exact(len(own) + len(added), sums) is None:
+            more = (known + sum(map(_hash, {_kind(name) for name in added} - kinds))) % _WORDS
+            if len(kinds) < _KINDS or more not in _families():
+                continue
+        fitting = _fitting({**own, **added}, count + len(added))
+        if fitting is not None and _GRADES[fitting[0]] in ("exact", "family"):
+            yield fitting
+
+
 def _first(pair: tuple[float, Row | None]) -> float:
     return pair[0]
 
@@ -156,8 +183,12 @@ def _share(row: Row, known: set[str], own: int, count: int) -> float:
 
 def kinds_of(names: Iterable[str]) -> tuple[int, int]:
     """The sum of the hashes of names without their numbers, and how many there are."""
-    kinds = {re.sub("[0-9]+", "#", name) for name in names}
+    kinds = {_kind(name) for name in names}
     return sum(map(_hash, kinds)) % _WORDS, len(kinds)
+
+
+def _kind(name: str) -> str:
+    return re.sub("[0-9]+", "#", name)
 
 
 def element(name: str, shape: Sequence[int]) -> int:
@@ -188,6 +219,11 @@ def _exact(tensors: int, total: int) -> Row | None:
 @functools.cache
 def _rows() -> tuple[Row, ...]:
     return tuple(map(_row, _lines().split("\n")[1:-1]))
+
+
+@functools.cache
+def _families() -> frozenset[int]:
+    return frozenset(row.kinds for row in _rows())
 
 
 def _row(line: str) -> Row:

@@ -1,15 +1,17 @@
 """`zero.lock`: what many conversions make, in one text file for git. Reads and writes that file; converts nothing.
 
     {
-     "zero.lock": 1,
+     "zero.lock": 2,
      "entries": [
       {
-       "edits": [ one line for each edit ],
+       "edits": [ {"applied", "kind", "site", "source"}, one line for each edit ],
        "files": { path: {"format", "sha256", "size"}, one line for each file; of ONNX also "opset", and where its
                   tensors lie beside it "data": {"sha256", "size"} of that file },
        "fingerprint": of the model's source,
+       "folded_from": weights digest of the conversion, where the files were folded for inference
+       "from": {"path", "sha256": [ … ]} of the model file that was converted, and of the files it names, if it was one
        "inputs": [ example inputs as they were typed ],
-       "model": MODEL, with a path relative to the lock's folder,
+       "model": MODEL, or what --arch named, with a path relative to the lock's folder,
        "recipe": { one line for each field },
        "scheme": path of the scheme's file relative to the lock's folder, where it is from one
        "tensors": { name: {"digest", "dtype", "shape"}, one line for each tensor },
@@ -21,6 +23,8 @@ Entries are sorted by their first file, files, tensors and fields by name, and a
 files it became: what a pull request shows is what changed. No time, host, absolute path or version is in it. The
 writer knows one spelling, so that reading and writing again gives the same bytes; the reader takes any spelling of
 the same JSON and believes nothing that it did not check.
+
+Version 1 told edits by sentences; it is read, its edits are compared by kind and site, and it is written as version 2.
 """
 
 from __future__ import annotations
@@ -39,14 +43,16 @@ from . import foreign
 from .atomic import alone, write_bytes
 from .digests import Blob, Written, brief, parse_json
 from .errors import MalformedError
-from .fields import Fields, is_text, is_texts, read_blob, read_limited
+from .fields import Fields, is_digest, is_text, is_texts, read_blob, read_edit, read_limited, read_source
 from .receipt import DATA_SUFFIX, IDENTITY_FIELDS, Identity, Receipt, identity_from_json, identity_json
+from .records import Edit, Recipe
 
 NAME = "zero.lock"
 SIZE_LIMIT = 256 << 20  # bytes; ten models of 100,000 tensors have about 150 MB
 ENTRY_LIMIT = 10_000
 
-_VERSION = 1
+_VERSION = 2
+_READ = (1, 2)
 _EXPANDED = 4  # levels of the text that have a line for each item; what is deeper is one line
 _CONFLICT = re.compile(rb"^(<<<<<<<|=======|>>>>>>>)( |\r?$)", re.MULTILINE)  # the lines that `git merge` leaves
 
@@ -74,6 +80,18 @@ class LockedFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The model file that was converted: its path relative to the lock's folder, and what was in it.
+
+    Attributes:
+        sha256: of the file, and of those that it names, in their order.
+    """
+
+    path: str
+    sha256: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One conversion.
 
@@ -81,8 +99,11 @@ class Entry:
         files: sorted by path; at least one.
         model: the MODEL string that makes it again; of a file of Python its path relative to the lock's folder.
         inputs: example inputs as `--input` spells them; empty for the conventional ones.
-        identity: recipe, fingerprint, edits, tensors, weights digest.
+        identity: recipe, fingerprint, edits, tensors, weights digest. Its edits are without sentences.
         scheme: what makes the scheme again: of a file of Python its path relative to the lock's folder; else "".
+        origin: of a conversion of a model file; `model` is then the architecture that was named for it.
+        folded_from: weights digest of the conversion, where the files were folded for inference; the identity is then
+            that of the folded files. Else "".
     """
 
     files: tuple[LockedFile, ...]
@@ -90,6 +111,8 @@ class Entry:
     inputs: tuple[str, ...]
     identity: Identity
     scheme: str = ""
+    origin: Origin | None = None
+    folded_from: str = ""
 
     @property
     def name(self) -> str:
@@ -100,7 +123,9 @@ class Entry:
         """What a receipt beside the file would say."""
         identity = self.identity
         written = Written(file.sha256, file.size, identity.tensors, identity.weights_digest, file.data)
-        return Receipt(identity.recipe, identity.fingerprint, identity.edits, file.format, written, {})
+        return Receipt(
+            identity.recipe, identity.fingerprint, identity.edits, file.format, written, {}, self.folded_from
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +197,28 @@ def _spelled(value: Any, place: tuple[Any, ...], opening: str) -> Iterator[tuple
 
 def _entry_json(entry: Entry) -> dict[str, Any]:
     files = {file.path: _file_json(file) for file in entry.files}
+    origin = entry.origin
     return {
         **identity_json(entry.identity),
+        "edits": [_edit_json(edit) for edit in entry.identity.edits],
         "files": files,
         "inputs": list(entry.inputs),
         "model": entry.model,
         **({"scheme": entry.scheme} if entry.scheme else {}),
+        **({"from": {"path": origin.path, "sha256": list(origin.sha256)}} if origin else {}),
+        **({"folded_from": entry.folded_from} if entry.folded_from else {}),
     }
+
+
+def _edit_json(edit: Edit) -> dict[str, Any]:
+    source = None if edit.source is None else list(edit.source)
+    return {"applied": edit.applied, "kind": edit.rewrite, "site": edit.target, "source": source}
+
+
+def wordless(identity: Identity) -> Identity:
+    """The identity as a lock holds it: edits without their sentences."""
+    edits = (dataclasses.replace(edit, action="", reason="") for edit in identity.edits)
+    return dataclasses.replace(identity, edits=tuple(edits))
 
 
 def _file_json(file: LockedFile) -> dict[str, Any]:
@@ -215,18 +255,19 @@ def parse_lock(data: bytes, where: str = NAME) -> Lock:
             fix="Take one side (`git checkout --ours` or `--theirs`), then `zero-convert lock --update`.",
         )
     top = Fields.of(parse_json(data, where, lines=True), where, ("zero.lock", "entries"))
-    if type(top.raw["zero.lock"]) is not int or top.raw["zero.lock"] != _VERSION:
+    version = top.raw["zero.lock"]
+    if type(version) is not int or version not in _READ:
         raise MalformedError(
             "the lock has a version that is not known here",
             where=where,
-            got=brief(top.raw["zero.lock"]),
-            expected=str(_VERSION),
+            got=brief(version),
+            expected=" or ".join(map(str, _READ)),
             fix="Use the version of zero-convert that wrote it.",
         )
     rows = top.take("entries", lambda value: isinstance(value, list), "a list")
     if len(rows) > ENTRY_LIMIT:
         raise MalformedError("too many entries", where=where, got=f"{len(rows)}", expected=f"at most {ENTRY_LIMIT}")
-    entries = [_entry(row, f"{where}, entry {number}") for number, row in enumerate(rows, 1)]
+    entries = [_entry(row, f"{where}, entry {number}", version) for number, row in enumerate(rows, 1)]
     owners: dict[str, int] = {}
     for number, entry in enumerate(entries, 1):
         for file in entry.files:
@@ -240,15 +281,17 @@ def parse_lock(data: bytes, where: str = NAME) -> Lock:
     return Lock(tuple(sorted(entries, key=lambda entry: entry.name)))
 
 
-def _entry(row: object, where: str) -> Entry:
+def _entry(row: object, where: str, version: int) -> Entry:
     complete = {"scheme": "", **row} if isinstance(row, dict) else row
-    fields = Fields.of(complete, where, (*IDENTITY_FIELDS, "files", "inputs", "model", "scheme"))
+    optional = ("folded_from", "from") if version > 1 else ()
+    fields = Fields.of(complete, where, (*IDENTITY_FIELDS, "files", "inputs", "model", "scheme"), optional)
     files = fields.mapping("files", lambda value: isinstance(value, dict), "an object")
     if not files:
         raise MalformedError("an entry has no file", where=where)
     locked = tuple(_file(path, files[path], where) for path in sorted(files))
     where = f"{where} ({brief(locked[0].path)})"
-    identity = identity_from_json({name: fields.raw[name] for name in IDENTITY_FIELDS}, where)
+    own = {name: fields.raw[name] for name in IDENTITY_FIELDS}
+    identity = wordless(identity_from_json(own, where, _read_edit if version > 1 else read_edit))
     model = fields.text("model")
     if canonical_model(model) != identity.recipe.model or _is_absolute(model):
         raise MalformedError(
@@ -266,7 +309,40 @@ def _entry(row: object, where: str) -> Entry:
             expected=f"{brief(identity.recipe.scheme)}, with a folder relative to the lock's",
         )
     inputs = fields.take("inputs", is_texts, "a list of shapes")
-    return Entry(locked, model, tuple(inputs), identity, scheme if foreign.is_file(scheme) else "")
+    origin = _origin(fields, identity.recipe) if "from" in fields.raw else None
+    folded_from = fields.digest("folded_from") if "folded_from" in fields.raw else ""
+    if folded_from and any(file.format != "onnx" for file in locked):
+        raise MalformedError("only ONNX files are folded", where=where, got=", ".join(file.path for file in locked))
+    rules = scheme if foreign.is_file(scheme) else ""
+    return Entry(locked, model, tuple(inputs), identity, rules, origin, folded_from)
+
+
+def _read_edit(obj: object, where: str) -> Edit:
+    fields = Fields.of(obj, where, ("applied", "kind", "site", "source"))
+    applied = fields.take("applied", lambda value: isinstance(value, bool), "true or false")
+    return Edit(fields.text("kind"), fields.text("site"), "", applied, source=read_source(fields))
+
+
+def _origin(entry: Fields, recipe: Recipe) -> Origin:
+    fields = Fields.of(entry.raw["from"], f"{entry.where}, from", ("path", "sha256"))
+    path, digests = fields.text("path"), fields.take("sha256", is_texts, "a list of digests")
+    if not path or _is_absolute(f"{path}.py:"):
+        raise MalformedError(
+            "the path of a model file is not one that a lock may hold",
+            where=fields.where,
+            got=brief(path),
+            expected="a path relative to the lock's folder",
+        )
+    if not digests or not all(map(is_digest, digests)):
+        raise MalformedError("a digest is malformed", where=fields.where, expected="64 hexadecimal digits")
+    if recipe.files and tuple(digests) != recipe.files:
+        raise MalformedError(
+            "it contradicts itself: the recipe names another file",
+            where=fields.where,
+            got=", ".join(recipe.files),
+            expected=", ".join(digests),
+        )
+    return Origin(path, tuple(digests))
 
 
 def canonical_model(model: str) -> str:
@@ -307,15 +383,16 @@ def strange_path(path: str) -> str:
 # two writers at once
 
 
-def record(path: str | PathLike[str], entry: Entry) -> Lock:
-    """The lock at `path` after `entry` was recorded in it; a lock that is not there yet is made.
+def record(path: str | PathLike[str], *entries: Entry) -> Lock:
+    """The lock at `path` after the entries were recorded in it; a lock that is not there yet is made.
 
     Raises:
         MalformedError, StorageError: as `read_lock` and `write_lock`.
     """
     with alone(os.path.dirname(os.path.realpath(path))):
         lock = read_lock(path) if os.path.lexists(path) else Lock()
-        lock = lock.with_entry(entry)
+        for entry in entries:
+            lock = lock.with_entry(entry)
         write_lock(path, lock)
     return lock
 

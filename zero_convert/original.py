@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from .copies import copy_of
 from .hashing import key, words
 from .live import Original, Traced
 
@@ -35,7 +36,7 @@ def keep(traced: Traced) -> Traced | None:
     try:
         train = copy.deepcopy(traced.train)
         evaluate = train if traced.evaluate is traced.train else copy.deepcopy(traced.evaluate)
-        root = copy.deepcopy(traced.root, memo)
+        root = copy_of(traced.root, memo)
     except Exception:  # a module that cannot be copied is converted all the same
         return None
     for old, new in zip(traced.graphs, dict.fromkeys((train, evaluate)), strict=True):
@@ -57,7 +58,7 @@ def filled(given: Original, seed: int = 0, sd: float = math.sqrt(2)) -> nn.Modul
     shared: dict[int, Any] = {}
     for name, parameter in root.named_parameters():
         shared[id(parameter)] = nn.Parameter(_value(name, parameter.detach(), seed, sd), parameter.requires_grad)
-    return copy.deepcopy(root, shared)
+    return copy_of(root, shared)
 
 
 def hashed(name: str, shape: tuple[int, ...], seed: int = 0) -> Tensor:

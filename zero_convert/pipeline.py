@@ -128,7 +128,7 @@ def convert(
         found = checks.run(subject, level=validate, device=where, train_steps=train_steps, progress=progress)
     cast(made.traced.root, dtype)
     result = Result(
-        module=made.traced.root,
+        module=made.release(),
         plan=made.plan(assignments),
         checks=found,
         recipe=made.recipe(dtype),

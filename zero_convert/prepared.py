@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from . import readers, receipt, rewrites, schemes, sources
-from .errors import CoverageError, ModelError, TraceError, UsageError
+from . import lifting, readers, receipt, rewrites, schemes, sources
+from .copies import copy_of
+from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .from_file import File, opened
 from .initialize import initialize, taken_over, ties
 from .live import Original, Traced
@@ -20,6 +20,7 @@ from .original import keep
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .result import Progress, tell
 from .scheme import Scheme
+from .sources import detectors
 from .sources.recognize import fingerprint
 from .structure import analyze
 from .taken import RULE as TAKEN
@@ -75,6 +76,11 @@ class Made:
         )
         self.kept = any(each.rule.startswith(TAKEN) for each in assignments)
         return assignments
+
+    def release(self) -> nn.Module:
+        """The rewritten module for the user; what was reduced while it was looked at is as it was made."""
+        detectors.restore(self.loaded.reduced)
+        return self.traced.root
 
     def plan(self, assignments: tuple[Assignment, ...]) -> Plan:
         return Plan(
@@ -138,6 +144,8 @@ def prepare(
     scheme = found.scheme
     chosen = schemes.complete_options(scheme, options or {})
     file = opened_file(model, arch, trust)
+    if file and example_inputs is None:
+        example_inputs = file.inputs
     loaded = load_source(file.model if file else model, model_args, example_inputs, progress, folders)
     taken: Mapping[str, Taken] = {}
     if file:
@@ -199,10 +207,10 @@ def opened_file(model: str | nn.Module, arch: str | None, trust: bool) -> File |
 
 
 def _accepted(scheme: Scheme, options: Mapping[str, Option], structure: Structure, source: str) -> None:
-    """Raises CoverageError with the reason if the scheme declines the network."""
+    """Raises DeclinedError with the reason if the scheme declines the network."""
     decline = scheme.declines(structure, options)
     if decline is not None:
-        raise CoverageError(
+        raise DeclinedError(
             f"{scheme.name} declines this network",
             where=f"{source}: {decline.where}" if decline.where else source,
             got=decline.reason,
@@ -261,13 +269,13 @@ def _insists(module: nn.Module, given: Inputs | None) -> bool:
     def runs(module: nn.Module) -> bool:
         try:
             with torch.no_grad():
-                call = copy.deepcopy(module).eval()
+                call = copy_of(module).eval()
                 call(**given) if isinstance(given, Mapping) else call(*values)
         except Exception:  # whatever a forward raises
             return False
         return True
 
-    return runs(module) and not runs(copy.deepcopy(module).float())
+    return runs(module) and not runs(copy_of(module).float())
 
 
 def _needed_inputs(loaded: sources.Loaded) -> tuple[str, ...]:
@@ -332,7 +340,11 @@ def load_source(
             where=loaded.source,
             fix="Give them: --input 1x3x224x224, or example_inputs= in Python.",
         )
-    return loaded
+    if isinstance(loaded.module, torch.jit.ScriptModule):
+        network = lifting.from_script(loaded.module, loaded.example_inputs)
+        loaded = replace(loaded, module=network, source=sources.factory.source_of(network))
+    reduced = detectors.reduce(loaded.module)
+    return replace(loaded, reduced=reduced, notes=(*loaded.notes, *detectors.told(reduced)))
 
 
 def _outputs(graph: torch.fx.Graph) -> Outputs:

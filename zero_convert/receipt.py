@@ -17,7 +17,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -204,9 +204,11 @@ def identity_json(identity: Identity) -> dict[str, Any]:
     }
 
 
-def identity_from_json(obj: object, where: str) -> Identity:
+def identity_from_json(obj: object, where: str, read: Callable[[object, str], records.Edit] = read_edit) -> Identity:
     """The identity that a JSON object spells; the inverse of `identity_json`.
 
+    Args:
+        read: reads one edit; locks spell them in their own way.
     Raises:
         MalformedError: it spells none, or its weights digest is not that of its tensors.
     """
@@ -229,7 +231,7 @@ def identity_from_json(obj: object, where: str) -> Identity:
     return Identity(
         recipe=recipe_from_json(fields.raw["recipe"], f"{where}.recipe"),
         fingerprint=fields.text("fingerprint"),
-        edits=tuple(read_edit(edit, f"{where}, edit {index}") for index, edit in enumerate(edits)),
+        edits=tuple(read(edit, f"{where}, edit {index}") for index, edit in enumerate(edits)),
         tensors=tensors,
         weights_digest=claimed,
     )

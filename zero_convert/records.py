@@ -216,13 +216,27 @@ Analyzed = Callable[[], Structure]  # makes the analysis when it is first asked 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One change of the architecture: applied, or declined with a reason."""
+    """One change of the architecture: applied, or declined with a reason.
 
-    rewrite: str  # file name under rewrites/
-    target: str  # module path or node it is about
-    action: str  # a sentence
+    What two versions of zero-convert agree on is `rewrite`, `target`, `applied` and `source`; sentences may be worded
+    anew, and locks hold none.
+
+    Attributes:
+        rewrite: its kind: file name under rewrites/.
+        target: its site: module path or node it is about; "*" for the whole network.
+        action: a sentence.
+        applied: False for one that was declined.
+        reason: why it was declined, a sentence.
+        source: what was put there, or what it is made from: nodes, layers, numbers of channels, counts. None where that
+            was not recorded.
+    """
+
+    rewrite: str
+    target: str
+    action: str
     applied: bool = True
     reason: str = ""
+    source: tuple[str, ...] | None = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,12 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from . import exporters, foreign, sources
-from .comparing import Difference, compare, compare_files
+from .comparing import Difference, compare, compare_digests, compare_files
 from .digests import Written, brief, sha256_file
 from .errors import MismatchError, StorageError, UntrustedError, UsageError, ZeroConvertError
-from .lock import Entry, LockedFile, canonical_model, record, strange_path
+from .lock import Entry, LockedFile, Origin, canonical_model, record, strange_path, wordless
 from .receipt import Identity, read_receipt, receipt_path
+from .records import Edit
 
 if TYPE_CHECKING:
     from .result import Progress, Result, Saved
@@ -61,11 +62,13 @@ class Request:
         model: a MODEL string as it was typed.
         inputs: example inputs as `--input` spells them.
         arguments: of `convert` by name: scheme, options, model_args, dtype, leftovers, device, validate.
+        file: path of the model file that is converted; `model` is then the architecture of its tensors. Else "".
     """
 
     model: str
     inputs: tuple[str, ...]
     arguments: Mapping[str, Any]
+    file: str = ""
 
 
 def check(index: int, entry: Entry, folder: Path, *, trust: bool = False, progress: Progress | None = None) -> Answer:
@@ -81,7 +84,9 @@ def check(index: int, entry: Entry, folder: Path, *, trust: bool = False, progre
     found: list[Difference] = []
     try:
         with _no_bytecode():
-            found = differences(made_again(entry, folder, trust=trust, validate="none", progress=progress), entry)
+            found = moved(_origin_now(entry, folder), entry)
+            result = made_again(entry, folder, trust=trust, validate="none", progress=progress)
+            found += differences(result, entry)
     except ZeroConvertError as failure:
         error = failure
     except OSError as failure:
@@ -89,13 +94,40 @@ def check(index: int, entry: Entry, folder: Path, *, trust: bool = False, progre
     return Answer(entry, index, tuple(found), error, time.monotonic() - start)
 
 
+def _origin_now(entry: Entry, folder: Path) -> Origin | None:
+    """The entry's model file as it is now."""
+    file = entry.origin.path if entry.origin else ""
+    return origin_of(Request(entry.model, (), {}, file), folder)
+
+
+def moved(now: Origin | None, entry: Entry) -> list[Difference]:
+    """The model file, or which of the files that it names, is another one than the entry's."""
+    if now is None or entry.origin is None:
+        return []
+    got, expected = now.sha256, entry.origin.sha256
+    if len(got) != len(expected):
+        return [Difference("source", now.path, "files", str(len(got)), str(len(expected)), ("from",))]
+    count = f" ({{}} of {len(got)})" if len(got) > 1 else ""
+    return [
+        Difference("source", f"{now.path}{count.format(number)}", "sha256", one, other, ("from",))
+        for number, (one, other) in enumerate(zip(got, expected, strict=True), 1)
+        if one != other
+    ]
+
+
 def differences(result: Result, entry: Entry) -> list[Difference]:
     """What differs between a conversion and an entry."""
     measured: dict[tuple[str, int, str], Written] = {}
+    fold = bool(entry.folded_from)
     for file in entry.files:
         if _form(file) not in measured:
-            measured[_form(file)] = measure(result, file)
-    found = compare(_identity(result, next(iter(measured.values()))), entry.identity)
+            measured[_form(file)] = measure(result, file, fold=fold)
+    folds = result.folds if any(edit.applied for edit in result.folds) else ()
+    found = compare(_identity(result, next(iter(measured.values())), folds), entry.identity)
+    if fold:
+        found += compare_digests(
+            "folded from", result.weights_digest if folds else "nothing", entry.folded_from, "folded_from"
+        )
     for file in entry.files:
         written = measured[_form(file)]
         found += compare_files(file.path, (written.size, written.sha256), (file.size, file.sha256))
@@ -111,7 +143,7 @@ def _form(file: LockedFile) -> tuple[str, int, str]:
     return file.format, file.opset, PurePath(file.data_path).name if file.data else ""
 
 
-def measure(result: Result, file: LockedFile) -> Written:
+def measure(result: Result, file: LockedFile, *, fold: bool = False) -> Written:
     """The digests of the file that the conversion would become. No file is written."""
     known = exporters.formats()
     name, opset, location = _form(file)
@@ -120,7 +152,7 @@ def measure(result: Result, file: LockedFile) -> Written:
             "the lock names a format this version cannot make", got=brief(name), expected=" or ".join(known)
         )
     data = _Nowhere() if location else None
-    return result.write(_Nowhere(), name, opset or None, data=data, location=location)
+    return result.write(_Nowhere(), name, opset or None, fold=fold, data=data, location=location)
 
 
 def made_again(
@@ -147,12 +179,12 @@ def made_again(
             fix="--trust runs it, if you know that lock and that code.",
         )
     recipe = entry.identity.recipe
-    if recipe.files:
-        raise UntrustedError(
-            "the lock names a conversion of a file, which cannot be made again from names",
+    if recipe.files and entry.origin is None:
+        raise UsageError(
+            "the lock does not say where the file is whose values are in this conversion",
             where=entry.name,
             got=", ".join(recipe.files),
-            fix="`zero-convert verify --lock` compares its artifacts; convert the file again to see what moved.",
+            fix="`zero-convert verify --lock` compares its artifacts; `lock FILE --arch MODEL` records where it is.",
         )
     arguments = {
         "scheme": entry.scheme or recipe.scheme,
@@ -163,7 +195,8 @@ def made_again(
         "validate": validate,
         "device": device,
     }
-    return converted(Request(entry.model, entry.inputs, arguments), folder, progress)
+    file = entry.origin.path if entry.origin else ""
+    return converted(Request(entry.model, entry.inputs, arguments, file), folder, progress)
 
 
 def converted(request: Request, folder: Path, progress: Progress | None = None) -> Result:
@@ -173,7 +206,33 @@ def converted(request: Request, folder: Path, progress: Progress | None = None) 
 
     inputs = parse_inputs(request.inputs) if request.inputs else None
     with contextlib.chdir(folder):
-        return pipeline.convert(request.model, inputs, **request.arguments, progress=progress)
+        model, arch = (_file_in(request.file), request.model) if request.file else (request.model, None)
+        return pipeline.convert(model, inputs, **request.arguments, arch=arch, progress=progress)
+
+
+def _file_in(path: str) -> str:
+    """The path of a model file as no model could be called.
+
+    Raises:
+        StorageError: it is not there.
+    """
+    if not os.path.exists(path):
+        raise StorageError(
+            "the model file that is to be converted does not exist",
+            where=path,
+            fix="`zero-convert verify --lock` compares the artifacts without it.",
+        )
+    return os.path.join(os.curdir, path)
+
+
+def origin_of(request: Request, folder: Path) -> Origin | None:
+    """The model file of a request, hashed. Errors as for `readers.read`."""
+    from . import from_file
+
+    if not request.file:
+        return None
+    with contextlib.chdir(folder):
+        return Origin(request.file, from_file.opened(_file_in(request.file), request.model, False).digests)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -181,10 +240,12 @@ def converted(request: Request, folder: Path, progress: Progress | None = None) 
 
 
 def request_in(folder: Path, request: Request) -> Request:
-    """The request with paths to files of Python, the model's and the scheme's, relative to the lock's folder."""
+    """The request with the model file's path and those to files of Python relative to the lock's folder."""
     place, colon, factory = request.model.rpartition(":")
     if colon and place.endswith(".py"):
         request = replace(request, model=f"{_relative(place, folder)}:{factory}")
+    if request.file:
+        request = replace(request, file=_relative(request.file, folder))
     scheme = str(request.arguments["scheme"])
     if foreign.is_file(scheme):
         request = replace(request, arguments={**request.arguments, "scheme": _relative(scheme, folder)})
@@ -215,17 +276,27 @@ def path_in(folder: Path, output: str | PathLike[str]) -> str:
     )
 
 
-def entry_of(request: Request, result: Result, saved: Sequence[Saved], folder: Path) -> Entry:
-    """What the lock records of a conversion and the files it became."""
-    sealed = [read_receipt(receipt_path(file.path)) for file in saved]
-    files = []
-    for file, seal in zip(saved, sealed, strict=True):
-        own, path = seal.written, path_in(folder, file.path)
+def entries_of(
+    request: Request, result: Result, saved: Sequence[Saved], folder: Path, origin: Origin | None
+) -> tuple[Entry, ...]:
+    """What the lock records of a conversion and the files it became: an entry, and another for those folded."""
+    found: dict[str, tuple[Identity, list[LockedFile]]] = {}
+    for file in saved:
+        seal, path = read_receipt(receipt_path(file.path)), path_in(folder, file.path)
+        own = seal.written
+        _, files = found.setdefault(seal.folded_from, (wordless(seal.identity), []))
         files.append(LockedFile(path, seal.file_format, own.sha256, own.size, file.opset, own.data))
     model = request.model if canonical_model(request.model) == result.recipe.model else result.recipe.model
     scheme = str(request.arguments["scheme"])
-    files.sort(key=lambda file: file.path)
-    return Entry(tuple(files), model, request.inputs, sealed[0].identity, scheme if foreign.is_file(scheme) else "")
+    rules = scheme if foreign.is_file(scheme) else ""
+    return tuple(
+        Entry(_sorted(files), model, request.inputs, identity, rules, origin, folded_from)
+        for folded_from, (identity, files) in found.items()
+    )
+
+
+def _sorted(files: Sequence[LockedFile]) -> tuple[LockedFile, ...]:
+    return tuple(sorted(files, key=lambda file: file.path))
 
 
 def update(
@@ -244,15 +315,18 @@ def update(
         UntrustedError, CheckError, StorageError, and the errors of `convert`; the lock then has what it had.
     """
     start, folder = time.monotonic(), lock_path.parent
+    origin = _origin_now(entry, folder)
     result = made_again(entry, folder, trust=trust, validate=validate, device=device, progress=progress)
-    found = differences(result, entry)
-    if found or not all(_is_there(folder / file.path, file) for file in entry.files):
+    found = [*moved(origin, entry), *differences(result, entry)]
+    dated = any(edit.source is None for edit in entry.identity.edits)  # of a lock of version 1
+    if found or dated or not all(_is_there(folder / file.path, file) for file in entry.files):
         saved: list[Saved] = []
         for file in entry.files:
             options: dict[str, Any] = {"opset": file.opset or None, "external_data": file.data is not None}
+            options["fold"] = bool(entry.folded_from)
             saved += result.save(folder / file.path, force=True, format=file.format, progress=progress, **options)
         request = Request(entry.model, entry.inputs, {"scheme": entry.scheme})
-        record(lock_path, entry_of(request, result, saved, folder))
+        record(lock_path, *entries_of(request, result, saved, folder, origin))
     return Answer(entry, index, tuple(found), None, time.monotonic() - start)
 
 
@@ -263,10 +337,9 @@ def _is_there(path: Path, file: LockedFile) -> bool:
     return sound and (file.data is None or (beside.is_file() and sha256_file(beside) == file.data.sha256))
 
 
-def _identity(result: Result, written: Written) -> Identity:
-    return Identity(
-        result.recipe, result.fingerprint, tuple(result.plan.edits), written.tensors, written.weights_digest
-    )
+def _identity(result: Result, written: Written, folds: Sequence[Edit]) -> Identity:
+    edits = (*result.plan.edits, *folds)
+    return Identity(result.recipe, result.fingerprint, edits, written.tensors, written.weights_digest)
 
 
 @contextlib.contextmanager

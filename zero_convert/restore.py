@@ -55,7 +55,7 @@ def load(
     _fill_from(module, path, recipe, str(path))
     if nan := nan_names(module):
         raise MalformedError("values are left that the file does not hold", where=", ".join(nan[:6]), got="NaN")
-    return module.train()
+    return made.release().train()
 
 
 def rebuilt(

@@ -105,6 +105,7 @@ class Result:
         inputs: example inputs of the forward, by position or by name; an export to ONNX follows them.
         graph: of the forward in evaluation mode, where one stands for it.
         original: graph and structure of the network before the rewrites, for reports; None for `validate="none"`.
+        folds: what became of each norm and transform, once a file has been folded; the same every time.
     """
 
     module: nn.Module
@@ -117,6 +118,7 @@ class Result:
     inputs: tuple[Any, ...] | Mapping[str, Any] = field(default=(), repr=False)
     graph: fx.Graph | None = field(default=None, repr=False)
     original: Original | None = field(default=None, repr=False)
+    folds: tuple[Edit, ...] = field(default=(), init=False, repr=False)
     _digest: str = field(default="", repr=False)
     _start: _Start = field(init=False, repr=False)
     _graphs: dict[int, tuple[onnx.Graph, str]] = field(default_factory=dict, init=False, repr=False)
@@ -291,6 +293,7 @@ class Result:
         version = onnx.checked_opset(opset)
         entries = self._start.entries(self.module)
         own, folds = folded(self.module, self.graph, self._start.buffers) if fold else (self.module, None)
+        self.folds = self.folds if folds is None else folds
         stored = ties(own.state_dict(keep_vars=True))
         if any(edit.applied for edit in folds or ()):
             return _Exported(*graph(own, self.inputs, stored, version), _entries(own, {}), folds)

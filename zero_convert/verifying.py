@@ -84,16 +84,16 @@ class Verification:
 def artifacts(path: str | PathLike[str]) -> tuple[Path, ...]:
     """The file itself; for a folder the artifacts that a receipt in it stands beside, by name.
 
+    A file in it that is named like an artifact and has no receipt is among them, so that somebody asks for one.
+
     Raises:
         StorageError: the folder cannot be read, or has no receipt in it.
     """
     if not os.path.isdir(path):
         return (Path(path),)
-    try:
-        names = sorted(name for name in os.listdir(path) if name.endswith(RECEIPT_SUFFIX) and name != RECEIPT_SUFFIX)
-    except OSError as error:
-        raise StorageError("cannot read the folder", where=str(path), got=error.strerror or str(error)) from error
-    if not names:
+    names = _names(path)
+    sealed = {name.removesuffix(RECEIPT_SUFFIX) for name in names if name.endswith(RECEIPT_SUFFIX)} - {""}
+    if not sealed:
         raise StorageError(
             "nothing in the folder can be verified",
             where=str(path),
@@ -101,7 +101,18 @@ def artifacts(path: str | PathLike[str]) -> tuple[Path, ...]:
             expected=f"artifacts, each with its FILE{RECEIPT_SUFFIX}",
             fix="Folders inside it are not looked into: name them.",
         )
-    return tuple(Path(path) / name.removesuffix(RECEIPT_SUFFIX) for name in names)
+    return tuple(Path(path) / name for name in sorted({*sealed, *filter(_named_like_one, names)}))
+
+
+def _names(folder: str | PathLike[str]) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise StorageError("cannot read the folder", where=str(folder), got=error.strerror or str(error)) from error
+
+
+def _named_like_one(name: str) -> bool:
+    return Path(name).suffix.removeprefix(".").lower() in exporters.formats()
 
 
 def verify_all(
@@ -184,14 +195,18 @@ def verify_locked(path: str | PathLike[str], lock: Lock, lock_path: Path) -> Ver
 
 
 def _locked(path: str | PathLike[str], lock: Lock, beside: Path) -> tuple[Path, ...]:
-    """The file itself; for a folder the files of the lock below it."""
+    """The file itself; for a folder the files of the lock below it, and what lies beside them and is named like one."""
     if not os.path.isdir(path):
         return (Path(path),)
     every = [beside / file.path for entry in lock.entries for file in entry.files]
-    found = tuple(sorted(each for each in every if Path(os.path.abspath(path)) in Path(os.path.abspath(each)).parents))
+    found = [each for each in every if Path(os.path.abspath(path)) in Path(os.path.abspath(each)).parents]
     if not found:
         raise StorageError("the lock has no file in this folder", where=str(path), got="none")
-    return found
+    origins = [beside / entry.origin.path for entry in lock.entries if entry.origin]  # what was converted
+    known = {os.path.abspath(each) for each in (*every, *origins)}
+    folders = sorted({each.parent for each in found if each.parent.is_dir()})
+    near = [folder / name for folder in folders for name in _names(folder) if _named_like_one(name)]
+    return tuple(sorted([*found, *(each for each in near if os.path.abspath(each) not in known)]))
 
 
 def _verified(artifact: Path, beside: Path, known: Receipt) -> Verification:

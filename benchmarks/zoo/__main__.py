@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     done = {
         (row["model"], row["scheme"])
         for row in table.read_rows(rows_file)
-        if options.redo == "none" or (options.redo == "failed" and row["status"] == "ok")
+        if options.redo == "none" or (options.redo == "failed" and row["status"] in table.GOOD)
     }
     with tempfile.TemporaryDirectory() as scratch:
         tasks = [
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(markdown)
     if not options.rows:
         rows_file.unlink()
-    return int(any(row["status"] not in ("ok", "skipped") for row in rows))
+    return int(any(row["status"] not in table.GOOD for row in rows))
 
 
 def write_rows(pool: Any, measure: Any, tasks: list[Any], options: argparse.Namespace, path: Path) -> None:
@@ -125,7 +125,8 @@ def write_rows(pool: Any, measure: Any, tasks: list[Any], options: argparse.Name
         def keep(row: dict[str, Any]) -> None:
             stream.write(json.dumps(row) + "\n")
             stream.flush()
-            mark = row["status"] if row["status"] != "failed" else f"failed in {row.get('stage')}: {row.get('cause')}"
+            where = f"{row['status']} in {row.get('stage')}: {row.get('cause')}"
+            mark = row["status"] if row["status"] in ("ok", "skipped") else where
             print(f"{time.monotonic() - began:7.0f} s  {row['model']}  {row['scheme']}  {mark[:200]}", file=sys.stderr)
 
         for ended in pool.run(

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 import zero_convert as zc
 from zero_convert import sources
+from zero_convert.errors import DeclinedError
 from zero_convert.pipeline import Result, inspect_model
 
 from .joins import call, count_joins, fill_in
@@ -95,7 +96,7 @@ def measure(task: Task, send: Callable[[Row], None], stage: Callable[[str], None
             row["status"] = "failed" if row.get("cause") else "ok"
         except Exception as error:
             step = clock.step
-            row |= {"status": "failed"} | failure(step, error)
+            row |= {"status": "declined" if isinstance(error, DeclinedError) else "failed"} | failure(step, error)
         clock("")
         row |= {
             "seconds": round(time.perf_counter() - begin, 2),
@@ -103,7 +104,7 @@ def measure(task: Task, send: Callable[[Row], None], stage: Callable[[str], None
             "steps": {step: round(spent, 2) for step, spent in clock.spent.items()},
             "peak_mib": peak_mib(),
         }
-        if row["status"] == "failed" and "joins" not in row:
+        if row["status"] != "ok" and "joins" not in row:
             row |= inspected(task)
         send(row)
 

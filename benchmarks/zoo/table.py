@@ -6,7 +6,7 @@ import json
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import Any
 
 Row = dict[str, Any]
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "safetensors", "numpy")
+GOOD = ("ok", "declined", "skipped")  # converted, or the scheme has said why it does not promise anything
 STEPS = ("initialized", "validated", "exported", "loaded")
-LONG = 160  # characters of a cause in the Markdown table
+LONG = 200  # characters of a cause in the Markdown table
 
 
 def header() -> dict[str, str]:
@@ -54,7 +55,8 @@ def totals(rows: Sequence[Row]) -> Row:
         "rows": len(tried),
         "skipped": len(rows) - len(tried),
         "ok": sum(row["status"] == "ok" for row in tried),
-        "failed": sum(row["status"] != "ok" for row in tried),
+        "declined_by_scheme": sum(row["status"] == "declined" for row in tried),
+        "failed": sum(row["status"] not in GOOD for row in tried),
         "captured": round(statistics.fmean(shares), 4) if shares else None,
         "joins_seen": sum(row["joins"]["seen"] for row in both),
         "joins_counted": sum(row["counted"] for row in both),
@@ -88,7 +90,7 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def as_markdown(rows: Sequence[Row], *, every_row: bool) -> str:
-    """Totals on top, then the failures with their causes, then families, then (where asked for) every row."""
+    """Totals on top, failures and declines with their causes, families, and where asked for every row."""
     lines = [
         "# What of the model zoos converts",
         "",
@@ -103,7 +105,11 @@ def as_markdown(rows: Sequence[Row], *, every_row: bool) -> str:
         "",
         "## Failures",
         "",
-        *_failures(rows),
+        *_causes(rows, lambda status: status not in GOOD),
+        "",
+        "## Declined by the scheme",
+        "",
+        *_causes(rows, lambda status: status == "declined"),
         "",
         "## Joins that differ",
         "",
@@ -119,26 +125,44 @@ def as_markdown(rows: Sequence[Row], *, every_row: bool) -> str:
 
 
 def _table(names: tuple[str, ...], groups: dict[tuple[str, ...], list[Row]]) -> list[str]:
-    titles = ("models", "ok", *STEPS, "captured", "seen", "counted", "found", "rewritten", "processor s", "peak MiB")
+    joins = ("seen", "counted", "found", "rewritten")
+    titles = ("models", "ok", "declined", *STEPS, "captured", *joins, "processor s", "peak MiB")
     lines = [_line((*names, *titles)), _line(["---"] * len(names) + ["---:"] * len(titles))]
     for key, group in groups.items():
         t = totals(group)
         captured = "" if t["captured"] is None else f"{t['captured']:.1%}"
         found = f"{t['joins_found'] / t['joins_counted']:.1%}" if t["joins_counted"] else ""
         steps = [t[step] for step in STEPS]
-        numbers = (t["rows"], t["ok"], *steps, captured, t["joins_seen"], t["joins_counted"], found, t["rewritten"])
+        numbers = (
+            t["rows"],
+            t["ok"],
+            t["declined_by_scheme"],
+            *steps,
+            captured,
+            t["joins_seen"],
+            t["joins_counted"],
+            found,
+            t["rewritten"],
+        )
         lines.append(_line((*key, *numbers, f"{t['processor_seconds']:.0f}", t["peak_mib"])))
     return lines
 
 
-def _failures(rows: Iterable[Row]) -> list[str]:
-    failed = [row for row in rows if row["status"] not in ("ok", "skipped")]
+def _causes(rows: Iterable[Row], asked: Callable[[str], bool]) -> list[str]:
+    """A line for each row whose status is asked for."""
+    failed = [row for row in rows if asked(row["status"])]
     if not failed:
         return ["None."]
     lines = [_line(("model", "scheme", "step", "cause")), _line(["---"] * 4)]
     for row in sorted(failed, key=lambda row: (row["zoo"], row["family"], row["model"], row["scheme"])):
-        lines.append(_line((row["model"], row["scheme"], row.get("stage", ""), row.get("cause", "")[:LONG])))
+        lines.append(_line((row["model"], row["scheme"], row.get("stage", ""), _cause(row)[:LONG])))
     return lines
+
+
+def _cause(row: Row) -> str:
+    """Of a decline only where and why: the scheme stands in the row."""
+    cause: str = row.get("cause", "")
+    return cause.partition("declines this network ")[2] if row["status"] == "declined" else cause
 
 
 def _differences(rows: Iterable[Row]) -> list[str]:

@@ -6,7 +6,6 @@ run happens when the first of them asks.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import generators
+from ..copies import copy_of
 from ..errors import DeviceError
 from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Subject
@@ -114,7 +114,7 @@ class Bench:
     def _copy(self) -> nn.Module:
         traced = self.subject.traced
         graphs = {id(graph): graph for graph in traced.graphs}  # no need to copy these
-        return copy.deepcopy(traced.root, graphs)
+        return copy_of(traced.root, graphs)
 
     def out_of_memory(self) -> OutOfMemory:
         return OutOfMemory(

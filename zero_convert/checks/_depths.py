@@ -110,8 +110,8 @@ def run(module: nn.Module, graph: fx.Graph, structure: Structure, inputs: Inputs
         ends = [t for t in (seer.heads or floats(returned)) if t.requires_grad and t.numel()]
         if ends:
             # Of a single number, because torch loads sympy, most of a second, to look at given gradients.
-            sums = [(t * _direction(t, index)).sum().cpu() for index, t in enumerate(ends)]
-            torch.stack(sums).sum().backward()  # type: ignore[no-untyped-call]
+            value = torch.stack([(t * _direction(t, index)).sum().cpu() for index, t in enumerate(ends)]).sum()
+            value.backward()  # type: ignore[no-untyped-call]
         found = seer.finished()
         for name, parameter in parameters:
             if parameter.grad is not None:

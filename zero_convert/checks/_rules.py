@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from ..copies import copy_of
 from ..graphs import tensors_in
 from ..live import Subject
 from ..records import Assignment, Join, Layer
@@ -63,7 +63,7 @@ def _keeps_zero(node: fx.Node | None, root: nn.Module) -> bool:
         try:
             args, kwargs = map_arg((node.args, node.kwargs), {sources[0]: zero}.__getitem__)
             if module is not None:
-                made = copy.deepcopy(module).eval()(*args, **kwargs)
+                made = copy_of(module).eval()(*args, **kwargs)
             elif node.op == "call_method":
                 made = getattr(args[0], str(node.target))(*args[1:], **kwargs)
             else:

@@ -75,7 +75,8 @@ class _Folding:
                     kind = "fold_transform" if isinstance(module, HadamardTransform) else "fold_norm"
                     where = f"{self._prefix}{node.target}"
                     into, reason = self._folded(node, module)
-                    found[where] = Edit(kind, where, f"into {into}" if into else "stays", bool(into), reason)
+                    action = f"into {', '.join(into)}" if into else "stays"
+                    found[where] = Edit(kind, where, action, bool(into), reason, into)
         if before:
             self._root._prune()
             self._root._set_graphs(self._graph, self._graph)
@@ -84,15 +85,15 @@ class _Folding:
     def _modules(self) -> list[fx.Node]:
         return [node for node in self._graph.nodes if node.op == "call_module"]
 
-    def _folded(self, node: fx.Node, module: nn.Module) -> tuple[str, str]:
+    def _folded(self, node: fx.Node, module: nn.Module) -> tuple[tuple[str, ...], str]:
         """The layers it was folded into, or why it was not."""
         if self._calls[id(module)] > 1:
-            return "", "it is used more than once"
+            return (), "it is used more than once"
         source = node.args[0] if node.args else None
         if not isinstance(source, fx.Node):
-            return "", "it is called by keyword"
+            return (), "it is called by keyword"
         if not isinstance(module, HadamardTransform) and getattr(module, "running_mean", None) is None:
-            return "", "it has no statistics of its own"
+            return (), "it has no statistics of its own"
         reasons = []
         for after, nodes in ((True, self._before(node)), (False, list(node.users))):
             layers = [self._layer(each, node, after) for each in nodes]
@@ -106,9 +107,9 @@ class _Folding:
                 node.replace_all_uses_with(source)
                 self._graph.erase_node(node)
                 self._remove(str(node.target))
-                return ", ".join(f"{self._prefix}{each.target}" for each in nodes), ""
+                return tuple(f"{self._prefix}{each.target}" for each in nodes), ""
             reasons.append(f"what {'it reads' if after else 'reads it'}: {reason}")
-        return "", "; ".join(reasons)
+        return (), "; ".join(reasons)
 
     def _before(self, node: fx.Node) -> list[fx.Node]:
         return [each for each in node.args[:1] if isinstance(each, fx.Node)]

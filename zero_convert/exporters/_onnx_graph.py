@@ -7,7 +7,6 @@ with two small matrices of ±1; `benchmarks/onnx_hadamard.py` has measured it.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -21,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from .. import hadamard
+from ..copies import copy_of
 from ..errors import ModelError
 from ..modules import HadamardTransform
 from ..records import Edit
@@ -108,7 +108,7 @@ class _Transform(nn.Module):
 def evaluation_copy(module: nn.Module) -> nn.Module:
     """A copy in evaluation mode that shares every tensor."""
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, dict(shared)).eval()
+    return copy_of(module, dict(shared)).eval()
 
 
 def folded(

@@ -10,7 +10,7 @@ from . import Findings, Headline, headlines
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _RULES = {
-    "source": "The model's source moved: its class, or the fingerprint of its structure.",
+    "source": "The model's source moved: the file that was converted, its class, or the fingerprint of its structure.",
     "recipe": "A field of the recipe moved.",
     "edit": "An edit of the architecture moved.",
     "tensor": "A tensor moved: missing, extra, or its type, shape or values.",

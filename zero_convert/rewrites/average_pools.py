@@ -61,7 +61,8 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
             node.replace_all_uses_with(after, lambda user, after=after: user is not after)
             if not before.users:
                 graph.erase_node(before)
-        edits.append(Edit(NAME, target, f"average pooling instead of a maximum{', before the ReLU' if moved else ''}"))
+        what = f"average pooling instead of a maximum{', before the ReLU' if moved else ''}"
+        edits.append(Edit(NAME, target, what, source=("before ReLU",) if moved else ()))
     return edits
 
 

@@ -37,5 +37,6 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
         placed[path] += 1
         name = add_module(root, path if placed[path] == 1 else f"{path}_{placed[path]}", ScalarScale())
         insert_after(graph, nodes[join.branch_node], name, users=[nodes[join.node]])
-        edits.append(Edit(NAME, join.node, f"scalar {name} at the end of the branch {', '.join(join.branch)}"))
+        what = f"scalar {name} at the end of the branch {', '.join(join.branch)}"
+        edits.append(Edit(NAME, join.node, what, source=(name, *join.branch)))
     return edits

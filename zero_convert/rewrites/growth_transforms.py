@@ -30,7 +30,8 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
         transform, note = add_transform(root, layer.name, layer.geometry, options)
         insert_after(graph, node, transform)
         channels = layer.geometry.out_channels
-        edits.append(Edit(NAME, layer.name, f"Hadamard transform over {channels} channels{note}"))
+        what = f"Hadamard transform over {channels} channels{note}"
+        edits.append(Edit(NAME, layer.name, what, source=(str(channels),)))
     return edits
 
 

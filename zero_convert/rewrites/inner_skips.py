@@ -118,7 +118,8 @@ def _early_shortcut(
     node = nodes[join.node]
     node.replace_input_with(nodes[join.shortcut_node], carried)
     names = ", ".join(str(n.target) for n in weights[1:])
-    return Edit(NAME, join.node, f"the shortcut joins after {weights[0].target}; identity skips around {names}")
+    what = f"the shortcut joins after {weights[0].target}; identity skips around {names}"
+    return Edit(NAME, join.node, what, source=(join.shortcut_node, *(str(n.target) for n in weights)))
 
 
 def _own_skip(
@@ -144,4 +145,5 @@ def _own_skip(
     joined = insert_after(graph, end, operator.add, lambda n: (n, skip))
     joined.meta["order"] = "pre-activation"
     what = "identity skip" if skip is before else f"skip that takes every {'×'.join(map(str, g.stride))} position"
-    return joined, Edit(NAME, str(node.target), what)
+    steps = () if skip is before else tuple(map(str, g.stride))
+    return joined, Edit(NAME, str(node.target), what, source=(before.name, *steps))

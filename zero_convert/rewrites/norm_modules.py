@@ -41,7 +41,8 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
     for node in reversed(list(graph.nodes)):
         if node.op == "get_attr" and not node.users:
             graph.erase_node(node)
-    return [Edit(NAME, "*", f"{count} norms with an activation inside taken apart")] if count else []
+    what = f"{count} norms with an activation inside taken apart"
+    return [Edit(NAME, "*", what, source=(str(count),))] if count else []
 
 
 def _owner(node: fx.Node) -> str:

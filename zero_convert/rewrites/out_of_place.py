@@ -68,7 +68,8 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
         count += 1
     for path in in_place.keys() - stay:
         setattr(root.get_submodule(path), "inplace", False)  # noqa: B010 - not every module class has it
-    return [Edit(NAME, "*", f"{count} in-place operations made out-of-place"), *edits] if count else edits
+    made = Edit(NAME, "*", f"{count} in-place operations made out-of-place", source=(str(count),))
+    return [made, *edits] if count else edits
 
 
 def _is_state(root: nn.Module, node: fx.Node, modules: dict[str, bool]) -> bool:

@@ -128,7 +128,8 @@ def _reorder(root: nn.Module, graph: fx.Graph, block: _Block, raw: Mapping[fx.No
     else:
         _reroute(block, source)
     block.node.meta["order"] = "pre-activation"
-    return Edit(NAME, block.join.node, f"activation and norm moved before {', '.join(block.join.branch)}")
+    what = f"activation and norm moved before {', '.join(block.join.branch)}"
+    return Edit(NAME, block.join.node, what, source=block.join.branch)
 
 
 def _norm_before(root: nn.Module, graph: fx.Graph, unit: _Unit, value: fx.Node) -> fx.Node:
@@ -170,7 +171,9 @@ def _norm_after(root: nn.Module, graph: fx.Graph, activation: fx.Node, block: _B
     assert made is not None, "checked by _block"
     placed = add_module(root, f"{path}_out", made)
     insert_after(graph, activation, placed)
-    return [Edit(NAME, placed, f"new norm over {block.join.out_channels} channels where the blocks end")]
+    channels = block.join.out_channels
+    what = f"new norm over {channels} channels where the blocks end"
+    return [Edit(NAME, placed, what, source=(activation.name, str(channels)))]
 
 
 def _swap_upstream(root: nn.Module, fork: fx.Node) -> list[Edit]:
@@ -188,7 +191,8 @@ def _swap_upstream(root: nn.Module, fork: fx.Node) -> list[Edit]:
                 user.replace_input_with(node, above)
             node.replace_input_with(above, weight)
             above.replace_input_with(weight, node)
-            edits.append(Edit(NAME, str(weight.target), f"activation before {above.target}"))
+            norm = str(above.target)
+            edits.append(Edit(NAME, str(weight.target), f"activation before {norm}", source=(norm,)))
             node = weight
         elif what in WEIGHT_KINDS or what in ("activation", "pool", "drop", "other"):
             node = above

@@ -38,5 +38,6 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
             continue
         transform, note = add_transform(root, path, g, options)
         insert_after(graph, end, transform)
-        edits.append(Edit(NAME, path, f"Hadamard transform over {g.out_channels} channels, no norm{note}"))
+        what = f"Hadamard transform over {g.out_channels} channels, no norm{note}"
+        edits.append(Edit(NAME, path, what, source=(str(g.out_channels),)))
     return edits

@@ -26,4 +26,5 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
             node.replace_all_uses_with(made)
             graph.erase_node(node)
             count += 1
-    return [Edit("relu_derivative", "*", f"{count} ReLUs with derivative 1 at 0")] if count else []
+    edit = Edit("relu_derivative", "*", f"{count} ReLUs with derivative 1 at 0", source=(str(count),))
+    return [edit] if count else []

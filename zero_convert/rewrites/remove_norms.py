@@ -42,7 +42,7 @@ def removed(
     for node in reversed(list(graph.nodes)):
         if node.op == "get_attr" and not node.users:  # factors of norms that were applied as functions
             graph.erase_node(node)
-    return [*kept, Edit(name, "*", f"{count} norms removed")] if count else kept
+    return [*kept, Edit(name, "*", f"{count} norms removed", source=(str(count),))] if count else kept
 
 
 def _needed(root: nn.Module, node: fx.Node) -> str:

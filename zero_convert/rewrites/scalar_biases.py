@@ -37,7 +37,8 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
         elif not join.chain:
             end = insert_after(graph, nodes[join.branch_node], _scale(root, join), users=[nodes[join.node]])
             insert_after(graph, end, add_module(root, f"{join.branch[-1]}_bias_out", ScalarBias()))
-            edits.append(Edit(NAME, join.node, "a scale and a scalar bias at the end of the branch"))
+            what = "a scale and a scalar bias at the end of the branch"
+            edits.append(Edit(NAME, join.node, what, source=join.branch))
             edits.append(Edit(NAME, join.node, "no scalar biases inside the branch", False, join.reason))
     return edits
 
@@ -58,7 +59,8 @@ def surround(
     for node in weights:
         users = [node, *(shared if node is weights[0] else ())]
         _biases(root, graph, node, users, last=node is weights[-1])
-    return Edit(name, join.node, f"{2 * len(weights)} scalar biases and a scale around {', '.join(join.branch)}")
+    what = f"{2 * len(weights)} scalar biases and a scale around {', '.join(join.branch)}"
+    return Edit(name, join.node, what, source=tuple(str(node.target) for node in weights))
 
 
 def _readers(reach: Reach, nodes: Mapping[str, fx.Node], join: Join) -> list[fx.Node]:

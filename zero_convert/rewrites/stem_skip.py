@@ -58,10 +58,13 @@ def _skip(root: nn.Module, graph: fx.Graph, node: fx.Node, g: Geometry, options:
             source = pool.all_input_nodes[0]
             args = tuple(value if a is source else a for a in pool.args)
             q, what = graph.create_node(pool.op, pool.target, args, pool.kwargs), "the net's own max-pool"
+            way = "max-pool"
         elif trailing and (max(g.stride) > 1 or any(map(any, centre_sides(g)))):
             q, what = graph.call_function(subsample, (value, g.stride, centre_sides(g))), "subsampling"
+            way = what
         else:
             q, what = value, "identity"
+            way = what
     with graph.inserting_after(q if q is not value else node):
         padded = graph.call_function(pad_channels, (q, g.out_channels, trailing))
     transform, _ = add_transform(root, path, g, options)
@@ -71,7 +74,8 @@ def _skip(root: nn.Module, graph: fx.Graph, node: fx.Node, g: Geometry, options:
         if new is not value:
             new.meta["shape"] = node.meta.get("shape")
     insert_after(graph, node, operator.add, lambda n: (n, skip))
-    return Edit(NAME, path, f"parallel skip: {what}, zero channels up to {g.out_channels}, Hadamard transform")
+    action = f"parallel skip: {what}, zero channels up to {g.out_channels}, Hadamard transform"
+    return Edit(NAME, path, action, source=(value.name, way, str(g.out_channels)))
 
 
 def _own_pool(root: nn.Module, node: fx.Node, g: Geometry) -> fx.Node | None:

@@ -35,5 +35,5 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
     edits = []
     for node, path in places:
         insert_after(graph, node, add_module(root, path, nn.Dropout(rate)))
-        edits.append(Edit(NAME, node.name, f"dropout of {rate:g} behind it"))
+        edits.append(Edit(NAME, node.name, f"dropout of {rate:g} behind it", source=(path, f"{rate:g}")))
     return edits

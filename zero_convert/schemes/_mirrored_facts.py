@@ -14,6 +14,13 @@ from ._mirrored import Block
 HARMLESS = frozenset(
     {"relu", "average pool", "subsampling", "padding"}
 )  # linear, or a ReLU, and for each channel alone
+MIXED = {  # `Way.source` → what of several signals a layer reads
+    "concatenation": "a concatenation of signals",
+    "product": "a product of signals",
+    "sum": "a sum of signals",
+    "several": "several signals",
+    "other": "what no known operation makes of a signal",
+}
 OTHER = "--scheme zero-2022 and --scheme idinit start networks of any kind."
 
 
@@ -67,8 +74,8 @@ def _of_layer(layer: Layer, structure: Structure) -> tuple[str, str] | None:
     if layer.kind not in ("convolution", "linear") or g is None or way is None or layer.parametrization or g.transposed:
         what = f"a layer of kind {layer.kind or layer.cls}" if g is None or way is None else f"{layer.cls}"
         return f"{what} has no form with mirrored pairs", OTHER
-    if way.source in ("concatenation", "product", "sum", "several", "other"):
-        return f"it reads a {way.source} of signals, which are no mirrored pairs", OTHER
+    if way.source in MIXED:
+        return f"it reads {MIXED[way.source]}, which are no mirrored pairs", OTHER
     if layer.sections:
         return "its output is taken apart into parts that are no mirrored pairs", OTHER
     if (against := _against(way)) is not None:

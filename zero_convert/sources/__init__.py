@@ -39,6 +39,7 @@ from zero_convert.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
+    from zero_convert.sources.detectors import Setting
     from zero_convert.sources.inputs import Inputs
 
 ORIGINS = ("torchvision", "timm", "transformers")
@@ -62,6 +63,7 @@ class Loaded:
         lazy: names of tensors that got their shape from the example inputs.
         drawn: names of integer tensors that come from a random draw (they hold fixed values instead).
         notes: what the reader of the plan should know about the loading.
+        reduced: what of the module is smaller while it is looked at (`detectors.py`).
     """
 
     module: nn.Module
@@ -73,6 +75,7 @@ class Loaded:
     lazy: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    reduced: tuple[Setting, ...] = ()
 
 
 def load(

@@ -107,7 +107,8 @@ def on_cpu(module: nn.Module, model: str) -> nn.Module:
     Raises:
         LoadError: a tensor is on the meta device: it has no values to move.
     """
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+    tensors = dict((*module.named_parameters(), *module.named_buffers()))
+    for name, tensor in tensors.items():
         if tensor.is_meta:
             raise LoadError(
                 "a tensor has no values",
@@ -115,7 +116,7 @@ def on_cpu(module: nn.Module, model: str) -> nn.Module:
                 got="the meta device",
                 fix="Build the module on a device with memory, or give the function that builds it.",
             )
-    return module.cpu()
+    return module if all(tensor.is_cpu for tensor in tensors.values()) else module.cpu()
 
 
 def refuse_quantized(module: nn.Module, model: str) -> None:
@@ -150,7 +151,8 @@ def copied(module: nn.Module) -> nn.Module:
 def source_of(module: nn.Module) -> str:
     """Qualified name of the module's class: "torchvision.models.resnet.ResNet", "net.Net" for a file net.py."""
     cls = type(module)
-    return f"{cls.__module__.removeprefix(FILE_MODULE)}.{cls.__qualname__}"
+    name = cls.__qualname__.partition(".__new__.")[0]  # fx makes a class of its own for each graph
+    return f"{cls.__module__.removeprefix(FILE_MODULE)}.{name}"
 
 
 def _call(factory: Any, args: Mapping[str, Any]) -> Any:

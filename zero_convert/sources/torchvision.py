@@ -61,22 +61,29 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
 def example_inputs(name: str, module: nn.Module) -> tuple[Any, ...]:
     """One image (1, 3, S, S), one clip (1, 3, T, S, S), two frames for optical flow; a list of images for detection.
 
-    A detector wants a list of targets with them in training mode, and lets them be in evaluation mode.
+    A detector wants a list of targets with them in training mode, and lets them be in evaluation mode. One without a
+    name, which `owns` knows, gets two images: it may normalize over the batch what is one value per image.
     """
-    kind = _kind(name)
+    kind = _kind(name) if name else "detection"
     if kind == "optical_flow":
         frame = reference_tensor((1, 3, FLOW_SIDE, FLOW_SIDE))
         return frame, frame.flip(-1)
     if kind == "video":
         frames, side = next(size for prefix, size in CLIPS.items() if name.startswith(prefix))
         return (reference_tensor((1, 3, frames, side, side)),)
-    count = 2 if name.startswith(PAIRS) else 1
+    count = 2 if not name or name.startswith(PAIRS) else 1
     side = SIDES.get(name, 224)
     size = getattr(module, "image_size", side)
     side = size if isinstance(size, int) else side
     if kind == "detection":
         return list(reference_tensor((count, 3, side, side))), [_target(module, side) for _ in range(count)]
     return (reference_tensor((count, 3, side, side)),)
+
+
+def owns(module: nn.Module) -> bool:
+    """Whether a live module is a detector of the library, or made of one by inheritance; it may have any backbone."""
+    homes = (base.__module__ for base in type(module).__mro__)
+    return hasattr(module, "transform") and any(home.startswith("torchvision.models.detection.") for home in homes)
 
 
 def _target(module: nn.Module, side: int) -> dict[str, torch.Tensor]:

@@ -6,7 +6,6 @@ The network itself is never called: a forward may count batches or fill caches. 
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from zero_convert.copies import copy_of
 from zero_convert.sources.inputs import Inputs, moved, run
 
 
@@ -96,7 +96,7 @@ def duplicate(module: nn.Module) -> nn.Module:
             memo[id(buffer)] = nn.parameter.UninitializedBuffer(  # type: ignore[call-arg]
                 device=buffer.device, dtype=buffer.dtype
             )
-    return copy.deepcopy(module, memo)
+    return copy_of(module, memo)
 
 
 def without_values(module: nn.Module) -> nn.Module:
@@ -109,12 +109,12 @@ def without_values(module: nn.Module) -> nn.Module:
         for buffer in part._buffers.values():
             if buffer is not None and id(buffer) not in memo:
                 memo[id(buffer)] = buffer.detach().to("meta")
-    return copy.deepcopy(module, memo).to("meta")
+    return copy_of(module, memo).to("meta")
 
 
 def _with_values(module: nn.Module) -> nn.Module:
     """A deep copy that shares the parameters, which no forward writes to."""
-    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+    return copy_of(module, {id(parameter): parameter for parameter in module.parameters()})
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ The Python around the regions stays as it is.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from .. import generators
+from ..copies import copy_of
 from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Region, Traced
 from .calls import Call, Like
@@ -48,7 +48,7 @@ def record_real(module: nn.Module, inputs: Inputs, *, training: bool) -> tuple[f
 
     A copy runs, in which made-up numbers stand where a constructor would have drawn random ones.
     """
-    twin = copy.deepcopy(module).train(training)
+    twin = copy_of(module).train(training)
     stand_in(twin)
     args = () if isinstance(inputs, Mapping) else tuple(inputs)
     keywords = inputs if isinstance(inputs, Mapping) else {}

@@ -5,7 +5,6 @@ A leaf whose control flow depends on values cannot run on fake tensors; then the
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from .. import generators
+from ..copies import copy_of
 from ..errors import TraceError
 from ..locate import user_frame
 from ..sources.inputs import reference_tensor
@@ -102,7 +102,7 @@ def example_output(mode: FakeTensorMode, module: nn.Module, args: Sequence[Any],
         return reference_tensor(value.shape, value.dtype) if isinstance(value, torch.Tensor) else value
 
     with unset_fake_temporarily(), torch.no_grad(), generators.seeded(), _untouched(module):
-        twin = copy.deepcopy(module)
+        twin = copy_of(module)
         stand_in(twin)
         returned = twin(*tree_map(real, tuple(args)), **tree_map(real, dict(kwargs)))
     return tree_map(lambda v: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v, returned)
