@@ -86,7 +86,7 @@ def test_the_known_weakness_of_resnet50_is_a_warning_with_its_remedy(mixing: str
     )
     with pinned("cpu"):
         bench = checks.Bench(subject, "quick", "cpu")
-        found = {name: checks._answer(name, bench) for name in ("channels", "precision", "signal")}
+        found = {name: checks._answer(name, bench) for name in ("channels", "precision", "signal", "gradient_norms")}
     channels, precision, signal = found["channels"], found["precision"], found["signal"]
     assert channels is not None and precision is not None and signal is not None
     features, table = channels.numbers["heads"]["fc"], signal.numbers["converted"]
@@ -134,6 +134,34 @@ def test_gradients_are_compared_with_float64_in_full() -> None:
     assert quick.numbers["parameter"] == ["0.weight", "0.bias"], "the head is behind what goes back"
     assert quick.numbers["difference_to_float64"] == [None, None]
     assert all(0 < value < 1e-6 for value in full.numbers["difference_to_float64"])
+
+
+class Uneven(nn.Module):
+    """A branch whose gradient is a millionth of the other's."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.cat([self.first(x)[:, :4], self.second(x)[:, 4:] * self.factor], 1))
+        return out
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1e-6, "warn"), (1e-2, "pass")])
+def test_weights_whose_gradients_are_far_apart_are_warned_of(factor: float, status: str) -> None:
+    check = ask("gradient_norms", subject_of(Uneven(factor), torch.zeros(1, 8), scheme="zero-2022"))
+    assert check is not None and check.status == status
+    assert check.numbers["range_of_weights"] == pytest.approx(1 / factor, rel=0.9)
+
+
+def test_a_shift_that_the_next_norm_takes_away_does_not_count_among_the_ranges() -> None:
+    net = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 2))
+    check = ask("gradient_norms", subject_of(net, torch.zeros(2, 16), scheme="zero-2022"))
+    assert check is not None and check.status == "pass" and check.numbers["range_of_weights"] < 100
+    norms = [value for value in check.numbers["norm"] if value]
+    assert max(norms) / min(norms) > 1e4, "its gradient is rounding"
 
 
 # -- caps --------------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def sentence(result: Result) -> str:
     values = sum(prod(each.tensor.shape) for each in plan.assignments)
     rules = len(by_rule(plan.assignments))
     options = ", ".join(f"{key}={value}" for key, value in recipe.options.items())
-    name = recipe.model or f"a {recipe.source}"
+    name = recipe.model or f"A {recipe.source}"
     start = f"{name} became a deterministic start by the scheme {recipe.scheme}" + (f" ({options})" if options else "")
     told = f"{len(rewritten_joins(plan))} of its {len(joins)} residual joins" if joins else "it has no residual join"
     changed = f"{edits} edits of the architecture" if edits else "the architecture stays as it is"
