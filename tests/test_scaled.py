@@ -50,6 +50,8 @@ class Modulated(nn.Module):
 class Masked(nn.Module):
     """A linear layer with a mask of zeros and ones, as in MADE."""
 
+    mask: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(width, width))
