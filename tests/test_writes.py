@@ -1,15 +1,18 @@
-"""What a forward does besides calling modules: methods of its parts, and writes into parts of a tensor."""
+"""What a forward does besides calling modules: methods of its parts, writes into parts of a tensor, derivatives."""
 
 from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import zero_convert as zc
 from tests.odd_nets import ramp
+from zero_convert.errors import CoverageError, TraceError
 
 
 class Asked(nn.Module):
@@ -66,6 +69,39 @@ class Scattered(nn.Module):
                 y.index_add_(0, rows, self.experts[2 * i + j](x[rows]) * share[:, j : j + 1])
             x, loss = x + y, loss + share.mean(0).pow(2).sum()
         return self.out(x), loss
+
+
+class Forces(nn.Module):
+    """The derivative of an energy, as in networks of molecules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(3, 6), nn.SiLU(), nn.Linear(6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.requires_grad_()
+        (force,) = torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)
+        return force
+
+
+def test_a_forward_that_takes_derivatives_is_told_what_to_convert_instead() -> None:
+    net = Forces()
+    with pytest.raises(TraceError, match=r"takes derivatives .*test_writes.py:\d+.*Convert the part"):
+        zc.plan(net, (ramp(2, 3),), scheme="zero-2022")
+    net.energy.load_state_dict(
+        zc.convert(net.energy, (ramp(2, 3),), scheme="zero-2022", validate="none").module.state_dict()
+    )
+    assert bool(net(ramp(2, 3)).isfinite().all())
+
+
+def test_a_pruned_layer_is_refused_with_a_way_out_that_works() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    prune.l1_unstructured(net[0], "weight", amount=0.3)
+    with pytest.raises(CoverageError, match=r"L1Unstructured; torch.nn.utils.prune.remove"):
+        zc.plan(net, (ramp(2, 6),), scheme="zero-2022")
+    prune.remove(net[0], "weight")
+    rules = {a.tensor.name: a.rule for a in zc.plan(net, (ramp(2, 6),), scheme="zero-2022").assignments}
+    assert rules["0.weight"].startswith("Hadamard 8×6")
 
 
 def test_rows_added_to_zeros_are_a_branch_and_sums_of_losses_are_none() -> None:
