@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection
 from typing import Any, Self
 
@@ -24,11 +25,13 @@ class ConvertedModule(nn.Module):
     """A network whose forward is a graph; trainable, copyable, compilable, with the original's parameter names.
 
     `train_graph` and `evaluate_graph` are the same object where the modes do not differ. Each instance has a class of
-    its own, so that `forward` keeps the argument names of the original.
+    its own, so that `forward` keeps the argument names of the original. Where it takes the place of a part of another
+    module, `stands_for` is that part's class, whose other methods (a mask, an embedding) the Python around may call.
     """
 
     train_graph: fx.Graph
     evaluate_graph: fx.Graph
+    stands_for: type[nn.Module] | None = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         own = type(cls.__name__, (cls,), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
@@ -90,6 +93,15 @@ class ConvertedModule(nn.Module):
             if path and type(module) is Container and not (module._modules or module._parameters or module._buffers):
                 parent, _, name = path.rpartition(".")
                 del self.get_submodule(parent)._modules[name]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            found = inspect.getattr_static(self.stands_for, name, None) if self.stands_for else None
+            if found is None:
+                raise
+            return found.__get__(self, type(self)) if hasattr(found, "__get__") else found
 
     def _set_graphs(self, train: fx.Graph, evaluate: fx.Graph) -> None:
         self.__dict__["train_graph"], self.__dict__["evaluate_graph"] = train, evaluate

@@ -20,6 +20,7 @@ ADDS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add",
 MULTIPLIES: frozenset[Any] = frozenset(
     {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_", "multiply"}
 )
+DIVISIONS: frozenset[Any] = frozenset({operator.truediv, operator.itruediv, torch.div, "div", "div_"})
 CONCATENATIONS: frozenset[Any] = frozenset({torch.cat, torch.concat, torch.concatenate, torch.stack, torch.hstack})
 _RELU: tuple[Any, ...] = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 _RELU6: tuple[Any, ...] = (F.relu6,)

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from ..copies import copy_of
-from ..graphs import tensors_in
+from ..graphs import ADDS, tensors_in
 from ..live import Subject
 from ..records import Assignment, Join, Layer
 
@@ -73,6 +73,8 @@ def _keeps_zero(node: fx.Node | None, root: nn.Module) -> bool:
         if isinstance(made, Tensor) and not bool((made == 0).all()):
             return False
         node = sources[0]
+    if node is not None and node.target in ADDS and len(sources := tensors_in(node)) == 2:
+        return all(_keeps_zero(source, root) for source in sources)
     return True
 
 

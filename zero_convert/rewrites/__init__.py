@@ -85,7 +85,9 @@ def _content(graph: fx.Graph) -> list[tuple[object, ...]]:
 
 
 def _keep_attributes(inner: Traced, region: Region) -> None:
-    """What the Python around a region may ask it for besides calling it: numbers of channels, a configuration."""
+    """What the Python around a region may ask it for besides calling it: numbers, a configuration, methods."""
+    if isinstance(inner.root, ConvertedModule):
+        inner.root.stands_for = type(region.traced.root)
     for name, value in vars(region.traced.root).items():
         if not name.startswith("_") and not hasattr(inner.root, name):
             setattr(inner.root, name, value)

@@ -92,7 +92,7 @@ def _raw(rules: Rules, layer: Layer, t: Tensor) -> Formula | None:
         if name == t.local and t.trainable:
             return stacked(t, g, rules.last if role == "last" else rules.matrix)
     if not t.trainable or use in ("multiplied", "temperature"):
-        return Kept(t.shape)
+        return Kept(t.shape, Constant(t.shape, 1.0) if t.trainable else None)
     if use == "unused":
         return Kept(t.shape, zeros(t))
     if use == "embedding" and len(t.shape) == 2:

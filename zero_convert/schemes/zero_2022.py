@@ -192,8 +192,10 @@ def _codes(m: int, n: int) -> Matrix:
 
 def _raw(tensor: Tensor, use: str) -> Formula | None:
     """A parameter that belongs to no layer, by how the graph uses it."""
-    if tensor.buffer or not tensor.trainable or use in ("multiplied", "temperature"):
+    if tensor.buffer or not tensor.trainable:
         return Kept(tensor.shape)
+    if use in ("multiplied", "temperature"):
+        return Kept(tensor.shape, Constant(tensor.shape, 1.0))
     if use == "unused":
         return Kept(tensor.shape, zeros(tensor))
     if use == "embedding" and len(tensor.shape) == 2:

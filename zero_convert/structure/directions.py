@@ -6,18 +6,14 @@ epsilon worth the name, a softmax and a gate are none, however they are spelled.
 
 from __future__ import annotations
 
-import operator
-from typing import Any
-
 import torch
 from torch import fx
 from torch.nn import functional as F
 
-from ..graphs import tensors_in
+from ..graphs import DIVISIONS, tensors_in
 from .facts import Facts
 from .sections import LIMIT, Part
 
-DIVISIONS: frozenset[Any] = frozenset({operator.truediv, operator.itruediv, torch.div, "div", "div_"})
 SMALLER = 2.0**-10  # exact in every precision
 
 

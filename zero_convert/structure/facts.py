@@ -43,9 +43,12 @@ class Facts:
             str(n.target).rpartition(".")[0] for n in node.all_input_nodes if n.op == "get_attr" and node.op != "output"
         )
         known = tuple(path for path in owners if kind_of(self.root.get_submodule(path)) in WEIGHT_KINDS)
-        raw = None if known else raw_weight(node)
-        path, _, name = str(raw.target).rpartition(".") if raw is not None else ("", "", "")
-        return (path,) if raw is not None and name in self.root.get_submodule(path)._parameters else known
+        raw = None if known else raw_weight(node, self._is_parameter)
+        return (str(raw.target).rpartition(".")[0],) if raw is not None and self._is_parameter(raw) else known
+
+    def _is_parameter(self, node: fx.Node) -> bool:
+        path, _, name = str(node.target).rpartition(".")
+        return name in self.root.get_submodule(path)._parameters
 
     def _find_gates(self) -> tuple[tuple[Gate, ...], dict[fx.Node, fx.Node]]:
         """Products of a signal with what weight layers compute from it; and the product of each gate layer's node."""

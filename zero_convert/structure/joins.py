@@ -78,6 +78,8 @@ class _Search:
         shortcut_layers = layers[choice] if depth[choice] else []
         first, last = self.facts.geometry(branch[0]), self.facts.geometry(branch[-1])
         chain = self._chain(fork, branch_end)
+        if residual and _is_number(node, fork):
+            residual, reason = False, "it adds up numbers, such as losses, and no signal"
         if residual and self._carries_another(fork, branch_end):
             residual, reason = False, "its branch carries a signal that does not come from the fork"
         if residual and not reason:
@@ -228,3 +230,9 @@ class _Search:
             if others and not (gate and all(self.facts.reach.reaches(u, b) and u not in inside for u in others)):
                 return []
         return chain
+
+
+def _is_number(node: fx.Node, fork: fx.Node) -> bool:
+    """Whether a sum is one number, or one for each sample, made of a signal with more axes."""
+    shape, signal = node.meta.get("shape"), fork.meta.get("shape")
+    return shape is not None and (not shape or (len(shape) == 1 and signal is not None and len(signal) > 1))

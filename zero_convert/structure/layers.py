@@ -16,7 +16,7 @@ from ..records import Join, Layer, Tensor
 from .facts import Facts
 from .neutral import neutral
 from .parametrized import parametrized
-from .raw import Use, are_the_signal, feeds_nothing_else, use_of
+from .raw import Use, are_the_signal, feeds_nothing_else, is_inverted, use_of
 from .roles import Roles
 from .sections import find_sections
 from .tables import is_table
@@ -149,7 +149,9 @@ class _Inventory:
             if what == "indexed" and use.node is not None and are_the_signal(use.node, self.facts.kinds):
                 what = "embedding"
             if use.geometry is not None and use.node is not None:
-                weights.append((tensor.local, use.geometry, self.roles.by_node.get(use.node, ("trunk", None))[0]))
+                role = self.roles.by_node.get(use.node, ("trunk", None))[0]
+                inverted = any(is_inverted(node) for node in self.reads[tensor.name])  # and has to be invertible
+                weights.append((tensor.local, use.geometry, "trunk" if inverted else role))
             uses.append((tensor.local, what))
             normalized |= use.node is not None and self.roles.ends_as_direction(use.node)
         return replace(layer, uses=tuple(uses), weights=tuple(weights), normalized=normalized)

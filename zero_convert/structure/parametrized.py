@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -46,6 +47,10 @@ def parametrized(module: nn.Module) -> Parametrized | None:
         if isinstance(hook, SpectralNorm):
             names = {f"{hook.name}_orig": "weight", f"{hook.name}_u": "u", f"{hook.name}_v": "right"}
             return _allowed("spectral_norm", names, hook.name, hook.dim)
+        if isinstance(hook, BasePruningMethod):
+            name, how = hook._tensor_name, type(hook).__name__
+            way = f"torch.nn.utils.prune.remove(layer, '{name}') makes it a plain layer"
+            return Parametrized("", {}, 0, f"its {name} is masked by the pruning method {how}; {way}")
     if not parametrize.is_parametrized(module):
         return None
     lists = module.parametrizations

@@ -31,6 +31,7 @@ from .recorder import Recorder
 from .regions import record_real, trace_regions
 from .shapes import propagate_shapes, refuse_failing_forward
 from .symbolic import LayerTracer, TraceFailure, argument_names
+from .writes import follow_writes
 
 Inputs = Sequence[Any] | Mapping[str, Any]
 MAX_LEAVES = 256  # a model that needs more opaque leaves than this has no structure worth the name
@@ -95,6 +96,7 @@ def _symbolic(module: nn.Module, inputs: Inputs, failed: list[str]) -> Traced | 
         for training in (True, False):
             module.train(training)
             graphs.append(LayerTracer((), len(inputs)).trace(module))
+            follow_writes(graphs[-1])
     except TraceFailure as failure:
         failed.append(f"fx: {_where(module, failure.path, failure.cause)}")
         return None
@@ -185,6 +187,7 @@ def _record(
             failed.append(f"{path} kept whole: {_where(module, path, error)}")
             continue
         decisions |= dict.fromkeys(recorder.decisions)
+        follow_writes(graph)
         return _tidied(graph)
 
 

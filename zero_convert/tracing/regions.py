@@ -21,6 +21,7 @@ from .leaves import kept_whole
 from .recorder import Recorder
 from .shapes import stand_in
 from .symbolic import TraceFailure, argument_names
+from .writes import follow_writes
 
 Inputs = Sequence[Any] | Mapping[str, Any]
 Capture = Callable[[nn.Module, Inputs, list[str], list[str]], Traced]
@@ -55,6 +56,7 @@ def record_real(module: nn.Module, inputs: Inputs, *, training: bool) -> tuple[f
     with generators.seeded():
         recorder = Recorder(twin, (), kept_whole, real=True)
         graph = recorder.record(args, keywords, argument_names(module, len(args)) + list(keywords))
+    follow_writes(graph)
     for name, value in vars(twin).items():
         if name.startswith("_tensor_constant"):
             setattr(module, name, value)

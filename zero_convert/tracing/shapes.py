@@ -165,9 +165,20 @@ def refuse_failing_forward(module: nn.Module, inputs: Inputs) -> None:
         raise _failing(module, inputs, error) from error
 
 
+NO_GRADIENT = "does not require grad and does not have a grad_fn"
+
+
 def _failing(module: nn.Module, inputs: Inputs, error: BaseException) -> TraceError:
     given = inputs.values() if isinstance(inputs, Mapping) else inputs
     shapes = ", ".join(map(_spelled, given))
+    if NO_GRADIENT in str(error):
+        return TraceError(
+            "the model's forward takes derivatives itself, which no graph holds",
+            where=f"{type(module).__qualname__} {user_frame(error, module)}".strip(),
+            got="a gradient of values inside of the forward (torch.autograd.grad)",
+            expected="a forward that runs under torch.no_grad()",
+            fix="Convert the part whose output is differentiated (model.part), and load its weights into the model's.",
+        )
     return TraceError(
         "the model's forward fails for the example input",
         where=f"{type(module).__qualname__} {user_frame(error, module)}".strip(),
