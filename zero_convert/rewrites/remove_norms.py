@@ -4,8 +4,8 @@
 
 Wherever they stand: in residual branches, on shortcuts, behind joins, at the stem, before the head. Their factors,
 shifts and running statistics leave the state dict with them. What takes their place, if anything, is another rewrite's.
-A norm stays, with the reason in the plan, where it does more than normalize one signal: it reads a second one, or its own
-forward holds an activation or another module that `norm_modules` could not take apart.
+A norm stays, with the reason in the plan, where it does more than normalize one signal: it reads a second one, or
+its own forward holds an activation or another module that `norm_modules` could not take apart.
 """
 
 from __future__ import annotations
