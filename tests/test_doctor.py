@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from tests.command_line import Run, runner
-from zero_convert import doctor, doctor_child, doctor_libraries
-from zero_convert import doctor_versions as versions
+from zero_convert import doctor
 from zero_convert.doctor import Finding, examine, usable
-from zero_convert.doctor_ask import Answer, ask
-from zero_convert.doctor_libraries import missing, mixed, package_of
-from zero_convert.doctor_versions import Needed
+from zero_convert.doctor import child as doctor_child
+from zero_convert.doctor import libraries as doctor_libraries
+from zero_convert.doctor import versions as versions
+from zero_convert.doctor.ask import Answer, ask
+from zero_convert.doctor.libraries import missing, mixed, package_of
+from zero_convert.doctor.versions import Needed
 
 # ONNX Runtime 1.31 beside torch 2.15 on a machine without nvidia-curand, as it was printed.
 NO_CURAND = (
@@ -187,7 +189,7 @@ def test_a_doctor_that_is_asked_to_end_takes_its_questions_with_it(tmp_path: Pat
     born.mkdir()
     code = (
         "import pathlib\nfrom concurrent.futures import ThreadPoolExecutor\n"
-        "from zero_convert.doctor_ask import ask\nfrom zero_convert.interrupts import ending\n"
+        "from zero_convert.doctor.ask import ask\nfrom zero_convert.interrupts import ending\n"
         "def asked(_):\n"
         f"    ask('torch', {str(born)!r}, limit=300, program=pathlib.Path({str(child)!r}))\n"
         "with ending(lambda: None), ThreadPoolExecutor(2) as pool:\n"

@@ -20,9 +20,10 @@ from torch import nn
 
 from benchmarks.fuzz.corpus import FORMATS, sound
 from tests.bombs import framed
-from zero_convert import display_file, inspecting, readers
+from zero_convert import inspecting, readers
 from zero_convert.cli import main
 from zero_convert.describing import describe
+from zero_convert.display import file as display_file
 from zero_convert.hadamard import sylvester
 
 PACKAGE = Path(display_file.__file__).parent

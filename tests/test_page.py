@@ -23,7 +23,8 @@ pytest.importorskip("jinja2")
 import zero_convert as zc
 from tests import browser, nets
 from tests.command_line import Run, runner
-from zero_convert import atomic, checks, cli_report, page
+from zero_convert import atomic, checks, page
+from zero_convert.cli import report as cli_report
 from zero_convert.errors import StorageError, UsageError
 from zero_convert.page import blocks, charts, drawing, facts, layout
 

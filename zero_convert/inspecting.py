@@ -124,7 +124,7 @@ class _Reading:
 def _read(tensor: Tensor, hashers: list[Any], want: bool) -> Values | None:
     describer = None
     if want:
-        from .describing import Describer  # numpy
+        from .describing import Describer
 
         describer = Describer(tensor.dtype, tensor.shape)
     for piece in pieces(tensor):

@@ -1,4 +1,4 @@
-"""Asks `doctor_child.py` one question, in a process with a time limit. Whatever happens there, an answer comes back."""
+"""Asks `doctor/child.py` one question, in a process with a time limit. Whatever happens there, an answer comes back."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .interrupts import undone_by
+from ..interrupts import undone_by
 
 SLOW = "no answer"
-PROGRAM = Path(__file__).with_name("doctor_child.py")
+PROGRAM = Path(__file__).with_name("child.py")
 _children: list[subprocess.Popen[bytes]] = []
 _starting = threading.RLock()  # held while one starts, so that it is either known or not there; the handler may hold it
 _over = threading.Event()
@@ -41,10 +41,10 @@ def ask(question: str, argument: str = "", *, limit: float, program: Path = PROG
     """The answer to one question.
 
     Args:
-        question: a name of `doctor_child.QUESTIONS`.
+        question: a name of `child.QUESTIONS`.
         argument: what it is about.
         limit: seconds until the process is ended.
-        program: what is run instead of `doctor_child.py`.
+        program: what is run instead of `doctor/child.py`.
     """
     command = [sys.executable, "-P", str(program), question, argument]  # -P: no module of ours takes a library's name
     with undone_by(_end_all):

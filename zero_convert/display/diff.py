@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from rich.padding import Padding
 from rich.text import Text
 
-from .comparing import Difference, short
-from .display import Screen, facts_table, table_of
+from ..comparing import Difference, short
+from . import Screen, facts_table, table_of
 
 if TYPE_CHECKING:
-    from .diffing import Comparison, Elements
+    from ..diffing import Comparison, Elements
 
 _SHOWN = 20  # differences, where nobody asked for all
 _WORDS = {"missing": "removed", "extra": "added"}

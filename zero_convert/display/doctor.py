@@ -9,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .display import Screen
-from .doctor import Finding
+from ..doctor import Finding
+from . import Screen
 
 _MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red"), "absent": ("–", "dim")}
 _TITLES = {"onnxruntime": "ONNX Runtime"}

@@ -21,8 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 import typer.core
 
-from . import cli_diff, cli_doctor, cli_inspect, cli_lock, cli_report, cli_validate, cli_verify
-from .cli_parts import (
+from ..errors import FindingError, StorageError, UsageError, ZeroConvertError
+from ..interrupts import INTERRUPTED, ending
+from . import diff as cli_diff
+from . import doctor as cli_doctor
+from . import inspect as cli_inspect
+from . import lock as cli_lock
+from . import report as cli_report
+from . import validate as cli_validate
+from . import verify as cli_verify
+from .parts import (
     OUTPUT,
     RUN,
     Arch,
@@ -56,13 +64,11 @@ from .cli_parts import (
     stdout_kept_clean,
     third_party_warnings,
 )
-from .errors import FindingError, StorageError, UsageError, ZeroConvertError
-from .interrupts import INTERRUPTED, ending
 
 if TYPE_CHECKING:
-    from .display import Screen
-    from .pipeline import Result, Saved
-    from .records import Plan
+    from ..display import Screen
+    from ..pipeline import Result, Saved
+    from ..records import Plan
 
 INTERNAL = 70  # with INTERRUPTED the exit codes that belong to no class of errors.py
 
@@ -172,7 +178,7 @@ def convert(
     verbose: Verbose = 0,
 ) -> None:
     """Convert MODEL and write it. The word `convert` may be left out."""
-    from . import display, exporters, schemes
+    from .. import display, exporters, schemes
 
     outputs = out or []
     if not outputs and not dry_run:
@@ -183,7 +189,7 @@ def convert(
     options = schemes.parse_options(schemes.get(scheme), settings or [])
     screen = display.Screen(quiet or as_json, verbose)
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
-        from . import pipeline
+        from .. import pipeline
 
         question: dict[str, Any] = {
             "example_inputs": examples(inputs),
@@ -257,7 +263,7 @@ def list_schemes(
     as_json: Json = False,
 ) -> None:
     """List the schemes; with NAME its mathematics, source and options. A scheme in a file is run."""
-    from . import display, schemes
+    from .. import display, schemes
 
     screen = display.Screen()
     if test:
@@ -281,7 +287,7 @@ def list_schemes(
 
 
 def _test_scheme(screen: Screen, name: str | None, as_json: bool) -> None:
-    from . import contract, display
+    from .. import contract, display
 
     if name is None:
         raise UsageError("no scheme to test", where="--test", fix="`zero-convert schemes --test ./mine.py`, or a name.")
@@ -300,7 +306,7 @@ def list_models(
     as_json: Json = False,
 ) -> None:
     """List every model name that can be typed, by source."""
-    from . import display, sources
+    from .. import display, sources
 
     screen = display.Screen()
     with stdout_kept_clean(), third_party_warnings(0):
@@ -385,7 +391,7 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
             failure = _in_our_words(lost)
         else:
             return failure.exit_code
-    from . import display
+    from .. import display
 
     display.error(failure, whole=_verbosity(arguments) > 0)
     return failure.exit_code
@@ -432,7 +438,7 @@ def _check_outputs(
     fold: bool,
 ) -> None:
     """Everything that can be said against the outputs before any work is done."""
-    from . import exporters
+    from .. import exporters
 
     if "-" in outputs:
         if len(outputs) > 1:
@@ -453,7 +459,7 @@ def _check_outputs(
 def _refuse_without_output(word: str) -> NoReturn:
     """Raises UsageError: no output is named, or the word is neither a command nor a model's name."""
     if word.replace("_", "").isalnum():  # a path, a factory or source:name is no mistyped command
-        from . import sources
+        from .. import sources
 
         with stdout_kept_clean(), third_party_warnings(0):
             names = dict.fromkeys(name for found in sources.names().values() for name in found)
@@ -498,7 +504,7 @@ def _save(
                 beside=pages.beside,
                 progress=progress,
             )
-    from .pipeline import refuse_failed
+    from ..pipeline import refuse_failed
 
     if not keep_failed:
         refuse_failed(result.failed)
@@ -514,7 +520,7 @@ def _save(
 
 def _facts(result: Result) -> dict[str, Any]:
     """What a conversion found, without the plan's line for every tensor."""
-    from . import display
+    from .. import display
 
     plan: Plan = result.plan
     rules = {

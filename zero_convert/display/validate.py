@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from rich.padding import Padding
 from rich.text import Text
 
-from .display import Screen, checks_table, facts_table
+from . import Screen, checks_table, facts_table
 
 if TYPE_CHECKING:
-    from .validating import Validation
+    from ..validating import Validation
 
 
 def validation(screen: Screen, answer: Validation) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_parts import Json, Quiet, Verbose, print_json
-from .errors import MismatchError
+from ..errors import MismatchError
+from .parts import Json, Quiet, Verbose, print_json
 
 _KINDS = "An artifact (.safetensors), a receipt, a lock, or zero.lock#FILE."
 
@@ -23,7 +23,8 @@ def diff(
 
     How far values moved is told where both are artifacts. The exit code is 1 where anything differs.
     """
-    from . import diffing, display, display_diff
+    from .. import diffing, display
+    from ..display import diff as display_diff
 
     found = diffing.diff(first, second)
     code = MismatchError.exit_code if found else 0

@@ -1,6 +1,6 @@
 """One question to one library, in a process of its own: a crash ends this process, and the doctor goes on.
 
-Run as a program, `doctor_child.py QUESTION [ARGUMENT]`, it imports nothing of this package and prints one JSON object
+Run as a program, `child.py QUESTION [ARGUMENT]`, it imports nothing of this package and prints one JSON object
 on the stdout that it was started with. What a library prints there goes to stderr, where the doctor reads it.
 
     torch              its version, what it was built for, the devices it sees

@@ -14,9 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .display import Screen, facts_table, size
-from .escaping import escaped
-from .readers import IMPORTS
+from ..escaping import escaped
+from ..readers import IMPORTS
+from . import Screen, facts_table, size
 
 _ROWS = 40  # of tensors on a terminal
 _GLOBALS = 12

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .errors import ZeroConvertError
+from ..errors import ZeroConvertError
 
 OUTPUT, MODEL, RUN, MESSAGES = "Output", "Model and scheme", "Checks", "Messages"
 
@@ -114,13 +114,13 @@ Verbose = Annotated[
 def examples(inputs: Sequence[str] | None) -> Any:
     if not inputs:
         return None
-    from .sources.inputs import parse_inputs
+    from ..sources.inputs import parse_inputs
 
     return parse_inputs(inputs)
 
 
 def model_args_of(pairs: Sequence[str] | None) -> dict[str, Any]:
-    from . import sources
+    from .. import sources
 
     return sources.parse_model_args(list(pairs or []))
 

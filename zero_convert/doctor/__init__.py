@@ -1,6 +1,6 @@
 """What works on this machine: torch on each device, ONNX Runtime with each provider, versions, extras, fonts.
 
-Every library is asked in a process of its own with a time limit (`doctor_ask.py`), so that one that crashes or hangs
+Every library is asked in a process of its own with a time limit (`doctor/ask.py`), so that one that crashes or hangs
 is a finding. Nothing is repaired, and nothing heavy is imported here.
 """
 
@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from . import doctor_versions as versions
-from .doctor_ask import SLOW, Answer, ask
-from .doctor_libraries import DRIVER, Missing, missing, mixed
-from .doctor_versions import Needed
+from . import versions as versions
+from .ask import SLOW, Answer, ask
+from .libraries import DRIVER, Missing, missing, mixed
+from .versions import Needed
 
 Ask = Callable[..., Answer]
 LIMIT = 120.0  # seconds for one question: torch and its libraries may have to come from a slow disk

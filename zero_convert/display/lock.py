@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from .display import Screen, error
+from . import Screen, error
 
 if TYPE_CHECKING:
-    from .comparing import Difference
-    from .lock import Lock
-    from .manifest import Manifest
-    from .replaying import Answer
+    from ..comparing import Difference
+    from ..lock import Lock
+    from ..manifest import Manifest
+    from ..replaying import Answer
 
 _SHOWN = 10  # differences of an entry, where nobody asked for all
 

@@ -23,17 +23,17 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from .errors import ZeroConvertError
-from .escaping import escaped, escaped_lines
-from .interrupts import undone_by
-from .records import Assignment, Check, Edit, Option, Plan, Structure
-from .tallies import by_rule as by_rule
-from .tallies import rewritten_joins as rewritten_joins
+from ..errors import ZeroConvertError
+from ..escaping import escaped, escaped_lines
+from ..interrupts import undone_by
+from ..records import Assignment, Check, Edit, Option, Plan, Structure
+from ..tallies import by_rule as by_rule
+from ..tallies import rewritten_joins as rewritten_joins
 
 if TYPE_CHECKING:
-    from .pipeline import Inspection, Result, Saved
-    from .scheme import Scheme
-    from .verifying import Verification
+    from ..pipeline import Inspection, Result, Saved
+    from ..scheme import Scheme
+    from ..verifying import Verification
 
 Progress = Callable[[str, str], None]
 

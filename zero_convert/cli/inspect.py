@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .cli_parts import (
+from ..errors import UsageError
+from .parts import (
     MESSAGES,
     Inputs,
     Json,
@@ -21,7 +22,6 @@ from .cli_parts import (
     stdout_kept_clean,
     third_party_warnings,
 )
-from .errors import UsageError
 
 FILE = "Files"
 
@@ -53,7 +53,7 @@ def inspect(
     verbose: Verbose = 0,
 ) -> None:
     """Show what is in a model or file; it runs no code from a file."""
-    from . import display, readers
+    from .. import display, readers
 
     screen = display.Screen(quiet or as_json or markdown, verbose)
     if as_json and markdown:
@@ -61,7 +61,8 @@ def inspect(
     is_file = readers.names_file(target)
     _fitting(ctx, is_file, target)
     if is_file:
-        from . import display_file, inspecting
+        from .. import inspecting
+        from ..display import file as display_file
 
         limits = readers.Limits(_bytes(max_bytes), max_tensors)
         contents = readers.read(target, limits)
@@ -76,7 +77,7 @@ def inspect(
             display_file.file_contents(screen, facts)
         return
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
-        from . import pipeline
+        from .. import pipeline
 
         model = pipeline.inspect_model(target, model_args_of(model_args), examples(inputs), progress=progress)
     if as_json:

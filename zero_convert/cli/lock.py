@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .cli_parts import (
+from ..errors import UsageError
+from .parts import (
     OUTPUT,
     Arch,
     Device,
@@ -35,11 +36,10 @@ from .cli_parts import (
     stdout_kept_clean,
     third_party_warnings,
 )
-from .errors import UsageError
 
 if TYPE_CHECKING:
-    from .display import Screen
-    from .replaying import Answer
+    from ..display import Screen
+    from ..replaying import Answer
 
 LOCK = "zero.lock"
 _LOCK = "Lock"
@@ -64,9 +64,10 @@ def check(
 
     The first tensor, edit or recipe field that moved is named; the exit code is the highest of the entries'.
     """
-    from . import display, display_lock, replaying, reports
-    from .fields import read_limited
-    from .lock import SIZE_LIMIT, line_numbers, parse_lock, spell
+    from .. import display, replaying, reports
+    from ..display import lock as display_lock
+    from ..fields import read_limited
+    from ..lock import SIZE_LIMIT, line_numbers, parse_lock, spell
 
     name = "json" if as_json else format_
     screen = display.Screen(quiet or name in ("json", "junit", "sarif"), verbose)
@@ -123,7 +124,7 @@ def lock(
 
     Paths in a lock are relative to its folder. A file that it knows already gets a new entry.
     """
-    from . import display
+    from .. import display
 
     screen = display.Screen(quiet or as_json, verbose)
     if update:
@@ -146,9 +147,10 @@ def lock(
             got="no MODEL" if model is None else "no --out",
             expected="MODEL --out FILE, or --update",
         )
-    from . import display_lock, exporters, readers, replaying, schemes
-    from .atomic import check_target
-    from .lock import read_lock, record
+    from .. import exporters, readers, replaying, schemes
+    from ..atomic import check_target
+    from ..display import lock as display_lock
+    from ..lock import read_lock, record
 
     file = model if readers.names_file(model) else ""
     if file and arch is None:
@@ -214,8 +216,9 @@ def _refuse_with_update(options: Mapping[str, object]) -> None:
 
 
 def _update(screen: Screen, lock_file: Path, trust: bool, validate: str, device: str, as_json: bool) -> None:
-    from . import display_lock, replaying, reports
-    from .lock import read_lock
+    from .. import replaying, reports
+    from ..display import lock as display_lock
+    from ..lock import read_lock
 
     lock = read_lock(lock_file)
     answers: list[Answer] = []

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from .cli_parts import (
+from ..errors import FindingError
+from .parts import (
     MODEL,
     RUN,
     Device,
@@ -22,7 +23,6 @@ from .cli_parts import (
     stdout_kept_clean,
     third_party_warnings,
 )
-from .errors import FindingError
 
 
 def validate(
@@ -50,11 +50,12 @@ def validate(
 
     An ONNX file also runs in ONNX Runtime. The file is only read; a failed check ends with exit code 1.
     """
-    from . import display, display_validate
+    from .. import display
+    from ..display import validate as display_validate
 
     screen = display.Screen(quiet or as_json, verbose)
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
-        from . import validating
+        from .. import validating
 
         answer = validating.validate(
             file,

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .cli_parts import RUN, Json, Quiet, Verbose, option, print_json
-from .errors import DeviceError, FindingError, UsageError
+from ..errors import DeviceError, FindingError, UsageError
+from .parts import RUN, Json, Quiet, Verbose, option, print_json
 
 SCHEMA = 1
 
@@ -29,14 +29,15 @@ def doctor(
 
     The exit code is 1 where something that is installed does not work, 5 where --device does not, 0 otherwise.
     """
-    from . import doctor as room
+    from .. import doctor as room
 
     if device != "auto" and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
         raise UsageError(
             "no such device", where="--device", got=repr(device), expected="auto, cpu, cuda, cuda:N or mps"
         )
     if not (as_json or quiet):
-        from . import display, display_doctor
+        from .. import display
+        from ..display import doctor as display_doctor
 
         screen = display.Screen(quiet, verbose)
         with screen.progress(keep=False) as progress:
@@ -53,7 +54,7 @@ def doctor(
         facts = {"doctor": SCHEMA, "healthy": code == 0, "device": device, "findings": found, "exit_code": code}
         print_json(facts)
     elif against and not quiet:
-        from . import display
+        from .. import display
 
         first = against[0]
         display.error(DeviceError("the device does not work", where=device, got=first.summary, fix=first.fix))
