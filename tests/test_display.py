@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zero_convert import display, pipeline
+from zero_convert import display, pipeline, tallies
+from zero_convert.display import screen
 from zero_convert.errors import CoverageError
 from zero_convert.records import Edit, Plan
 
@@ -66,7 +67,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     stream = Terminal()
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(display, "sys", SimpleNamespace(stderr=stream, stdout=stream))  # pytest has its own in sys
+    monkeypatch.setattr(screen, "sys", SimpleNamespace(stderr=stream, stdout=stream))  # pytest has its own in sys
     return stream
 
 
@@ -97,7 +98,7 @@ def test_with_v_and_in_a_pipe_nothing_of_a_message_is_cut(terminal: Terminal, mo
     display.error(LONG, whole=True)
     assert terminal.getvalue().count("mystery") == 100
     pipe = io.StringIO()
-    monkeypatch.setattr(display, "sys", SimpleNamespace(stderr=pipe, stdout=pipe))
+    monkeypatch.setattr(screen, "sys", SimpleNamespace(stderr=pipe, stdout=pipe))
     display.error(LONG)
     assert pipe.getvalue().count("mystery") == 100
     assert len(pipe.getvalue().splitlines()) == 4
@@ -125,13 +126,13 @@ def test_names_with_a_line_end_or_a_backslash_are_escaped_as_coreutils_does() ->
 
 def test_joins_rewritten_inside_a_region_are_counted(regions: Plan) -> None:
     assert regions.rung == "regions"
-    assert [join.node for join in display.rewritten_joins(regions)] == ["add", "add_1", "add_2"]
+    assert [join.node for join in tallies.rewritten_joins(regions)] == ["add", "add_1", "add_2"]
     outside = tuple(edit for edit in regions.edits if not edit.target.startswith("last"))
-    assert [join.node for join in display.rewritten_joins(replace(regions, edits=outside))] == ["add", "add_1"]
+    assert [join.node for join in tallies.rewritten_joins(replace(regions, edits=outside))] == ["add", "add_1"]
     declined = tuple(replace(edit, applied=False) for edit in regions.edits)
-    assert display.rewritten_joins(replace(regions, edits=declined)) == ()
+    assert tallies.rewritten_joins(replace(regions, edits=declined)) == ()
     inner = (Edit("inner_skips", "blocks: 1.conv2", "identity skip"), Edit("inner_skips", "*", "everything"))
-    assert [join.node for join in display.rewritten_joins(replace(regions, edits=inner))] == ["add_1"]
+    assert [join.node for join in tallies.rewritten_joins(replace(regions, edits=inner))] == ["add_1"]
 
 
 def test_what_was_captured_and_why_the_rest_was_not_is_in_every_view(
@@ -147,7 +148,7 @@ def test_what_was_captured_and_why_the_rest_was_not_is_in_every_view(
     }
     for name, show in views.items():
         pipe = io.StringIO()
-        monkeypatch.setattr(display, "sys", SimpleNamespace(stderr=pipe, stdout=pipe))
+        monkeypatch.setattr(screen, "sys", SimpleNamespace(stderr=pipe, stdout=pipe))
         show(display.Screen())
         lines = [line.strip() for line in pipe.getvalue().splitlines()]
         assert "traced  regions, 93.4% of the parameters captured" in [re.sub(" {2,}", "  ", line) for line in lines]

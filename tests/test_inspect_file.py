@@ -23,10 +23,9 @@ from tests.bombs import framed
 from zero_convert import inspecting, readers
 from zero_convert.cli import main
 from zero_convert.describing import describe
-from zero_convert.display import file as display_file
 from zero_convert.hadamard import sylvester
 
-PACKAGE = Path(display_file.__file__).parent
+PACKAGE = Path(inspecting.__file__).parent
 SCHEMA = json.loads((PACKAGE / "inspect.schema.json").read_text("utf-8"))
 
 

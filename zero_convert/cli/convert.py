@@ -238,12 +238,12 @@ def _save(
 
 def _facts(result: Result) -> dict[str, Any]:
     """What a conversion found, without the plan's line for every tensor."""
-    from .. import display
+    from .. import tallies
 
     plan: Plan = result.plan
     rules = {
         rule: {"tensors": len(group), "values": sum(prod(each.tensor.shape) for each in group)}
-        for rule, group in display.by_rule(plan.assignments).items()
+        for rule, group in tallies.by_rule(plan.assignments).items()
     }
     residual = [join for join in plan.joins if join.residual]
     return {
@@ -251,7 +251,7 @@ def _facts(result: Result) -> dict[str, Any]:
         "rung": plan.rung,
         "rungs_failed": plan.rungs_failed,
         "captured": plan.captured,
-        "joins": {"found": len(residual), "rewritten": len(display.rewritten_joins(plan))},
+        "joins": {"found": len(residual), "rewritten": len(tallies.rewritten_joins(plan))},
         "edits": plan.edits,
         "rules": rules,
         "notes": plan.notes,

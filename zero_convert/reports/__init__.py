@@ -1,4 +1,4 @@
-"""What `check` found, for programs: one format a file, each with `report(findings) -> str`. People read display_lock.
+"""What `check` found, for programs: one format a file, each with `report(findings) -> str`. People read a page.
 
 A format names the first thing of each kind that moved, and how many more of that kind there are; `json` has them all.
 The standard library is all that is needed here.
