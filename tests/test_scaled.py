@@ -110,7 +110,7 @@ def test_a_weight_whose_determinant_is_taken_is_invertible(scheme: str) -> None:
     made = zc.convert(Coupling(), (ramp(2, 4, 4, 4),), scheme=scheme, device="cpu")
     given = {a.tensor.name: a.rule for a in made.plan.assignments}
     assert given["mixing"] == "identity 4×4"
-    assert given["scores"] == ("constant 0" if scheme == "zero-2021" else "partial identity 1×4"), "halves of one"
+    assert given["scores"] == ("constant 0" if scheme == "zero-2021" else "partial identity 1×4, adjoint"), "one matrix"
     assert bool((made.module.get_parameter("loud") == 1).all()), "a factor that was drawn"
     assert not [check for check in made.checks if check.name in ("finite", "zero_branches") and check.status == "fail"]
     assert bool((made.module(ramp(2, 4, 4, 4))[1].abs() < 1e6).all())
