@@ -182,12 +182,15 @@ def commit_all(outputs: Sequence[Output]) -> None:
         with _told(output.target):
             former.append(_Former(output))
 
+    done = False
+
     def restore() -> None:
-        if not all(one.replaced for one in former):
+        with contextlib.ExitStack() as last:  # which goes on when one of them is interrupted
             for one in former:
-                one.put_back()
-        for one in former:
-            one.forget()
+                last.callback(one.forget)
+            if not done and not all(one.replaced for one in former):
+                for one in former:
+                    last.callback(one.put_back)
 
     with undone_by(restore):
         try:
@@ -195,6 +198,7 @@ def commit_all(outputs: Sequence[Output]) -> None:
                 one.keep()
             for output in outputs:
                 output.commit()
+            done = True  # from here on nobody has to ask the file system whether it is
         finally:
             restore()
 

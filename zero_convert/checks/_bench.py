@@ -420,5 +420,7 @@ def largest(value: Tensor) -> float:
     value = value.detach() if value.layout is torch.strided else value.detach().coalesce().values()
     if not value.numel():
         return 0.0
+    if value.is_complex():
+        return float(torch.linalg.vector_norm(value, float("inf")))
     low, high = torch.aminmax(value)  # a tenth of the time of an infinity norm
     return float(torch.maximum(-low, high))
