@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,6 +70,36 @@ class Scattered(nn.Module):
                 y.index_add_(0, rows, self.experts[2 * i + j](x[rows]) * share[:, j : j + 1])
             x, loss = x + y, loss + share.mean(0).pow(2).sum()
         return self.out(x), loss
+
+
+FACTORY = """
+import torch
+from torch import nn
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(7, 6), nn.Bilinear(6, 11, 3)
+
+    def forward(self, a, b):
+        a = self.one(a)
+        if torch.isnan(a).any():
+            raise ValueError("not a number")
+        return self.two(a, b)
+"""
+
+
+def test_a_factory_whose_inputs_no_convention_knows_loads_back_and_may_refuse_nan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("two.py").write_text(FACTORY)
+    made = zc.convert("two.py:Two", (ramp(2, 7), ramp(2, 11)), scheme="zero-2022", validate="none")
+    assert made.recipe.inputs == ("2x7:float32", "2x11:float32")
+    made.save("two.safetensors")
+    again = zc.load("two.safetensors", trust=True).state_dict()
+    assert all(torch.equal(again[name], value) for name, value in made.module.state_dict().items())
 
 
 class Forces(nn.Module):

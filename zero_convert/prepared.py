@@ -283,9 +283,14 @@ def _needed_inputs(loaded: sources.Loaded) -> tuple[str, ...]:
     usual, given = sources.conventional_inputs(loaded), loaded.example_inputs or ()
     named = given if isinstance(given, Mapping) else dict.fromkeys(range(0))
     values = tuple(named.values()) if named else tuple(given)
-    if usual is None or not all(isinstance(x, torch.Tensor) for x in values):
+    if not loaded.name or not all(isinstance(x, torch.Tensor) for x in values):
         return ()
-    if len(usual) == len(values) and isinstance(usual, Mapping) == bool(named) and runs(loaded.module, usual):
+    if (
+        usual is not None
+        and len(usual) == len(values)
+        and isinstance(usual, Mapping) == bool(named)
+        and runs(loaded.module, usual)
+    ):
         return ()
     prefixes = [f"{name}=" for name in named] or [""] * len(values)
     return tuple(

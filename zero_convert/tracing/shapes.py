@@ -161,7 +161,11 @@ def _own_error(module: nn.Module, inputs: Inputs) -> BaseException | None:
 def refuse_failing_forward(module: nn.Module, inputs: Inputs) -> None:
     """Raises TraceError if the module's own forward fails for these inputs; so tracing is not to blame."""
     error = _own_error(module, inputs)
-    if error is not None:
+    if error is None:
+        return
+    twin = copy_of(module)  # it may refuse the NaNs of a constructor whose random numbers were not drawn
+    stand_in(twin)
+    if _own_error(twin, inputs) is not None:
         raise _failing(module, inputs, error) from error
 
 
