@@ -163,9 +163,13 @@ def refuse_failing_forward(module: nn.Module, inputs: Inputs) -> None:
     error = _own_error(module, inputs)
     if error is None:
         return
-    twin = copy_of(module)  # it may refuse the NaNs of a constructor whose random numbers were not drawn
-    stand_in(twin)
-    if _own_error(twin, inputs) is not None:
+    try:  # it may refuse the NaNs of a constructor whose random numbers were not drawn
+        twin = copy_of(module)
+        stand_in(twin)
+        fails = _own_error(twin, inputs) is not None
+    except Exception:  # a module that cannot be copied, or holds no values
+        fails = True
+    if fails:
         raise _failing(module, inputs, error) from error
 
 
