@@ -64,6 +64,15 @@ def test_the_digests_are_those_of_the_cpu(cuda: str, case: object) -> None:
     assert result.weights_digest == golden["weights_digest"]
 
 
+@pytest.mark.parametrize("rate", ["none", "dropout:0.1"])
+def test_the_symmetry_of_equal_channels_is_watched_on_the_gpu(cuda: str, rate: str) -> None:
+    subject = subject_of(nets.tiny_resnet(), scheme="constnet", break_symmetry=rate)
+    found = {check.name: check for check in checks.run(subject, level="quick", device=cuda)}
+    spread = found["symmetry"].numbers["spread_after_step"]
+    assert found["symmetry"].numbers["device"] == cuda and spread[0] == 0
+    assert rate == "none" or max(spread) > 0, "dropout parts the channels on any device"
+
+
 def test_tf32_is_found_where_it_is_on(cuda: str) -> None:
     subject = subject_of(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 8)), torch.zeros(1, 64))
     switch, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
