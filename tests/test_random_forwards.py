@@ -101,6 +101,32 @@ def test_a_module_inside_an_autograd_function_is_part_of_no_graph(scheme: str) -
     assert results[1].module.f[0].num_batches_tracked == 0
 
 
+class Followed(nn.Module):
+    """A second network that follows the first, as in MoCo: its weights are moving averages."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in "ab")
+        for parameter in self.second.parameters():
+            parameter.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for own, other in zip(self.second.parameters(), self.first.parameters(), strict=True):
+            own.data = own.data * 0.5 + other.data * 0.5
+        return self.first(x) - self.second(x).detach()
+
+
+@pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
+def test_weights_that_follow_others_go_on_following(scheme: str) -> None:
+    module = zc.convert(Followed(), (ramp(3, 6),), scheme=scheme, device="cpu", validate="none").module
+    weights = dict(module.named_parameters())
+    with torch.no_grad():
+        weights["first.0.weight"].add_(1.0)
+    before = weights["second.0.weight"].clone()
+    module(ramp(3, 6))
+    assert torch.allclose(weights["second.0.weight"], (before + weights["first.0.weight"]) / 2)
+
+
 class OwnNorm(nn.Module):
     """A batch norm written by hand: its buffers change in place, twice in one expression, or through a view."""
 

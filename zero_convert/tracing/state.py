@@ -31,13 +31,15 @@ def refuse_draws(before: generators.States, path: str) -> None:
 @contextmanager
 def restored(root: nn.Module) -> Iterator[None]:
     """What a forward sets on its modules, or puts into their dicts and lists, is afterwards what it was."""
-    before = []
+    before, data = [], [(parameter, parameter.data) for parameter in root.parameters()]
     for module in root.modules():
         kept = dict(vars(module))
         before.append((module, kept, [(v, copy.copy(v)) for v in kept.values() if type(v) in (dict, list, set)]))
     try:
         yield
     finally:
+        for parameter, value in data:  # `parameter.data = …`, of a moving average of weights
+            parameter.data = value
         for module, kept, containers in before:
             constants = {k: v for k, v in vars(module).items() if k.startswith("_tensor_constant")}
             vars(module).clear()
@@ -52,7 +54,8 @@ def restored(root: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unassigned(root: nn.Module, whole: Collection[str] = ()) -> Iterator[None]:
-    """Raises StateAssigned at its end, with the module's path in `zero_convert_path`, if a buffer was replaced.
+    """Raises StateAssigned at its end, with the module's path in `zero_convert_path`, if a buffer was replaced, or a
+    parameter was given other data (a moving average of weights).
 
     A change in place is no replacement: the graph makes it too. And in the parts at the paths `whole`, and in layers,
     the forward stays what it is.
@@ -63,7 +66,13 @@ def unassigned(root: nn.Module, whole: Collection[str] = ()) -> Iterator[None]:
         for path, module in root.named_modules()
         if path not in whole and not path.startswith(inside) and not kept_whole(module)
     ]
+    held = [(name, p, p.untyped_storage()._cdata) for name, p in root.named_parameters() if not name.startswith(inside)]
     yield
+    for name, parameter, storage in held:
+        if parameter.untyped_storage()._cdata != storage:
+            moved = StateAssigned(f"the forward assigns new data to the parameter {name}")
+            moved.zero_convert_path = ""  # type: ignore[attr-defined]
+            raise moved
     for path, module, buffers in before:
         for name, value in buffers.items():
             if module._buffers.get(name) is not value:
