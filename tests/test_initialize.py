@@ -90,6 +90,12 @@ def test_a_tensor_without_a_rule_stops_the_run_unless_it_is_said_what_it_gets() 
     assert given.all() and (net.extra.tolist(), rules["extra"]) == (given.tolist(), "kept as constructed")
 
 
+def test_zeros_go_to_buffers_that_a_generator_drew() -> None:
+    net, rules = filled(Buffered(torch.full((6,), torch.nan)), leftovers="zeros")
+    assert net.noise.tolist() == [0.0] * 6 and rules["noise"].startswith("0 ")
+    assert net.table.tolist() == [0.25, 0.75] and rules["table"] == "kept as constructed"
+
+
 def test_what_a_generator_drew_is_not_kept() -> None:
     with pytest.raises(CoverageError, match="hold no constants"):
         filled(Net(torch.full((6,), torch.nan)), leftovers="keep")
