@@ -51,8 +51,14 @@ LIKE: frozenset[Any] = frozenset(
 )
 CHOOSING: Mapping[str, tuple[int, str]] = {  # which argument is an index or a mask, by position and name
     **dict.fromkeys(("gather", "index_select", "index_add", "index_copy", "scatter", "scatter_add"), (2, "index")),
-    **{"scatter_reduce": (2, "index"), "take": (1, "index"), "take_along_dim": (1, "indices"), "getitem": (1, "")},
-    **{"masked_fill": (1, "mask"), "masked_select": (1, "mask"), "where": (0, "condition"), "embedding": (0, "input")},
+    "scatter_reduce": (2, "index"),
+    "take": (1, "index"),
+    "take_along_dim": (1, "indices"),
+    "getitem": (1, ""),
+    "masked_fill": (1, "mask"),
+    "masked_select": (1, "mask"),
+    "where": (0, "condition"),
+    "embedding": (0, "input"),
 }
 NORM_FUNCTIONS: frozenset[Any] = frozenset(
     {F.batch_norm, F.group_norm, F.instance_norm, F.layer_norm, F.rms_norm, torch.batch_norm, torch.layer_norm}

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._functorch.apis
 from torch import Tensor
-from torch._functorch import apis
 from torch.utils._pytree import _broadcast_to_and_flatten, tree_flatten, tree_unflatten
 
 from .nodes import CannotRecord
@@ -27,6 +27,7 @@ def one_by_one(follows: Callable[[], bool], from_input: Callable[[Tensor], bool]
         follows: whether calls are to be followed now; otherwise torch maps.
         from_input: whether a tensor depends on an input of the forward.
     """
+    apis: Any = torch._functorch.apis  # what torch.vmap and torch.func.vmap call, whenever they were called themselves
     torch_maps = apis.vmap_impl
 
     def mapped(
