@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from . import readers, receipt, rewrites, schemes, scripts, sources
+from . import readers, receipt, rewrites, schemes, sources
 from .copies import copy_of
 from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .from_file import File, opened
 from .initialize import initialize, taken_over, ties
 from .live import Original, Traced
 from .original import keep
+from .programs import scripts
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .result import Progress, tell
 from .scheme import Scheme

@@ -1,6 +1,6 @@
 """TorchScript as networks of torch's layers again: a whole module, or the scripted parts of one.
 
-torch's own converter makes a graph of a script, as it goes with example inputs; `lifting.py` makes layers of the graph.
+torch's own converter makes a graph of a script, as it goes with example inputs; `__init__.py` makes layers of it.
 What a part is called with is seen in a forward of a copy. Nothing here reads files, or knows of schemes.
 """
 
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import lifting
-from .copies import copy_of
-from .eager import eager
-from .errors import LoadError
-from .foreign import spell
-from .tracing.shapes import invoke, stand_in
+from .. import programs
+from ..copies import copy_of
+from ..eager import eager
+from ..errors import LoadError
+from ..foreign import spell
+from ..tracing.shapes import invoke, stand_in
 
 _UNSCRIPTED = "Build the model without torch.jit.script, and script what was converted: names and shapes are the same."
 
@@ -100,9 +100,9 @@ def _network(script: torch.jit.ScriptModule, given: tuple[Any, ...], path: str) 
             where=": ".join(filter(None, (path, str(script.original_name)))),
             got=spell(error),
             expected="straight code, or branches that the example inputs decide",
-            fix=_UNSCRIPTED if path else lifting.WAY_OUT,
+            fix=_UNSCRIPTED if path else programs.WAY_OUT,
         ) from error
-    return lifting.from_program(program, trained).train()
+    return programs.from_program(program, trained).train()
 
 
 @contextmanager

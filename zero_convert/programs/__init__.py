@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree
 
-from .errors import LoadError
-from .foreign import spell
-from .lifted_layers import Layer, arguments, layer_of, packet
+from ..errors import LoadError
+from ..foreign import spell
+from .layers import Layer, arguments, layer_of, packet
 
 WAY_OUT = "--arch MODEL takes the structure from there, and nothing of the file is run."
 _END = (1 << 63) - 1  # how a slice without an end is spelled
