@@ -1,4 +1,4 @@
-"""Roles where values only choose among others, and where the layers of a branch are called in the trunk as well."""
+"""Roles where values only choose among others, and where the layers of a branch are called before it as well."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_of_scores_and_what_they_choose_the_scores_are_not_zero() -> None:
     assert roles["1.gate"] == "branch" and roles["1.experts.3.2"] == "last"
 
 
-def test_a_layer_of_the_trunk_that_a_branch_calls_again_is_not_zero() -> None:
+def test_a_stem_that_a_branch_calls_again_is_not_zero() -> None:
     result = zc.convert(Steps(), (X,))
     assert result.structure.layer("first.0").role == "stem" and result.structure.layer("second.0").role == "last"
 

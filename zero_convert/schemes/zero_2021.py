@@ -163,8 +163,8 @@ def rewrites(options: Mapping[str, Option]) -> tuple[str, ...]:
 
 def _zero_branch(join: Join, structure: Structure) -> bool:
     """Every branch, but for one that ends in a layer before a ReLU, which 0 would leave dead, in one that cannot be 0,
-    or in a layer that shares its weight with one that is not 0; or that calls a layer of the trunk again."""
-    called = {layer.name for layer in structure.layers if layer.role in ("stem", "trunk")}
+    or in a layer that shares its weight with one that is not 0; or that calls a stem again."""
+    called = {layer.name for layer in structure.layers if layer.role == "stem"}
     ends = structure.ends(join)
     sharers = [structure.layer(name) for layer in ends for name in layer.shared]
     divided = any(layer.parametrization and layer.parametrization[0] == "spectral_norm" for layer in ends)

@@ -106,7 +106,7 @@ class Roles:
                 roles[path] = ("shortcut", join.index)
         for node in facts.weights:
             *_, last = facts.paths[node]
-            if roles[last][0] == "last" and self.by_node[node][0] in ("stem", "trunk"):
+            if roles[last][0] == "last" and self.by_node[node][0] == "stem":
                 roles[last] = self.by_node[node]  # called there as well, where 0 would end the signal
         free = {path for node in facts.weights if node not in facts.gate_of for path in facts.paths[node]}
         for gated in facts.factors:
