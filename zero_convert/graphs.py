@@ -6,7 +6,7 @@ Knows nothing of schemes or residual blocks.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -51,6 +51,17 @@ VIEWS = frozenset({"T", "H", "mT", "mH", "real", "imag", "data"})  # attributes 
 LIKE: frozenset[Any] = frozenset(
     {torch.empty_like, torch.full_like, torch.ones_like, torch.rand_like, torch.randn_like, torch.zeros_like}
 )
+CHOOSING: Mapping[str, tuple[int, str]] = {  # which argument is an index or a mask, by position and name
+    **dict.fromkeys(("gather", "index_select", "index_add", "index_copy", "scatter", "scatter_add"), (2, "index")),
+    "scatter_reduce": (2, "index"),
+    "take": (1, "index"),
+    "take_along_dim": (1, "indices"),
+    "getitem": (1, ""),
+    "masked_fill": (1, "mask"),
+    "masked_select": (1, "mask"),
+    "where": (0, "condition"),
+    "embedding": (0, "input"),
+}
 NORM_FUNCTIONS: frozenset[Any] = frozenset(
     {F.batch_norm, F.group_norm, F.instance_norm, F.layer_norm, F.rms_norm, torch.batch_norm, torch.layer_norm}
 )
@@ -104,6 +115,18 @@ def tensors_in(node: fx.Node) -> list[fx.Node]:
     if node.op == "call_method" and node.target in AS_ANOTHER and isinstance(node.args[0], fx.Node):
         inputs = [node.args[0]]
     return [n for n in inputs if n.op != "get_attr" and not is_size(n)]
+
+
+def signals_in(node: fx.Node) -> list[fx.Node]:
+    """The computed values that a node's value is made of: not the indices and masks that only choose among them."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op not in ("call_function", "call_method") or name.removesuffix("_") not in CHOOSING:
+        return tensors_in(node)
+    position, word = CHOOSING[name.removesuffix("_")]
+    kept = [a for i, a in enumerate(node.args) if i != position] + [a for k, a in node.kwargs.items() if k != word]
+    signals: dict[fx.Node, None] = {}
+    fx.map_arg(kept, lambda n: signals.setdefault(n))
+    return [n for n in tensors_in(node) if n in signals]
 
 
 def is_size(node: fx.Node) -> bool:

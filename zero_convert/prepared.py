@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from . import lifting, readers, receipt, rewrites, schemes, sources
+from . import readers, receipt, rewrites, schemes, sources
 from .copies import copy_of
 from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .from_file import File, opened
 from .initialize import initialize, taken_over, ties
 from .live import Original, Traced
 from .original import keep
+from .programs import scripts
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .result import Progress, tell
 from .scheme import Scheme
@@ -355,8 +356,7 @@ def load_source(
             where=loaded.source,
             fix="Give them: --input 1x3x224x224, or example_inputs= in Python.",
         )
-    if isinstance(loaded.module, torch.jit.ScriptModule):
-        network = lifting.from_script(loaded.module, loaded.example_inputs)
+    if (network := scripts.lifted(loaded.module, loaded.example_inputs)) is not loaded.module:
         loaded = replace(loaded, module=network, source=sources.factory.source_of(network))
     reduced = detectors.reduce(loaded.module)
     return replace(loaded, reduced=reduced, notes=(*loaded.notes, *detectors.told(reduced)))

@@ -56,19 +56,7 @@ from ..formulas import Codes, Constant, Formula, Hadamard, Matrix, PartialIdenti
 from ..hadamard import matrix_for
 from ..records import Geometry, Join, Layer, Option, Structure, Tensor
 from ..scheme import Kept, OptionSpec, Scheme
-from ._shared import (
-    MatrixRule,
-    buffers,
-    by_section,
-    codes,
-    norm,
-    place,
-    recurrent,
-    stacked,
-    tokens,
-    weighted,
-    zeros,
-)
+from ._shared import MatrixRule, buffers, by_section, codes, norm, place, recurrent, stacked, tokens, weighted, zeros
 
 
 def matrix_rule(options: Mapping[str, Option]) -> MatrixRule:

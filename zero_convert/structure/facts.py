@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable
 
 from torch import fx, nn
 
-from ..graphs import Reach, is_size, kind, tensors_in
+from ..graphs import Reach, is_size, kind, signals_in, tensors_in
 from ..layers import WEIGHT_KINDS, geometry, kind_of
 from ..records import Gate, Geometry
 from .raw import raw_weight
@@ -122,7 +122,7 @@ class Facts:
             if self.counts(node, end):
                 finals[node] = None
             else:
-                todo += [n for n in tensors_in(node) if self.reach.reaches(fork, n)]
+                todo += [n for n in signals_in(node) if self.reach.reaches(fork, n)]
         return finals
 
     def geometry(self, node: fx.Node) -> Geometry | None:
