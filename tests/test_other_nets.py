@@ -316,3 +316,64 @@ class Recurrence(nn.Module):
 @pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
 def test_a_recurrence_with_a_raw_weight_promises_no_zero(scheme: str) -> None:
     sound(zc.convert(Recurrence(), (ramp(2, 4, 3),), scheme=scheme))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Product(nn.Module):
+    """Two towers whose outputs are multiplied with each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = (nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.einsum("id,jd->ij", self.left(a), self.right(b))
+
+
+@pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
+def test_of_two_heads_that_are_multiplied_one_is_no_zero(scheme: str) -> None:
+    sound(zc.convert(Product(), (ramp(4, 3), ramp(5, 3)), scheme=scheme))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Projection(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x))
+
+
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.memory = Projection(), Projection()
+
+    def forward(self, state: Tensor, memory: Tensor) -> Tensor:
+        return (memory + self.query(state)[:, None]).mean(1)
+
+
+class Reading(nn.Module):
+    """Calls a part of another part once, and the part itself as often as a value says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader, self.out = Reader(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, steps: Tensor) -> Tensor:
+        memory, state = self.reader.memory(x), x[:, 0]
+        for _ in range(int(steps.max())):
+            state = self.reader(state, memory)
+        return self.out(state)
+
+
+@pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
+def test_a_part_of_which_others_call_a_part_keeps_its_forward(scheme: str) -> None:
+    result = zc.convert(Reading(), (ramp(2, 5, 4), torch.tensor([2, 3])), scheme=scheme)
+    assert result.plan.rung == "regions"
+    assert result.module(ramp(2, 5, 4), torch.tensor([1])).shape == (2, 3)

@@ -13,6 +13,7 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class Recorder(TorchFunctionMode):
         self._leaves, self._is_leaf = frozenset(leaves), is_leaf
         self._fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
         self.calls: dict[str, list[Call]] = {}  # path → how a module was called, each way once
+        self.entered: dict[str, None] = {}  # paths of modules of which a part was called, but not by themselves
         self._paths: dict[int, str] = {}
         for path, module in root.named_modules():
             self._paths.setdefault(id(module), path)
@@ -182,6 +184,8 @@ class Recorder(TorchFunctionMode):
         if path and (path in self._leaves or self._is_leaf(module)):
             return self._record("call_module", path, args, kwargs, lambda: self._whole(original, module, args, kwargs))
         if path and self._fake is None:
+            outer = accumulate(path.split(".")[:-1], "{}.{}".format)
+            self.entered |= dict.fromkeys(part for part in outer if part not in self._running)
             seen = self.calls.setdefault(path, [])
             if len(seen) <= MAX_CALLS and not (call := self._call_of(args, kwargs)).among(seen):
                 seen.append(call)

@@ -45,7 +45,8 @@ def trace_regions(module: nn.Module, inputs: Inputs, failed: list[str], capture:
 
 
 def record_real(module: nn.Module, inputs: Inputs, *, training: bool) -> tuple[fx.Graph, dict[str, list[Call]]]:
-    """The graph of a forward on real tensors, and how each submodule was called in it.
+    """The graph of a forward on real tensors, and how each submodule was called in it, but for those of which others
+    call parts: these parts would have no forward any more.
 
     A copy runs, in which made-up numbers stand where a constructor would have drawn random ones.
     """
@@ -60,7 +61,8 @@ def record_real(module: nn.Module, inputs: Inputs, *, training: bool) -> tuple[f
     for name, value in vars(twin).items():
         if name.startswith("_tensor_constant"):
             setattr(module, name, value)
-    return graph, recorder.calls
+    own = {path: calls for path, calls in recorder.calls.items() if path not in recorder.entered}
+    return graph, own
 
 
 def _inside(module: nn.Module, path: str, calls: Mapping[str, Sequence[Call]], capture: Capture) -> list[Region]:
