@@ -236,3 +236,144 @@ def test_a_forward_unrolled_for_its_inputs_is_loaded_with_their_sizes(tmp_path: 
     result.save(tmp_path / "steps.safetensors")
     loaded = zc.load(tmp_path / "steps.safetensors", trust=True)
     assert torch.equal(loaded(x), result.module(x))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Folded(nn.Module):
+    """Folds the sequence by lengths that its own values decide, and asks one part about each folding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.GELU(), nn.Conv2d(8, 4, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        strongest = x.abs().mean((0, 1)).topk(1)[1].numpy()
+        sums = x
+        for length in (2, 4 if int(strongest[0]) >= 0 else 3):
+            sums = sums + self.part(x.unflatten(2, (-1, length))).flatten(2)
+        return sums
+
+
+class Folding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs, self.block, self.out = nn.Conv1d(2, 4, 1), Folded(), nn.Conv1d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.block(self.inputs(x)))
+
+
+@pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
+def test_a_part_that_is_called_with_several_sizes_is_captured(scheme: str) -> None:
+    result = zc.convert(Folding(), (ramp(2, 2, 8),), scheme=scheme)
+    sound(result)
+    assert result.plan.rung == "regions"
+    assert result.plan.captured > 0.9
+    assert sum(join.residual for join in result.plan.joins) == 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Like(nn.Module):
+    """The branch takes shape and type from the shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs, self.inner, self.outer, self.out = (nn.Linear(*n) for n in ((3, 8), (8, 16), (16, 8), (8, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inputs(x)
+        branch = self.outer(F.gelu(self.inner(x.flatten(0, 1))))
+        return self.out(x + branch.view_as(x).type_as(x))
+
+
+@pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
+def test_a_branch_with_the_shape_and_type_of_the_shortcut_is_one(scheme: str) -> None:
+    result = zc.convert(Like(), (ramp(2, 5, 3),), scheme=scheme)
+    sound(result)
+    assert [join.branch for join in result.plan.joins if join.residual] == [("inner", "outer")]
+
+
+class Recurrence(nn.Module):
+    """Gates from a raw tensor that is multiplied with the state of the step before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs, self.recurrent, self.out = nn.Linear(3, 16), nn.Parameter(torch.randn(2, 8, 8)), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        given = self.inputs(x).unflatten(2, (2, 8))
+        state = torch.zeros_like(given[:, 0, 0])
+        for t in range(x.shape[1]):
+            new, gate = (given[:, t] + torch.einsum("bd,gde->bge", state, self.recurrent)).unbind(1)
+            state = state + torch.sigmoid(gate) * torch.tanh(new)
+        return self.out(state)
+
+
+@pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
+def test_a_recurrence_with_a_raw_weight_promises_no_zero(scheme: str) -> None:
+    sound(zc.convert(Recurrence(), (ramp(2, 4, 3),), scheme=scheme))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Product(nn.Module):
+    """Two towers whose outputs are multiplied with each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = (nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 4)) for _ in range(2))
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return torch.einsum("id,jd->ij", self.left(a), self.right(b))
+
+
+@pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
+def test_of_two_heads_that_are_multiplied_one_is_no_zero(scheme: str) -> None:
+    sound(zc.convert(Product(), (ramp(4, 3), ramp(5, 3)), scheme=scheme))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Projection(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.linear(x))
+
+
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.memory = Projection(), Projection()
+
+    def forward(self, state: Tensor, memory: Tensor) -> Tensor:
+        return (memory + self.query(state)[:, None]).mean(1)
+
+
+class Reading(nn.Module):
+    """Calls a part of another part once, and the part itself as often as a value says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader, self.out = Reader(), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, steps: Tensor) -> Tensor:
+        memory, state = self.reader.memory(x), x[:, 0]
+        for _ in range(int(steps.max())):
+            state = self.reader(state, memory)
+        return self.out(state)
+
+
+@pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
+def test_a_part_of_which_others_call_a_part_keeps_its_forward(scheme: str) -> None:
+    result = zc.convert(Reading(), (ramp(2, 5, 4), torch.tensor([2, 3])), scheme=scheme)
+    assert result.plan.rung == "regions"
+    assert result.module(ramp(2, 5, 4), torch.tensor([1])).shape == (2, 3)

@@ -45,6 +45,7 @@ POOLS: frozenset[Any] = frozenset(
 )
 IDENTITIES: frozenset[Any] = frozenset({"contiguous", "clone", torch.clone})
 SIZES: frozenset[Any] = frozenset({"size", "dim", "numel", "new_empty", "new_full", "new_ones", "new_zeros"})
+AS_ANOTHER: frozenset[Any] = frozenset({"view_as", "reshape_as", "expand_as", "type_as", "to"})
 SEVERAL = "it returns several values"  # why an edit that needs one is declined
 VIEWS = frozenset({"T", "H", "mT", "mH", "real", "imag", "data"})  # attributes of a tensor that are its values
 LIKE: frozenset[Any] = frozenset(
@@ -109,8 +110,11 @@ def relu_kind(node: fx.Node, root: nn.Module) -> str:
 
 
 def tensors_in(node: fx.Node) -> list[fx.Node]:
-    """The node's inputs that are computed values: no parameters, no sizes."""
-    return [n for n in node.all_input_nodes if n.op != "get_attr" and not is_size(n)]
+    """The node's inputs that are computed values: no parameters, no sizes, no values whose shape or type is taken."""
+    inputs = node.all_input_nodes
+    if node.op == "call_method" and node.target in AS_ANOTHER and isinstance(node.args[0], fx.Node):
+        inputs = [node.args[0]]
+    return [n for n in inputs if n.op != "get_attr" and not is_size(n)]
 
 
 def signals_in(node: fx.Node) -> list[fx.Node]:

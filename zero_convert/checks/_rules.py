@@ -34,8 +34,9 @@ def all_zero(assignments: Iterable[Assignment]) -> bool:
 def zero_joins(subject: Subject) -> tuple[list[Join], list[Join]]:
     """Residual joins whose branch must add exactly 0, and the others.
 
-    It must where the scheme asks for it, and where every last layer of the branch is 0, or is the output projection of
-    an attention whose values V are; and in both cases where 0 from that layer is 0 at the join (not behind a sigmoid).
+    It must where the scheme asks for it (not of a branch that neither a layer of its own nor a scale ends: a
+    recurrence), and where every last layer of the branch is 0, or is the output projection of an attention whose values
+    V are; and in both cases where 0 from that layer is 0 at the join (not behind a sigmoid).
     """
     rules = rules_of(subject)
     layers = {layer.name: layer for layer in subject.structure.layers}
@@ -46,10 +47,16 @@ def zero_joins(subject: Subject) -> tuple[list[Join], list[Join]]:
         last = [layer.name for layer in subject.structure.ends(join)]
         if join.residual:
             certain = bool(last) and all(_returns_zero(name, join, layers, rules) for name in last)
-            asked = subject.scheme.zero_branch(join, subject.structure)
+            own = [name for name in last if _ends(layers[name])]
+            asked = bool(own or join.scale) and subject.scheme.zero_branch(join, subject.structure)
             zero = (asked or certain) and _keeps_zero(nodes.get(join.branch_node), subject.traced.root)
             (required if zero else free).append(join)
     return required, free
+
+
+def _ends(layer: Layer) -> bool:
+    """Whether the layer ends branches; a raw weight does where one of its uses is said to."""
+    return not layer.weights or any(role == "last" for _, _, role in layer.weights)
 
 
 def _keeps_zero(node: fx.Node | None, root: nn.Module) -> bool:

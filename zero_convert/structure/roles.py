@@ -83,7 +83,7 @@ class Roles:
     def _roles(self) -> dict[str, Role]:
         facts = self.facts
         roles: dict[str, Role] = {}
-        heads = [n for n in self._heads() if not self.ends_as_direction(n)]
+        heads = self._movable([n for n in self._heads() if not self.ends_as_direction(n)])
         for role, nodes in (("trunk", facts.weights), ("stem", self._stems()), ("head", heads)):
             roles |= dict.fromkeys(facts.names(nodes), (role, None))
             self.by_node |= dict.fromkeys(nodes, (role, None))
@@ -259,3 +259,15 @@ class Roles:
             if self.facts.reach.reaches(n, output)
             and not any(m is not n and self.facts.reach.reaches(n, m) for m in self.facts.weights)
         ]
+
+    def _movable(self, heads: list[fx.Node]) -> list[fx.Node]:
+        """The heads without those that are multiplied with others: with both factors at 0 neither would ever move."""
+        for node in self.facts.graph.nodes:
+            operands = self._factors(node)
+            if len(operands) != 2:
+                continue
+            first, second = ([h for h in heads if self.facts.reach.reaches(h, operand)] for operand in operands)
+            lifted = any(True in self._passed(h, node, self._lifts) for h in (*first, *second))
+            if first and not lifted and not set(first) & set(second):
+                heads = [h for h in heads if h not in second]
+        return heads

@@ -13,6 +13,7 @@ import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from .sizes import Size, sizes_of, traced
 from .state import refuse_draws, restored, unassigned
 
 KNOWN = ("placeholder", "get_attr")
+MAX_CALLS = 3  # different ways in which a module is called, that are looked at
 MAX_FOLLOWED = 100_000  # operations: a forward with more is a loop over time steps that nobody wants as a graph
 
 
@@ -59,7 +61,8 @@ class Recorder(TorchFunctionMode):
         self.decisions: list[str] = []
         self._leaves, self._is_leaf = frozenset(leaves), is_leaf
         self._fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
-        self.first_calls: dict[str, Call | None] = {}  # path → how a module was called; None if more than once
+        self.calls: dict[str, list[Call]] = {}  # path → how a module was called, each way once
+        self.entered: dict[str, None] = {}  # paths of modules of which a part was called, but not by themselves
         self._paths: dict[int, str] = {}
         for path, module in root.named_modules():
             self._paths.setdefault(id(module), path)
@@ -181,7 +184,11 @@ class Recorder(TorchFunctionMode):
         if path and (path in self._leaves or self._is_leaf(module)):
             return self._record("call_module", path, args, kwargs, lambda: self._whole(original, module, args, kwargs))
         if path and self._fake is None:
-            self.first_calls[path] = None if path in self.first_calls else self._call_of(args, kwargs)
+            outer = accumulate(path.split(".")[:-1], "{}.{}".format)
+            self.entered |= dict.fromkeys(part for part in outer if part not in self._running)
+            seen = self.calls.setdefault(path, [])
+            if len(seen) <= MAX_CALLS and not (call := self._call_of(args, kwargs)).among(seen):
+                seen.append(call)
         self._running.append(path if path is not None else self._running[-1])
         before = generators.states() if self._fake is not None else None
         try:

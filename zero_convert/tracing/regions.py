@@ -18,7 +18,7 @@ from ..layers import WEIGHT_KINDS, kind_of
 from ..live import Region, Traced
 from .calls import Call, Like
 from .leaves import kept_whole
-from .recorder import Recorder
+from .recorder import MAX_CALLS, Recorder
 from .shapes import stand_in
 from .symbolic import TraceFailure, argument_names
 from .writes import follow_writes
@@ -44,8 +44,9 @@ def trace_regions(module: nn.Module, inputs: Inputs, failed: list[str], capture:
     return Traced(module, train, evaluate, "regions", tuple(failed), (), keywords, whole=False, regions=tuple(regions))
 
 
-def record_real(module: nn.Module, inputs: Inputs, *, training: bool) -> tuple[fx.Graph, dict[str, Call | None]]:
-    """The graph of a forward on real tensors, and how each submodule was called in it.
+def record_real(module: nn.Module, inputs: Inputs, *, training: bool) -> tuple[fx.Graph, dict[str, list[Call]]]:
+    """The graph of a forward on real tensors, and how each submodule was called in it, but for those of which others
+    call parts: these parts would have no forward any more.
 
     A copy runs, in which made-up numbers stand where a constructor would have drawn random ones.
     """
@@ -60,24 +61,36 @@ def record_real(module: nn.Module, inputs: Inputs, *, training: bool) -> tuple[f
     for name, value in vars(twin).items():
         if name.startswith("_tensor_constant"):
             setattr(module, name, value)
-    return graph, recorder.first_calls
+    own = {path: calls for path, calls in recorder.calls.items() if path not in recorder.entered}
+    return graph, own
 
 
-def _inside(module: nn.Module, path: str, calls: Mapping[str, Call | None], capture: Capture) -> list[Region]:
+def _inside(module: nn.Module, path: str, calls: Mapping[str, Sequence[Call]], capture: Capture) -> list[Region]:
     """The regions among the children of the module at `path`."""
     found: list[Region] = []
     for name, child in module.named_children():
         where = f"{path}.{name}" if path else name
         if kept_whole(child) or not any(kind_of(m) in WEIGHT_KINDS for m in child.modules()):
             continue
-        traced = _captured(child, calls.get(where), capture)
+        traced = _captured(child, calls.get(where, ()), capture)
         found += [Region(where, traced)] if traced is not None else _inside(child, where, calls, capture)
     return found
 
 
-def _captured(module: nn.Module, call: Call | None, capture: Capture) -> Traced | None:
-    if call is None:
+def _captured(module: nn.Module, calls: Sequence[Call], capture: Capture) -> Traced | None:
+    """The module's graphs, if every way in which it was called makes the same ones."""
+    if not calls or len(calls) > MAX_CALLS:
         return None
+    found: Traced | None = None
+    for call in calls:
+        traced = _captured_by(module, call, capture)
+        if traced is None or (found is not None and list(map(str, traced.graphs)) != list(map(str, found.graphs))):
+            return None
+        found = found or traced
+    return found
+
+
+def _captured_by(module: nn.Module, call: Call, capture: Capture) -> Traced | None:
     args, kwargs = tree_map(lambda x: x.zeros() if isinstance(x, Like) else x, (tuple(call.args), dict(call.kwargs)))
     inputs: Inputs = args
     if kwargs:
