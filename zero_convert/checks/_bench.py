@@ -67,8 +67,7 @@ class Run:
 class Bench:
     """Copies of the subject's module on the device and, in float64, on the CPU; and their runs.
 
-    Raises, when first asked for a run:
-        DeviceError: the device's memory is too small.
+    Where memory is too small, torch's own error comes through; `checks` turns it into `out_of_memory`.
     """
 
     def __init__(
@@ -106,10 +105,7 @@ class Bench:
 
     def copy_on(self, device: str) -> nn.Module:
         """A new copy on any device."""
-        try:
-            return _constants(self._copy().to(device), lambda t: t.to(device))
-        except torch.OutOfMemoryError as error:
-            raise self.out_of_memory() from error
+        return _constants(self._copy().to(device), lambda t: t.to(device))
 
     def _copy(self) -> nn.Module:
         traced = self.subject.traced
@@ -220,11 +216,9 @@ class Bench:
             try:
                 own = counts if mode == "train" else ""
                 runs[mode] = run = self._measure(mode, self.module, candidate, self.device, counts=own)
-            except torch.OutOfMemoryError as error:
-                raise self.out_of_memory() from error
             except Exception as error:  # whatever the network says to a batch it does not take
                 if _guard.ran_out(error):
-                    raise self.out_of_memory() from error
+                    raise
                 return runs, {mode: first_line(error)}
             expected = [
                 (*shape, 2) if "complex" in dtype else shape
@@ -269,9 +263,9 @@ class Bench:
                 with _guard.in_float64():
                     counts = READ if mode == "train" else ""
                     run = self._measure(mode, self.exact, self.inputs, "cpu", counts=counts)
-            except torch.OutOfMemoryError as error:
-                raise self.out_of_memory() from error
             except Exception as error:  # a kernel or a constant that knows one precision only
+                if _guard.ran_out(error):
+                    raise
                 self.not_exact = first_line(error)
             self._exact_runs[mode] = run
         return self._exact_runs[mode]
@@ -313,9 +307,9 @@ class _Recorder(fx.Interpreter):
         """Run as far as the graph can be followed: it may be a recording of what other values decided."""
         try:
             self.run(*inputs)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if _guard.ran_out(error):
+                raise
             self.seen.stopped = first_line(error)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -350,7 +344,7 @@ class _Recorder(fx.Interpreter):
             self.seen.reads[layer.name] = statistics(rows, LOW_VARIANCE)
             self.seen.signal[layer.name] = self.seen.reads[layer.name], rank(rows)
         if layer.role == "head":
-            self.seen.heads[layer.name] = read.detach().double().cpu()
+            self.seen.heads[layer.name] = read.detach().cpu().double()
 
     def _after(self, layer: Layer, returned: Tensor) -> None:
         if self._counts == RETURNED and layer.kind == "norm":
