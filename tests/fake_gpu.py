@@ -24,6 +24,7 @@ from unittest import mock
 
 import numpy as np
 import onnxruntime
+import pytest
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -41,6 +42,7 @@ MIXED = frozenset(
 MATMULS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "dot"})
 CONVOLUTIONS = frozenset({"convolution", "convolution_backward", "_convolution"})
 FUSED = frozenset({"_scaled_dot_product_flash_attention_for_cpu_backward"})  # the CPU's stands for the GPU's
+TOTAL = 140 << 30  # bytes
 
 _real_device = torch._C.TensorBase.device.__get__
 
@@ -52,7 +54,7 @@ class Fake:
     Attributes:
         kind: "cuda" or "mps".
         count: how many devices there are.
-        memory: bytes that each device has; None for no limit.
+        memory: bytes that each device has.
         on_cpu: pattern of nodes that ONNX Runtime computes on the CPU.
         provider: ONNX Runtime has a provider for CUDA.
         silent: its session says CUDA and runs on the CPU.
@@ -62,12 +64,14 @@ class Fake:
 
     kind: str = "cuda"
     count: int = 1
-    memory: int | None = None
+    memory: int = TOTAL
     on_cpu: str = "$^"
     provider: bool = True
     silent: bool = False
     distort: Callable[[str, Tensor], Tensor] = field(default=lambda name, x: x)
     calls: int = 0
+    peak: int = 0
+    watched: bool = False
     places: dict[int, tuple[StorageWeakRef, torch.device, int]] = field(default_factory=dict)
     generators: list[torch.Generator] = field(default_factory=list)
 
@@ -91,13 +95,19 @@ class Fake:
             self.places[storage._cdata] = StorageWeakRef(storage), device, storage.nbytes()
         return tensor
 
+    def taken(self, device: torch.device) -> int:
+        self.places = {key: held for key, held in self.places.items() if not held[0].expired()}
+        return sum(size for _, where, size in self.places.values() if where == device)
+
     def _room(self, size: int, device: torch.device) -> None:
-        if len(self.places) % 500 == 499 or self.memory is not None:
-            self.places = {key: held for key, held in self.places.items() if not held[0].expired()}
-        if self.memory is not None:
-            taken = sum(size for _, where, size in self.places.values() if where == device)
-            if taken + size > self.memory:
+        if self.memory < TOTAL or self.watched or len(self.places) % 500 == 499:
+            taken = self.taken(device) + size
+            self.peak = max(self.peak, taken)
+            if taken > self.memory:
                 raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {size} bytes. GPU 0 has …")
+
+    def watch(self) -> None:
+        self.watched, self.peak = True, 0
 
     def named(self, device: Any) -> torch.device | None:
         """The faked device that is meant; None for another one.
@@ -167,7 +177,7 @@ class _Kernels(TorchDispatchMode):
                 torch.set_rng_state(others)
         if name in FUSED and torch.get_deterministic_debug_mode() < 2:  # as the GPU's, unless errors are asked for
             made = func(*args, **kwargs)
-            made[0].mul_(1 + 1e-6 * np.random.default_rng().random())
+            made[0].add_(1e-6 * np.random.default_rng().random())
             return made
         if name not in MATMULS | CONVOLUTIONS or not any(
             isinstance(a, Tensor) and a.dtype == torch.float32 for a in args
@@ -195,9 +205,6 @@ class _Calls(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         plain = bool(args) and type(args[0]) in (Tensor, torch.nn.Parameter)
-        if name == "backward" and plain and kwargs.get("gradient") is None:
-            with self:  # for the hooks
-                return torch.autograd.backward(args[0])
         if plain and name in ("to", "cpu", "cuda"):
             return self._moved(name, func, args, kwargs)
         if plain and name in ("numpy", "__array__") and self.fake.place(args[0]) != CPU:
@@ -322,11 +329,13 @@ def fake_gpu(**what: Any) -> Iterator[Fake]:
         "set_rng_state_all": lambda states: [g.set_state(s) for g, s in zip(fake.generators, states, strict=True)],
         "default_generators": tuple(fake.generators),
         "empty_cache": lambda: None,
+        "mem_get_info": lambda device=None: (TOTAL, TOTAL),
+        "memory_reserved": lambda device=None: fake.taken(torch.device("cuda", index(device))),
+        "max_memory_reserved": lambda device=None: fake.peak,
+        "reset_peak_memory_stats": lambda device=None: fake.watch(),
         "synchronize": lambda device=None: None,
         "current_device": lambda: 0,
-        "set_per_process_memory_fraction": lambda share, device=None: setattr(
-            fake, "memory", None if share == 1 else int(share * (140 << 30))
-        ),
+        "set_per_process_memory_fraction": lambda share, device=None: setattr(fake, "memory", int(share * TOTAL)),
     }
     on_mps: dict[str, Any] = {
         "get_rng_state": lambda: generator_state("mps"),
@@ -349,6 +358,22 @@ def fake_gpu(**what: Any) -> Iterator[Fake]:
         for name, value in of_tensors.items():
             stack.enter_context(mock.patch.object(Tensor, name, value, create=True))
         stack.enter_context(mock.patch.dict(sys.modules, {"onnxruntime": _session(fake)}))
+        calls, engine = _Calls(fake), torch.autograd._engine_run_backward
+
+        def backward(*args: Any, **kwargs: Any) -> Any:
+            with calls:  # for the hooks: a mode is off while it handles a call
+                return engine(*args, **kwargs)
+
+        stack.enter_context(mock.patch.object(torch.autograd, "_engine_run_backward", backward))
         stack.enter_context(_Kernels(fake))
-        stack.enter_context(_Calls(fake))
+        stack.enter_context(calls)
         yield fake
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """With `-p tests.fake_gpu` every test has two such GPUs."""
+    example = torch.nn.Sequential(torch.nn.Linear(1, 1)).eval(), (torch.zeros(1, 1),)
+    torch.onnx.export(*example, dynamo=True, verbose=False)  # torch loads what it exports with before there is a GPU
+    with fake_gpu(count=2):
+        return (yield)

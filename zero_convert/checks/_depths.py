@@ -187,9 +187,10 @@ class _Seer(fx.Interpreter):
             self.seen.channels.append(statistics(rows, LOW_VARIANCE))
             self.seen.rank.append(rank(rows))
         if seen.requires_grad:
+            back = self._back  # and not `self`: a hook that knows its own graph would keep it alive for ever
 
             def note(gradient: Tensor) -> None:
-                self._back[index] = _rms(gradient.detach())
+                back[index] = _rms(gradient.detach())
 
             seen.register_hook(note)  # type: ignore[no-untyped-call]
 
