@@ -20,9 +20,10 @@ from ..layers import WEIGHT_KINDS
 from ..original import filled, hashed
 from ..records import Layer, Structure
 from . import _guard
-from ._bench import LOW_VARIANCE, Bench, first_line, is_float, owner_of, still
+from ._bench import Bench, still
 from ._channels import Channels, as_rows, rank, statistics
 from ._inputs import Inputs, floats, mapped, moved
+from ._recorder import LOW_VARIANCE, first_line, is_float, owner_of
 
 
 @dataclass

@@ -56,7 +56,7 @@ def pinned(device: str) -> Iterator[None]:
 
 def fused_attention() -> tuple[bool, ...]:
     """Whether torch may use its flash, memory-efficient and cuDNN kernels for attention."""
-    cuda = torch.backends.cuda
+    cuda: Any = torch.backends.cuda
     return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 
 from .. import generators
 from . import _guard
-from ._bench import Bench, first_line, is_float, still
+from ._bench import Bench, still
 from ._inputs import Inputs, moved
+from ._recorder import first_line, is_float
 
 See = Callable[[fx.Node, Tensor], None]
 

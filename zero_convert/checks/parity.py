@@ -33,8 +33,9 @@ from ..errors import DeviceError
 from ..live import Traced
 from ..records import Check
 from . import _guard
-from ._bench import Bench, owner_of
+from ._bench import Bench
 from ._inputs import Inputs, batches, moved, tensors_in
+from ._recorder import owner_of
 from ._sessions import Answer, run, with_all_values
 
 QUESTION = "Do torch and ONNX Runtime return the same, on the CPU and on the device?"

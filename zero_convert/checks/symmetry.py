@@ -18,9 +18,10 @@ from torch import Tensor, fx, nn
 
 from .. import generators
 from ..records import Check
-from ._bench import Bench, call, largest
+from ._bench import Bench, call
 from ._inputs import floats, moved
 from ._loss import gradients_of
+from ._recorder import largest
 from ._spread import SIDES, Spreads
 from ._steps import largest_of, move
 from ._watch import watch

@@ -61,8 +61,8 @@ def curve(curves: Mapping[str, Curve], label: str, *, logarithmic: bool) -> Figu
         one.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=7))
         one.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         one.yaxis.set_minor_formatter(NullFormatter())
-    legend = one.legend(fontsize=7, frameon=True, framealpha=0.8, facecolor=BACK, edgecolor="none", labelcolor=INK)
-    legend.set_zorder(5)
+    above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2, "ncols": 2}  # hides no curve there
+    one.legend(fontsize=7, frameon=False, labelcolor=INK, **above)
     return made
 
 
