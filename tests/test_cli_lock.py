@@ -15,7 +15,7 @@ import pytest
 
 from tests.command_line import Ran, Run, runner
 from tests.test_cli import MODELS, SMALL
-from zero_convert.lock import read_lock, spell
+from zero_convert.locks import read_lock, spell
 
 QUICK = (*SMALL, "--validate", "none")
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from zero_convert.errors import MalformedError, StorageError
 from zero_convert.exporters.safetensors import Entry, read_header, write
-from zero_convert.lock import Entry as LockEntry
-from zero_convert.lock import Lock, LockedFile, Origin, write_lock
+from zero_convert.locks import Entry as LockEntry
+from zero_convert.locks import Lock, LockedFile, Origin, write_lock
 from zero_convert.pipeline import convert
 from zero_convert.receipt import make_receipt, metadata, read_receipt, receipt_path, write_receipt
 from zero_convert.records import Recipe

@@ -14,7 +14,7 @@ from tests.test_startup import HEAVY, _modules_after
 from zero_convert import cli, diffing
 from zero_convert.diffing import Comparison, diff
 from zero_convert.exporters import safetensors
-from zero_convert.lock import Entry, Lock, LockedFile, write_lock
+from zero_convert.locks import Entry, Lock, LockedFile, write_lock
 from zero_convert.receipt import make_receipt, metadata, read_receipt, receipt_path, write_receipt
 from zero_convert.records import Edit, Recipe
 

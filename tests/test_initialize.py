@@ -30,6 +30,19 @@ class Net(nn.Module):
         return self.head(x if self.extra is None else torch.special.zeta(x.abs() + 2, self.extra))
 
 
+class Buffered(nn.Module):
+    """A layer and two buffers: one that may have been drawn, and a table."""
+
+    def __init__(self, noise: Tensor) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 6)
+        self.register_buffer("noise", noise)
+        self.register_buffer("table", torch.tensor([0.25, 0.75]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.head(x) + self.noise) * self.table.sum()
+
+
 def shared_memory() -> Net:
     """A second name for the first layer's numbers, without being the same tensor."""
     net = Net()
@@ -88,6 +101,12 @@ def test_a_tensor_without_a_rule_stops_the_run_unless_it_is_said_what_it_gets() 
     assert net.extra.tolist() == [0.0] * 6
     net, rules = filled(Net(given), leftovers="keep")  # a factory fixed it
     assert given.all() and (net.extra.tolist(), rules["extra"]) == (given.tolist(), "kept as constructed")
+
+
+def test_zeros_go_to_buffers_that_a_generator_drew() -> None:
+    net, rules = filled(Buffered(torch.full((6,), torch.nan)), leftovers="zeros")
+    assert net.noise.tolist() == [0.0] * 6 and rules["noise"] == "constant 0"
+    assert net.table.tolist() == [0.25, 0.75] and rules["table"] == "kept as constructed"
 
 
 def test_what_a_generator_drew_is_not_kept() -> None:

@@ -13,8 +13,8 @@ from torch import nn
 from tests.command_line import Run, runner
 from tests.test_lock import LOCK as LOCKED
 from zero_convert.digests import sha256_file
-from zero_convert.lock import Origin, parse_lock, read_lock, spell
-from zero_convert.replaying import moved
+from zero_convert.locks import Origin, parse_lock, read_lock, spell
+from zero_convert.locks.replaying import moved
 
 NETS = """
 import torch

@@ -15,7 +15,7 @@ import torch
 import zero_convert as zc
 from zero_convert import cli, contract, schemes
 from zero_convert.errors import LoadError, MalformedError, UntrustedError, UsageError
-from zero_convert.lock import read_lock
+from zero_convert.locks import read_lock
 
 from .nets import mlp, tiny_resnet
 from .odd_nets import ramp

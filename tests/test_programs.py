@@ -11,7 +11,7 @@ from torch import nn
 
 import zero_convert as zc
 from tests.checkpoints import Net, program, script
-from zero_convert import lifting
+from zero_convert import programs
 from zero_convert.cli import main
 from zero_convert.errors import LoadError
 from zero_convert.receipt import read_receipt, receipt_path
@@ -64,7 +64,7 @@ def test_a_recorded_program_is_its_layers_again(training: bool) -> None:
     network = Sorts().train(training)
     ids = torch.arange(6).view(2, 3)
     recorded = torch.export.export(network, (ids,))
-    again = lifting.from_program(recorded)
+    again = programs.from_program(recorded)
     assert shapes(again) == shapes(network) and classes(again) == classes(network)
     assert again.training is training
     for each in (again, network):
@@ -116,6 +116,6 @@ def test_a_program_that_no_graph_holds_is_an_error_with_a_way_out() -> None:
 
 def test_what_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = torch.export.export(Net().eval(), (torch.ones(2, 3, 8, 8),))
-    monkeypatch.setattr(lifting, "FUNCTIONS", {**lifting.FUNCTIONS, "add": torch.sub})
+    monkeypatch.setattr(programs, "FUNCTIONS", {**programs.FUNCTIONS, "add": torch.sub})
     with pytest.raises(LoadError, match="does not compute what the program computes"):
-        lifting.from_program(recorded)
+        programs.from_program(recorded)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection
+from keyword import iskeyword
 from typing import Any, Self
 
 import torch
@@ -121,9 +123,25 @@ class ConvertedModule(nn.Module):
 def _compile(graph: fx.Graph) -> Callable[..., Any]:
     code = graph.python_code("self")
     space = dict(code.globals)
-    exec(compile(code.src, "<zero_convert graph>", "exec"), space)
+    exec(compile(_without_keywords(code.src, graph), "<zero_convert graph>", "exec"), space)
     function: Callable[..., Any] = space["forward"]
     return function
+
+
+def _without_keywords(source: str, graph: fx.Graph) -> str:
+    """The code that torch writes for a graph, where names like `in` and `from`, which may well be keys of a ModuleDict,
+    are read with getattr: torch does so only with what is no identifier."""
+    targets = {str(node.target): None for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    for target in sorted(targets, key=len, reverse=True):
+        parts = target.split(".")
+        if any(map(iskeyword, parts)):
+            written, right = "self", "self"
+            for part in parts:
+                written = f"{written}.{part}" if part.isidentifier() else f'getattr({written}, "{part}")'
+                plain = part.isidentifier() and not iskeyword(part)
+                right = f"{right}.{part}" if plain else f'getattr({right}, "{part}")'
+            source = re.sub(rf"(?<![\w.]){re.escape(written)}(?!\w)", lambda _, right=right: right, source)  # type: ignore[misc]
+    return source
 
 
 def _either(graph: fx.Graph, train: Callable[..., Any], evaluate: Callable[..., Any]) -> Callable[..., Any]:

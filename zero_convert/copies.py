@@ -7,9 +7,11 @@ the layers of the block that was copied. Here such a function becomes one over t
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from types import CellType, FunctionType, MethodType
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 MADE = (nn.Module, MethodType)
@@ -23,6 +25,9 @@ def copy_of(module: M, memo: dict[int, Any] | None = None) -> M:
         Exception: whatever a part raises that cannot be copied.
     """
     memo = {} if memo is None else memo
+    for value in _held(module):
+        if isinstance(value, torch.jit.ScriptFunction):  # torch does not copy one; it has no state
+            memo[id(value)] = value
     twin = copy.deepcopy(module, memo)
     for part in list(twin.modules()):
         _rebind(vars(part), memo)
@@ -30,6 +35,14 @@ def copy_of(module: M, memo: dict[int, Any] | None = None) -> M:
             if isinstance(held, dict):  # hooks, and tables of functions
                 _rebind(held, memo)
     return twin
+
+
+def _held(module: nn.Module) -> Iterator[Any]:
+    """What the module's parts hold, and what is in lists, tuples and dicts that they hold."""
+    for part in module.modules():
+        for value in vars(part).values():
+            inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+            yield from (value, *inside)
 
 
 def _rebind(held: dict[Any, Any], memo: dict[int, Any]) -> None:

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from . import exporters
-from .comparing import Difference, compare, compare_files
 from .digests import Written, brief, parse_json
 from .errors import MalformedError, UsageError
 from .fields import read_limited
-from .lock import SIZE_LIMIT, Entry, Lock, find, parse_lock
+from .locks import SIZE_LIMIT, Entry, Lock, find, parse_lock
+from .locks.comparing import Difference, compare, compare_files
 from .receipt import RECEIPT_SUFFIX, Identity, receipt_from_json, recipe_from_metadata
 from .records import Edit, Recipe
 

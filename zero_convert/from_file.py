@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import fitting, lifting, readers
+from . import fitting, programs, readers
 from .digests import brief, sha256_file
 from .errors import LoadError, UntrustedError, UsageError
 from .foreign import place, spell
@@ -198,7 +198,7 @@ def _loaded(contents: Contents) -> tuple[nn.Module, Any]:
             fix="The classes that it names have to be importable, from the current folder for instance.",
         ) from error
     if contents.format == torch_export.FORMAT:
-        return lifting.from_program(made), lifting.example_inputs(made)
+        return programs.from_program(made), programs.example_inputs(made)
     if not isinstance(made, nn.Module):
         raise LoadError("the trusted file holds no network", where=contents.path, got=f"a {type(made).__qualname__}")
     return made, None

@@ -6,7 +6,7 @@ Knows nothing of schemes or residual blocks.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,10 +45,22 @@ POOLS: frozenset[Any] = frozenset(
 )
 IDENTITIES: frozenset[Any] = frozenset({"contiguous", "clone", torch.clone})
 SIZES: frozenset[Any] = frozenset({"size", "dim", "numel", "new_empty", "new_full", "new_ones", "new_zeros"})
+SEVERAL = "it returns several values"  # why an edit that needs one is declined
 VIEWS = frozenset({"T", "H", "mT", "mH", "real", "imag", "data"})  # attributes of a tensor that are its values
 LIKE: frozenset[Any] = frozenset(
     {torch.empty_like, torch.full_like, torch.ones_like, torch.rand_like, torch.randn_like, torch.zeros_like}
 )
+CHOOSING: Mapping[str, tuple[int, str]] = {  # which argument is an index or a mask, by position and name
+    **dict.fromkeys(("gather", "index_select", "index_add", "index_copy", "scatter", "scatter_add"), (2, "index")),
+    "scatter_reduce": (2, "index"),
+    "take": (1, "index"),
+    "take_along_dim": (1, "indices"),
+    "getitem": (1, ""),
+    "masked_fill": (1, "mask"),
+    "masked_select": (1, "mask"),
+    "where": (0, "condition"),
+    "embedding": (0, "input"),
+}
 NORM_FUNCTIONS: frozenset[Any] = frozenset(
     {F.batch_norm, F.group_norm, F.instance_norm, F.layer_norm, F.rms_norm, torch.batch_norm, torch.layer_norm}
 )
@@ -99,6 +111,18 @@ def relu_kind(node: fx.Node, root: nn.Module) -> str:
 def tensors_in(node: fx.Node) -> list[fx.Node]:
     """The node's inputs that are computed values: no parameters, no sizes."""
     return [n for n in node.all_input_nodes if n.op != "get_attr" and not is_size(n)]
+
+
+def signals_in(node: fx.Node) -> list[fx.Node]:
+    """The computed values that a node's value is made of: not the indices and masks that only choose among them."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if node.op not in ("call_function", "call_method") or name.removesuffix("_") not in CHOOSING:
+        return tensors_in(node)
+    position, word = CHOOSING[name.removesuffix("_")]
+    kept = [a for i, a in enumerate(node.args) if i != position] + [a for k, a in node.kwargs.items() if k != word]
+    signals: dict[fx.Node, None] = {}
+    fx.map_arg(kept, lambda n: signals.setdefault(n))
+    return [n for n in tensors_in(node) if n in signals]
 
 
 def is_size(node: fx.Node) -> bool:
@@ -170,6 +194,33 @@ def insert_after(
     return made
 
 
+def signal_of(node: fx.Node) -> fx.Node | None:
+    """The one tensor that a layer makes: its value, or the first item of several (features with their lengths).
+
+    None where the node's value is handed on as a whole, or nothing reads its first item.
+    """
+    if node.meta.get("shape") is not None:
+        return node
+    items = list(node.users)
+    if any(user.target is not operator.getitem for user in items):
+        return None
+    first = [user for user in items if user.args[1] == 0]
+    return first[0] if len(first) == 1 and first[0].meta.get("shape") is not None else None
+
+
+def made_from(node: fx.Node, source: fx.Node) -> bool:
+    """Whether the node needs the source: its values, or only its size."""
+    todo, seen = [node], {node}
+    while todo:
+        at = todo.pop()
+        if at is source:
+            return True
+        new = [n for n in at.all_input_nodes if n not in seen]
+        seen.update(new)
+        todo += new
+    return False
+
+
 def call(graph: fx.Graph, target: Callable[..., Any] | str, args: tuple[Any, ...]) -> fx.Node:
     """A new call at the graph's insertion point, of a function or of a module given by its path."""
     return graph.call_module(target, args) if isinstance(target, str) else graph.call_function(target, args)
@@ -203,17 +254,24 @@ def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def resort(graph: fx.Graph) -> None:
-    """Orders the nodes so that every value exists before it is used; keeps the present order where it can."""
+    """Orders the nodes so that every value exists before it is used; keeps the present order where it can.
+
+    Raises:
+        ValueError: a value would be computed from itself.
+    """
     order = {node: i for i, node in enumerate(graph.nodes)}
     done: dict[fx.Node, None] = {}
     for start in list(graph.nodes):
-        stack = [start]
+        stack, way = [start], set()
         while stack:
             node = stack[-1]
             missing = sorted((n for n in node.all_input_nodes if n not in done), key=order.__getitem__, reverse=True)
             if node in done:
                 stack.pop()
             elif missing:
+                way.add(node)
+                if circle := way.intersection(missing):
+                    raise ValueError(f"{', '.join(sorted(n.name for n in circle))} would be computed from itself")
                 stack += missing
             else:
                 done[node] = None

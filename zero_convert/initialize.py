@@ -76,6 +76,8 @@ def initialize(
                 rule = Kept(tensor.shape) if is_fixed(tensor, constructed) else rule.otherwise
             if isinstance(rule, Kept) and taken and tensor.name in taken and taken[tensor.name].shape == tensor.shape:
                 rule = taken[tensor.name]
+            if isinstance(rule, Kept) and leftovers == "zeros" and not is_fixed(tensor):
+                rule = Constant(tensor.shape, 0.0)
             if rule is None:
                 uses = f", {dict(layer.uses).get(tensor.local, '')}" if layer.uses else ""
                 uses += f": {layer.refusal}" if layer.refusal else ""
@@ -98,14 +100,15 @@ def initialize(
         for name, (_, tensor, rule) in rules.items()
         if isinstance(rule, Kept)
         and chosen[first[name]] == name
-        and (name in drawn or not _is_constant(state[name], tensor, constructed and leftovers == "keep"))
+        and not is_fixed(tensor, constructed and leftovers == "keep")
     ]
     if random:
         raise CoverageError(
             f"{len(random)} tensors would be kept as constructed, but hold no constants",
             where=", ".join(random[:SHOWN]) + (" …" if len(random) > SHOWN else ""),
             expected="values that no generator drew and no training left",
-            fix="Pass --leftovers zeros, set them to constants before converting, or give the model as a factory.",
+            fix="Pass --leftovers zeros, or set them to constants "
+            + ("in the constructor." if constructed else "before converting, or give the model as a factory."),
         )
     if write:
         with torch.no_grad():

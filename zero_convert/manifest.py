@@ -27,10 +27,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .atomic import write_bytes
-from .comparing import Difference
 from .digests import brief, parse_json, sha256_file
 from .errors import MalformedError, RefusedError, StorageError
 from .fields import Fields, is_digest, is_text, read_limited
+from .locks.comparing import Difference
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"

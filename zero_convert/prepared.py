@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from . import lifting, readers, receipt, rewrites, schemes, sources
+from . import readers, receipt, rewrites, schemes, sources
 from .copies import copy_of
 from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .from_file import File, opened
 from .initialize import initialize, taken_over, ties
 from .live import Original, Traced
 from .original import keep
+from .programs import scripts
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .result import Progress, tell
 from .scheme import Scheme
@@ -157,8 +158,8 @@ def prepare(
     tell(progress, "trace", loaded.source)
     given = loaded.example_inputs or ()
     inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
-    needed = _needed_inputs(loaded) if example_inputs is not None else ()
     traced = trace(loaded.module, given)
+    needed = _needed_inputs(loaded, traced.rung) if example_inputs is not None else ()
     outputs = {mode: _outputs(graph) for mode, graph in (("train", traced.train), ("evaluate", traced.evaluate))}
     tell(progress, "analyze", f"{len(list(traced.train.nodes))} nodes")
     if traced.whole and traced.opaque:
@@ -278,8 +279,12 @@ def _insists(module: nn.Module, given: Inputs | None) -> bool:
     return runs(module) and not runs(copy_of(module).float())
 
 
-def _needed_inputs(loaded: sources.Loaded) -> tuple[str, ...]:
-    """The given example inputs as the recipe spells them, where the source's own would not do to trace the model."""
+def _needed_inputs(loaded: sources.Loaded, rung: str) -> tuple[str, ...]:
+    """The given example inputs as the recipe spells them, where the source's own would not do to trace the model.
+
+    On the rung `fx` those do that run: its graph takes no way that sizes decide. On the others the graph is what these
+    inputs make of the forward, so they have to be of the same sizes.
+    """
     usual, given = sources.conventional_inputs(loaded), loaded.example_inputs or ()
     named = given if isinstance(given, Mapping) else dict.fromkeys(range(0))
     values = tuple(named.values()) if named else tuple(given)
@@ -289,6 +294,7 @@ def _needed_inputs(loaded: sources.Loaded) -> tuple[str, ...]:
         usual is not None
         and len(usual) == len(values)
         and isinstance(usual, Mapping) == bool(named)
+        and (rung == "fx" or _sizes(usual) == _sizes(given))
         and runs(loaded.module, usual)
     ):
         return ()
@@ -297,6 +303,11 @@ def _needed_inputs(loaded: sources.Loaded) -> tuple[str, ...]:
         f"{prefix}{'x'.join(map(str, x.shape))}:{str(x.dtype).removeprefix('torch.')}"
         for prefix, x in zip(prefixes, values, strict=True)
     )
+
+
+def _sizes(inputs: Inputs) -> list[tuple[Any, ...] | None]:
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return [tuple(x.shape) if isinstance(x, torch.Tensor) else None for x in values]
 
 
 def _same_outputs(
@@ -345,8 +356,7 @@ def load_source(
             where=loaded.source,
             fix="Give them: --input 1x3x224x224, or example_inputs= in Python.",
         )
-    if isinstance(loaded.module, torch.jit.ScriptModule):
-        network = lifting.from_script(loaded.module, loaded.example_inputs)
+    if (network := scripts.lifted(loaded.module, loaded.example_inputs)) is not loaded.module:
         loaded = replace(loaded, module=network, source=sources.factory.source_of(network))
     reduced = detectors.reduce(loaded.module)
     return replace(loaded, reduced=reduced, notes=(*loaded.notes, *detectors.told(reduced)))

@@ -21,6 +21,7 @@ from torch import fx, nn
 from . import exporters, receipt
 from .atomic import Output, alone, commit_all, staged
 from .digests import Written, leaf_digest, weights_digest
+from .eager import eager
 from .errors import CheckError, UsageError
 from .exporters import onnx, safetensors
 from .exporters.onnx import DataFile
@@ -286,6 +287,7 @@ class Result:
         """The stored tensors as the exporters take them. Errors as for `save`."""
         return self._start.entries(self.module)
 
+    @eager()
     def _exported(self, opset: int | None, fold: bool) -> _Exported:
         """The network for ONNX; with `fold` another one than `module`."""
         from .exporters._onnx_graph import folded, graph

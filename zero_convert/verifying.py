@@ -23,7 +23,7 @@ from pathlib import Path
 from . import exporters
 from .digests import Blob, Leaf, Written, brief, canonical_json, sha256_file
 from .errors import MalformedError, MismatchError, StorageError, ZeroConvertError
-from .lock import Lock, find, read_lock
+from .locks import Lock, find, read_lock
 from .receipt import (
     DIGEST_KEY,
     FOLDED_KEY,

@@ -43,6 +43,7 @@ from contextlib import nullcontext
 from importlib import import_module
 from os import PathLike
 
+from ..eager import eager
 from ..errors import ZeroConvertError
 from ..live import Subject
 from ..records import Check
@@ -77,6 +78,7 @@ LARGE = 5_000_000  # parameters
 PROMISES = ("branch_bound", "channel_spread", "symmetry", "norm_per_depth", "jacobian", "linearity")
 
 
+@eager()
 def run(
     subject: Subject,
     *,
@@ -130,6 +132,7 @@ def _answers(bench: Bench, progress: Progress | None) -> list[Check]:
     return found
 
 
+@eager()
 def compare_export(subject: Subject, path: str | PathLike[str], *, device: str, dtype: str, strict: bool) -> Check:
     """The answer of `parity` for the ONNX file of the subject.
 

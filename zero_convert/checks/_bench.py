@@ -6,8 +6,9 @@ run happens when the first of them asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -58,8 +59,15 @@ class Bench:
 
     @cached_property
     def module(self) -> nn.Module:
-        """A copy in its own precision on the device. Leave it as it is (`_guard.kept`)."""
-        return self.fresh()
+        """A copy in its own precision on the device. Leave it as it is (`_guard.kept`): it may share the weights."""
+        if self.device != "cpu":
+            return self.fresh()
+        lent = {
+            id(p): nn.Parameter(p.detach(), p.requires_grad)
+            for p in self.subject.traced.root.parameters()
+            if type(p) is nn.Parameter
+        }
+        return self._copy(lent)
 
     @cached_property
     def exact(self) -> nn.Module:
@@ -74,10 +82,11 @@ class Bench:
         """A new copy on any device."""
         return _constants(self._copy().to(device), lambda t: t.to(device))
 
-    def _copy(self) -> nn.Module:
+    def _copy(self, lent: Mapping[int, Any] = MappingProxyType({})) -> nn.Module:
+        """Args: `lent`: what stands for which object, by its id, instead of a copy."""
         traced = self.subject.traced
         graphs = {id(graph): graph for graph in traced.graphs}  # no need to copy these
-        return copy_of(traced.root, graphs)
+        return copy_of(traced.root, graphs | dict(lent))
 
     def out_of_memory(self) -> OutOfMemory:
         return OutOfMemory(
@@ -235,6 +244,8 @@ class Bench:
                     raise
                 self.not_exact = first_line(error)
             self._exact_runs[mode] = run
+            if self.level == "quick" and self._exact_runs.keys() >= set(self.modes):
+                self.__dict__.pop("exact", None)  # as large as two models, and asked for no more
         return self._exact_runs[mode]
 
     def _measure(self, mode: str, module: nn.Module, inputs: Batches, device: str, counts: str = "") -> Run:

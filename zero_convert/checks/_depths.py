@@ -38,7 +38,7 @@ class Depths:
         channels: counts over it, where asked for.
         rank: numerical rank of it, channels × at most 128 positions, and the largest that could be, where asked for.
         weights: parameter → Euclidean norm of its gradient.
-        backward: parameter → its gradient.
+        backward: parameter → its gradient, where asked for.
         stopped: why the graph could not be followed to its end; "" if it could.
     """
 
@@ -79,6 +79,7 @@ def _measured(bench: Bench, which: str) -> Depths | None:
         if which == "exact":
             device = "cpu"
         asked = "signal, channels" if which == "original" else "signal, weights"
+        asked += ", gradients" if bench.level == "full" else ""
         with _guard.in_float64() if which == "exact" else nullcontext():
             return run(module, traced.train, structure, bench.small_inputs[0], device, asked)
     except Exception as error:  # the original may refuse what its rewritten form takes, a kernel may know no float64
@@ -92,7 +93,7 @@ def run(module: nn.Module, graph: fx.Graph, structure: Structure, inputs: Inputs
 
     Args:
         asked: words: "channels" to count them, "signal" for the gradient that comes back to each depth, "weights" for
-            those of the parameters as well.
+            the lengths of those of the parameters as well, "gradients" for these themselves.
     """
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     with _guard.kept(module), _still_parameters(parameters, asked), torch.set_grad_enabled("signal" in asked):
@@ -116,8 +117,10 @@ def run(module: nn.Module, graph: fx.Graph, structure: Structure, inputs: Inputs
         found = seer.finished()
         for name, parameter in parameters:
             if parameter.grad is not None:
-                found.backward[name] = parameter.grad.detach()
                 found.weights[name] = length(parameter.grad)
+                if "gradients" in asked:
+                    found.backward[name] = parameter.grad.detach()
+                parameter.grad = None
     return found
 
 

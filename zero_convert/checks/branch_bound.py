@@ -70,9 +70,8 @@ def _ends(bench: Bench, graph: fx.Graph, join: Join) -> list[tuple[fx.Node, fx.N
     """The branch's last layers, its end, and how much larger the norms in between may make a value."""
     root, nodes = bench.subject.traced.root, {n.name: n for n in graph.nodes}
     branch = nodes.get(join.branch_node)
-    own = {
-        x.name for x in bench.subject.structure.layers if x.role == "last" and x.join == join.index and not x.stilled
-    }
+    last = [x for x in bench.subject.structure.layers if x.role == "last" and x.join == join.index]
+    own = {x.name for x in last if not x.stilled and not x.clipped}
     called = [n for n in graph.nodes if n.op == "call_module" and n.target in own]
     if branch is None or not called:
         return []

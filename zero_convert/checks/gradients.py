@@ -261,6 +261,7 @@ def _train(
                 if name in wanted:
                     run.first.setdefault(name, run.steps)
                 move(parameter, gradient, largest, size)
+        made.clear()  # before the next step makes others
         fresh = len(run.first) > known
         if run.broken or wanted <= {*run.first, *run.unused}:
             break

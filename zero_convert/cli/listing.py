@@ -8,12 +8,7 @@ import typer
 import typer.core
 
 from ..errors import FindingError, UsageError, ZeroConvertError
-from .parts import (
-    Json,
-    print_json,
-    stdout_kept_clean,
-    third_party_warnings,
-)
+from .parts import Json, print_json, stdout_kept_clean, third_party_warnings
 
 if TYPE_CHECKING:
     from ..display import Screen

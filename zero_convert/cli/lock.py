@@ -39,7 +39,7 @@ from .parts import (
 
 if TYPE_CHECKING:
     from ..display import Screen
-    from ..replaying import Answer
+    from ..locks.replaying import Answer
 
 LOCK = "zero.lock"
 _LOCK = "Lock"
@@ -64,10 +64,10 @@ def check(
 
     The first tensor, edit or recipe field that moved is named; the exit code is the highest of the entries'.
     """
-    from .. import display, replaying, reports
+    from .. import display, reports
     from ..display import lock as display_lock
     from ..fields import read_limited
-    from ..lock import SIZE_LIMIT, line_numbers, parse_lock, spell
+    from ..locks import SIZE_LIMIT, line_numbers, parse_lock, replaying, spell
 
     name = "json" if as_json else format_
     screen = display.Screen(quiet or name in ("json", "junit", "sarif"), verbose)
@@ -147,10 +147,10 @@ def lock(
             got="no MODEL" if model is None else "no --out",
             expected="MODEL --out FILE, or --update",
         )
-    from .. import exporters, readers, replaying, schemes
+    from .. import exporters, readers, schemes
     from ..atomic import check_target
     from ..display import lock as display_lock
-    from ..lock import read_lock, record
+    from ..locks import read_lock, record, replaying
 
     file = model if readers.names_file(model) else ""
     if file and arch is None:
@@ -216,9 +216,9 @@ def _refuse_with_update(options: Mapping[str, object]) -> None:
 
 
 def _update(screen: Screen, lock_file: Path, trust: bool, validate: str, device: str, as_json: bool) -> None:
-    from .. import replaying, reports
+    from .. import reports
     from ..display import lock as display_lock
-    from ..lock import read_lock
+    from ..locks import read_lock, replaying
 
     lock = read_lock(lock_file)
     answers: list[Answer] = []

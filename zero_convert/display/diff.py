@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.padding import Padding
 from rich.text import Text
 
-from ..comparing import Difference, short
+from ..locks.comparing import Difference, short
 from . import Screen, facts_table, table_of
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from rich.text import Text
 from . import Screen, error
 
 if TYPE_CHECKING:
-    from ..comparing import Difference
-    from ..lock import Lock
+    from ..locks import Lock
+    from ..locks.comparing import Difference
+    from ..locks.replaying import Answer
     from ..manifest import Manifest
-    from ..replaying import Answer
 
 _SHOWN = 10  # differences of an entry, where nobody asked for all
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..replaying import Answer
+from ..locks.replaying import Answer
 
 FORMATS = ("github", "json", "junit", "sarif")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..replaying import Answer
+from ..locks.replaying import Answer
 from . import Findings
 
 

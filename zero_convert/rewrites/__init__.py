@@ -16,6 +16,7 @@ from importlib import import_module
 from torch import fx
 
 from ..converted import ConvertedModule, uncalled
+from ..errors import ModelError
 from ..graphs import replace_module, resort
 from ..live import Region, Traced
 from ..records import Edit, Option, Structure
@@ -65,7 +66,14 @@ def _rewritten(
             if _content(graph) == before and not any(edit.applied for edit in found):
                 continue
             known.clear()  # the graphs share their modules
-            resort(graph)
+            try:
+                resort(graph)
+            except ValueError as error:
+                raise ModelError(
+                    f"the rewrite {name} does not fit this model",
+                    got=str(error),
+                    fix="--scheme zero-2022 leaves the architecture as it is. Please report the model.",
+                ) from error
             graph.lint()
             made = {str(node.target) for node in graph.nodes if node.op == "call_module"}
             aside = [path for path in aside if path not in made]  # a call from now on, or what a later rewrite removes

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from ..graphs import insert_after
+from ..graphs import SEVERAL, insert_after, signal_of
 from ..records import Analyzed, Edit, Layer, Option
 from ._transforms import add_transform
 
@@ -27,8 +27,12 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
         layer = growing.get(str(node.target)) if node.op == "call_module" else None
         if layer is None or layer.geometry is None:
             continue
+        signal = signal_of(node)
+        if signal is None:
+            edits.append(Edit(NAME, layer.name, "no Hadamard transform", False, SEVERAL))
+            continue
         transform, note = add_transform(root, layer.name, layer.geometry, options)
-        insert_after(graph, node, transform)
+        insert_after(graph, signal, transform)
         channels = layer.geometry.out_channels
         what = f"Hadamard transform over {channels} channels{note}"
         edits.append(Edit(NAME, layer.name, what, source=(str(channels),)))

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from ..graphs import insert_after, kind, tensors_in
+from ..graphs import insert_after, kind, made_from, tensors_in
 from ..layers import WEIGHT_KINDS, geometry
 from ..modules import subsample
 from ..records import Analyzed, Edit, Geometry, Join, Option
@@ -50,6 +50,7 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
             join.order == "pre-activation"
             and _first_makes_the_change(join, known)
             and _same_shapes(nodes, join, ends, known)
+            and not made_from(nodes[join.shortcut_node], ends[0])  # zeros of the branch's size fill its channels up
         ):
             edits.append(_early_shortcut(graph, nodes, join, weights, ends, known))
         else:

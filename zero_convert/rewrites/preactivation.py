@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ..graphs import add_module, insert_after, kind, only_user, replace_module, tensors_in
+from ..graphs import add_module, insert_after, is_size, kind, only_user, replace_module, tensors_in
 from ..layers import WEIGHT_KINDS, geometry, new_norm
 from ..records import Analyzed, Edit, Join, Option
 
@@ -158,7 +158,7 @@ def _reroute(block: _Block, value: fx.Node) -> None:
         inputs = list(at.all_input_nodes)
         if block.fork in inputs:
             at.replace_input_with(block.fork, value)
-        node += [n for n in inputs if n.op not in ("placeholder", "get_attr")]
+        node += [n for n in inputs if n.op not in ("placeholder", "get_attr") and not is_size(n)]
 
 
 def _norm_after(root: nn.Module, graph: fx.Graph, activation: fx.Node, block: _Block) -> list[Edit]:

@@ -18,7 +18,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.pooling import _MaxPoolNd
 
-from ..graphs import insert_after, kind, only_user, tensors_in
+from ..graphs import SEVERAL, insert_after, kind, only_user, signal_of, tensors_in
 from ..modules import pad_channels, subsample
 from ..records import Analyzed, Edit, Geometry, Option
 from ._transforms import add_transform
@@ -40,19 +40,25 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
             edits.append(Edit(NAME, layer.name, "no parallel skip", False, reason))
             continue
         if g.out_channels > g.in_channels and not g.patchify and not g.transposed:
-            shape, value = node.meta.get("shape") or (), tensors_in(node)[0].meta.get("shape") or ()
+            signal = signal_of(node)
+            if signal is None:
+                edits.append(Edit(NAME, layer.name, "no parallel skip", False, SEVERAL))
+                continue
+            shape, value = signal.meta.get("shape") or (), tensors_in(node)[0].meta.get("shape") or ()
             if g.kernel and shape[len(shape) - len(g.stride) :] != sampled(value, g.stride, centre_sides(g)):
                 reason = "its output has another size than a convolution with its stride and padding makes"
                 edits.append(Edit(NAME, str(node.target), "no parallel skip", False, reason))
                 continue
-            edits.append(_skip(root, graph, node, g, options))
+            edits.append(_skip(root, graph, node, signal, g, options))
     return edits
 
 
-def _skip(root: nn.Module, graph: fx.Graph, node: fx.Node, g: Geometry, options: Mapping[str, Option]) -> Edit:
+def _skip(
+    root: nn.Module, graph: fx.Graph, node: fx.Node, signal: fx.Node, g: Geometry, options: Mapping[str, Option]
+) -> Edit:
     path, trailing = str(node.target), len(g.kernel)
     value = tensors_in(node)[0]
-    pool = _own_pool(root, node, g) if max(g.stride, default=1) > 1 else None
+    pool = _own_pool(root, signal, g) if max(g.stride, default=1) > 1 else None
     with graph.inserting_after(node):
         if pool is not None:
             source = pool.all_input_nodes[0]
@@ -72,8 +78,8 @@ def _skip(root: nn.Module, graph: fx.Graph, node: fx.Node, g: Geometry, options:
         skip = graph.call_module(transform, (padded,))
     for new in (q, padded, skip):
         if new is not value:
-            new.meta["shape"] = node.meta.get("shape")
-    insert_after(graph, node, operator.add, lambda n: (n, skip))
+            new.meta["shape"] = signal.meta.get("shape")
+    insert_after(graph, signal, operator.add, lambda n: (n, skip))
     action = f"parallel skip: {what}, zero channels up to {g.out_channels}, Hadamard transform"
     return Edit(NAME, path, action, source=(value.name, way, str(g.out_channels)))
 

@@ -33,8 +33,9 @@ Paper against code. [2], second hand, from the text: IDI, IDIZ, e, t, and that c
 the columns is not settled there and decides what a convolution does; taps-first is this project's choice. [X], ours:
 groups have the matrix each, transposed convolutions the adjoint, one-column weights at the end of a branch are 0;
 queries, keys and values are IDI each, the output projection is IDIZ. Of two factors that are multiplied at the end of a
-branch only one is IDIZ. A branch that a factor constructed as 0 silences already, and a weight divided by its spectral
-norm, end in IDI. Embeddings and tokens are Hadamard codes; positions are 0; layer scale stays as constructed.
+branch only one is IDIZ. Three branches end in IDI: one that a factor constructed as 0 silences already, one with a ReLU
+before the join (it passes nothing of the 0 that value and opposite add up to), and one whose last weight is divided by
+its spectral norm. Embeddings and tokens are Hadamard codes; positions are 0; layer scale stays as constructed.
 
 Exact: three typed constants, each rounded once to float32; tau=sqrt2 is one IEEE square root. A row of IDIZ holds e and
 -e, which cancel without rounding.
@@ -66,7 +67,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         return OpposedIdentity(m, n, EPSILON)
 
     def weight(layer: Layer, g: Geometry) -> Formula:
-        last = layer.role == "last" and not layer.stilled
+        last = layer.role == "last" and not layer.stilled and not layer.clipped
         if layer.sections:
             rules: dict[str, MatrixRule] = {"factor" if layer.has("gate") else "": opposed} if last else {}
             return _placed(g, lambda m, n: by_section(layer, n, rules, identity), "centre")

@@ -163,12 +163,13 @@ def rewrites(options: Mapping[str, Option]) -> tuple[str, ...]:
 
 def _zero_branch(join: Join, structure: Structure) -> bool:
     """Every branch, but for one that ends in a layer before a ReLU, which 0 would leave dead, in one that cannot be 0,
-    or in a layer that shares its weight with one that is not 0."""
+    or in a layer that shares its weight with one that is not 0; or that calls a layer of the trunk again."""
+    called = {layer.name for layer in structure.layers if layer.role in ("stem", "trunk")}
     ends = structure.ends(join)
     sharers = [structure.layer(name) for layer in ends for name in layer.shared]
     divided = any(layer.parametrization and layer.parametrization[0] == "spectral_norm" for layer in ends)
     free = divided or any(layer.clipped for layer in ends)
-    return not free and all(layer.role in ZERO for layer in sharers)
+    return not free and all(layer.role in ZERO for layer in sharers) and not called.intersection(join.branch)
 
 
 SCHEME = Scheme(

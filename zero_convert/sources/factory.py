@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from zero_convert.eager import uncompiled
 from zero_convert.errors import LoadError, UsageError, ZeroConvertError
 from zero_convert.foreign import importable, place, run_file, spell
 from zero_convert.sources.guess import guess
@@ -74,7 +75,7 @@ class Origin:
 
 
 def checked(build: Callable[[], Any], model: str, args: Mapping[str, Any]) -> nn.Module:
-    """The module that `build` returns; whatever it does instead becomes one of our errors.
+    """The module that `build` returns, not compiled; whatever it does instead becomes one of our errors.
 
     Raises:
         UsageError: an argument the builder does not take, or a missing one.
@@ -98,7 +99,7 @@ def checked(build: Callable[[], Any], model: str, args: Mapping[str, Any]) -> nn
             got=f"an object of type {type(made).__module__}.{type(made).__qualname__}",
             expected="an nn.Module",
         )
-    return made
+    return uncompiled(made)
 
 
 def on_cpu(module: nn.Module, model: str) -> nn.Module:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from zero_convert.copies import copy_of
+from zero_convert.eager import eager
 from zero_convert.sources.inputs import Inputs, moved, run
 
 
@@ -119,6 +120,6 @@ def _with_values(module: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    with torch.no_grad(), warnings.catch_warnings():
+    with eager(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable
 
 from torch import fx, nn
 
-from ..graphs import Reach, is_size, kind, tensors_in
+from ..graphs import Reach, is_size, kind, signals_in, tensors_in
 from ..layers import WEIGHT_KINDS, geometry, kind_of
 from ..records import Gate, Geometry
 from .raw import raw_weight
@@ -59,7 +60,7 @@ class Facts:
                 continue
             for signal, factor in (tensors_in(node), tensors_in(node)[::-1]):
                 source = self._ungated(signal)
-                if not self.reach.reaches(source, factor):
+                if not self.reach.reaches(source, factor) or self._spread_over(signal, factor):
                     continue
                 layers = [n for n in self.reach.between(source, factor) if n in self.weights]
                 if layers:
@@ -68,6 +69,12 @@ class Facts:
                     self.factors[node] = (signal, factor)
                 break
         return tuple(gates), owner
+
+    def _spread_over(self, value: fx.Node, other: fx.Node) -> bool:
+        """Whether a value that no weight layer made is repeated over the other: the angles of positions, which every
+        block takes, and the spread of the input, which the output gets back, are no signal with a gate."""
+        sizes = [math.prod(n.meta.get("shape") or (0,)) for n in (value, other)]
+        return 0 < sizes[0] < sizes[1] and not any(self.reach.reaches(n, value) for n in self.weights)
 
     def _ungated(self, signal: fx.Node) -> fx.Node:
         """The signal before the gates that it passed last: coordinate attention multiplies by one for each axis."""
@@ -115,7 +122,7 @@ class Facts:
             if self.counts(node, end):
                 finals[node] = None
             else:
-                todo += [n for n in tensors_in(node) if self.reach.reaches(fork, n)]
+                todo += [n for n in signals_in(node) if self.reach.reaches(fork, n)]
         return finals
 
     def geometry(self, node: fx.Node) -> Geometry | None:

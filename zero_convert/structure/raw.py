@@ -117,9 +117,18 @@ def _use_by(user: fx.Node | None, node: fx.Node, kinds: dict[fx.Node, str]) -> U
             node = user
             user = next((n for n in node.users if not is_size(n) and not _is_model_for(n, node)), None)
             continue
+        if not more and (factor := _shifted_factor(user, kinds)) is not None:
+            return Use("added", factor)
         met = _met(user, node, labels, kinds[user])
         found = scaled_weight(user, node, labels, stored_shape(node)) if met.what == "multiplied" else None
         return Use("weight", *found) if found else met
+
+
+def _shifted_factor(node: fx.Node, kinds: dict[fx.Node, str]) -> fx.Node | None:
+    """The product of a signal with a parameter to which a number was added, `(1 + eps) * x`: 0 leaves the number."""
+    numbers = [a for a in node.args if isinstance(a, (int, float)) and a != 0]
+    products = [n for n in node.users if kinds[n] == "multiply"]
+    return products[0] if kinds[node] == "add" and numbers and len(products) == len(node.users) else None
 
 
 def _is_model_for(user: fx.Node, node: fx.Node) -> bool:

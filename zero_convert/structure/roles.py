@@ -104,6 +104,10 @@ class Roles:
                 roles |= dict.fromkeys(first, ("branch", join.index))
             for path in join.shortcut_layers:
                 roles[path] = ("shortcut", join.index)
+        for node in facts.weights:
+            *_, last = facts.paths[node]
+            if roles[last][0] == "last" and self.by_node[node][0] in ("stem", "trunk"):
+                roles[last] = self.by_node[node]  # called there as well, where 0 would end the signal
         free = {path for node in facts.weights if node not in facts.gate_of for path in facts.paths[node]}
         for gated in facts.factors:
             for node, given in self._gate_roles(gated).items():

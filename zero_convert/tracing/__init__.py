@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from .. import generators
+from ..eager import eager
 from ..errors import TraceError
 from ..graphs import kind, tensors_in
 from ..layers import WEIGHT_KINDS, kind_of
@@ -38,6 +39,7 @@ MAX_LEAVES = 256  # a model that needs more opaque leaves than this has no struc
 HIDDEN = 0.2  # share of the parameters inside leaves with several weight layers from which on sums may hide in them
 
 
+@eager()
 def trace(module: nn.Module, example_inputs: Inputs) -> Traced:
     """The module's graphs in training and evaluation mode, with the shape of every value.
 
@@ -59,6 +61,7 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Traced:
             m.training = mode
 
 
+@eager()
 def retrace(traced: Traced, root: nn.Module, values: Sequence[Any]) -> Traced:
     """The recordings of a model whose regions were rewritten in place."""
     modes = {m: m.training for m in root.modules()}
@@ -73,6 +76,7 @@ def retrace(traced: Traced, root: nn.Module, values: Sequence[Any]) -> Traced:
     )
 
 
+@eager()
 def record(module: nn.Module, example_inputs: Inputs) -> fx.Graph | None:
     """The graph of one forward in evaluation mode on real values, to look into parts that were kept whole.
 

@@ -26,6 +26,7 @@ from .. import generators
 from ..modules import FunctionCall, assigned
 from .calls import Call
 from .known import known_output, known_value
+from .mapped import one_by_one
 from .nodes import CannotRecord, Nodes
 from .operations import QUESTIONS, VALUES, assigned_attribute, attribute, is_method, target
 from .shapes import example_output, quiet, tensor_summary, tensors_of
@@ -86,7 +87,8 @@ class Recorder(TorchFunctionMode):
             self._shield_buffers()
             faked = [self._input(value, name) for value, name in zip(given, names, strict=True)]
             whole = unassigned(self.root, self._leaves) if self._fake is not None else nullcontext()
-            with whole, self._calls_seen(), sizes_of(self.graph), self:
+            maps = one_by_one(lambda: not self._paused, self._from_input)
+            with whole, self._calls_seen(), sizes_of(self.graph), maps, self:
                 value = self.root(*faked[: len(args)], **dict(zip(keywords, faked[len(args) :], strict=True)))
                 node = self.graph.output(self._values.argument(value))
             node.meta["outputs"] = tensor_summary(value)
@@ -311,13 +313,7 @@ class Recorder(TorchFunctionMode):
                 raise ValueNeeded("control flow depends on the value of a parameter")
             names = self._values.attributes.get(id(tensor), [""])
             return self._buffers.get(names[0], tensor), False
-        needed: dict[fx.Node, None] = {}
-        todo = [self._values.node(tensor)]
-        while todo:
-            node = todo.pop()
-            if node not in needed:
-                needed[node] = None
-                todo += node.all_input_nodes
+        needed = self._ancestors(tensor)
         for node in needed:
             if node.op == "call_module" or (node.op == "get_attr" and self._trainable(str(node.target))):
                 raise ValueNeeded("control flow depends on values that parameters make")
@@ -329,6 +325,23 @@ class Recorder(TorchFunctionMode):
                     run.env[node] = self._known_value(node) if node.op in KNOWN else run.run_node(node)
             refuse_draws(before, self._running[-1])
             return run.env[self._values.node(tensor)], depends
+
+    def _ancestors(self, tensor: Tensor) -> dict[fx.Node, None]:
+        """The nodes that a recorded tensor is made of, its own first."""
+        found: dict[fx.Node, None] = {}
+        todo = [self._values.node(tensor)]
+        while todo:
+            node = todo.pop()
+            if node not in found:
+                found[node] = None
+                todo += node.all_input_nodes
+        return found
+
+    def _from_input(self, tensor: Tensor) -> bool:
+        """Whether a graph that fixes the tensor's size would fix the size of an input."""
+        if self._fake is None or not self._values.known(tensor):
+            return False
+        return any(node.op == "placeholder" for node in self._ancestors(tensor))
 
     def _known_value(self, node: fx.Node) -> Any:
         name = str(node.target)

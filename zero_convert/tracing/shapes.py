@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from .. import generators
 from ..copies import copy_of
+from ..eager import eager
 from ..errors import TraceError
 from ..locate import user_frame
 from ..sources.inputs import reference_tensor
@@ -207,6 +208,7 @@ def _spelled(value: Any) -> str:
     return repr(value)[:40]
 
 
+@eager()
 def runs(module: nn.Module, inputs: Inputs) -> bool:
     """Whether the module's forward accepts these inputs in evaluation mode; on fake tensors, so nothing is computed."""
     mode, modes = FakeTensorMode(allow_non_fake_inputs=True), {m: m.training for m in module.modules()}
@@ -222,6 +224,7 @@ def runs(module: nn.Module, inputs: Inputs) -> bool:
     return True
 
 
+@eager()
 def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequence[Any]) -> None:
     """Writes `node.meta["shape"]` (None for what is no tensor) for every node of the graph.
 

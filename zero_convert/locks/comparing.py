@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .digests import Leaf, brief, canonical_json
-from .fields import is_digest
-from .receipt import Identity, recipe_json
-from .records import Edit, Recipe
+from ..digests import Leaf, brief, canonical_json
+from ..fields import is_digest
+from ..receipt import Identity, recipe_json
+from ..records import Edit, Recipe
 
 _SOURCE = "source"  # of a recipe's fields the one that comes with the model
 

@@ -39,13 +39,13 @@ from os import PathLike
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
-from . import foreign
-from .atomic import alone, write_bytes
-from .digests import Blob, Written, brief, parse_json
-from .errors import MalformedError
-from .fields import Fields, is_digest, is_text, is_texts, read_blob, read_edit, read_limited, read_source
-from .receipt import DATA_SUFFIX, IDENTITY_FIELDS, Identity, Receipt, identity_from_json, identity_json
-from .records import Edit, Recipe
+from .. import foreign
+from ..atomic import alone, write_bytes
+from ..digests import Blob, Written, brief, parse_json
+from ..errors import MalformedError
+from ..fields import Fields, is_digest, is_text, is_texts, read_blob, read_edit, read_limited, read_source
+from ..receipt import DATA_SUFFIX, IDENTITY_FIELDS, Identity, Receipt, identity_from_json, identity_json
+from ..records import Edit, Recipe
 
 NAME = "zero.lock"
 SIZE_LIMIT = 256 << 20  # bytes; ten models of 100,000 tensors have about 150 MB

@@ -16,16 +16,16 @@ from os import PathLike
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from . import exporters, foreign, sources
+from .. import exporters, foreign, sources
+from ..digests import Written, brief, sha256_file
+from ..errors import MismatchError, StorageError, UntrustedError, UsageError, ZeroConvertError
+from ..receipt import Identity, read_receipt, receipt_path
+from ..records import Edit
+from . import Entry, LockedFile, Origin, canonical_model, record, strange_path, wordless
 from .comparing import Difference, compare, compare_digests, compare_files
-from .digests import Written, brief, sha256_file
-from .errors import MismatchError, StorageError, UntrustedError, UsageError, ZeroConvertError
-from .lock import Entry, LockedFile, Origin, canonical_model, record, strange_path, wordless
-from .receipt import Identity, read_receipt, receipt_path
-from .records import Edit
 
 if TYPE_CHECKING:
-    from .result import Progress, Result, Saved
+    from ..result import Progress, Result, Saved
 
 
 @dataclass(frozen=True)
@@ -201,8 +201,8 @@ def made_again(
 
 def converted(request: Request, folder: Path, progress: Progress | None = None) -> Result:
     """The conversion, made in the lock's folder. Errors as for `convert`."""
-    from . import pipeline
-    from .sources.inputs import parse_inputs
+    from .. import pipeline
+    from ..sources.inputs import parse_inputs
 
     inputs = parse_inputs(request.inputs) if request.inputs else None
     with contextlib.chdir(folder):
@@ -227,7 +227,7 @@ def _file_in(path: str) -> str:
 
 def origin_of(request: Request, folder: Path) -> Origin | None:
     """The model file of a request, hashed. Errors as for `readers.read`."""
-    from . import from_file
+    from .. import from_file
 
     if not request.file:
         return None

@@ -1,4 +1,4 @@
-"""Programs as networks of torch's layers again: what `torch.export` recorded, and TorchScript by way of it.
+"""Programs as networks of torch's layers again: what `torch.export` recorded.
 
 A program is a graph of operations on tensors. Here each operation that is a layer's, on tensors that a layer would own,
 becomes that layer at the place where the tensors are; others become the functions that a forward would have called. The
@@ -8,11 +8,8 @@ inputs before it is given out. Nothing here reads files, or knows of schemes.
 
 from __future__ import annotations
 
-import logging
 import operator
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,11 +18,11 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree
 
-from .errors import LoadError
-from .foreign import spell
-from .lifted_layers import Layer, arguments, layer_of, packet
+from ..errors import LoadError
+from ..foreign import spell
+from .layers import Layer, arguments, layer_of, packet
 
-_WAY_OUT = "--arch MODEL takes the structure from there, and nothing of the file is run."
+WAY_OUT = "--arch MODEL takes the structure from there, and nothing of the file is run."
 _END = (1 << 63) - 1  # how a slice without an end is spelled
 _CHECKS = ("_assert", "sym_constrain", "_guards_fn")  # what they would ask is known once the program has run
 _ACTIVATIONS = (
@@ -72,44 +69,6 @@ def from_program(program: Any, parameters: frozenset[str] | None = None) -> nn.M
     network.train(training)
     _compare(program, network)
     return network
-
-
-def from_script(module: torch.jit.ScriptModule, inputs: Any) -> nn.Module:
-    """The network that a TorchScript program describes, as it goes with these example inputs.
-
-    Raises:
-        LoadError: torch does not turn its code into a graph.
-    """
-    given = tuple(inputs.values()) if isinstance(inputs, Mapping) else tuple(inputs)
-    trained = frozenset(name for name, _ in module.named_parameters(remove_duplicate=False))
-    try:
-        from torch._export.converter import TS2EPConverter
-
-        with _quiet(), torch.random.fork_rng(devices=[]):
-            program = TS2EPConverter(module.eval(), given).convert()
-    except Exception as error:  # whatever torch says of code that it does not follow
-        raise LoadError(
-            "torch does not turn this TorchScript program into a graph",
-            where=str(module.original_name),
-            got=spell(error),
-            expected="straight code, or branches that the example inputs decide",
-            fix=_WAY_OUT,
-        ) from error
-    network = from_program(program, trained)
-    return network.train()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What torch says of its own converter is of no use to the reader."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def example_inputs(program: Any) -> Any:
@@ -237,12 +196,12 @@ def _compare(program: Any, network: nn.Module) -> None:
                 torch.manual_seed(0)
                 answers.append(_pytree.tree_leaves(each(*given[0], **given[1])))
     except Exception as error:  # whatever a forward raises
-        raise LoadError("the program does not run", got=spell(error), fix=_WAY_OUT) from error
+        raise LoadError("the program does not run", got=spell(error), fix=WAY_OUT) from error
     if len(answers[0]) != len(answers[1]) or not all(map(_alike, *answers)):
         raise LoadError(
             "the network made of this program does not compute what the program computes",
             expected="the same outputs for its example inputs",
-            fix=f"{_WAY_OUT} Please report the program.",
+            fix=f"{WAY_OUT} Please report the program.",
         )
 
 
