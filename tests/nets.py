@@ -180,6 +180,23 @@ class NormFreeNet(nn.Module):
         return self.head(F.relu(x).mean((2, 3)))
 
 
+class TinyAttention(nn.Module):
+    """One block of attention by torch's own function, which has a kernel for each device."""
+
+    def __init__(self, width: int = 32, heads: int = 4) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.head = nn.Linear(width, 8)
+
+    def forward(self, x: Tensor) -> Tensor:  # (batch, tokens, width)
+        parts = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        x = x + self.out(F.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2))
+        return self.head(x.mean(1))
+
+
 class FailingForward(nn.Module):
     """Builds, but its forward raises."""
 

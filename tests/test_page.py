@@ -325,6 +325,13 @@ def test_the_drawn_block_is_that_of_the_graph(bottleneck: zc.Result) -> None:
     assert sum(box.label == "+" for box in second.after) == 2  # the inner skip came in
 
 
+def test_a_kept_architecture_is_drawn_with_the_same_operations_before_and_after() -> None:
+    kept = zc.convert(nets.BottleneckNet(), torch.zeros(1, 3, 32, 32), scheme="zero-2022", device="cpu")
+    for kind in page._kinds(kept):
+        assert kind.before is not None and kind.after is not None
+        assert [box.label for box in kind.before] == [box.label for box in kind.after]
+
+
 def _box(*sources: int) -> blocks.Box:
     return blocks.Box("x", "x", "", sources)
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zero_convert import checks
-from zero_convert.checks import _bench
+from zero_convert.checks import _bench, _recorder
 from zero_convert.errors import DeviceError
 from zero_convert.live import Subject
 from zero_convert.rewrites import out_of_place
@@ -295,7 +295,7 @@ def full_above(monkeypatch: pytest.MonkeyPatch, samples: int, error: BaseExcepti
             raise error
         return call(module, subject, values)
 
-    real = _bench._Recorder.run_node
+    real = _recorder.Recorder.run_node
 
     def run_node(self: Any, n: torch.fx.Node) -> Any:
         value = real(self, n)
@@ -304,7 +304,7 @@ def full_above(monkeypatch: pytest.MonkeyPatch, samples: int, error: BaseExcepti
         return value
 
     monkeypatch.setattr(_bench, "call", limited)
-    monkeypatch.setattr(_bench._Recorder, "run_node", run_node)
+    monkeypatch.setattr(_recorder.Recorder, "run_node", run_node)
 
 
 MEMORY = [

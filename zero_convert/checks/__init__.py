@@ -1,9 +1,9 @@
 """Validate: read-only questions about a converted model, answered with numbers. One question a file.
 
 Every file has one function `ask(bench) -> Check | None` (None where the question does not arise); its docstring is
-the check's published meaning. `_bench.py` makes the copies and runs that they share, `_inputs.py` what they are fed,
-`_guard.py` keeps random states and torch's switches, `_device.py` finds the device. The model itself is never run and
-never written to.
+the check's published meaning. `_bench.py` makes the copies and runs that they share, `_recorder.py` looks at a run,
+`_inputs.py` is what they are fed, `_guard.py` keeps random states and torch's switches, `_rounding.py` those for
+float32, `_device.py` finds the device. The model itself is never run and never written to.
 
     coverage       what share of the parameters is in captured graphs
     outputs        the same shapes and dtypes as the original's

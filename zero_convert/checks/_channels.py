@@ -73,7 +73,7 @@ def distinct(rows: Tensor) -> int:
 def rank(rows: Tensor) -> tuple[int, int]:
     """The numerical rank of the rows over at most `POSITIONS` positions, and the largest it could be."""
     step = -(-rows.shape[1] // POSITIONS) or 1
-    part = rows[:, ::step].double().cpu()
+    part = rows[:, ::step].cpu().double()
     most = min(part.shape)
     scale = float(part.abs().max()) if part.numel() else 0.0
     if not 0 < scale < math.inf:

@@ -20,9 +20,10 @@ from ..layers import WEIGHT_KINDS
 from ..original import filled, hashed
 from ..records import Layer, Structure
 from . import _guard
-from ._bench import LOW_VARIANCE, Bench, first_line, is_float, owner_of, still
+from ._bench import Bench, still
 from ._channels import Channels, as_rows, rank, statistics
 from ._inputs import Inputs, floats, mapped, moved
+from ._recorder import LOW_VARIANCE, first_line, is_float, owner_of
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Depths:
 def depths(bench: Bench, which: str) -> Depths | None:
     """The signal in training mode of "own" (the model's precision), "exact" (float64 on the CPU) or "original".
 
-    None where the network does not run so. Measured once for all checks that ask.
+    None where the exact one or the original does not run so. Measured once for all checks that ask.
     """
     key = f"depths {which}"
     if key not in bench.found:
@@ -81,9 +82,9 @@ def _measured(bench: Bench, which: str) -> Depths | None:
         asked += ", gradients" if bench.level == "full" else ""
         with _guard.in_float64() if which == "exact" else nullcontext():
             return run(module, traced.train, structure, bench.small_inputs[0], device, asked)
-    except torch.OutOfMemoryError as error:
-        raise bench.out_of_memory() from error
-    except Exception:  # the original may refuse what its rewritten form takes, a kernel may know no float64
+    except Exception as error:  # the original may refuse what its rewritten form takes, a kernel may know no float64
+        if _guard.ran_out(error) or which == "own":
+            raise
         return None
 
 
@@ -104,9 +105,9 @@ def run(module: nn.Module, graph: fx.Graph, structure: Structure, inputs: Inputs
         seer = _Seer(module, graph, structure, "channels" in asked)
         try:
             returned: Any = seer.run(*given)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
+            if _guard.ran_out(error):
+                raise
             seer.seen.stopped, returned = first_line(error), ()
         ends = [t for t in (seer.heads or floats(returned)) if t.requires_grad and t.numel()]
         if ends:
@@ -137,7 +138,7 @@ def _still_parameters(parameters: Iterable[tuple[str, nn.Parameter]], asked: str
 
 def length(values: Tensor) -> float:
     """The Euclidean norm."""
-    return float(torch.linalg.vector_norm(values.detach().double())) if values.numel() else 0.0
+    return float(torch.linalg.vector_norm(_guard.wide(values.detach()))) if values.numel() else 0.0
 
 
 def _traceable(x: Tensor) -> Tensor:
@@ -190,9 +191,10 @@ class _Seer(fx.Interpreter):
             self.seen.channels.append(statistics(rows, LOW_VARIANCE))
             self.seen.rank.append(rank(rows))
         if seen.requires_grad:
+            back = self._back  # and not `self`: a hook that knows its own graph would keep it alive for ever
 
             def note(gradient: Tensor) -> None:
-                self._back[index] = _rms(gradient.detach())
+                back[index] = _rms(gradient.detach())
 
             seen.register_hook(note)  # type: ignore[no-untyped-call]
 

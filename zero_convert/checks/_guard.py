@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -9,12 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .. import generators
+from ._rounding import full_float32
 
-EXACT = ("none", "ieee")
 OFF, WARN = 0, 1  # of `torch.set_deterministic_debug_mode`
 SMALLER = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
@@ -23,40 +24,49 @@ SMALLER = frozenset({torch.float32, torch.float16, torch.bfloat16})
 def pinned(device: str) -> Iterator[None]:
     """Inside: full float32, deterministic algorithms, autocast off, no warnings. After: all as before, generators too.
 
-    TF32 would make identity layers inexact (1e-3), and timing-based algorithm search would make runs differ.
+    TF32 would make identity layers inexact (1e-3), and timing-based algorithm search would make runs differ. Operations
+    without a deterministic kernel only warn, so that networks with them can be asked; but then torch leaves the fused
+    attention of a GPU as it is, whose backward adds in any order: there attention is computed step by step.
     """
     kind = device.partition(":")[0]
-    switches: list[tuple[Any, str, Any]] = [
-        (torch.backends.cudnn, "benchmark", False),
-        (torch.backends.cudnn, "deterministic", True),
-        *((owner, "fp32_precision", None) for owner in _rounding(kind)),
-    ]
-    before = [(owner, name, getattr(owner, name)) for owner, name, _ in switches]
-    mode = torch.get_deterministic_debug_mode()
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, cudnn.deterministic, torch.get_deterministic_debug_mode(), fused_attention()
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     states = generators.states(device)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
         warnings.simplefilter("ignore")
+        stack.enter_context(full_float32())
         try:
-            for owner, name, value in switches:
-                if value is not None:
-                    setattr(owner, name, value)
-                    continue
-                owner.fp32_precision = "none"  # off, and what the older `allow_tf32` calls off
-                if owner.fp32_precision not in EXACT:  # inherited from a general switch
-                    owner.fp32_precision = "ieee"
-            if kind == "cuda" and workspace is None:
-                os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS refuses to be deterministic
+            cudnn.benchmark, cudnn.deterministic = False, True
+            if kind == "cuda":
+                set_fused_attention((False,) * len(before[3]))
+                if workspace is None:
+                    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS is not deterministic
             deterministic(WARN)
             with torch.autocast(kind, enabled=False), torch.inference_mode(False):
                 yield
         finally:
-            deterministic(mode)
-            for owner, name, value in before:
-                setattr(owner, name, value)
+            cudnn.benchmark, cudnn.deterministic = before[:2]
+            deterministic(before[2])
+            set_fused_attention(before[3])
             if workspace is None:
                 os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
             generators.restore(states, device)
+
+
+def fused_attention() -> tuple[bool, ...]:
+    """Whether torch may use its flash, memory-efficient and cuDNN kernels for attention."""
+    cuda: Any = torch.backends.cuda
+    return cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled()
+
+
+def set_fused_attention(allowed: tuple[bool, ...]) -> None:
+    """Args: `allowed`: as `fused_attention` tells it."""
+    cuda = torch.backends.cuda
+    for enable, value in zip(
+        (cuda.enable_flash_sdp, cuda.enable_mem_efficient_sdp, cuda.enable_cudnn_sdp), allowed, strict=True
+    ):
+        enable(value)
 
 
 def deterministic(mode: int) -> None:
@@ -64,21 +74,12 @@ def deterministic(mode: int) -> None:
     torch.set_deterministic_debug_mode(mode)
 
 
-def _rounding(kind: str) -> list[Any]:
-    """Torch's switches for the device that now let float32 products be rounded to less."""
-    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
-    owners: dict[str, list[Any]] = {
-        "cuda": [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn],  # type: ignore[attr-defined]
-        "cpu": [mkldnn.matmul, mkldnn.conv, mkldnn.rnn],  # type: ignore[attr-defined]
-    }
-    return [owner for owner in owners.get(kind, []) if owner.fp32_precision not in EXACT]
-
-
 def ran_out(error: BaseException) -> bool:
-    """Whether memory was too small. Only some of torch's backends have a class for it."""
+    """Whether memory was too small. Only some of torch's backends have a class for it; cuBLAS and cuDNN have a word."""
     said = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in said or "not enough memory" in said)
+        isinstance(error, RuntimeError)
+        and any(told in said for told in ("out of memory", "not enough memory", "alloc_failed"))
     )
 
 
@@ -101,6 +102,11 @@ def kept(module: nn.Module) -> Iterator[None]:
                 tensor.copy_(value)
         for parameter, gradient in gradients:
             parameter.grad = gradient
+
+
+def wide(values: Tensor) -> Tensor:
+    """In float64: where the values are, or on the CPU if the device has none (mps)."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _doubled(value: Any) -> Any:

@@ -61,6 +61,7 @@ def provider_of(device: str) -> str:
         raise DeviceError(
             "ONNX Runtime has no provider for this device here",
             where=device,
+            got=f"no provider for {kind}",
             expected="cpu or cuda",
             fix="--device cpu",
         )
@@ -97,6 +98,8 @@ def run(
         except Exception as error:
             if provider == CPU:
                 raise
+            if _ran_out(error):
+                raise _full(device) from error
             raise _gone(device, str(error).strip().splitlines()[0][:200]) from error
         real = session.get_providers()
         if real[0] != provider and strict:
@@ -106,14 +109,9 @@ def run(
         try:
             made = session.run(None, dict(zip(names, inputs, strict=True)))
         except Exception as error:
-            if "allocate memory" not in str(error).lower():
+            if not _ran_out(error):
                 raise
-            raise DeviceError(
-                "the device's memory is too small for ONNX Runtime",
-                where=device,
-                expected="room for the model and one example",
-                fix="--device cpu compares on the CPU.",
-            ) from error
+            raise _full(device) from error
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     placement, fallen = placed(events, provider)
     if fallen and strict:
@@ -175,6 +173,22 @@ def _settings(provider: str, device: str) -> Any:
 
 def _floating(outputs: Sequence[Mapping[str, Sequence[int]]]) -> bool:
     return any(kind in FLOATS and int(np.prod(shape)) > 1 for each in outputs for kind, shape in each.items())
+
+
+def _ran_out(error: BaseException) -> bool:
+    """Whether memory was too small: in the words of ONNX Runtime's arena, of CUDA, and of its libraries."""
+    said = str(error).lower()
+    return any(told in said for told in ("allocate memory", "out of memory", "smaller than requested", "alloc_failed"))
+
+
+def _full(device: str) -> DeviceError:
+    return DeviceError(
+        "the device's memory is too small for ONNX Runtime",
+        where=device,
+        got="too little for the model and one example",
+        expected="room for both beside torch",
+        fix="--device cpu compares on the CPU.",
+    )
 
 
 def _gone(device: str, got: str) -> DeviceError:

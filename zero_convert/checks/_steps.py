@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._bench import largest
+from ._recorder import largest
 
 
 def largest_of(gradient: Tensor | None) -> float:

@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 
 from .. import generators
 from . import _guard
-from ._bench import Bench, first_line, is_float, still
+from ._bench import Bench, still
 from ._inputs import Inputs, moved
+from ._recorder import first_line, is_float
 
 See = Callable[[fx.Node, Tensor], None]
 
@@ -67,8 +68,8 @@ def watch(
                     watcher.run(*moved(given, module, device))
             else:
                 watcher.run(*moved(given, module, device))
-        except torch.OutOfMemoryError as error:
-            raise bench.out_of_memory() from error
         except Exception as error:  # a recording that other values decide, or a kernel without float64
+            if _guard.ran_out(error):
+                raise
             return first_line(error)
     return ""

@@ -15,7 +15,8 @@ from torch import Tensor, fx
 
 from ..graphs import Reach, kind
 from ..records import Check, Join
-from ._bench import Bench, largest
+from ._bench import Bench
+from ._recorder import largest
 from ._watch import graph_of, watch
 
 QUESTION = "Does every residual branch add no more than its limit?"

@@ -18,7 +18,8 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from ..records import Check
-from ._bench import Bench, largest
+from ._bench import Bench
+from ._recorder import largest
 from ._spread import SIDES, Spreads
 from ._watch import watch
 

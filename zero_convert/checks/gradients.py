@@ -51,6 +51,7 @@ from ..layers import WEIGHT_KINDS
 from ..live import Subject
 from ..records import Check
 from ._bench import Bench, call, still
+from ._guard import ran_out
 from ._inputs import Inputs, floats, moved
 from ._loss import gradients_of
 from ._steps import largest_of, move
@@ -210,8 +211,8 @@ def _trainings(
     for size, other in TRIALS:
         try:
             run = _train(bench, bench.other_inputs if other else bench.small_inputs[0], size, wanted, limit)
-        except (ArithmeticError, IndexError, RuntimeError, ValueError):
-            if not other:
+        except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:
+            if not other or ran_out(error):
                 raise
             run = _train(bench, bench.small_inputs[0], size, wanted, limit)  # it takes no other batch
         runs.append(run)
@@ -246,12 +247,9 @@ def _train(
     while run.steps < limit or fresh:
         run.steps, known = run.steps + 1, len(run.first)
         generators.seed(bench.device)
-        try:
-            with torch.enable_grad():
-                outputs = floats(call(module, bench.subject, moved(inputs, module, bench.device)))
-                made = gradients_of(outputs, module)
-        except torch.OutOfMemoryError as error:
-            raise bench.out_of_memory() from error
+        with torch.enable_grad():
+            outputs = floats(call(module, bench.subject, moved(inputs, module, bench.device)))
+            made = gradients_of(outputs, module)
         if run.steps == 1:
             run.unused = [name for name, g in made.items() if g is None]
         for name, parameter in named:

@@ -55,7 +55,7 @@ def ask(bench: Bench) -> Check | None:
         both = both.relu() if bool((read >= 0).all()) else both
         carried = _pairs(bench, last, _values(bench, mode, inputs, {start.name: both}, (end,))[end.name])
         (jacobian,) = torch.autograd.grad(carried.reshape(rows, -1).diagonal().sum(), pairs)
-    values = torch.linalg.svdvals(jacobian.reshape(rows, -1).double().cpu())
+    values = torch.linalg.svdvals(jacobian.reshape(rows, -1).cpu().double())
     off = float(torch.minimum(values.abs(), (values - 1).abs()).max())
     ones = int((values > 0.5).sum())
     wrong = not off <= limit or ones == 0
@@ -98,9 +98,7 @@ def _values(
         generators.seed(bench.device)
         try:
             Watcher(module, graph_of(bench, mode), see, instead).run(*moved(inputs, module, bench.device))
-        except torch.OutOfMemoryError as error:
-            raise bench.out_of_memory() from error
-        except Exception:  # behind the joins: the batch of rows may not fit what comes then
-            if len(seen) < len(names):
+        except Exception as error:  # behind the joins: the batch of rows may not fit what comes then
+            if len(seen) < len(names) or _guard.ran_out(error):
                 raise
     return seen

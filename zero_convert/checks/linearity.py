@@ -15,8 +15,9 @@ from torch import Tensor
 from .. import generators
 from ..records import Check
 from . import _guard
-from ._bench import Bench, call, largest, still
+from ._bench import Bench, call, still
 from ._inputs import Inputs, batches, floats, moved
+from ._recorder import largest
 
 QUESTION = "Is the network linear, f(x + y) = f(x) + f(y)?"
 

@@ -104,7 +104,9 @@ def sizes_of_values(bench: Bench, mode: str, found: Summary) -> set[tuple[int, i
         inputs = batches(bench.subject.inputs, None, samples=None, variant=variant)[0]
         try:
             other = returned(bench, module, mode, inputs)
-        except (ArithmeticError, IndexError, RuntimeError, ValueError):  # made-up values need not make sense to it
+        except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:  # made-up values need not make sense
+            if _guard.ran_out(error):
+                raise
             continue
         if [len(shape) for shape, _ in other] == [len(shape) for shape, _ in found]:
             sizes = enumerate(zip(found, other, strict=True))
@@ -142,7 +144,7 @@ def _refill(module: nn.Module, variant: int, scale: float) -> None:
             drawn = words(variant, name, 0, parameter.numel()) >> 40
             values: Tensor = torch.from_numpy(drawn.astype("int64")).to(torch.float64) / 2**23 - 1
             fan = math.prod(parameter.shape[1:])
-            parameter.copy_((values * scale * 3 / fan**0.5).reshape(parameter.shape))
+            parameter.copy_((values * scale * 3 / fan**0.5).to(parameter.dtype).reshape(parameter.shape))
 
 
 def spell(shapes: Summary) -> str:

@@ -33,8 +33,9 @@ from ..errors import DeviceError
 from ..live import Traced
 from ..records import Check
 from . import _guard
-from ._bench import Bench, owner_of
+from ._bench import Bench
 from ._inputs import Inputs, batches, moved, tensors_in
+from ._recorder import owner_of
 from ._sessions import Answer, run, with_all_values
 
 QUESTION = "Do torch and ONNX Runtime return the same, on the CPU and on the device?"
@@ -178,11 +179,8 @@ def _torch(bench: Bench, given: Inputs, device: str, dtype: str) -> list[Array]:
 def _module(bench: Bench, device: str, dtype: str) -> nn.Module:
     key = f"parity {device} {dtype}"
     if key not in bench.found:
-        try:
-            made = bench.copy_on(device)
-            bench.found[key] = (made if dtype == "float32" else made.to(getattr(torch, dtype))).eval()
-        except torch.OutOfMemoryError as error:
-            raise bench.out_of_memory() from error
+        made = bench.copy_on(device)
+        bench.found[key] = (made if dtype == "float32" else made.to(getattr(torch, dtype))).eval()
     found: nn.Module = bench.found[key]
     return found
 

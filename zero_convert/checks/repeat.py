@@ -71,6 +71,8 @@ def _any_algorithm() -> Iterator[None]:
     """Inside: the libraries choose their algorithms as they do by themselves, and search for the fastest."""
     before = torch.get_deterministic_debug_mode()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    attention = _guard.fused_attention()
+    _guard.set_fused_attention((True,) * len(attention))
     _guard.deterministic(_guard.OFF)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
     try:
@@ -78,6 +80,7 @@ def _any_algorithm() -> Iterator[None]:
     finally:
         _guard.deterministic(before)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        _guard.set_fused_attention(attention)
 
 
 def _values(bench: Bench, mode: str) -> dict[str, Tensor]:

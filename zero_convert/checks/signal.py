@@ -26,6 +26,7 @@ from ..records import Check
 from ._bench import Bench
 from ._channels import Channels
 from ._depths import Depths, depths, rounded
+from .channels import FEW, remedy
 
 QUESTION = "How do signal, gradient and distinct channels change with depth?"
 RANGE = 1e4
@@ -62,6 +63,8 @@ def ask(bench: Bench) -> Check | None:
             summary += f"; original {_range(original.activation):.3g} and {_range(original.gradient):.3g}"
     summary += f"; stopped early: {seen.stopped}" if seen.stopped else ""
     warn = spread > RANGE or back > RANGE
+    repeated = any(c.distinct < FEW * c.total for c in seen.channels)  # constant behind a norm, which amplifies them
+    lengths = "Lengths that grow or shrink so much with depth need warm-up or a norm."
     return Check(
         "signal",
         "fail" if broken else "warn" if warn else "pass",
@@ -69,7 +72,7 @@ def ask(bench: Bench) -> Check | None:
         summary,
         numbers,
         f"finite; largest over smallest at most {RANGE:.0e}",
-        "Lengths that grow or shrink so much with depth need warm-up or a norm." if warn else "",
+        ((remedy(bench.subject) if repeated else "") or lengths) if warn else "",
     )
 
 

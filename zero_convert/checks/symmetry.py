@@ -18,9 +18,10 @@ from torch import Tensor, fx, nn
 
 from .. import generators
 from ..records import Check
-from ._bench import Bench, call, largest
+from ._bench import Bench, call
 from ._inputs import floats, moved
 from ._loss import gradients_of
+from ._recorder import largest
 from ._spread import SIDES, Spreads
 from ._steps import largest_of, move
 from ._watch import watch
@@ -83,11 +84,8 @@ def _train(bench: Bench, limit: int, size: float) -> tuple[list[float], float, s
 def _step(bench: Bench, module: nn.Module, size: float) -> str:
     """Makes a step; names of parameters whose gradient is not finite, "" if all are."""
     module.train()
-    try:
-        with torch.enable_grad():
-            made = gradients_of(floats(call(module, bench.subject, _inputs(bench, module))), module)
-    except torch.OutOfMemoryError as error:
-        raise bench.out_of_memory() from error
+    with torch.enable_grad():
+        made = gradients_of(floats(call(module, bench.subject, _inputs(bench, module))), module)
     sizes = {name: largest_of(gradient) for name, gradient in made.items()}
     if broken := [name for name, size in sizes.items() if not size < float("inf")]:
         return ", ".join(broken[:3])

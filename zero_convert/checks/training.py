@@ -97,21 +97,18 @@ def ask(bench: Bench) -> Check | None:
 
 def _train(bench: Bench, steps: int, rate: float) -> _Run:
     run = _Run(rate, still(bench.fresh().train()))
-    try:
-        with torch.enable_grad():
-            for step in range(steps + 1):
-                generators.seed(bench.device)
-                given = moved(bench.small_inputs[0], run.module, bench.device)
-                outputs = [t for t in floats(call(run.module, bench.subject, given)) if t.requires_grad and t.numel()]
-                if not outputs:
-                    return run
-                value = loss(outputs)
-                run.losses.append(float(value.detach()))
-                if step == steps or not run.finite:
-                    return run
-                run.norms.append(_step(run.module, value, rate))
-    except torch.OutOfMemoryError as error:
-        raise bench.out_of_memory() from error
+    with torch.enable_grad():
+        for step in range(steps + 1):
+            generators.seed(bench.device)
+            given = moved(bench.small_inputs[0], run.module, bench.device)
+            outputs = [t for t in floats(call(run.module, bench.subject, given)) if t.requires_grad and t.numel()]
+            if not outputs:
+                return run
+            value = loss(outputs)
+            run.losses.append(float(value.detach()))
+            if step == steps or not run.finite:
+                return run
+            run.norms.append(_step(run.module, value, rate))
     return run
 
 

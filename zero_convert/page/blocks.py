@@ -167,7 +167,7 @@ def _converted(scene: Scene, join: Join) -> Block | None:
         return None
     first = min(held, key=lambda each: order[each.fork])
     last = max(held, key=lambda each: order.get(each.node, -1))
-    return scene.block(first.fork, last.node)
+    return scene.block(first.fork, last.node, last.activation)
 
 
 def _between(start: fx.Node, end: fx.Node) -> set[fx.Node]:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 Curve = Sequence[tuple[float, float]]  # (depth, value)
 
-_WIDTH, _HEIGHT = 3.6, 2.3
+_WIDTH, _HEIGHT = 3.6, 2.6
 _MARKS = {"zero": ZERO, "identity": IDENTITY, "hadamard": HADAMARD, "other": OTHER, "plain": LINE}
 _BOX, _LANE, _PITCH, _TALL = 2.0, 0.3, 0.6, 0.42  # inches: widths of columns, distance of ranks, height of a box
-_LETTERS = 32  # that fit into a box
+_LETTERS = 30  # that fit into a box
 
 
 def curve(curves: Mapping[str, Curve], label: str, *, logarithmic: bool) -> Figure:
@@ -30,7 +30,7 @@ def curve(curves: Mapping[str, Curve], label: str, *, logarithmic: bool) -> Figu
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     made = drawing.figure(_WIDTH, _HEIGHT)
-    one = drawing.axes(made)
+    one = drawing.axes(made, top=0.42)
     curves = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in curves.items()}
     values = [value for points in curves.values() for _, value in points if value > 0]
     floor = min(values, default=1.0) / 3
@@ -61,8 +61,8 @@ def curve(curves: Mapping[str, Curve], label: str, *, logarithmic: bool) -> Figu
         one.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,), numticks=7))
         one.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         one.yaxis.set_minor_formatter(NullFormatter())
-    legend = one.legend(fontsize=7, frameon=True, framealpha=0.8, facecolor=BACK, edgecolor="none", labelcolor=INK)
-    legend.set_zorder(5)
+    above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.2, "ncols": 2}  # hides no curve there
+    one.legend(fontsize=7, frameon=False, labelcolor=INK, **above)
     return made
 
 
