@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .. import generators
+from ..converted import ConvertedModule
 from ..copies import copy_of
 from ..errors import DeviceError
 from ..layers import kind_of
@@ -192,6 +193,7 @@ class Bench:
             try:
                 own = counts if mode == "train" else ""
                 runs[mode] = run = self._measure(mode, self.module, candidate, self.device, counts=own)
+                self._hear(mode, candidate)
             except Exception as error:  # whatever the network says to a batch it does not take
                 if _guard.ran_out(error):
                     raise
@@ -205,6 +207,15 @@ class Bench:
             if [(len(s), s[1:2]) for s in expected] != [(len(s), s[1:2]) for s in found]:
                 return runs, {mode: f"outputs of shape {found}"}
         return runs, {}
+
+    def _hear(self, mode: str, candidate: Batches) -> None:
+        """Raises what the forward itself says to other sizes than the example's, where a graph does not hold that."""
+        traced, given = self.subject.traced, candidate[mode != "train"]
+        own = traced.whole and traced.rung != "fx" and not isinstance(self.module, ConvertedModule)
+        if own and given is not self.subject.inputs:
+            with _guard.kept(self.module), torch.no_grad():
+                still(self.module.train(mode == "train"))
+                call(self.module, self.subject, moved(given, self.module, self.device))
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 
