@@ -92,7 +92,9 @@ def switches() -> list[Any]:
 
 
 @pytest.mark.filterwarnings("ignore:Please use the new API settings")
-@pytest.mark.parametrize(("owner", "name", "value"), SWITCHES, ids=lambda each: str(each)[-24:])
+@pytest.mark.parametrize(
+    ("owner", "name", "value"), SWITCHES, ids=[f"{i}-{s[1]}-{s[2]}" for i, s in enumerate(SWITCHES)]
+)
 def test_no_switch_rounds_inside_and_each_is_as_it_was_afterwards(owner: Any, name: str, value: Any) -> None:
     with full_float32():  # leaves what this test does behind
         setting = getattr(owner, name)
