@@ -102,6 +102,26 @@ def test_large_images_come_in_small_batches(norm: nn.Module, samples: int) -> No
     assert bench.inputs[0][0].shape[0] == samples
 
 
+class Multiples(nn.Module):
+    """Refuses sides that are no multiples of 32, which a graph of it does not (a check that many segmenters have)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] % 32:
+            raise RuntimeError("expected sides divisible by 32")
+        return self.head(self.stem(x).mean((2, 3)))
+
+
+def test_what_the_forward_says_to_cropped_images_counts_where_a_graph_would_take_them() -> None:
+    subject = convert(Multiples(), torch.zeros(1, 3, 224, 224), "zero-2022")
+    assert subject.traced.rung == "values"
+    bench = Bench(subject, "quick", "cpu")
+    assert [bench.inputs[0][0].shape[-1], bench.small_inputs[0][0].shape[-1]] == [96, 64]
+
+
 def test_a_copy_of_the_inputs_is_given_so_that_a_forward_may_write_to_them() -> None:
     class Writes(nn.Module):
         def __init__(self) -> None:
