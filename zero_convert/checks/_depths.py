@@ -120,7 +120,6 @@ def run(module: nn.Module, graph: fx.Graph, structure: Structure, inputs: Inputs
                 found.weights[name] = length(parameter.grad)
                 if "gradients" in asked:
                     found.backward[name] = parameter.grad.detach()
-                parameter.grad = None
     return found
 
 
