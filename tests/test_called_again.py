@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import zero_convert as zc
+from zero_convert.graphs import signals_in
 
 
 class DenseMixture(nn.Module):
@@ -88,6 +89,32 @@ def test_every_parameter_comes_alive(make, scheme) -> None:
     assert not result.failed
     gradients = next(check for check in result.checks if check.name == "gradients")
     assert not gradients.numbers["dead"]
+
+
+class Choices(nn.Module):
+    """Every way to choose among the values of `x`, by what is made of `scores`."""
+
+    def forward(self, x: Tensor, scores: Tensor) -> list[Tensor]:
+        index, mask = scores.argmax(-1, keepdim=True), scores > 0
+        return [
+            torch.gather(x, 1, index),
+            x.gather(1, index=index),
+            torch.where(mask, x, -x),
+            x.where(mask, -x),
+            x.masked_fill(mask, 0.0),
+            x[index],
+            torch.zeros_like(x).index_add(0, index[:, 0], x),
+        ]
+
+
+def test_what_chooses_is_no_signal() -> None:
+    graph = fx.symbolic_trace(Choices()).graph
+    output = next(n for n in graph.nodes if n.op == "output")
+    for made in output.args[0]:
+        names = {n.name for n in signals_in(made)}
+        assert names & {"x", "neg", "neg_1"}, made
+        assert not names & {"argmax", "gt", "scores", "getitem_1"}, made
+    assert {n.name for n in signals_in(output.args[0][3])} == {"x", "neg_1"}
 
 
 def test_of_scores_and_what_they_choose_the_scores_are_not_zero() -> None:

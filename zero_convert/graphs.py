@@ -123,6 +123,8 @@ def signals_in(node: fx.Node) -> list[fx.Node]:
     if node.op not in ("call_function", "call_method") or name.removesuffix("_") not in CHOOSING:
         return tensors_in(node)
     position, word = CHOOSING[name.removesuffix("_")]
+    if node.target == "where":  # the method's first argument is a signal: x.where(condition, other)
+        position = 1
     kept = [a for i, a in enumerate(node.args) if i != position] + [a for k, a in node.kwargs.items() if k != word]
     signals: dict[fx.Node, None] = {}
     fx.map_arg(kept, lambda n: signals.setdefault(n))
