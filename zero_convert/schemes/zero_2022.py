@@ -151,13 +151,12 @@ def _ends_convolutional_branch(layer: Layer, structure: Structure) -> bool:
 
 
 def _convolutional(join: Join, structure: Structure) -> bool:
-    """Whether a branch adds exactly 0: one with convolutions, unless its last layer would be dead at 0, shares its
-    weight with a layer that is not 0, or ends another branch as well (a layer that is called again and again)."""
+    """Whether a branch adds exactly 0: one with convolutions, unless its last layer would be dead at 0, or shares its
+    weight with a layer that is not 0."""
     ends = structure.ends(join)
     sharers = [structure.layer(name) for layer in ends for name in layer.shared]
     shared = not all(_ends_convolutional_branch(layer, structure) for layer in sharers)
-    certain = bool(ends) and not shared and not any(map(_needs_values, ends))
-    return certain and _has_convolutions(join, structure)
+    return _has_convolutions(join, structure) and not shared and not any(map(_needs_values, ends))
 
 
 def _has_convolutions(join: Join, structure: Structure) -> bool:
