@@ -65,7 +65,9 @@ IN_WEIGHTS: list[tuple[str, str, dict[str, str], Plant, str, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("check", "options", "plant", "status", "level"), [c[1:] for c in IN_WEIGHTS], ids=[c[0] for c in IN_WEIGHTS]
+    ("check", "options", "plant", "status", "level"),
+    [c[1:] for c in IN_WEIGHTS],
+    ids=[f"{c[1]}: {c[0]}" for c in IN_WEIGHTS],
 )
 def test_a_fault_in_the_weights_is_found(
     check: str, options: dict[str, str], plant: Plant, status: str, level: str
@@ -208,7 +210,9 @@ IN_FORWARD: list[tuple[str, str, Callable[[bool], nn.Module], Tensor, str, str]]
 
 
 @pytest.mark.parametrize(
-    ("check", "make", "inputs", "status", "level"), [c[1:] for c in IN_FORWARD], ids=[c[0] for c in IN_FORWARD]
+    ("check", "make", "inputs", "status", "level"),
+    [c[1:] for c in IN_FORWARD],
+    ids=[f"{c[1]}: {c[0]}" for c in IN_FORWARD],
 )
 def test_a_fault_in_the_forward_is_found(
     check: str, make: Callable[[bool], nn.Module], inputs: Tensor, status: str, level: str

@@ -170,4 +170,7 @@ def _answered(name: str, question: str, bench: Bench, ask: Callable[[], Check | 
         if ran_out(error):
             raise bench.out_of_memory() from error
         line = (str(error).strip().splitlines() or [""])[0]
-        return Check(name, "fail", question, f"could not be answered: {type(error).__name__}: {line}"[:300])
+        told = f"could not be answered: {type(error).__name__}: {line}"[:300]
+        return Check(
+            name, "fail", question, told, remedy="The network stops there. --input gives other example inputs."
+        )

@@ -5,6 +5,8 @@ Runs on whatever device the module lies; copies and inputs are made in `_bench.p
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,7 +110,7 @@ class Recorder(fx.Interpreter):
         if self._counts == RETURNED and layer.kind == "norm":
             self.seen.returns[layer.name] = statistics(as_rows(returned, layer, self._module(layer)), LOW_VARIANCE)
         if layer.role == "head":
-            self.seen.logits[layer.name] = max(largest(returned), self.seen.logits.get(layer.name, 0.0))
+            self.seen.logits[layer.name] = most((largest(returned), self.seen.logits.get(layer.name, 0.0)))
 
     def _module(self, layer: Layer) -> nn.Module:
         return self._root.get_submodule(layer.name)
@@ -143,3 +145,9 @@ def largest(value: Tensor) -> float:
         return float(torch.linalg.vector_norm(value, float("inf")))
     low, high = torch.aminmax(value)  # a tenth of the time of an infinity norm
     return float(torch.maximum(-low, high))
+
+
+def most(values: Iterable[float]) -> float:
+    """The largest of numbers that are not negative; NaN if there is one, which `max` may pass over; 0 for none."""
+    found = list(values)
+    return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)

@@ -41,9 +41,17 @@ def ask(bench: Bench) -> Check | None:
     }
     if wrong:
         summary = f"{sum(wrong.values()):,} values are neither 0 nor 1, in {', '.join(list(wrong)[:4])}"
+        remedy = "--dry-run names the rule of each tensor; a file written earlier is damaged, or was trained."
     else:
         summary = f"{zeros + ones:,} trainable values: {zeros:,} zeros, {ones:,} ones"
         summary += f"; other values kept in {', '.join(other[:4])}" if other else ""
+        remedy = "--leftovers zeros fills what no rule covers." if other else ""
     return Check(
-        "binary", "fail" if wrong else "warn" if other else "pass", QUESTION, summary, numbers, "0 or 1 exactly"
+        "binary",
+        "fail" if wrong else "warn" if other else "pass",
+        QUESTION,
+        summary,
+        numbers,
+        "0 or 1 exactly",
+        remedy,
     )

@@ -16,11 +16,12 @@ from torch import Tensor, fx
 from ..graphs import Reach, kind
 from ..records import Check, Join
 from ._bench import Bench
-from ._recorder import largest
+from ._recorder import largest, most
 from ._watch import graph_of, watch
 
 QUESTION = "Does every residual branch add no more than its limit?"
 ROUNDING = 1.001  # of the value and of its opposite
+REMEDY = "Its last layer is not what the scheme makes (--dry-run names the rules), or something behind it adds."
 
 
 def ask(bench: Bench) -> Check | None:
@@ -47,7 +48,7 @@ def ask(bench: Bench) -> Check | None:
             if join.branch_node in seen:
                 limit = sum(factor * gain * seen.get(end.all_input_nodes[0].name, 0.0) for end, _, gain in found)
                 share = seen[join.branch_node] / limit if limit else float(seen[join.branch_node] > 0) * 2
-                shares[join.node] = max(share, shares.get(join.node, 0.0))
+                shares[join.node] = most((share, shares.get(join.node, 0.0)))
     wrong = {node: share for node, share in shares.items() if not share <= ROUNDING}
     if wrong:
         worst = max(wrong, key=wrong.__getitem__)
@@ -63,6 +64,7 @@ def ask(bench: Bench) -> Check | None:
         summary,
         {"shares_of_the_limit": shares, "factor": factor},
         f"{factor:g} times what the last layer reads, 2/sqrt(eps) times more behind a norm",
+        REMEDY if wrong else "",
     )
 
 

@@ -60,6 +60,9 @@ def ask(bench: Bench) -> Check | None:
         summary,
         {"layers": numbers, "columns": ["found", "predicted", "rows"]},
         "as many distinct rows as the rule predicts",
+        "A weight is not what its rule makes: the file is damaged or was trained, or the formula is wrong."
+        if wrong
+        else "",
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from ..records import Check
 from ._bench import Bench
-from ._recorder import largest
+from ._recorder import largest, most
 from ._spread import SIDES, Spreads
 from ._watch import watch
 
@@ -47,7 +47,7 @@ def ask(bench: Bench) -> Check | None:
             worst[node] = max(spread, worst.get(node, 0.0))
             scale = max(scale, sizes[node])
             if spread > limit:
-                rounding[node] = max(spread / max(sizes[node], 1e-30), rounding.get(node, 0.0))
+                rounding[node] = most((spread / max(sizes[node], 1e-30), rounding.get(node, 0.0)))
     wrong = [node for node, share in rounding.items() if not share <= ROUNDING]
     if rounding:
         node = max(worst, key=worst.__getitem__)
@@ -57,4 +57,15 @@ def ask(bench: Bench) -> Check | None:
         summary = f"spread exactly 0 at {len(worst)} places (values up to {scale:.3g})"
     summary += f"; the recording ends early: {stopped}" if stopped else ""
     status = "fail" if wrong or not worst else "warn" if rounding or stopped else "pass"
-    return Check("channel_spread", status, QUESTION, summary, {"spread": worst, "largest": scale}, f"{limit:g}")
+    remedy = (
+        "A layer before it does not treat all channels alike (--dry-run names the rules), or starts with other values."
+    )
+    return Check(
+        "channel_spread",
+        status,
+        QUESTION,
+        summary,
+        {"spread": worst, "largest": scale},
+        f"a spread of {limit:g}",
+        remedy if status == "fail" else "",
+    )

@@ -59,7 +59,9 @@ def ask(bench: Bench) -> Check:
             "layers": {name: _numbers(c) for name, c in (*exact.reads.items(), *seen.returns.items())},
         },
         f"at least {FEW:.0%} distinct features, less than {MANY:.0%} of a norm's channels below a variance of 1e-6",
-        remedy(bench.subject) if warn else "",
+        (remedy(bench.subject) or "No option of this scheme makes them different; another scheme does.")
+        if warn
+        else "",
     )
 
 

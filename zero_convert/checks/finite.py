@@ -17,6 +17,7 @@ from ..records import Check
 from ._bench import Bench
 
 QUESTION = "Is every value of the state dict and of the outputs finite?"
+OUTPUT = "the output"
 
 
 def ask(bench: Bench) -> Check:
@@ -37,7 +38,7 @@ def ask(bench: Bench) -> Check:
     for mode in bench.modes:
         outputs = bench.run(mode).outputs
         if not all(bool(torch.isfinite(t).all()) for t in outputs):
-            wrong.append(f"the output in {mode} mode")
+            wrong.append(f"{OUTPUT} in {mode} mode")
         else:
             magnitudes[mode] = max((float(t.abs().max()) for t in outputs if t.numel()), default=0.0)
     summary = f"{values:,} values and all outputs are finite"
@@ -51,7 +52,16 @@ def ask(bench: Bench) -> Check:
         {"values": values, "not_finite": wrong, "infinite_in_buffers": infinite, "largest_output": magnitudes}
         | ({"refused": dict(bench.refused)} if bench.refused else {}),
         "no NaN, no infinity",
+        _remedy(wrong),
     )
+
+
+def _remedy(wrong: list[str]) -> str:
+    if not wrong:
+        return ""
+    if all(name.startswith(OUTPUT) for name in wrong):
+        return "The check signal names the first depth that is not finite; --input gives other example inputs."
+    return "--dry-run names the rule of a tensor; a file written earlier is damaged, or was trained."
 
 
 def _sums_up(tensor: Tensor) -> bool:

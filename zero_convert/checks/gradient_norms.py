@@ -26,7 +26,8 @@ from ..records import Check
 from ._bench import Bench
 from ._depths import Depths, depths, length, rounded
 from .channels import remedy
-from .gradients import cancelled_biases
+from .gradients import INFINITE, cancelled_biases
+from .precision import CANCELS
 
 QUESTION = "How large is the first gradient of each parameter, and how far from that in float64?"
 LIMIT = 0.01
@@ -77,8 +78,14 @@ def ask(bench: Bench) -> Check | None:
             "difference_to_float64": rounded(far.get(name) for name in names),
         },
         f"finite; at most {LIMIT:.0%} off float64; weights within a factor of {RANGE:.0e}",
-        remedy(bench.subject) if status == "warn" else "",
+        _remedy(bench, bool(broken), bool(over)) if status != "pass" else "",
     )
+
+
+def _remedy(bench: Bench, broken: bool, over: bool) -> str:
+    if broken:
+        return INFINITE
+    return remedy(bench.subject) or (CANCELS if over else "An optimizer that scales each gradient, as Adam does.")
 
 
 def _differences(names: list[str], own: Depths, exact: Depths) -> dict[str, float]:

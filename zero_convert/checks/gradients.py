@@ -60,6 +60,7 @@ QUESTION = "Which step is the first to give each parameter a gradient, and does 
 TRIALS = ((0.1, False), (0.01, True), (0.001, False), (0.001, True))  # size of the steps; on the other batch
 JUDGED = WEIGHT_KINDS - {"embedding"}  # rows of an embedding that no index names have no gradient
 SHOWN = 4
+INFINITE = "Something behind these has an infinite derivative: a root, a logarithm or a quotient at 0."
 
 
 @dataclass
@@ -99,6 +100,7 @@ def ask(bench: Bench) -> Check:
             f"gradient not finite in step {runs[0].steps}: {_some(runs[0].broken)}",
             {"steps": runs[0].steps, "step_sizes": [run.size for run in runs], "not_finite": runs[0].broken},
             "finite gradients",
+            INFINITE,
         )  # fmt: skip
     seen = {name for run in runs for name in run.first} | set(runs[0].unused) | cancelled
     weights -= {name for name, length in lengths.items() if length in seen}

@@ -28,6 +28,7 @@ from ._watch import Watcher, graph_of
 
 QUESTION = "Are all singular values of the residual blocks' Jacobian 0 or 1?"
 SIDES = (8, 16, 32, 48, 64)
+REMEDY = "The check norm_per_depth names the first block that changes the length of the signal."
 ROWS = 512
 WORK = 6e9  # rows times parameters
 
@@ -55,10 +56,13 @@ def ask(bench: Bench) -> Check | None:
         both = both.relu() if bool((read >= 0).all()) else both
         carried = _pairs(bench, last, _values(bench, mode, inputs, {start.name: both}, (end,))[end.name])
         (jacobian,) = torch.autograd.grad(carried.reshape(rows, -1).diagonal().sum(), pairs)
+    if not bool(torch.isfinite(jacobian).all()):
+        summary = f"the Jacobian is not finite ({len(joins)} blocks, from {start.name} to {end.name})"
+        return Check("jacobian", "fail", QUESTION, summary, {}, f"within {limit:g} of 0 or 1", REMEDY)
     values = torch.linalg.svdvals(jacobian.reshape(rows, -1).cpu().double())
     off = float(torch.minimum(values.abs(), (values - 1).abs()).max())
     ones = int((values > 0.5).sum())
-    wrong = not off <= limit or ones == 0
+    wrong = off > limit or ones == 0
     return Check(
         "jacobian",
         "fail" if wrong else "pass",
@@ -67,6 +71,7 @@ def ask(bench: Bench) -> Check | None:
         f"({rows}×{jacobian[0].numel()}, {len(joins)} blocks; {float(values.min()):.6g} … {float(values.max()):.6g})",
         {"off": off, "ones": ones, "zeros": len(values) - ones, "largest": float(values.max())},
         f"within {limit:g} of 0 or 1",
+        REMEDY if wrong else "",
     )
 
 

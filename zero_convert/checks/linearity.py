@@ -17,9 +17,10 @@ from ..records import Check
 from . import _guard
 from ._bench import Bench, call, still
 from ._inputs import Inputs, batches, floats, moved
-from ._recorder import largest
+from ._recorder import largest, most
 
 QUESTION = "Is the network linear, f(x + y) = f(x) + f(y)?"
+REMEDY = "A bias, a norm, or a ReLU whose channels are no mirrored pairs: --dry-run lists edits and rules."
 
 
 def ask(bench: Bench) -> Check | None:
@@ -35,9 +36,9 @@ def ask(bench: Bench) -> Check | None:
         y = batches(x, None, samples=None, variant=1)[0]
         fx, fy = _returned(bench, mode, x), _returned(bench, mode, y)
         both = _returned(bench, mode, tuple(a + b for a, b in zip(x, y, strict=True)))
-        scale = max(scale, *(largest(t) for t in both))
-        off[mode] = max(largest(t - a - b) for t, a, b in zip(both, fx, fy, strict=True))
-    wrong = any(not value <= limit * max(scale, 1e-30) for value in off.values()) and any(off.values())
+        scale = most((scale, *(largest(t) for t in both)))
+        off[mode] = most(largest(t - a - b) for t, a, b in zip(both, fx, fy, strict=True))
+    wrong = any(not value <= limit * max(scale, 1e-30) for value in off.values())
     summary = "outputs of x + y differ from the sum by " + ", ".join(f"{v:.2g} in mode {m}" for m, v in off.items())
     return Check(
         "linearity",
@@ -46,6 +47,7 @@ def ask(bench: Bench) -> Check | None:
         f"{summary} (outputs up to {scale:.3g})",
         {"off": off, "largest": scale},
         f"{limit:g} of the largest output",
+        REMEDY if wrong else "",
     )
 
 

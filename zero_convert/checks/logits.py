@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from ..records import Check
 from ._bench import Bench
+from ._recorder import most
 from ._rules import all_zero, rules_of
 
 QUESTION = "Are the logits of a head that starts at zero exactly 0?"
@@ -29,8 +30,9 @@ def ask(bench: Bench) -> Check | None:
                 seen.setdefault(name, {})[mode] = value
     wrong = [name for name, values in seen.items() if any(value != 0 for value in values.values())]
     missed = [name for name in heads if name not in seen]
+    largest = most(value for name in wrong for value in seen[name].values())
     summary = (
-        f"{_some(wrong)} returns up to {max(max(seen[name].values()) for name in wrong):.3g}"
+        f"{_some(wrong)} returns up to {largest:.3g}"
         if wrong
         else f"exactly 0 from {_some(list(seen))}"
         if seen
@@ -38,9 +40,11 @@ def ask(bench: Bench) -> Check | None:
     )
     numbers = {"heads": seen, "not_reached": missed}
     stopped = bench.stopped() if missed else ""
-    summary += f"; {_some(missed)} not reached, because the recording ends early: {stopped}" if stopped else ""
+    summary += f"; {_some(missed)} not reached" if missed else ""
+    summary += f", because the recording ends early: {stopped}" if stopped else ""
     status = "fail" if wrong or (missed and not stopped) else "warn" if missed else "pass"
-    return Check("logits", status, QUESTION, summary, numbers, "exactly 0")
+    remedy = "Its weights or biases are not 0 (--dry-run names the rules), or its input is not finite." if wrong else ""
+    return Check("logits", status, QUESTION, summary, numbers, "exactly 0", remedy)
 
 
 def _some(names: list[str]) -> str:

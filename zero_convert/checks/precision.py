@@ -18,10 +18,12 @@ from torch import Tensor
 
 from ..records import Check
 from ._bench import Bench
+from ._recorder import most
 from .channels import remedy
 
 QUESTION = "How much does the model's own precision differ from float64?"
 LIMIT = 1e-3
+CANCELS = "Look for a norm or a large factor behind a sum that cancels."
 MODES = {"train": "training", "evaluate": "evaluation"}
 
 
@@ -68,7 +70,7 @@ def ask(bench: Bench) -> Check:
         f"{name} differs from float64 by {', '.join(told)}" if numbers else "; ".join(told),
         {"dtype": name, **numbers},
         f"at most {limit:.0e} of the largest value",
-        remedy(bench.subject) if over else "",
+        (remedy(bench.subject) or CANCELS) if over else "",
     )
 
 
@@ -79,6 +81,6 @@ def _difference(own: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[float, 
     """
     pairs = [(a.double(), b.double()) for a, b in zip(own, exact, strict=True) if b.numel() and a.shape == b.shape]
     return (
-        max((float((a - b).abs().max()) for a, b in pairs), default=0.0),
-        max((float(b.abs().max()) for _, b in pairs), default=0.0),
+        most(float((a - b).abs().max()) for a, b in pairs),
+        most(float(b.abs().max()) for _, b in pairs),
     )

@@ -25,6 +25,7 @@ from ._inputs import floats, moved
 from ._loss import gradients_of
 
 QUESTION = "Are two runs on the same input equal bit for bit?"
+REMEDY = "Look for an operator without a deterministic kernel, a generator of its own, or a forward that remembers."
 
 
 def ask(bench: Bench) -> Check:
@@ -51,6 +52,7 @@ def ask(bench: Bench) -> Check:
         {"tensors": compared, "different": different}
         | ({"different_without_determinism": without} if bench.level == "full" else {}),
         "equal bits",
+        REMEDY if different else "",
     )
 
 
@@ -61,7 +63,7 @@ def _differences(first: dict[str, Tensor], second: dict[str, Tensor], mode: str)
         b = second.get(name)
         if b is None or a.shape != b.shape:
             found[f"{name} in {mode} mode"] = float("nan")
-        elif not _same_bits(a, b):
+        elif not same_bits(a, b):
             found[f"{name} in {mode} mode"] = float((a - b).abs().max())
     return found
 
@@ -100,7 +102,8 @@ def _values(bench: Bench, mode: str) -> dict[str, Tensor]:
     return found
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether shape and bits are the same: a NaN is like itself, and 0 is not like -0."""
     return a.shape == b.shape and torch.equal(_bytes(a), _bytes(b))
 
 

@@ -64,6 +64,7 @@ def ask(bench: Bench) -> Check | None:
     summary += f"; stopped early: {seen.stopped}" if seen.stopped else ""
     warn = spread > RANGE or back > RANGE
     repeated = any(c.distinct < FEW * c.total for c in seen.channels)  # constant behind a norm, which amplifies them
+    broken_by = "Look at what stands between the first of these and the depth before it."
     lengths = "Lengths that grow or shrink so much with depth need warm-up or a norm."
     return Check(
         "signal",
@@ -72,7 +73,7 @@ def ask(bench: Bench) -> Check | None:
         summary,
         numbers,
         f"finite; largest over smallest at most {RANGE:.0e}",
-        ((remedy(bench.subject) if repeated else "") or lengths) if warn else "",
+        broken_by if broken else ((remedy(bench.subject) if repeated else "") or lengths) if warn else "",
     )
 
 

@@ -25,6 +25,7 @@ from ._recorder import largest
 from ._spread import SIDES, Spreads
 from ._steps import largest_of, move
 from ._watch import watch
+from .gradients import INFINITE
 
 QUESTION = "When do identical channels part in training?"
 SIZES = (0.1, 0.01, 0.001)
@@ -60,7 +61,7 @@ def ask(bench: Bench) -> Check | None:
         f"on {bench.device}: {summary}",
         {"spread_after_step": spreads, "step_size": size, "device": bench.device},
         f"parted within {int(limit)} steps",
-        remedy if status == "warn" else "",
+        INFINITE if broken else remedy if status == "warn" else "",
     )
 
 

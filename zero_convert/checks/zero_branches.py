@@ -11,10 +11,11 @@ looked at, because the graph is only a recording of what other values decided.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
-from ..records import Check
+from ..records import Check, Join
 from ._bench import Bench
+from ._recorder import most
 from ._rules import zero_joins
 
 QUESTION = "Does each residual branch that starts at zero contribute exactly 0 to its join?"
@@ -29,7 +30,7 @@ def ask(bench: Bench) -> Check | None:
         branches = bench.run(mode).branches
         for join in required:
             if join.index in branches:
-                seen[join.node] = _larger(seen.get(join.node, 0.0), branches[join.index])
+                seen[join.node] = most((seen.get(join.node, 0.0), branches[join.index]))
     wrong = {node: value for node, value in seen.items() if value != 0}
     missed = [join.node for join in required if join.node not in seen]
     numbers = {
@@ -40,7 +41,7 @@ def ask(bench: Bench) -> Check | None:
     }
     if wrong:
         summary = f"{len(wrong)} of {len(seen)} branches add something: " + ", ".join(
-            f"{value:.3g} at {node}" for node, value in list(wrong.items())[:4]
+            f"{value:.3g} at {node} ({_behind(required, node)})" for node, value in list(wrong.items())[:4]
         )
     else:
         summary = f"{len(seen)} branches add exactly 0"
@@ -49,8 +50,13 @@ def ask(bench: Bench) -> Check | None:
     stopped = bench.stopped() if missed else ""
     summary += f", because the recording ends early: {stopped}" if stopped else ""
     status = "fail" if wrong or (missed and not stopped) else "warn" if missed else "pass"
-    return Check("zero_branches", status, QUESTION, summary, numbers, "exactly 0")
+    remedy = (
+        "Its last layer is not 0 (--dry-run names the rules), or something behind it adds, writes in place or fills."
+    )
+    return Check("zero_branches", status, QUESTION, summary, numbers, "exactly 0", remedy if wrong else "")
 
 
-def _larger(a: float, b: float) -> float:
-    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
+def _behind(joins: Sequence[Join], node: str) -> str:
+    """The branch that a join adds, by its last layer."""
+    branch = next(join.branch for join in joins if join.node == node)
+    return f"behind {branch[-1]}" if branch else "without a layer"

@@ -1,0 +1,202 @@
+"""What a scheme promises of a network is broken in one place, and found by the check of that promise, which passes
+without it and names the place."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from zero_convert.live import Subject
+
+from . import nets
+from .subjects import ask, parameter, subject_of
+from .test_planted_rounding import noise
+from .test_risotto import PostActivationNet
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+IMAGES = torch.linspace(-1, 1, 3 * 16 * 16).reshape(1, 3, 16, 16)
+Plant = Callable[[Subject], None]
+
+
+def behind(name: str, change: Callable[[Tensor], Tensor], training: bool | None = None) -> Plant:
+    """The operation after what a module returns, which the graph does not show."""
+
+    def plant(subject: Subject) -> None:
+        root = subject.traced.root
+        own = root.get_submodule(name)
+        own.register_forward_hook(
+            lambda module, given, made: change(made) if training in (None, module.training) else made
+        )
+
+    return plant
+
+
+def times(name: str, factor: float, index: tuple[int, ...] = ()) -> Plant:
+    def plant(subject: Subject) -> None:
+        with torch.no_grad():
+            parameter(subject, name)[index or ...] *= factor
+
+    return plant
+
+
+def written(name: str, value: float, index: tuple[int, ...] = ()) -> Plant:
+    def plant(subject: Subject) -> None:
+        root = subject.traced.root
+        tensor = dict(root.named_parameters()) | dict(root.named_buffers())
+        with torch.no_grad():
+            tensor[name][index or ...] = value
+
+    return plant
+
+
+def silenced_reading(subject: Subject) -> None:
+    """A branch that reads nothing, and adds by its bias."""
+    written("blocks.2.conv1.weight", 0.0)(subject)
+    written("blocks.2.conv2.bias", 1.0)(subject)
+
+
+def crossed(subject: Subject) -> None:
+    """The second sides of the pairs change places at the last join: every length stays, and no pair is one."""
+    weight = parameter(subject, "blocks.2.2.weight")[:, :, 1, 1]
+    whole = weight + torch.eye(16)
+    weight[8:] = whole[8:].roll(1, 0) - torch.eye(16)[8:]
+
+
+def emptied(subject: Subject) -> None:
+    for name in ("body.1.project.weight", "body.1.conv2.weight"):
+        parameter(subject, name).zero_()
+
+
+def twice(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+class Moded(PostActivationNet):
+    """With another graph for each mode, which compute the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x, 0.0, self.training))
+
+
+def aliased(subject: Subject) -> None:
+    """Something writes into a channel of the branch, through a view, after its last layer and before the join."""
+    for graph in subject.traced.graphs:
+        join = next(node for node in graph.nodes if node.name == "add_1")
+        branch = next(node for node in join.all_input_nodes if "conv2" in node.name)
+        with graph.inserting_before(join):
+            channel = graph.call_function(operator.getitem, (branch, (slice(None), slice(1, 2))))
+            graph.call_method("add_", (channel, 0.1))
+
+
+def lifted(x: Tensor) -> Tensor:
+    return x + torch.arange(x.shape[1]).reshape(-1, 1, 1) * 1e-3
+
+
+# check: fault → network, scheme, what is planted, how the check ends, words of its summary
+FAULTS: dict[str, tuple[Callable[[], nn.Module], str, Plant, str, str]] = {
+    "branch_bound: a last layer five times too large": (
+        nets.NormFreeNet, "idinit", times("blocks.2.conv2.weight", 5), "fail", "much: 2.5 times the limit at add_2"
+    ),
+    "branch_bound: a norm ten times too large": (
+        nets.tiny_resnet, "idinit", times("blocks.1.bn2.weight", 10), "fail", "at add_1"
+    ),
+    "branch_bound: in training": (
+        nets.tiny_resnet, "idinit", behind("blocks.1.bn2", lambda x: x + 1, True), "fail", "at add_1"
+    ),
+    "branch_bound: in evaluation": (
+        nets.tiny_resnet, "idinit", written("blocks.1.bn2.running_mean", -1.0), "fail", "at add_1"
+    ),
+    "branch_bound: a NaN": (
+        nets.NormFreeNet, "idinit", written("blocks.2.conv2.weight", torch.nan), "fail", "nan times the limit at add_2"
+    ),
+    "branch_bound: a NaN in training": (
+        nets.tiny_resnet, "idinit", behind("blocks.1.bn2", lambda x: x / 0, True), "fail", "at add_1"
+    ),
+    "branch_bound: a branch that reads nothing": (
+        nets.NormFreeNet, "idinit", silenced_reading, "fail", "1 of 3 branches add too much"
+    ),
+    "channel_spread: a value a thousandth too large": (
+        nets.NormFreeNet, "constnet", times("blocks.0.conv1.weight", 1.001, (3, 2, 1, 1)), "fail", "at blocks_0_conv1"
+    ),
+    "channel_spread: a value that rounding could have made": (
+        nets.NormFreeNet, "constnet", times("blocks.0.conv1.weight", 1 + 1e-6, (3, 2, 1, 1)), "warn", "up to rounding"
+    ),
+    "channel_spread: a NaN": (
+        nets.NormFreeNet, "constnet", written("blocks.0.conv1.weight", torch.nan, (3, 2, 1, 1)), "fail", "spread inf"
+    ),
+    "channel_spread: in training": (
+        nets.tiny_resnet, "constnet", behind("bn1", lifted, True), "fail", "at bn1"
+    ),
+    "channel_spread: in evaluation": (
+        nets.tiny_resnet, "constnet", written("bn1.running_mean", 0.5, (3,)), "fail", "at bn1"
+    ),
+    "channel_spread: a write into the branch before its join": (
+        nets.NormFreeNet, "constnet", aliased, "fail", "spread 0.1 at add_1"
+    ),
+    "symmetry: an infinite derivative": (
+        nets.NormFreeNet, "constnet", behind("blocks.1.conv1", lambda x: x + (x * 0).sqrt()), "fail",
+        "gradient not finite in step 1: stem.weight"
+    ),
+    "norm_per_depth: a layer a thousandth too large": (
+        PostActivationNet, "risotto", times("blocks.1.2.weight", 1.001), "fail", "first off at add_1"
+    ),
+    "norm_per_depth: a value that is off by its last digit": (
+        PostActivationNet, "risotto", times("blocks.1.2.weight", 1 + 2**-23, (3, 3, 1, 1)), "fail", "first off at add_1"
+    ),
+    "norm_per_depth: rounding": (
+        PostActivationNet, "risotto", behind("blocks.1.2", lambda x: x + noise(x)), "fail", "first off at add_1"
+    ),
+    "norm_per_depth: pairs that are none": (
+        PostActivationNet, "risotto", crossed, "fail", "both sides of a pair up to"
+    ),
+    "norm_per_depth: a NaN in the last block": (
+        PostActivationNet, "risotto", written("blocks.2.2.weight", torch.nan), "fail", "1 ± nan"
+    ),
+    "jacobian: a layer a thousandth too large": (
+        PostActivationNet, "risotto", times("blocks.1.2.weight", 1.001), "fail", "singular values"
+    ),
+    "jacobian: a block that lets nothing through": (
+        nets.PreActivationResNet, "risotto", emptied, "fail", "0 singular values are 1"
+    ),
+    "jacobian: a NaN": (
+        PostActivationNet, "risotto", written("blocks.1.2.weight", torch.nan), "fail", "the Jacobian is not finite"
+    ),
+    "linearity: a ReLU of no pairs": (
+        PostActivationNet, "risotto", behind("blocks.1.2", torch.relu), "fail", "in mode train"
+    ),
+    "linearity: a bias": (
+        PostActivationNet, "risotto", written("head.bias", 0.1), "fail", "0.1 in mode train"
+    ),
+    "norm_per_depth: in training": (
+        Moded, "risotto", behind("blocks.1.2", twice, True), "fail", "first off at add_1"
+    ),
+    "norm_per_depth: in evaluation": (
+        Moded, "risotto", behind("blocks.1.2", twice, False), "fail", "first off at add_1"
+    ),
+    "linearity: in training": (
+        Moded, "risotto", behind("head", lambda x: x + 0.1, True), "fail", "0.1 in mode train"
+    ),
+    "linearity: in evaluation": (
+        Moded, "risotto", behind("head", lambda x: x + 0.1, False), "fail", "0.1 in mode evaluate"
+    ),
+    "linearity: a NaN": (
+        PostActivationNet, "risotto", written("head.bias", torch.nan), "fail", "nan in mode train"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_promise_is_found(fault: str) -> None:
+    make, scheme, plant, status, words = FAULTS[fault]
+    check = fault.partition(":")[0]
+    subject = subject_of(make(), IMAGES, scheme=scheme)
+    sound = ask(check, subject)
+    assert sound is not None and sound.status == ("warn" if check == "symmetry" else "pass"), sound
+    plant(subject)
+    found = ask(check, subject)
+    assert found is not None and found.status == status and words in found.summary, found
+    assert bool(found.remedy) == (found.status == "fail")
