@@ -28,7 +28,7 @@ from zero_convert.rewrites import inner_skips
 from . import nets
 from .fake_gpu import fake_gpu
 from .subjects import IMAGES, ask, parameter, subject_of
-from .test_planted_promises import behind, written
+from .test_planted_promises import behind, into_the_branch, written
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 Plant = Callable[[Subject], None]
@@ -76,6 +76,10 @@ def undefined(x: Tensor) -> Tensor:
     return x * torch.nan
 
 
+def activate_in_place(x: Tensor) -> Tensor:
+    return F.hardsigmoid(x, inplace=True)
+
+
 def shorter(x: Tensor) -> Tensor:
     return x[:, :2]
 
@@ -117,6 +121,9 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, str], Plant, 
     ),
     "zero_branches: a NaN in training": (
         nets.tiny_resnet, IMAGES, {}, behind("blocks.1.conv2", undefined, True), "nan at"
+    ),
+    "zero_branches: an aliased in-place activation": (
+        nets.tiny_resnet, IMAGES, {}, into_the_branch(-1, activate_in_place), "0.5 at"
     ),
     "binary: almost 1": (nets.tiny_resnet, IMAGES, {}, written("bn1.weight", 1.0001, (7,)), "1 values"),
     "binary: almost 0": (nets.tiny_resnet, IMAGES, {}, written("linear.weight", 1e-5, (3, 2)), "1 values"),

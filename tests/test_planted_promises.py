@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from zero_convert.checks import norm_per_depth
 from zero_convert.live import Subject
 
 from . import nets
@@ -82,14 +84,22 @@ class Moded(PostActivationNet):
         return super().forward(nn.functional.dropout(x, 0.0, self.training))
 
 
-def aliased(subject: Subject) -> None:
-    """Something writes into a channel of the branch, through a view, after its last layer and before the join."""
-    for graph in subject.traced.graphs:
-        join = next(node for node in graph.nodes if node.name == "add_1")
-        branch = next(node for node in join.all_input_nodes if "conv2" in node.name)
-        with graph.inserting_before(join):
-            channel = graph.call_function(operator.getitem, (branch, (slice(None), slice(1, 2))))
-            graph.call_method("add_", (channel, 0.1))
+def into_the_branch(index: int, operation: Callable[[Tensor], Tensor]) -> Plant:
+    """An operation on a view of a channel of the branch, after its last layer and before a residual join."""
+
+    def plant(subject: Subject) -> None:
+        join = [each for each in subject.structure.joins if each.residual][index]
+        for graph in subject.traced.graphs:
+            nodes = {node.name: node for node in graph.nodes}
+            with graph.inserting_before(nodes[join.node]):
+                channel = graph.call_function(operator.getitem, (nodes[join.branch_node], (slice(None), slice(1, 2))))
+                graph.call_function(operation, (channel,))
+
+    return plant
+
+
+def add_in_place(x: Tensor) -> Tensor:
+    return x.add_(0.1)
 
 
 def lifted(x: Tensor) -> Tensor:
@@ -120,7 +130,7 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, Plant, str, str]] = {
         nets.NormFreeNet, "idinit", silenced_reading, "fail", "1 of 3 branches add too much"
     ),
     "channel_spread: a value a thousandth too large": (
-        nets.NormFreeNet, "constnet", times("blocks.0.conv1.weight", 1.001, (3, 2, 1, 1)), "fail", "at blocks_0_conv1"
+        nets.NormFreeNet, "constnet", times("blocks.0.conv1.weight", 1.001, (3, 2, 1, 1)), "fail", "first at blocks_0"
     ),
     "channel_spread: a value that rounding could have made": (
         nets.NormFreeNet, "constnet", times("blocks.0.conv1.weight", 1 + 1e-6, (3, 2, 1, 1)), "warn", "up to rounding"
@@ -129,13 +139,13 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, Plant, str, str]] = {
         nets.NormFreeNet, "constnet", written("blocks.0.conv1.weight", torch.nan, (3, 2, 1, 1)), "fail", "spread inf"
     ),
     "channel_spread: in training": (
-        nets.tiny_resnet, "constnet", behind("bn1", lifted, True), "fail", "at bn1"
+        nets.tiny_resnet, "constnet", behind("bn1", lifted, True), "fail", "first at bn1"
     ),
     "channel_spread: in evaluation": (
-        nets.tiny_resnet, "constnet", written("bn1.running_mean", 0.5, (3,)), "fail", "at bn1"
+        nets.tiny_resnet, "constnet", written("bn1.running_mean", 0.5, (3,)), "fail", "first at bn1"
     ),
     "channel_spread: a write into the branch before its join": (
-        nets.NormFreeNet, "constnet", aliased, "fail", "spread 0.1 at add_1"
+        nets.NormFreeNet, "constnet", into_the_branch(1, add_in_place), "fail", "first at add_1: spread 0.1"
     ),
     "symmetry: an infinite derivative": (
         nets.NormFreeNet, "constnet", behind("blocks.1.conv1", lambda x: x + (x * 0).sqrt()), "fail",
@@ -200,3 +210,58 @@ def test_a_broken_promise_is_found(fault: str) -> None:
     found = ask(check, subject)
     assert found is not None and found.status == status and words in found.summary, found
     assert bool(found.remedy) == (found.status == "fail")
+
+
+def stopped_before(subject: Subject, layer: str) -> Subject:
+    """Graphs that are recordings only, and cannot be followed further than to this layer."""
+    for graph in subject.traced.graphs:
+        node = next(n for n in graph.nodes if n.op == "call_module" and n.target == layer)
+        with graph.inserting_before(node):
+            node.args = (graph.call_function(torch.reshape, (node.args[0], (7, 7))),)
+    return replace(subject, traced=replace(subject.traced, whole=False))
+
+
+@pytest.mark.parametrize(
+    ("check", "make", "scheme"),
+    [
+        ("branch_bound", nets.NormFreeNet, "idinit"),
+        ("channel_spread", nets.NormFreeNet, "constnet"),
+    ],
+)
+@pytest.mark.parametrize("layer", ["head", "stem"])
+def test_a_promise_that_a_recording_does_not_show_to_the_end_is_warned_of(
+    check: str, make: Callable[[], nn.Module], scheme: str, layer: str
+) -> None:
+    found = ask(check, stopped_before(subject_of(make(), IMAGES, scheme=scheme), layer))
+    assert found is not None and found.status == "warn" and "RuntimeError: shape '[7, 7]'" in found.summary, found
+
+
+def test_lengths_that_were_not_followed_to_the_end_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a network of which only parts are captured."""
+    watch = norm_per_depth.watch
+    monkeypatch.setattr(norm_per_depth, "watch", lambda *a, **k: watch(*a, **k) or "RuntimeError: no further")
+    found = ask("norm_per_depth", subject_of(PostActivationNet(), IMAGES, scheme="risotto"))
+    assert found is not None and (found.status, "stopped early: Runtime" in found.summary) == ("warn", True), found
+
+
+@pytest.mark.parametrize("check", ["norm_per_depth", "linearity", "repeat", "finite", "precision"])
+def test_a_network_that_runs_in_no_mode_passes_nothing(check: str) -> None:
+    subject = subject_of(PostActivationNet(), IMAGES, scheme="risotto")
+    subject.traced.root.get_submodule("head").weight = nn.Parameter(torch.zeros(3, 7))
+    found = ask(check, subject)
+    assert found is not None and found.status == ("warn" if check == "finite" else "skip"), found
+    assert "does not run in train mode: RuntimeError" in found.summary
+
+
+def test_a_promise_without_a_place_to_look_at_is_skipped() -> None:
+    """Each channel for itself, and a branch that a factor silences."""
+    apart = nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 14 * 14, 2))
+    found = ask("channel_spread", subject_of(apart, IMAGES, scheme="constnet"))
+    assert found is not None and (found.status, found.summary) == (
+        "skip",
+        "no layer to look at: none reads all channels of its input",
+    )
+    subject = subject_of(nets.NormFreeNet(), IMAGES, scheme="idinit")
+    layers = tuple(replace(layer, stilled=True) for layer in subject.structure.layers)
+    found = ask("branch_bound", replace(subject, structure=replace(subject.structure, layers=layers)))
+    assert found is not None and found.status == "skip" and found.summary.startswith("no branch to look at"), found

@@ -123,3 +123,15 @@ def test_a_fault_of_rounding_or_range_is_found(fault: str) -> None:
     found = ask(check, subject_of(make(change, where), WIDE, scheme=scheme), level)
     assert sound is not None and sound.status == "pass", sound
     assert found is not None and found.status == status and words in found.summary and found.remedy, found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_precision_has_a_limit_for_half_precision(dtype: torch.dtype) -> None:
+    """64 times its rounding unit, which is half of the largest value in bfloat16."""
+    subjects = [subject_of(Net(change), WIDE, scheme="zero-2022") for change in (same, lambda x: x + noise(x) / 300)]
+    for subject in subjects:
+        subject.traced.root.to(dtype)
+    sound, found = (ask("precision", subject) for subject in subjects)
+    assert sound is not None and found is not None and (sound.status, found.status) == ("pass", "warn"), found
+    assert found.summary.startswith(str(dtype).removeprefix("torch."))
+    assert found.threshold == f"at most {64 * torch.finfo(dtype).eps:.0e} of the largest value"

@@ -110,6 +110,12 @@ class Bench:
         self.inputs  # noqa: B018  finding them finds out what the network refuses
         return tuple(mode for mode in self._modes if mode not in self.refused)
 
+    def refusal(self) -> str:
+        """Why the network runs in no mode, so that nothing can be looked at; "" if it runs in one."""
+        return (
+            "" if self.modes else "; ".join(f"does not run in {mode} mode: {why}" for mode, why in self.refused.items())
+        )
+
     @cached_property
     def _modes(self) -> tuple[str, ...]:
         traced = self.subject.traced

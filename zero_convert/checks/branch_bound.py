@@ -49,12 +49,19 @@ def ask(bench: Bench) -> Check | None:
                 limit = sum(factor * gain * seen.get(end.all_input_nodes[0].name, 0.0) for end, _, gain in found)
                 share = seen[join.branch_node] / limit if limit else float(seen[join.branch_node] > 0) * 2
                 shares[join.node] = most((share, shares.get(join.node, 0.0)))
+    if not shares:
+        told = (
+            f"the recording ends before any: {stopped}"
+            if stopped
+            else bench.refusal() or "none ends in a layer that starts close to 0"
+        )
+        return Check("branch_bound", "warn" if stopped else "skip", QUESTION, f"no branch to look at: {told}")
     wrong = {node: share for node, share in shares.items() if not share <= ROUNDING}
     if wrong:
         worst = max(wrong, key=wrong.__getitem__)
         summary = f"{len(wrong)} of {len(shares)} branches add too much: {wrong[worst]:.3g} times the limit at {worst}"
     else:
-        summary = f"{len(shares)} branches add at most {max(shares.values(), default=0.0):.3g} times their limit"
+        summary = f"{len(shares)} branches add at most {max(shares.values()):.3g} times their limit"
         summary += f"; {len(joins) - len(shares)} joins were not judged" if len(shares) < len(joins) else ""
         summary += f", the recording ends early: {stopped}" if stopped else ""
     return Check(

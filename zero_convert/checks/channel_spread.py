@@ -25,6 +25,7 @@ from ._watch import watch
 
 QUESTION = "Are all channels of every layer identical at the start?"
 ROUNDING = 1e-5
+REMEDY = "Its layer starts with other values (--dry-run names the rules), or does not treat all channels alike."
 
 
 def ask(bench: Bench) -> Check | None:
@@ -48,18 +49,24 @@ def ask(bench: Bench) -> Check | None:
             scale = max(scale, sizes[node])
             if spread > limit:
                 rounding[node] = most((spread / max(sizes[node], 1e-30), rounding.get(node, 0.0)))
+    if not worst:
+        told = (
+            f"the recording ends before any: {stopped}"
+            if stopped
+            else bench.refusal() or "none reads all channels of its input"
+        )
+        return Check("channel_spread", "warn" if stopped else "skip", QUESTION, f"no layer to look at: {told}")
     wrong = [node for node, share in rounding.items() if not share <= ROUNDING]
     if rounding:
-        node = max(worst, key=worst.__getitem__)
+        node = (wrong or list(rounding))[0]
         what = "not identical" if wrong else "identical up to rounding"
-        summary = f"{what} at {len(wrong or rounding)} of {len(worst)} places; spread {worst[node]:.3g} at {node}"
+        summary = (
+            f"{what} at {len(wrong or rounding)} of {len(worst)} places, first at {node}: spread {worst[node]:.3g}"
+        )
     else:
         summary = f"spread exactly 0 at {len(worst)} places (values up to {scale:.3g})"
     summary += f"; the recording ends early: {stopped}" if stopped else ""
-    status = "fail" if wrong or not worst else "warn" if rounding or stopped else "pass"
-    remedy = (
-        "A layer before it does not treat all channels alike (--dry-run names the rules), or starts with other values."
-    )
+    status = "fail" if wrong else "warn" if rounding or stopped else "pass"
     return Check(
         "channel_spread",
         status,
@@ -67,5 +74,5 @@ def ask(bench: Bench) -> Check | None:
         summary,
         {"spread": worst, "largest": scale},
         f"a spread of {limit:g}",
-        remedy if status == "fail" else "",
+        REMEDY if wrong else "",
     )

@@ -41,12 +41,15 @@ def ask(bench: Bench) -> Check:
             wrong.append(f"{OUTPUT} in {mode} mode")
         else:
             magnitudes[mode] = max((float(t.abs().max()) for t in outputs if t.numel()), default=0.0)
+    refusal = bench.refusal()
     summary = f"{values:,} values and all outputs are finite"
+    if refusal:
+        summary = f"{values:,} values are finite, and no output was seen: it {refusal}"
     if wrong:
         summary = f"NaN or infinity in {', '.join(wrong[:4])}{' …' if len(wrong) > 4 else ''}"
     return Check(
         "finite",
-        "fail" if wrong else "pass",
+        "fail" if wrong else "warn" if refusal else "pass",
         QUESTION,
         summary,
         {"values": values, "not_finite": wrong, "infinite_in_buffers": infinite, "largest_output": magnitudes}

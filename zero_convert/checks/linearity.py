@@ -27,6 +27,8 @@ def ask(bench: Bench) -> Check | None:
     limit = bench.promised("linearity")
     if limit is None:
         return None
+    if refusal := bench.refusal():
+        return Check("linearity", "skip", QUESTION, refusal)
     off: dict[str, float] = {}
     scale = 0.0
     for mode in bench.modes:

@@ -33,6 +33,8 @@ def ask(bench: Bench) -> Check | None:
     limit = bench.promised("norm_per_depth")
     if limit is None or not any(join.residual for join in bench.subject.structure.joins):
         return None
+    if refusal := bench.refusal():
+        return Check("norm_per_depth", "skip", QUESTION, refusal)
     ratios: dict[str, dict[str, float]] = {}
     overlap, stopped = 0.0, ""
     for mode in bench.modes:

@@ -67,7 +67,7 @@ def ask(bench: Bench) -> Check:
         "precision",
         "warn" if over else "pass" if numbers else "skip",
         QUESTION,
-        f"{name} differs from float64 by {', '.join(told)}" if numbers else "; ".join(told),
+        f"{name} differs from float64 by {', '.join(told)}" if numbers else "; ".join(told) or bench.refusal(),
         {"dtype": name, **numbers},
         f"at most {limit:.0e} of the largest value",
         (remedy(bench.subject) or CANCELS) if over else "",

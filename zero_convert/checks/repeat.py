@@ -38,6 +38,8 @@ def ask(bench: Bench) -> Check:
             with _any_algorithm():
                 without |= _differences(first, _values(bench, mode), mode)
                 without |= _differences(_values(bench, mode), _values(bench, mode), mode)
+    if not compared:
+        return Check("repeat", "skip", QUESTION, bench.refusal() or "no floating tensor is returned")
     worst = ", ".join(f"{name} by {value:.3g}" for name, value in list(different.items())[:4])
     told = ""
     if bench.level == "full":
