@@ -6,6 +6,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -157,6 +158,9 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, Plant, str, str]] = {
     "norm_per_depth: a value that is off by its last digit": (
         PostActivationNet, "risotto", times("blocks.1.2.weight", 1 + 2**-23, (3, 3, 1, 1)), "fail", "first off at add_1"
     ),
+    "norm_per_depth: a value that no float32 shows": (
+        PostActivationNet, "risotto", written("blocks.1.2.weight", 1e-10, (3, 3, 0, 0)), "fail", "first off at add_1"
+    ),
     "norm_per_depth: rounding": (
         PostActivationNet, "risotto", behind("blocks.1.2", lambda x: x + noise(x)), "fail", "first off at add_1"
     ),
@@ -212,6 +216,43 @@ def test_a_broken_promise_is_found(fault: str) -> None:
     assert bool(found.remedy) == (found.status == "fail")
 
 
+@pytest.mark.parametrize(
+    ("rate", "words", "size"),
+    [("none", "--set break_symmetry=dropout:0.01", 0.1), ("dropout:0.5", "larger rate", 1e-3)],
+)
+def test_symmetry_warns_of_channels_that_do_not_part_with_what_could_part_them(
+    rate: str, words: str, size: float
+) -> None:
+    """A head that hands no gradient on lets nothing move, in steps of any size."""
+    subject = subject_of(nets.mlp(), torch.ones(2, 20), scheme="constnet", break_symmetry=rate)
+    behind("4", torch.zeros_like)(subject)
+    subject.traced.root.get_submodule("4").register_forward_hook(lambda module, given, made: made + 0 * module.bias)
+    found = ask("symmetry", subject)
+    assert found is not None and found.status == "warn" and words in found.remedy, found
+    assert found.numbers["step_size"] == size
+
+
+class Uneven(torch.autograd.Function):
+    """The identity, whose gradient is a millionth larger in each further channel, as sums in no fixed order make it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * (1 + 1e-6 * torch.arange(gradient.shape[1]).reshape(-1, 1, 1))
+
+
+def test_symmetry_sees_channels_that_part_by_a_millionth() -> None:
+    subject = subject_of(nets.NormFreeNet(), IMAGES, scheme="constnet")
+    behind("blocks.1.conv1", Uneven.apply)(subject)
+    found = ask("symmetry", subject)
+    assert found is not None and found.status == "pass", found
+    *equal, last = found.numbers["spread_after_step"]
+    assert equal and not any(equal) and 0 < last < 1e-4
+
+
 def stopped_before(subject: Subject, layer: str) -> Subject:
     """Graphs that are recordings only, and cannot be followed further than to this layer."""
     for graph in subject.traced.graphs:
@@ -236,7 +277,7 @@ def test_a_promise_that_a_recording_does_not_show_to_the_end_is_warned_of(
     assert found is not None and found.status == "warn" and "RuntimeError: shape '[7, 7]'" in found.summary, found
 
 
-def test_lengths_that_were_not_followed_to_the_end_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norm_per_depth_warns_of_lengths_that_were_not_followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a network of which only parts are captured."""
     watch = norm_per_depth.watch
     monkeypatch.setattr(norm_per_depth, "watch", lambda *a, **k: watch(*a, **k) or "RuntimeError: no further")

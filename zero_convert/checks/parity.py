@@ -147,7 +147,9 @@ def ask_file(bench: Bench, path: str | PathLike[str], *, dtype: str = "float32",
             "placement": {device: dict(answer.placement) for device, answer in answers.items()},
         },
         f"tolerance at most {limit:.0e}",
-        "" if not over else "A runtime that rounds less, or the node named, is where to look.",
+        ""
+        if not over
+        else "Look at the node named; where all differ a little, the runtime rounds to less than float32.",
     )
 
 

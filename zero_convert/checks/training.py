@@ -69,7 +69,9 @@ def ask(bench: Bench) -> Check | None:
     before, after = (_distinct(bench, module) for module in (bench.module, run.module))
     told = f"loss {run.losses[0]:.4g} → {run.losses[-1]:.4g} in {steps} steps of rate {run.rate:g}"
     if not run.finite:
-        told = "loss or gradient not finite at every rate: " + ", ".join(f"{r.rate:g}" for r in runs)
+        told = "loss or gradient not finite: " + ", ".join(
+            f"in step {max(1, len(r.norms))} of rate {r.rate:g}" for r in runs
+        )
     elif not run.fell:
         told += ", and no lower at any other rate"
     moved_most = max(ranks, key=lambda name: ranks[name][0], default="")
