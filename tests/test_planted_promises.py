@@ -117,6 +117,20 @@ def longer(x: Tensor) -> Tensor:
     return x * torch.where(one + 1e-9 > one, 1.0, 1.0001)
 
 
+def a_little_longer(x: Tensor) -> Tensor:
+    """As `longer`, by less than what a check lets pass."""
+    one = x.mean() * 0 + 1
+    return x * torch.where(one + 1e-9 > one, 1.0, 1 + 4e-6)
+
+
+def at_every_join(operation: Callable[[Tensor], Tensor]) -> Plant:
+    def plant(subject: Subject) -> None:
+        for index in range(3):
+            before_the_join(index, operation)(subject)
+
+    return plant
+
+
 def add_in_place(x: Tensor) -> Tensor:
     return x.add_(0.1)
 
@@ -182,11 +196,14 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, Plant, str, str]] = {
     "norm_per_depth: rounding": (
         PostActivationNet, "risotto", before_the_join(1, longer), "fail", "0.0001 (train, own precision)"
     ),
+    "norm_per_depth: rounding that adds up": (
+        PostActivationNet, "risotto", at_every_join(a_little_longer), "fail", "first off at add_2"
+    ),
     "norm_per_depth: pairs that are none": (
         PostActivationNet, "risotto", crossed, "fail", "both sides of a pair up to"
     ),
     "norm_per_depth: a NaN in the last block": (
-        PostActivationNet, "risotto", written("blocks.2.2.weight", torch.nan), "fail", "1 ± nan"
+        PostActivationNet, "risotto", written("blocks.2.2.weight", torch.nan), "fail", "first off at add_2"
     ),
     "jacobian: a layer a thousandth too large": (
         PostActivationNet, "risotto", times("blocks.1.2.weight", 1.001), "fail", "singular values"
@@ -214,6 +231,9 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, Plant, str, str]] = {
     ),
     "linearity: in evaluation": (
         Moded, "risotto", behind("head", lambda x: x + 0.1, False), "fail", "0.1 in mode evaluate"
+    ),
+    "linearity: a small bias": (
+        PostActivationNet, "risotto", written("head.bias", 1e-4), "fail", "0.0001 in mode train"
     ),
     "linearity: a NaN": (
         PostActivationNet, "risotto", written("head.bias", torch.nan), "fail", "nan in mode train"
@@ -248,6 +268,15 @@ def test_symmetry_warns_of_channels_that_do_not_part_with_what_could_part_them(
     found = ask("symmetry", subject)
     assert found is not None and found.status == "warn" and words in found.remedy, found
     assert found.numbers["step_size"] == size
+
+
+def test_linearity_is_skipped_for_inputs_that_cannot_be_added() -> None:
+    class Flagged(PostActivationNet):
+        def forward(self, x: Tensor, flag: bool | None = None) -> Tensor:
+            return super().forward(x)
+
+    found = ask("linearity", subject_of(Flagged(), IMAGES, None, scheme="risotto"))
+    assert found is not None and (found.status, found.summary) == ("skip", "inputs that cannot be added")
 
 
 class Uneven(torch.autograd.Function):
