@@ -162,6 +162,7 @@ def test_a_shift_that_the_next_norm_takes_away_does_not_count_among_the_ranges()
     assert check is not None and check.status == "pass" and check.numbers["range_of_weights"] < 100
     norms = [value for value in check.numbers["norm"] if value]
     assert max(norms) / min(norms) > 1e4, "its gradient is rounding"
+    assert "0.bias" not in check.numbers["parameter"] and "1.bias" in check.numbers["parameter"]
 
 
 # -- caps --------------------------------------------------------------------------------------------------------------

@@ -36,6 +36,11 @@ def scaled_by_noise(x: Tensor) -> Tensor:
     return x * (1 + noise(x) * 10)
 
 
+def faint(x: Tensor) -> Tensor:
+    """x, whose derivative is a thousandth, and wrong in the first digit in float32."""
+    return scaled_by_noise(x) * 1e-3 + (x - x * 1e-3).detach()
+
+
 def turned(x: Tensor) -> Tensor:
     """The sign of x is another one where 1 + 1e-9 is 1."""
     one = x.mean() * 0 + 1
@@ -111,6 +116,7 @@ FAULTS: dict[str, tuple[str, Change, str, type[nn.Module], str, str, str, str]] 
     "a signal that dies": ("signal", quieter, "early", Net, "zero-2022", "warn", "quick", "signal within a factor"),
     "a gradient that dies": ("signal", unmoved, "early", Net, "zero-2022", "warn", "quick", "gradient within 1e+05"),
     "a gradient of noise": ("gradient_norms", scaled_by_noise, "early", Net, "zero-2022", "warn", "full", "off floa"),
+    "a faint gradient of noise": ("gradient_norms", faint, "early", Net, "zero-2022", "warn", "full", "(first.weight)"),
     "a gradient turned round": ("gradient_norms", turned, "early", Net, "zero-2022", "warn", "full", "2 of it"),
     "a gradient that is infinite": ("gradient_norms", rooted, "early", Net, "zero-2022", "fail", "quick", "first.we"),
 }  # fmt: skip
