@@ -70,6 +70,18 @@ def test_a_part_kept_whole_with_one_weight_layer_hides_no_join() -> None:
     assert (check.status, check.numbers["opaque"]["hidden"]["weight_layers"]) == ("pass", 1)
 
 
+def test_coverage_warns_of_hidden_joins_in_a_small_part_too() -> None:
+    net = Around(2)
+    net.head = nn.Linear(6, 300)
+    check = answers(convert(net, torch.zeros(1, 6), "zero-2022"))["coverage"]
+    assert check.status == "warn" and check.numbers["share"] > 0.9 and "in hidden" in check.summary
+
+
+def test_coverage_does_not_warn_of_a_model_that_is_one_layer() -> None:
+    check = answers(convert(nn.Sequential(Opaque(1)), torch.zeros(1, 6), "zero-2022"))["coverage"]
+    assert (check.status, check.numbers["captured"]) == ("pass", 0)
+
+
 def test_what_only_a_recording_shows_is_told_apart_from_the_regions() -> None:
     subject = convert(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)), torch.zeros(1, 6), "zero-2022")
     traced = replace(subject.traced, whole=False)

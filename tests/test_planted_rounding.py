@@ -141,3 +141,14 @@ def test_precision_has_a_limit_for_half_precision(dtype: torch.dtype) -> None:
     assert sound is not None and found is not None and (sound.status, found.status) == ("pass", "warn"), found
     assert found.summary.startswith(str(dtype).removeprefix("torch."))
     assert found.threshold == f"at most {64 * torch.finfo(dtype).eps:.0e} of the largest value"
+
+
+@pytest.mark.parametrize(("columns", "words"), [("first", "--set columns=spanning"), ("spanning", "warm-up or a norm")])
+def test_signal_names_the_remedy_of_the_scheme_where_channels_repeat(columns: str, words: str) -> None:
+    class Growing(Net):
+        def __init__(self) -> None:
+            super().__init__(quieter, "early")
+            self.first, self.second = nn.Linear(16, 64), nn.Linear(64, 16)
+
+    found = ask("signal", subject_of(Growing(), WIDE, scheme="zero-2022", columns=columns))
+    assert found is not None and found.status == "warn" and words in found.remedy, found
