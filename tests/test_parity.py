@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,6 +107,38 @@ def test_another_graph_is_found_and_its_first_layer_named(exported: tuple[Subjec
     onnx.save(model, tmp_path / "other.onnx")
     check = compared(subject, tmp_path / "other.onnx")
     assert check.status == "fail" and check.numbers["first_node"] == {"onnxruntime cpu": owner}
+
+
+def a_bias(value: float) -> Callable[[onnx.ModelProto], None]:
+    def plant(model: onnx.ModelProto) -> None:
+        tensor = next(each for each in model.graph.initializer if each.name == "linear.bias")
+        tensor.raw_data = np.full(10, value, np.float32).tobytes()
+
+    return plant
+
+
+def another_output(model: onnx.ModelProto) -> None:
+    first = model.graph.node[0].output[0]
+    model.graph.output.append(onnx.helper.make_tensor_value_info(first, onnx.TensorProto.FLOAT, None))
+
+
+FAULTS: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
+    "parity: a bias of a hundredth": (a_bias(0.01), "onnxruntime cpu within 0.0"),
+    "parity: a NaN": (a_bias(np.nan), "onnxruntime cpu within inf"),
+    "parity: an output more": (another_output, "onnxruntime cpu within inf"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_file_that_computes_something_else_is_found(
+    exported: tuple[Subject, Path], tmp_path: Path, fault: str
+) -> None:
+    (subject, path), (plant, words) = exported, FAULTS[fault]
+    model = onnx.load(path)
+    plant(model)
+    onnx.save(model, tmp_path / "net.onnx")
+    found = compared(subject, tmp_path / "net.onnx")
+    assert found.status == "fail" and words in found.summary and found.remedy, found
 
 
 def test_no_batch_norm_is_fused_in_our_sessions(exported: tuple[Subject, Path], tmp_path: Path) -> None:

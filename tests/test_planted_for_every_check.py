@@ -16,6 +16,7 @@ from collections import Counter
 
 from zero_convert import checks
 
+from . import test_parity as parity
 from . import test_planted_faults as faults
 from . import test_planted_places as places
 from . import test_planted_promises as promises
@@ -44,7 +45,7 @@ def planted() -> Counter[str]:
     found = Counter(each[1] for each in (*faults.IN_WEIGHTS, *faults.IN_FORWARD))
     found.update(each[0] for each in rounding.FAULTS.values())
     found.update(name.partition(":")[0] for name in (*promises.FAULTS, *places.FAULTS))
-    found.update({"repeat": len(places.RUNS), "parity": len(places.FILES)})
+    found.update({"repeat": len(places.RUNS), "parity": len(parity.FAULTS)})
     found.update({check: len(tests) for check, tests in ALONE.items()})
     return found
 
