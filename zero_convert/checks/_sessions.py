@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -24,11 +24,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DeviceError
+from ..gist import gist
 from ..interrupts import undone_by
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 SILENT = 4  # log level: fatal errors only
 FLOATS = ("float", "float16", "double", "bfloat16")
+COPIES = ("MemcpyFromHost", "MemcpyToHost")
+DOCTOR = "`zero-convert doctor` says which library is missing; --device cpu compares on the CPU."
+NO_KERNEL = (
+    "ONNX Runtime has no kernel for these operators there. --device auto says so and compares without it; "
+    "--device cpu compares on the CPU."
+)
 
 Values = list[npt.NDArray[Any]]
 
@@ -93,29 +100,20 @@ def run(
         options = _options(ort)
         options.profile_file_prefix = str(Path(folder, "profile"))
         source = model if isinstance(model, bytes) else os.fspath(model)
-        try:
-            session = ort.InferenceSession(source, options, providers=[_settings(provider, device)])
-        except Exception as error:
-            if provider == CPU:
-                raise
-            if _ran_out(error):
-                raise _full(device) from error
-            raise _gone(device, str(error).strip().splitlines()[0][:200]) from error
+        settings = _settings(provider, device)
+        with _explained(device):  # without `enable_fallback=0` ONNX Runtime prints why, and goes on on the CPU
+            session = ort.InferenceSession(source, options, providers=[settings], enable_fallback=0)
         real = session.get_providers()
         if real[0] != provider and strict:
             raise _gone(device, f"a session on {real[0]}")
         names = [each.name for each in session.get_inputs()]
         outputs = [each.name for each in session.get_outputs()]
-        try:
+        with _explained(device):
             made = session.run(None, dict(zip(names, inputs, strict=True)))
-        except Exception as error:
-            if not _ran_out(error):
-                raise
-            raise _full(device) from error
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     placement, fallen = placed(events, provider)
     if fallen and strict:
-        raise _gone(device, f"{len(fallen)} nodes that ran on the CPU: {', '.join(fallen[:4])}")
+        raise _gone(device, told(fallen), NO_KERNEL if placement.get(provider) else DOCTOR)
     return Answer(dict(zip(outputs, made, strict=True)), real[0], placement, tuple(fallen))
 
 
@@ -123,7 +121,7 @@ def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str
     """Provider → number of nodes, and the nodes that fell back, from the events of a profile.
 
     Arithmetic on shapes belongs on the CPU, whatever the provider: a node falls back if it makes a floating tensor of
-    more than one value there.
+    more than one value there. Copies from and to the device, which ONNX Runtime adds, are not counted.
     """
     counts: dict[str, int] = {}
     fallen: list[str] = []
@@ -132,10 +130,18 @@ def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str
         where = args.get("provider")
         if event.get("cat") != "Node" or not where or not str(event.get("name", "")).endswith("_kernel_time"):
             continue
+        if args.get("op_name") in COPIES:
+            continue
         counts[where] = counts.get(where, 0) + 1
         if where != provider and _floating(args.get("output_type_shape", ())):
             fallen.append(f"{str(event['name']).removesuffix('_kernel_time')} ({args.get('op_name', '?')})")
     return counts, fallen
+
+
+def told(fallen: Sequence[str]) -> str:
+    """Nodes that fell back, the first of them by name."""
+    more = ", …" if len(fallen) > 4 else ""
+    return f"{len(fallen)} nodes that ran on the CPU: {', '.join(fallen[:4])}{more}"
 
 
 def with_all_values(path: str | PathLike[str]) -> tuple[bytes, list[tuple[str, str]]]:
@@ -164,6 +170,19 @@ def _options(ort: Any) -> Any:
     return options
 
 
+@contextlib.contextmanager
+def _explained(device: str) -> Iterator[None]:
+    """What ONNX Runtime raises inside, as an error of the device, unless that is the CPU and memory was there."""
+    try:
+        yield
+    except Exception as error:
+        if _ran_out(error):
+            raise _full(device) from error
+        if provider_of(device) == CPU:
+            raise
+        raise _gone(device, gist(str(error))) from error
+
+
 def _settings(provider: str, device: str) -> Any:
     if provider == CPU:
         return provider
@@ -182,20 +201,21 @@ def _ran_out(error: BaseException) -> bool:
 
 
 def _full(device: str) -> DeviceError:
+    on_cpu = "Give smaller example inputs (--input), or leave the comparison out with --validate quick."
     return DeviceError(
         "the device's memory is too small for ONNX Runtime",
         where=device,
         got="too little for the model and one example",
         expected="room for both beside torch",
-        fix="--device cpu compares on the CPU.",
+        fix=on_cpu if device == "cpu" else "--device cpu compares on the CPU.",
     )
 
 
-def _gone(device: str, got: str) -> DeviceError:
+def _gone(device: str, got: str, fix: str = DOCTOR) -> DeviceError:
     return DeviceError(
         "ONNX Runtime does not compute on this device",
         where=f"--device {device}",
         got=got,
         expected=f"every floating tensor made by {CUDA}",
-        fix="`zero-convert doctor` says which library is missing; --device cpu compares on the CPU.",
+        fix=fix,
     )
