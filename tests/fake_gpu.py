@@ -264,7 +264,9 @@ def _session(fake: Fake) -> Any:
     """A module that stands for onnxruntime."""
 
     class Session:
-        def __init__(self, model: Any, options: Any = None, providers: Sequence[Any] = ()) -> None:
+        def __init__(
+            self, model: Any, options: Any = None, providers: Sequence[Any] = (), enable_fallback: bool = True
+        ) -> None:
             names = [p if isinstance(p, str) else p[0] for p in providers]
             settings = {} if isinstance(providers[0], str) else providers[0][1]
             self.cuda = names[0] == CUDA_PROVIDER

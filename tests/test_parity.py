@@ -142,7 +142,7 @@ class FakeSession:
     real: Sequence[str] = (CUDA, CPU)
     made: Any = None
 
-    def __init__(self, model: Any, options: Any, providers: Any) -> None:
+    def __init__(self, model: Any, options: Any, providers: Any, enable_fallback: bool = True) -> None:
         self.session = onnxruntime.InferenceSession(model, options, providers=[CPU])
         FakeSession.made = providers, options
         self.asked = providers

@@ -3,7 +3,8 @@
 Pinned: no graph optimization (a fused batch norm is another network), no TF32, convolution algorithms by heuristics and
 not by a race, one thread. A session that was asked for CUDA and gets a CPU is made without a word, while
 `get_available_providers()` goes on to list CUDA; so the provider is read from the session, and which node really ran
-where from a profile of its run.
+where from a profile of its run. Where a provider fails, ONNX Runtime's Python goes on with a session on the CPU, unless
+it is told not to: it is.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -29,6 +32,7 @@ from ..interrupts import undone_by
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 SILENT = 4  # log level: fatal errors only
 FLOATS = ("float", "float16", "double", "bfloat16")
+COPIES = frozenset({"MemcpyToHost", "MemcpyFromHost"})  # put in by ONNX Runtime between two providers
 
 Values = list[npt.NDArray[Any]]
 
@@ -40,7 +44,7 @@ class Answer:
     Attributes:
         outputs: name → value.
         provider: the first one that the session itself names.
-        placement: provider → number of nodes that ran there.
+        placement: provider → number of nodes that ran there; a part that the provider takes whole is one.
         fallen: nodes that computed floating tensors on the CPU in a session for CUDA: name and operator.
     """
 
@@ -94,13 +98,11 @@ def run(
         options.profile_file_prefix = str(Path(folder, "profile"))
         source = model if isinstance(model, bytes) else os.fspath(model)
         try:
-            session = ort.InferenceSession(source, options, providers=[_settings(provider, device)])
+            session = ort.InferenceSession(
+                source, options, providers=[_settings(provider, device)], enable_fallback=False
+            )
         except Exception as error:
-            if provider == CPU:
-                raise
-            if _ran_out(error):
-                raise _full(device) from error
-            raise _gone(device, str(error).strip().splitlines()[0][:200]) from error
+            raise _failed(error, device) from error
         real = session.get_providers()
         if real[0] != provider and strict:
             raise _gone(device, f"a session on {real[0]}")
@@ -109,13 +111,14 @@ def run(
         try:
             made = session.run(None, dict(zip(names, inputs, strict=True)))
         except Exception as error:
-            if not _ran_out(error):
-                raise
-            raise _full(device) from error
+            raise _failed(error, device) from error
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     placement, fallen = placed(events, provider)
+    if strict and provider not in placement and not fallen:
+        raise _gone(device, "a profile that names no node on it")
     if fallen and strict:
-        raise _gone(device, f"{len(fallen)} nodes that ran on the CPU: {', '.join(fallen[:4])}")
+        nodes = f"{len(fallen)} node{'s' if len(fallen) > 1 else ''} that ran on the CPU"
+        raise _gone(device, f"{nodes}: {', '.join(fallen[:4])}")
     return Answer(dict(zip(outputs, made, strict=True)), real[0], placement, tuple(fallen))
 
 
@@ -123,19 +126,21 @@ def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str
     """Provider → number of nodes, and the nodes that fell back, from the events of a profile.
 
     Arithmetic on shapes belongs on the CPU, whatever the provider: a node falls back if it makes a floating tensor of
-    more than one value there.
+    more than one value there. A node in a loop is one, however often it ran; copies between providers are none.
     """
-    counts: dict[str, int] = {}
-    fallen: list[str] = []
+    where: dict[tuple[str, str], str] = {}
+    fallen: dict[str, None] = {}
     for event in events:
-        args = event.get("args", {})
-        where = args.get("provider")
-        if event.get("cat") != "Node" or not where or not str(event.get("name", "")).endswith("_kernel_time"):
+        args, name = event.get("args", {}), str(event.get("name", ""))
+        if event.get("cat") != "Node" or not args.get("provider") or not name.endswith("_kernel_time"):
             continue
-        counts[where] = counts.get(where, 0) + 1
-        if where != provider and _floating(args.get("output_type_shape", ())):
-            fallen.append(f"{str(event['name']).removesuffix('_kernel_time')} ({args.get('op_name', '?')})")
-    return counts, fallen
+        if args.get("op_name") in COPIES:
+            continue
+        name = name.removesuffix("_kernel_time")
+        where[name, args.get("node_index", "")] = args["provider"]
+        if args["provider"] != provider and _floating(args.get("output_type_shape", ())):
+            fallen[f"{name} ({args.get('op_name', '?')})"] = None
+    return dict(Counter(where.values())), list(fallen)
 
 
 def with_all_values(path: str | PathLike[str]) -> tuple[bytes, list[tuple[str, str]]]:
@@ -179,6 +184,20 @@ def _ran_out(error: BaseException) -> bool:
     """Whether memory was too small: in the words of ONNX Runtime's arena, of CUDA, and of its libraries."""
     said = str(error).lower()
     return any(told in said for told in ("allocate memory", "out of memory", "smaller than requested", "alloc_failed"))
+
+
+def _failed(error: Exception, device: str) -> Exception:
+    """What to raise for an error of ONNX Runtime: on the CPU it is the model's, elsewhere the device's."""
+    if _ran_out(error):
+        return _full(device)
+    return error if provider_of(device) == CPU else _gone(device, reason(error))
+
+
+def reason(error: Exception) -> str:
+    """What happened, of a message that begins with the place in ONNX Runtime's source, several hundred letters long."""
+    said = " ".join(str(error).split())
+    own = re.search(r"\b(?:CUDA|CUDNN|CUBLAS|CUFFT|CURAND|CUSPARSE)\w* failure .*?(?= ; |$)", said)
+    return own[0] if own else said if len(said) <= 300 else f"{said[:100]} … {said[-200:]}"
 
 
 def _full(device: str) -> DeviceError:

@@ -36,7 +36,7 @@ from . import _guard
 from ._bench import Bench
 from ._inputs import Inputs, batches, moved, tensors_in
 from ._recorder import owner_of
-from ._sessions import Answer, run, with_all_values
+from ._sessions import Answer, provider_of, run, with_all_values
 
 QUESTION = "Do torch and ONNX Runtime return the same, on the CPU and on the device?"
 LIMIT = 1e-4
@@ -115,7 +115,11 @@ def ask_file(bench: Bench, path: str | PathLike[str], *, dtype: str = "float32",
             left_out[way] = error.got
             continue
         answer = answers.get(bench.device) if way.startswith("onnxruntime") else None
-        if answer is not None and bench.device != "cpu" and (answer.fallen or not answer.provider.startswith("CUDA")):
+        if (
+            answer is not None
+            and bench.device != "cpu"
+            and (answer.fallen or answer.provider != provider_of(bench.device))
+        ):
             left_out[way] = (
                 f"it ran on {answer.provider}" if not answer.fallen else f"{len(answer.fallen)} nodes fell back"
             )
