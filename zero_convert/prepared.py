@@ -250,13 +250,13 @@ def cast(module: nn.Module, dtype: str) -> None:
 def _single_precision(loaded: sources.Loaded) -> sources.Loaded:
     """The model in float32, in which it is rewritten and checked; what is written has the dtype that was asked for.
 
-    One with tensors of several precisions, whose forward insists on them, stays as it is.
+    One whose forward insists on other precisions, so that it does not run in float32, stays as it is.
     """
     inputs = loaded.example_inputs
     found = {t.dtype for t in loaded.module.state_dict().values() if t.is_floating_point()}
     if found <= {torch.float32}:
         return loaded
-    if len(found) > 1 and _insists(loaded.module, inputs):
+    if _insists(loaded.module, inputs):
         return loaded
     loaded.module.float()
     inputs = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, inputs)
