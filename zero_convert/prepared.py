@@ -259,24 +259,29 @@ def _single_precision(loaded: sources.Loaded) -> sources.Loaded:
     if _insists(loaded.module, inputs):
         return loaded
     loaded.module.float()
-    inputs = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, inputs)
-    return replace(loaded, example_inputs=inputs)
+    return replace(loaded, example_inputs=_float(inputs))
+
+
+def _float(inputs: Inputs | None) -> Any:
+    return tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, inputs)
 
 
 def _insists(module: nn.Module, given: Inputs | None) -> bool:
-    """Whether the module runs as it is, and not in float32."""
-    values = given.values() if isinstance(given, Mapping) else given or ()
+    """Whether the module runs as it is, and not in float32, whatever precision its inputs have."""
 
-    def runs(module: nn.Module) -> bool:
+    def runs(module: nn.Module, inputs: Any) -> bool:
         try:
             with torch.no_grad():
                 call = copy_of(module).eval()
-                call(**given) if isinstance(given, Mapping) else call(*values)
+                call(**inputs) if isinstance(inputs, Mapping) else call(*(inputs or ()))
         except Exception:  # whatever a forward raises
             return False
         return True
 
-    return runs(module) and not runs(copy_of(module).float())
+    if not runs(module, given):
+        return False
+    single = copy_of(module).float()
+    return not runs(single, given) and not runs(single, _float(given))
 
 
 def _needed_inputs(loaded: sources.Loaded, rung: str) -> tuple[str, ...]:
