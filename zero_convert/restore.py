@@ -110,8 +110,8 @@ def _named_model(recipe: Recipe, where: str, trust: bool) -> str:
             "the file names a factory outside the model libraries, and running it means running its code",
             where=where,
             got=repr(recipe.model),
-            fix="If you know that file and that code: --trust. Or name the factory: --arch path/to/net.py:Net. (In Python "
-            "`trust=True`, `model=`.)",
+            fix="If you know that file and that code: --trust. Or name the factory: --arch path/to/net.py:Net. "
+            "(In Python `trust=True`, `model=`.)",
         )
     return recipe.model
 

@@ -74,7 +74,7 @@ class Origin:
         raise UsageError(
             "no such file",
             where=place,
-            got=f"not in {' or '.join(map(str, ('the current folder', *self._folders)))}",
+            got=f"looked in {', '.join(dict.fromkeys(str(Path(each).resolve()) for each in ('.', *self._folders)))}",
             fix="Give the path to the file that defines the model"
             + (f": --arch path/to/{Path(place).name}:NAME." if self._folders else "."),
         )
