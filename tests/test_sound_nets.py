@@ -140,3 +140,23 @@ def test_a_network_for_inference_only_is_told_apart_from_inputs_that_do_not_fit(
     assert "for inference only" in caught.value.got
     with pytest.raises(TraceError, match="fails for the example input"):
         zc.convert(Inference(), (torch.zeros(2, 5),))
+
+
+def test_whoever_is_in_inference_mode_gets_a_module_that_trains() -> None:
+    net = Block()
+    with torch.inference_mode():
+        inputs = (torch.zeros(2, 6),)
+        made = zc.convert(net, inputs)
+        assert torch.is_inference_mode_enabled()
+    assert not made.failed
+    made.module(torch.ones(2, 6)).sum().backward()
+    assert made.module.head.weight.grad is not None
+
+
+def test_a_nan_among_the_logits_is_told_and_not_the_zero_beside_it() -> None:
+    subject = subject_of(
+        nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(2, 6)
+    )
+    subject.traced.root.get_buffer("1.running_var").fill_(-1)
+    found = ask("logits", subject)
+    assert found is not None and found.status == "fail" and "up to nan" in found.summary

@@ -18,6 +18,7 @@ from .result import Progress
 from .sources.inputs import parse_inputs
 
 
+@torch.inference_mode(False)
 def load(
     path: str | PathLike[str],
     model: str | nn.Module | None = None,

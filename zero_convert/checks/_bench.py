@@ -287,7 +287,7 @@ class Bench:
 
 def _rows(traced: Traced) -> dict[int, int]:
     """Number of an input → rows of the table that it takes rows of."""
-    found = {}
+    found: dict[int, int] = {}
     for number, node in enumerate(node for node in traced.train.nodes if node.op == "placeholder"):
         for user in node.users:
             module = traced.root.get_submodule(str(user.target)) if user.op == "call_module" else None
