@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zero_convert.gist import LENGTH, gist
+from zero_convert.gist import HEAD, TAIL, gist
 
 SIGNATURE = (
     "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 std::conditional_t<THRW, void, "
@@ -44,7 +44,7 @@ NODE = (
             "Non-zero status code returned while running Conv node. Name:'/Conv_3' Status Message: OP not supported by "
             "CUDNN Frontend:",
         ),
-        (f"[ONNXRuntimeError] : 1 : FAIL : {SIGNATURE}", SIGNATURE[:LENGTH].strip()),
+        (f"[ONNXRuntimeError] : 1 : FAIL : {SIGNATURE}", f"{SIGNATURE[:HEAD]} … {SIGNATURE.strip()[-TAIL:]}"),
         (
             "RuntimeError: Found no NVIDIA driver on your system.\nLook there.",
             "RuntimeError: Found no NVIDIA driver on your system.",

@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")  # errors quote one another, the cause last
-_CALL = re.compile(r"\b(?:CUDA|CUDNN|CUDNN_FE|CUBLAS|CURAND|CUFFT|NCCL) failure [^;\n]*[^;\s]")
+_CALL = re.compile(r"\b(?:CUDA|CUDNN|CUBLAS|CURAND|CUFFT|CUSPARSE|NCCL)\w* failure [^;\n]*[^;\s]")
 _SOURCE = re.compile(r"\s*/onnxruntime_src/\S+\s.*")
-LENGTH = 300  # characters
+HEAD, TAIL = 100, 200  # characters that are kept of a line that is longer than both
 
 
 def gist(message: str) -> str:
-    """One line, at most `LENGTH` characters; the message's first line where nothing in it is noise."""
+    """One line; the message's first line where nothing in it is noise. The middle of a long one is left out."""
     calls = _CALL.findall(message)
     if calls:
-        return str(calls[-1])[:LENGTH]
+        return _short(calls[-1])
     line = (message.strip().splitlines() or [""])[0]
     cause = _CODE.split(line)[-1]
-    return (_SOURCE.sub("", cause) or cause)[:LENGTH]
+    return _short(_SOURCE.sub("", cause) or cause)
+
+
+def _short(line: str) -> str:
+    return line if len(line) <= HEAD + TAIL else f"{line[:HEAD]} … {line[-TAIL:]}"

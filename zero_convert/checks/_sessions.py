@@ -3,7 +3,8 @@
 Pinned: no graph optimization (a fused batch norm is another network), no TF32, convolution algorithms by heuristics and
 not by a race, one thread. A session that was asked for CUDA and gets a CPU is made without a word, while
 `get_available_providers()` goes on to list CUDA; so the provider is read from the session, and which node really ran
-where from a profile of its run.
+where from a profile of its run. Where a provider fails, ONNX Runtime's Python goes on with a session on the CPU, unless
+it is told not to: it is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -30,7 +32,7 @@ from ..interrupts import undone_by
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 SILENT = 4  # log level: fatal errors only
 FLOATS = ("float", "float16", "double", "bfloat16")
-COPIES = ("MemcpyFromHost", "MemcpyToHost")
+COPIES = frozenset({"MemcpyToHost", "MemcpyFromHost"})  # put in by ONNX Runtime between two providers
 DOCTOR = "`zero-convert doctor` says which library is missing; --device cpu compares on the CPU."
 NO_KERNEL = (
     "ONNX Runtime has no kernel for these operators there. --device auto says so and compares without it; "
@@ -47,7 +49,7 @@ class Answer:
     Attributes:
         outputs: name → value.
         provider: the first one that the session itself names.
-        placement: provider → number of nodes that ran there.
+        placement: provider → number of nodes that ran there; a part that the provider takes whole is one.
         fallen: nodes that computed floating tensors on the CPU in a session for CUDA: name and operator.
     """
 
@@ -101,7 +103,7 @@ def run(
         options.profile_file_prefix = str(Path(folder, "profile"))
         source = model if isinstance(model, bytes) else os.fspath(model)
         settings = _settings(provider, device)
-        with _explained(device):  # without `enable_fallback=0` ONNX Runtime prints why, and goes on on the CPU
+        with _explained(device):
             session = ort.InferenceSession(source, options, providers=[settings], enable_fallback=0)
         real = session.get_providers()
         if real[0] != provider and strict:
@@ -112,6 +114,8 @@ def run(
             made = session.run(None, dict(zip(names, inputs, strict=True)))
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     placement, fallen = placed(events, provider)
+    if strict and provider == CUDA and CUDA not in placement and not fallen:
+        raise _gone(device, "a profile that names no node on it")
     if fallen and strict:
         raise _gone(device, told(fallen), NO_KERNEL if placement.get(provider) else DOCTOR)
     return Answer(dict(zip(outputs, made, strict=True)), real[0], placement, tuple(fallen))
@@ -121,27 +125,28 @@ def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str
     """Provider → number of nodes, and the nodes that fell back, from the events of a profile.
 
     Arithmetic on shapes belongs on the CPU, whatever the provider: a node falls back if it makes a floating tensor of
-    more than one value there. Copies from and to the device, which ONNX Runtime adds, are not counted.
+    more than one value there. A node in a loop is one, however often it ran; copies between providers are none.
     """
-    counts: dict[str, int] = {}
-    fallen: list[str] = []
+    where: dict[tuple[str, str], str] = {}
+    fallen: dict[str, None] = {}
     for event in events:
-        args = event.get("args", {})
-        where = args.get("provider")
-        if event.get("cat") != "Node" or not where or not str(event.get("name", "")).endswith("_kernel_time"):
+        args, name = event.get("args", {}), str(event.get("name", ""))
+        if event.get("cat") != "Node" or not args.get("provider") or not name.endswith("_kernel_time"):
             continue
         if args.get("op_name") in COPIES:
             continue
-        counts[where] = counts.get(where, 0) + 1
-        if where != provider and _floating(args.get("output_type_shape", ())):
-            fallen.append(f"{str(event['name']).removesuffix('_kernel_time')} ({args.get('op_name', '?')})")
-    return counts, fallen
+        name = name.removesuffix("_kernel_time")
+        where[name, args.get("node_index", "")] = args["provider"]
+        if args["provider"] != provider and _floating(args.get("output_type_shape", ())):
+            fallen[f"{name} ({args.get('op_name', '?')})"] = None
+    return dict(Counter(where.values())), list(fallen)
 
 
 def told(fallen: Sequence[str]) -> str:
     """Nodes that fell back, the first of them by name."""
     more = ", …" if len(fallen) > 4 else ""
-    return f"{len(fallen)} nodes that ran on the CPU: {', '.join(fallen[:4])}{more}"
+    nodes = f"{len(fallen)} node{'s' if len(fallen) > 1 else ''} that ran on the CPU"
+    return f"{nodes}: {', '.join(fallen[:4])}{more}"
 
 
 def with_all_values(path: str | PathLike[str]) -> tuple[bytes, list[tuple[str, str]]]:

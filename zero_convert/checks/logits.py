@@ -7,6 +7,8 @@ Fails on any magnitude above 0. Warns of a head that cannot be looked at, becaus
 
 from __future__ import annotations
 
+import math
+
 from ..records import Check
 from ._bench import Bench
 from ._rules import all_zero, rules_of
@@ -30,7 +32,7 @@ def ask(bench: Bench) -> Check | None:
     wrong = [name for name, values in seen.items() if any(value != 0 for value in values.values())]
     missed = [name for name in heads if name not in seen]
     summary = (
-        f"{_some(wrong)} returns up to {max(max(seen[name].values()) for name in wrong):.3g}"
+        f"{_some(wrong)} returns up to {max((v for name in wrong for v in seen[name].values()), key=_size):.3g}"
         if wrong
         else f"exactly 0 from {_some(list(seen))}"
         if seen
@@ -41,6 +43,11 @@ def ask(bench: Bench) -> Check | None:
     summary += f"; {_some(missed)} not reached, because the recording ends early: {stopped}" if stopped else ""
     status = "fail" if wrong or (missed and not stopped) else "warn" if missed else "pass"
     return Check("logits", status, QUESTION, summary, numbers, "exactly 0")
+
+
+def _size(value: float) -> float:
+    """For a comparison in which NaN, which is neither larger nor smaller, is the largest."""
+    return math.inf if math.isnan(value) else value
 
 
 def _some(names: list[str]) -> str:
