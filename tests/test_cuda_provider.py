@@ -96,7 +96,7 @@ def test_an_operator_without_a_kernel_is_named_and_the_libraries_are_not_blamed(
     path = tmp_path / "net.onnx"
     zc.convert(Angles(), (torch.zeros(2, 8),), validate="none").save(path)
     said = session(path, cuda_stub.environment(stub))
-    assert "1 nodes that ran on the CPU" in said["got"] and "(Atan)" in said["got"]
+    assert "1 node that ran on the CPU" in said["got"] and "(Atan)" in said["got"]
     assert "no kernel" in said["fix"] and "doctor" not in said["fix"]
     lenient = session(path, cuda_stub.environment(stub), strict=False)
     assert lenient["provider"] == CUDA and len(lenient["fallen"]) == 1
