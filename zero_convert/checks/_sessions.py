@@ -50,13 +50,13 @@ class Answer:
     """What a session returned, and where its nodes ran.
 
     Attributes:
-        outputs: name → value.
+        outputs: name → value; a list of values where the file has a sequence.
         provider: the first one that the session itself names.
         placement: provider → number of nodes that ran there; a part that the provider takes whole is one.
         fallen: nodes that computed floating tensors on the CPU in a session for CUDA: name and operator.
     """
 
-    outputs: Mapping[str, npt.NDArray[Any]]
+    outputs: Mapping[str, Any]
     provider: str
     placement: Mapping[str, int]
     fallen: tuple[str, ...]
@@ -128,7 +128,8 @@ def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str
     """Provider → number of nodes, and the nodes that fell back, from the events of a profile.
 
     Arithmetic on shapes belongs on the CPU, whatever the provider: a node falls back if it makes a floating tensor of
-    more than one value there. Cutting a tensor into a sequence and picking from it makes none. A node in a loop is one, however often it ran; copies between providers are none.
+    more than one value there. Cutting a tensor into a sequence and picking from it makes none. A node in a loop is one,
+    however often it ran; copies between providers are none.
     """
     where: dict[tuple[str, str], str] = {}
     fallen: dict[str, None] = {}
