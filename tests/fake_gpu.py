@@ -15,6 +15,7 @@ import importlib
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,7 @@ class Fake:
         provider: ONNX Runtime has a provider for CUDA.
         silent: its session says CUDA and runs on the CPU.
         distort: changes what a product on the device returns.
+        runtime: changes what ONNX Runtime's session for CUDA returns, by the value's name.
         calls: operations that ran on the device.
     """
 
@@ -69,6 +71,7 @@ class Fake:
     provider: bool = True
     silent: bool = False
     distort: Callable[[str, Tensor], Tensor] = field(default=lambda name, x: x)
+    runtime: Callable[[str, Any], Any] = field(default=lambda name, value: value)
     calls: int = 0
     peak: int = 0
     watched: bool = False
@@ -264,7 +267,8 @@ def _session(fake: Fake) -> Any:
     """A module that stands for onnxruntime."""
 
     class Session:
-        def __init__(self, model: Any, options: Any = None, providers: Sequence[Any] = ()) -> None:
+        def __init__(self, model: Any, options: Any, providers: Sequence[Any], enable_fallback: int) -> None:
+            assert not enable_fallback, "a failure would be printed, and another session tried on the CPU"
             names = [p if isinstance(p, str) else p[0] for p in providers]
             settings = {} if isinstance(providers[0], str) else providers[0][1]
             self.cuda = names[0] == CUDA_PROVIDER
@@ -274,6 +278,11 @@ def _session(fake: Fake) -> Any:
 
         def get_providers(self) -> list[str]:
             return [CUDA_PROVIDER, CPU_PROVIDER] if self.cuda else [CPU_PROVIDER]
+
+        def run(self, names: None, given: dict[str, Any]) -> list[Any]:
+            made = self.session.run(names, given)
+            outputs = [each.name for each in self.session.get_outputs()]
+            return [fake.runtime(name, value) for name, value in zip(outputs, made, strict=True)] if self.cuda else made
 
         def end_profiling(self) -> str:
             path = Path(self.session.end_profiling())
@@ -357,7 +366,8 @@ def fake_gpu(**what: Any) -> Iterator[Fake]:
         stack.enter_context(mock.patch.object(torch.backends.mps, "is_available", return_value=not cuda))
         for name, value in of_tensors.items():
             stack.enter_context(mock.patch.object(Tensor, name, value, create=True))
-        stack.enter_context(mock.patch.dict(sys.modules, {"onnxruntime": _session(fake)}))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())  # of mock's, what is imported inside would be lost
+        patch.setitem(sys.modules, "onnxruntime", _session(fake))
         calls, engine = _Calls(fake), torch.autograd._engine_run_backward
 
         def backward(*args: Any, **kwargs: Any) -> Any:
@@ -374,6 +384,9 @@ def fake_gpu(**what: Any) -> Iterator[Fake]:
 def pytest_runtest_protocol() -> Iterator[None]:
     """With `-p tests.fake_gpu` every test has two such GPUs."""
     example = torch.nn.Sequential(torch.nn.Linear(1, 1)).eval(), (torch.zeros(1, 1),)
-    torch.onnx.export(*example, dynamo=True, verbose=False)  # torch loads what it exports with before there is a GPU
+    with warnings.catch_warnings():  # torch 2.11 warns of its own objects
+        warnings.simplefilter("ignore")
+        # Torch loads what it exports with before there is a GPU.
+        torch.onnx.export(*example, dynamo=True, verbose=False)
     with fake_gpu(count=2):
         return (yield)

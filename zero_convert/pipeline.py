@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from . import checks
@@ -49,6 +50,7 @@ class Inspection:
     captured: float  # share of the parameters inside captured graphs
 
 
+@torch.inference_mode(False)
 def convert(
     model: str | nn.Module,
     example_inputs: Inputs | None = None,
@@ -145,6 +147,7 @@ def convert(
     return result
 
 
+@torch.inference_mode(False)
 def plan(
     model: str | nn.Module,
     example_inputs: Inputs | None = None,
@@ -162,6 +165,7 @@ def plan(
     return made.plan(made.fill(write=False))
 
 
+@torch.inference_mode(False)
 def inspect_model(
     model: str | nn.Module,
     model_args: Mapping[str, Any] | None = None,

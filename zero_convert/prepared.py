@@ -250,33 +250,38 @@ def cast(module: nn.Module, dtype: str) -> None:
 def _single_precision(loaded: sources.Loaded) -> sources.Loaded:
     """The model in float32, in which it is rewritten and checked; what is written has the dtype that was asked for.
 
-    One with tensors of several precisions, whose forward insists on them, stays as it is.
+    One whose forward insists on other precisions, so that it does not run in float32, stays as it is.
     """
     inputs = loaded.example_inputs
     found = {t.dtype for t in loaded.module.state_dict().values() if t.is_floating_point()}
     if found <= {torch.float32}:
         return loaded
-    if len(found) > 1 and _insists(loaded.module, inputs):
+    if _insists(loaded.module, inputs):
         return loaded
     loaded.module.float()
-    inputs = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, inputs)
-    return replace(loaded, example_inputs=inputs)
+    return replace(loaded, example_inputs=_float(inputs))
+
+
+def _float(inputs: Inputs | None) -> Any:
+    return tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, inputs)
 
 
 def _insists(module: nn.Module, given: Inputs | None) -> bool:
-    """Whether the module runs as it is, and not in float32."""
-    values = given.values() if isinstance(given, Mapping) else given or ()
+    """Whether the module runs as it is, and not in float32, whatever precision its inputs have."""
 
-    def runs(module: nn.Module) -> bool:
+    def runs(module: nn.Module, inputs: Any) -> bool:
         try:
             with torch.no_grad():
                 call = copy_of(module).eval()
-                call(**given) if isinstance(given, Mapping) else call(*values)
+                call(**inputs) if isinstance(inputs, Mapping) else call(*(inputs or ()))
         except Exception:  # whatever a forward raises
             return False
         return True
 
-    return runs(module) and not runs(copy_of(module).float())
+    if not runs(module, given):
+        return False
+    single = copy_of(module).float()
+    return not runs(single, given) and not runs(single, _float(given))
 
 
 def _needed_inputs(loaded: sources.Loaded, rung: str) -> tuple[str, ...]:

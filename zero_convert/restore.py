@@ -18,6 +18,7 @@ from .result import Progress
 from .sources.inputs import parse_inputs
 
 
+@torch.inference_mode(False)
 def load(
     path: str | PathLike[str],
     model: str | nn.Module | None = None,
@@ -103,14 +104,15 @@ def _named_model(recipe: Recipe, where: str, trust: bool) -> str:
             "the file does not say how its model is built: it was converted from a live module",
             where=where,
             got=f"a {recipe.source}",
-            fix="Pass the module, or a MODEL string, as `model=`.",
+            fix="Say how: --arch MODEL (in Python the module, or a MODEL string, as `model=`).",
         )
     if recipe.model.partition(":")[0] not in sources.ORIGINS and not trust:
         raise UntrustedError(
             "the file names a factory outside the model libraries, and running it means running its code",
             where=where,
             got=repr(recipe.model),
-            fix="Pass the module or factory as `model=`, or `trust=True` if you know that file and that code.",
+            fix="If you know that file and that code: --trust. Or name the factory: --arch path/to/net.py:Net. "
+            "(In Python `trust=True`, `model=`.)",
         )
     return recipe.model
 
@@ -121,7 +123,8 @@ def _named_scheme(recipe: Recipe, where: str, trust: bool) -> str:
             "the file names a scheme in a file of Python, and loading it means running that code",
             where=where,
             got=repr(recipe.scheme),
-            fix="Pass the path as `scheme=`, or `trust=True` if you know that file and that code.",
+            fix="If you know that file and that code: --trust. Or name it: --scheme FILE.py. (In Python `trust=True`, "
+            "`scheme=`.)",
         )
     return recipe.scheme
 

@@ -47,6 +47,7 @@ class Validation:
         return tuple(check for check in self.checks if check.status == "fail")
 
 
+@torch.inference_mode(False)
 def validate(
     path: str | PathLike[str],
     model: str | nn.Module | None = None,

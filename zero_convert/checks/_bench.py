@@ -20,9 +20,9 @@ from ..converted import ConvertedModule
 from ..copies import copy_of
 from ..errors import DeviceError
 from ..layers import kind_of
-from ..live import Subject
+from ..live import Subject, Traced
 from . import _guard
-from ._inputs import BATCH, Batches, Inputs, batches, crops, floats, moved, tensors_in
+from ._inputs import BATCH, Batches, Inputs, batches, crops, floats, moved, tensors_in, varied
 from ._recorder import READ, RETURNED, Recorder, Run, first_line
 
 SIDES = (96, 160)  # images are cropped to the first of these that the network accepts
@@ -133,6 +133,11 @@ class Bench:
     # -- inputs --------------------------------------------------------------------------------------------------------
 
     @cached_property
+    def example(self) -> Inputs:
+        """The example inputs, tokens that are all the same drawn anew."""
+        return varied(self.subject.inputs, _rows(self.subject.traced))
+
+    @cached_property
     def inputs(self) -> Batches:
         """For the runs that are looked at."""
         clips = any(x.ndim == 5 for x in tensors_in(self.subject.inputs))
@@ -173,12 +178,13 @@ class Bench:
         example does not, the example is taken. With `keep` the runs are remembered, and so is what the network says
         where it does not take the example either.
         """
-        given = self.subject.inputs
+        given = self.example
         tried = [batches(given, side, samples=self.samples) for side in sides if crops(given, side)]
         few = 2 if any(isinstance(m, _BatchNorm) for m in self.subject.traced.root.modules()) else 1
+        own = self.subject.inputs
         whole = batches(given, None, samples=self.samples, few=min(few, self.samples))
         taken: list[tuple[Batches, dict[str, Run]]] = []
-        for candidate in (*tried, whole, batches(given, None, samples=None), (given, given)):
+        for candidate in (*tried, whole, batches(given, None, samples=None), (own, own)):
             runs, failures = self._try(candidate, modes, RETURNED if keep else "")
             if not failures:
                 taken.append((candidate, runs))
@@ -283,6 +289,17 @@ class Bench:
             recorder.seen.random = generators.drew(before, generators.states(device))
             recorder.seen.outputs = tuple(t.cpu() for t in floats(returned))
         return recorder.seen
+
+
+def _rows(traced: Traced) -> dict[int, int]:
+    """Number of an input → rows of the table that it takes rows of."""
+    found: dict[int, int] = {}
+    for number, node in enumerate(node for node in traced.train.nodes if node.op == "placeholder"):
+        for user in node.users:
+            module = traced.root.get_submodule(str(user.target)) if user.op == "call_module" else None
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag) and user.args[:1] == (node,):
+                found[number] = min(found.get(number, module.num_embeddings), module.num_embeddings)
+    return found
 
 
 def _is_finite(run: Run) -> bool:

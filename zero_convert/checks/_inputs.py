@@ -124,6 +124,25 @@ def batches(
     return whole, tuple(x[:1] if shared and isinstance(x, Tensor) and x.ndim else x for x in whole)
 
 
+def varied(given: Inputs, rows: Mapping[int, int]) -> Inputs:
+    """The inputs in which no index of a table's rows is the same everywhere.
+
+    An example of zeros is usual for tokens, and of equal tokens a network without positions returns equal outputs: no
+    loss falls there, and much looks dead.
+
+    Args:
+        rows: number of an input that takes rows of a table → how many rows there are.
+    """
+
+    def new(number: int, x: Any) -> Any:
+        if number not in rows or not isinstance(x, Tensor) or x.numel() < 2 or not bool((x == x.flatten()[0]).all()):
+            return x
+        chosen = words(0, f"check rows {number}", 0, x.numel()) % rows[number]
+        return torch.from_numpy(chosen.astype("int64")).to(x.dtype).reshape(x.shape)
+
+    return tuple(new(number, x) for number, x in enumerate(given))
+
+
 def _lengthened(given: Inputs, samples: int) -> Inputs:
     """The same with images (and what belongs to each) repeated, where an argument is a list of images."""
     lengths = {

@@ -29,13 +29,18 @@ def gradients_of(outputs: Sequence[Tensor], module: nn.Module) -> dict[str, Tens
 def loss(outputs: Sequence[Tensor]) -> Tensor:
     """The sum over the outputs, none of them empty, of the cross entropy along dimension 1 with hashed classes.
 
+    Of an output with three dimensions nobody knows which are the classes, 1 (a signal's channels) or 2 (scores of
+    tokens); the two are added. Along the wrong one a bias has a gradient of 0, or of what rounding leaves of it.
     An output with fewer than two dimensions or classes gets half the mean squared distance to hashed signs.
     """
     parts = []
     for index, output in enumerate(outputs):
-        if output.ndim > 1 and output.shape[1] > 1:
-            shape = (output.shape[0], *output.shape[2:])
-            parts.append(F.cross_entropy(output, _hashed(index, shape, output.shape[1], output)))
+        ways = [output, output.transpose(1, 2)] if output.ndim == 3 else [output] if output.ndim > 1 else []
+        scores = [way for way in ways if way.shape[1] > 1]
+        if scores:
+            for way in scores:
+                shape = (way.shape[0], *way.shape[2:])
+                parts.append(F.cross_entropy(way, _hashed(index, shape, way.shape[1], way)))
         else:
             signs = _hashed(index, tuple(output.shape), 2, output).to(output.dtype) * 2 - 1
             parts.append((output - signs).square().mean() / 2)

@@ -3,7 +3,8 @@
 Pinned: no graph optimization (a fused batch norm is another network), no TF32, convolution algorithms by heuristics and
 not by a race, one thread. A session that was asked for CUDA and gets a CPU is made without a word, while
 `get_available_providers()` goes on to list CUDA; so the provider is read from the session, and which node really ran
-where from a profile of its run.
+where from a profile of its run. Where a provider fails, ONNX Runtime's Python goes on with a session on the CPU, unless
+it is told not to: it is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -24,11 +26,21 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DeviceError
+from ..gist import gist
 from ..interrupts import undone_by
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 SILENT = 4  # log level: fatal errors only
 FLOATS = ("float", "float16", "double", "bfloat16")
+COPIES = frozenset({"MemcpyToHost", "MemcpyFromHost"})  # put in by ONNX Runtime between two providers
+PICKS = frozenset(
+    {"SplitToSequence", "SequenceAt"}
+)  # what torch's exporter makes of `split`; CUDA has no kernel to cut
+DOCTOR = "`zero-convert doctor` says which library is missing; --device cpu compares on the CPU."
+NO_KERNEL = (
+    "ONNX Runtime has no kernel for these operators there. --device auto says so and compares without it; "
+    "--device cpu compares on the CPU."
+)
 
 Values = list[npt.NDArray[Any]]
 
@@ -38,13 +50,13 @@ class Answer:
     """What a session returned, and where its nodes ran.
 
     Attributes:
-        outputs: name → value.
+        outputs: name → value; a list of values where the file has a sequence.
         provider: the first one that the session itself names.
-        placement: provider → number of nodes that ran there.
+        placement: provider → number of nodes that ran there; a part that the provider takes whole is one.
         fallen: nodes that computed floating tensors on the CPU in a session for CUDA: name and operator.
     """
 
-    outputs: Mapping[str, npt.NDArray[Any]]
+    outputs: Mapping[str, Any]
     provider: str
     placement: Mapping[str, int]
     fallen: tuple[str, ...]
@@ -93,29 +105,22 @@ def run(
         options = _options(ort)
         options.profile_file_prefix = str(Path(folder, "profile"))
         source = model if isinstance(model, bytes) else os.fspath(model)
-        try:
-            session = ort.InferenceSession(source, options, providers=[_settings(provider, device)])
-        except Exception as error:
-            if provider == CPU:
-                raise
-            if _ran_out(error):
-                raise _full(device) from error
-            raise _gone(device, str(error).strip().splitlines()[0][:200]) from error
+        settings = _settings(provider, device)
+        with _explained(device):
+            session = ort.InferenceSession(source, options, providers=[settings], enable_fallback=0)
         real = session.get_providers()
         if real[0] != provider and strict:
             raise _gone(device, f"a session on {real[0]}")
         names = [each.name for each in session.get_inputs()]
         outputs = [each.name for each in session.get_outputs()]
-        try:
+        with _explained(device):
             made = session.run(None, dict(zip(names, inputs, strict=True)))
-        except Exception as error:
-            if not _ran_out(error):
-                raise
-            raise _full(device) from error
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     placement, fallen = placed(events, provider)
+    if strict and provider == CUDA and CUDA not in placement and not fallen:
+        raise _gone(device, "a profile that names no node on it")
     if fallen and strict:
-        raise _gone(device, f"{len(fallen)} nodes that ran on the CPU: {', '.join(fallen[:4])}")
+        raise _gone(device, told(fallen), NO_KERNEL if placement.get(provider) else DOCTOR)
     return Answer(dict(zip(outputs, made, strict=True)), real[0], placement, tuple(fallen))
 
 
@@ -123,19 +128,30 @@ def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str
     """Provider → number of nodes, and the nodes that fell back, from the events of a profile.
 
     Arithmetic on shapes belongs on the CPU, whatever the provider: a node falls back if it makes a floating tensor of
-    more than one value there.
+    more than one value there. Cutting a tensor into a sequence and picking from it makes none. A node in a loop is one,
+    however often it ran; copies between providers are none.
     """
-    counts: dict[str, int] = {}
-    fallen: list[str] = []
+    where: dict[tuple[str, str], str] = {}
+    fallen: dict[str, None] = {}
     for event in events:
-        args = event.get("args", {})
-        where = args.get("provider")
-        if event.get("cat") != "Node" or not where or not str(event.get("name", "")).endswith("_kernel_time"):
+        args, name = event.get("args", {}), str(event.get("name", ""))
+        if event.get("cat") != "Node" or not args.get("provider") or not name.endswith("_kernel_time"):
             continue
-        counts[where] = counts.get(where, 0) + 1
-        if where != provider and _floating(args.get("output_type_shape", ())):
-            fallen.append(f"{str(event['name']).removesuffix('_kernel_time')} ({args.get('op_name', '?')})")
-    return counts, fallen
+        if args.get("op_name") in COPIES:
+            continue
+        name = name.removesuffix("_kernel_time")
+        where[name, args.get("node_index", "")] = args["provider"]
+        made = () if args.get("op_name") in PICKS else args.get("output_type_shape", ())
+        if args["provider"] != provider and _floating(made):
+            fallen[f"{name} ({args.get('op_name', '?')})"] = None
+    return dict(Counter(where.values())), list(fallen)
+
+
+def told(fallen: Sequence[str]) -> str:
+    """Nodes that fell back, the first of them by name."""
+    more = ", …" if len(fallen) > 4 else ""
+    nodes = f"{len(fallen)} node{'s' if len(fallen) > 1 else ''} that ran on the CPU"
+    return f"{nodes}: {', '.join(fallen[:4])}{more}"
 
 
 def with_all_values(path: str | PathLike[str]) -> tuple[bytes, list[tuple[str, str]]]:
@@ -164,6 +180,19 @@ def _options(ort: Any) -> Any:
     return options
 
 
+@contextlib.contextmanager
+def _explained(device: str) -> Iterator[None]:
+    """What ONNX Runtime raises inside, as an error of the device, unless that is the CPU and memory was there."""
+    try:
+        yield
+    except Exception as error:
+        if _ran_out(error):
+            raise _full(device) from error
+        if provider_of(device) == CPU:
+            raise
+        raise _gone(device, gist(str(error))) from error
+
+
 def _settings(provider: str, device: str) -> Any:
     if provider == CPU:
         return provider
@@ -182,20 +211,21 @@ def _ran_out(error: BaseException) -> bool:
 
 
 def _full(device: str) -> DeviceError:
+    on_cpu = "Give smaller example inputs (--input), or leave the comparison out with --validate quick."
     return DeviceError(
         "the device's memory is too small for ONNX Runtime",
         where=device,
         got="too little for the model and one example",
         expected="room for both beside torch",
-        fix="--device cpu compares on the CPU.",
+        fix=on_cpu if device == "cpu" else "--device cpu compares on the CPU.",
     )
 
 
-def _gone(device: str, got: str) -> DeviceError:
+def _gone(device: str, got: str, fix: str = DOCTOR) -> DeviceError:
     return DeviceError(
         "ONNX Runtime does not compute on this device",
         where=f"--device {device}",
         got=got,
         expected=f"every floating tensor made by {CUDA}",
-        fix="`zero-convert doctor` says which library is missing; --device cpu compares on the CPU.",
+        fix=fix,
     )

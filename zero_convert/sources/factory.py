@@ -71,7 +71,13 @@ class Origin:
         for path in (Path(place), *(Path(folder) / Path(place).name for folder in self._folders)):
             if path.is_file():
                 return path.resolve()
-        raise UsageError("no such file", where=place, fix="Give the path to the file that defines the model.")
+        raise UsageError(
+            "no such file",
+            where=place,
+            got=f"looked in {', '.join(dict.fromkeys(str(Path(each).resolve()) for each in ('.', *self._folders)))}",
+            fix="Give the path to the file that defines the model"
+            + (f": --arch path/to/{Path(place).name}:NAME." if self._folders else "."),
+        )
 
 
 def checked(build: Callable[[], Any], model: str, args: Mapping[str, Any]) -> nn.Module:

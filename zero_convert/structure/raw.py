@@ -128,7 +128,8 @@ def _shifted_factor(node: fx.Node, kinds: dict[fx.Node, str]) -> fx.Node | None:
     """The product of a signal with a parameter to which a number was added, `(1 + eps) * x`: 0 leaves the number."""
     numbers = [a for a in node.args if isinstance(a, (int, float)) and a != 0]
     products = [n for n in node.users if kinds[n] == "multiply"]
-    return products[0] if kinds[node] == "add" and numbers and len(products) == len(node.users) else None
+    shifts = kinds[node] == "add" and numbers and products and len(products) == len(node.users)
+    return products[0] if shifts else None
 
 
 def _is_model_for(user: fx.Node, node: fx.Node) -> bool:

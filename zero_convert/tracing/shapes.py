@@ -180,6 +180,7 @@ NO_GRADIENT = "does not require grad and does not have a grad_fn"
 def _failing(module: nn.Module, inputs: Inputs, error: BaseException) -> TraceError:
     given = inputs.values() if isinstance(inputs, Mapping) else inputs
     shapes = ", ".join(map(_spelled, given))
+    said = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
     if NO_GRADIENT in str(error):
         return TraceError(
             "the model's forward takes derivatives itself, which no graph holds",
@@ -188,10 +189,19 @@ def _failing(module: nn.Module, inputs: Inputs, error: BaseException) -> TraceEr
             expected="a forward that runs under torch.no_grad()",
             fix="Convert the part whose output is differentiated (model.part), and load its weights into the model's.",
         )
+    if any(m.training for m in module.modules()) and runs(module, inputs):
+        return TraceError(
+            "the model's forward fails in training mode",
+            where=f"{type(module).__qualname__} {user_frame(error, module)}".strip(),
+            got=said,
+            expected="a forward that runs in training mode, as what starts here is to be trained",
+            fix="In evaluation mode it runs. Take out what refuses, or give inputs that training mode takes (a larger "
+            "batch: --input 2x3x224x224, or example_inputs= in Python).",
+        )
     return TraceError(
         "the model's forward fails for the example input",
         where=f"{type(module).__qualname__} {user_frame(error, module)}".strip(),
-        got=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300],
+        got=said,
         expected=f"an output for inputs of shape {shapes}",
         fix="Give example inputs that fit the model (--input 1x3x224x224, or example_inputs= in Python).",
     )
