@@ -334,13 +334,19 @@ def test_exact_parts_finds_a_kernel_that_rounds_in_one_place(monkeypatch: pytest
 # -- edits -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [1e-5, torch.nan])
-def test_skips_finds_an_edit_that_also_changes_what_was_there(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+@pytest.mark.parametrize("value", [1e-5, torch.nan, None], ids=["a little", "a NaN", "a size"])
+def test_skips_finds_an_edit_that_also_changes_what_was_there(
+    monkeypatch: pytest.MonkeyPatch, value: float | None
+) -> None:
     subject, rewrite = subject_of(Heads(), VECTOR), inner_skips.rewrite
 
     def wrong(root: nn.Module, *rest: Any) -> Any:
+        head = root.get_submodule("other")
         with torch.no_grad():
-            root.get_parameter("other.weight")[0, 0] += value
+            if value is None:
+                head.weight, head.bias = nn.Parameter(head.weight[:2]), nn.Parameter(head.bias[:2])
+            else:
+                head.weight[0, 0] += value
         return rewrite(root, *rest)
 
     sound = ask("skips", subject, "full")
