@@ -160,3 +160,16 @@ def test_a_nan_among_the_logits_is_told_and_not_the_zero_beside_it() -> None:
     subject.traced.root.get_buffer("1.running_var").fill_(-1)
     found = ask("logits", subject)
     assert found is not None and found.status == "fail" and "up to nan" in found.summary
+
+
+def test_a_mean_that_is_0_is_linear_whatever_rounding_leaves_of_it() -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branch = nn.Linear(6, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.stem(x))
+            return (h + self.branch(h)).mean()
+
+    assert answer("linearity", Mean(), torch.zeros(3, 6), scheme="risotto").status == "pass"
