@@ -15,6 +15,7 @@ import importlib
 import json
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -264,9 +265,8 @@ def _session(fake: Fake) -> Any:
     """A module that stands for onnxruntime."""
 
     class Session:
-        def __init__(
-            self, model: Any, options: Any = None, providers: Sequence[Any] = (), enable_fallback: bool = True
-        ) -> None:
+        def __init__(self, model: Any, options: Any, providers: Sequence[Any], enable_fallback: int) -> None:
+            assert not enable_fallback, "a failure would be printed, and another session tried on the CPU"
             names = [p if isinstance(p, str) else p[0] for p in providers]
             settings = {} if isinstance(providers[0], str) else providers[0][1]
             self.cuda = names[0] == CUDA_PROVIDER
@@ -359,7 +359,8 @@ def fake_gpu(**what: Any) -> Iterator[Fake]:
         stack.enter_context(mock.patch.object(torch.backends.mps, "is_available", return_value=not cuda))
         for name, value in of_tensors.items():
             stack.enter_context(mock.patch.object(Tensor, name, value, create=True))
-        stack.enter_context(mock.patch.dict(sys.modules, {"onnxruntime": _session(fake)}))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())  # of mock's, what is imported inside would be lost
+        patch.setitem(sys.modules, "onnxruntime", _session(fake))
         calls, engine = _Calls(fake), torch.autograd._engine_run_backward
 
         def backward(*args: Any, **kwargs: Any) -> Any:
@@ -376,6 +377,9 @@ def fake_gpu(**what: Any) -> Iterator[Fake]:
 def pytest_runtest_protocol() -> Iterator[None]:
     """With `-p tests.fake_gpu` every test has two such GPUs."""
     example = torch.nn.Sequential(torch.nn.Linear(1, 1)).eval(), (torch.zeros(1, 1),)
-    torch.onnx.export(*example, dynamo=True, verbose=False)  # torch loads what it exports with before there is a GPU
+    with warnings.catch_warnings():  # torch 2.11 warns of its own objects
+        warnings.simplefilter("ignore")
+        # Torch loads what it exports with before there is a GPU.
+        torch.onnx.export(*example, dynamo=True, verbose=False)
     with fake_gpu(count=2):
         return (yield)

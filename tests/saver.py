@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import threading
+import warnings
 from pathlib import Path
 
 from tests.test_cli import MODELS
@@ -32,7 +33,9 @@ def _own_locks() -> None:
 
 
 def _child(arguments: list[str], stop: bool) -> int:
-    child = os.fork()
+    with warnings.catch_warnings():  # Python 3.12 warns of threads, and nothing of this process waits for one
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child:
         return child
     code = 70

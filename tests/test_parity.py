@@ -142,7 +142,8 @@ class FakeSession:
     real: Sequence[str] = (CUDA, CPU)
     made: Any = None
 
-    def __init__(self, model: Any, options: Any, providers: Any, enable_fallback: bool = True) -> None:
+    def __init__(self, model: Any, options: Any, providers: Any, enable_fallback: int) -> None:
+        assert not enable_fallback, "a failure would be printed, and another session tried on the CPU"
         self.session = onnxruntime.InferenceSession(model, options, providers=[CPU])
         FakeSession.made = providers, options
         self.asked = providers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import zero_convert
+from zero_convert import cli
 from zero_convert.exporters import safetensors
 
 HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "onnxscript", "timm", "transformers"}
@@ -52,3 +55,14 @@ def test_help_costs_at_most_three_times_the_import_of_typer() -> None:
             fastest[code] = min(fastest[code], time.perf_counter() - start)
     typer, help_ = fastest.values()
     assert help_ <= 3 * typer
+
+
+def test_a_checkout_that_is_not_installed_has_a_version(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert zero_convert.__version__ == "0+checkout"
+    assert cli.main(["--version"]) == 0 and capsys.readouterr().out == "zero-convert 0+checkout\n"

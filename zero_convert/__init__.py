@@ -47,7 +47,11 @@ def __getattr__(name: str) -> Any:
     if name in _PIPELINE:
         return getattr(import_module(".pipeline", __name__), name)
     if name == "__version__":
-        return import_module("importlib.metadata").version("zero-convert")
+        metadata = import_module("importlib.metadata")
+        try:
+            return metadata.version("zero-convert")
+        except metadata.PackageNotFoundError:
+            return "0+checkout"  # imported from its source, without an installation
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -7,6 +7,7 @@ the layers of the block that was copied. Here such a function becomes one over t
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from types import CellType, FunctionType, MethodType
 from typing import Any, TypeVar
@@ -28,7 +29,9 @@ def copy_of(module: M, memo: dict[int, Any] | None = None) -> M:
     for value in _held(module):
         if isinstance(value, torch.jit.ScriptFunction):  # torch does not copy one; it has no state
             memo[id(value)] = value
-    twin = copy.deepcopy(module, memo)
+    with warnings.catch_warnings():  # torch 2.11 warns of its own objects where a recorded program is copied
+        warnings.simplefilter("ignore", FutureWarning)
+        twin = copy.deepcopy(module, memo)
     for part in list(twin.modules()):
         _rebind(vars(part), memo)
         for held in list(vars(part).values()):

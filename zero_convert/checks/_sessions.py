@@ -13,11 +13,10 @@ import contextlib
 import io
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -27,12 +26,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DeviceError
+from ..gist import gist
 from ..interrupts import undone_by
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 SILENT = 4  # log level: fatal errors only
 FLOATS = ("float", "float16", "double", "bfloat16")
 COPIES = frozenset({"MemcpyToHost", "MemcpyFromHost"})  # put in by ONNX Runtime between two providers
+DOCTOR = "`zero-convert doctor` says which library is missing; --device cpu compares on the CPU."
+NO_KERNEL = (
+    "ONNX Runtime has no kernel for these operators there. --device auto says so and compares without it; "
+    "--device cpu compares on the CPU."
+)
 
 Values = list[npt.NDArray[Any]]
 
@@ -97,28 +102,22 @@ def run(
         options = _options(ort)
         options.profile_file_prefix = str(Path(folder, "profile"))
         source = model if isinstance(model, bytes) else os.fspath(model)
-        try:
-            session = ort.InferenceSession(
-                source, options, providers=[_settings(provider, device)], enable_fallback=False
-            )
-        except Exception as error:
-            raise _failed(error, device) from error
+        settings = _settings(provider, device)
+        with _explained(device):
+            session = ort.InferenceSession(source, options, providers=[settings], enable_fallback=0)
         real = session.get_providers()
         if real[0] != provider and strict:
             raise _gone(device, f"a session on {real[0]}")
         names = [each.name for each in session.get_inputs()]
         outputs = [each.name for each in session.get_outputs()]
-        try:
+        with _explained(device):
             made = session.run(None, dict(zip(names, inputs, strict=True)))
-        except Exception as error:
-            raise _failed(error, device) from error
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     placement, fallen = placed(events, provider)
-    if strict and provider not in placement and not fallen:
+    if strict and provider == CUDA and CUDA not in placement and not fallen:
         raise _gone(device, "a profile that names no node on it")
     if fallen and strict:
-        nodes = f"{len(fallen)} node{'s' if len(fallen) > 1 else ''} that ran on the CPU"
-        raise _gone(device, f"{nodes}: {', '.join(fallen[:4])}")
+        raise _gone(device, told(fallen), NO_KERNEL if placement.get(provider) else DOCTOR)
     return Answer(dict(zip(outputs, made, strict=True)), real[0], placement, tuple(fallen))
 
 
@@ -141,6 +140,13 @@ def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str
         if args["provider"] != provider and _floating(args.get("output_type_shape", ())):
             fallen[f"{name} ({args.get('op_name', '?')})"] = None
     return dict(Counter(where.values())), list(fallen)
+
+
+def told(fallen: Sequence[str]) -> str:
+    """Nodes that fell back, the first of them by name."""
+    more = ", …" if len(fallen) > 4 else ""
+    nodes = f"{len(fallen)} node{'s' if len(fallen) > 1 else ''} that ran on the CPU"
+    return f"{nodes}: {', '.join(fallen[:4])}{more}"
 
 
 def with_all_values(path: str | PathLike[str]) -> tuple[bytes, list[tuple[str, str]]]:
@@ -169,6 +175,19 @@ def _options(ort: Any) -> Any:
     return options
 
 
+@contextlib.contextmanager
+def _explained(device: str) -> Iterator[None]:
+    """What ONNX Runtime raises inside, as an error of the device, unless that is the CPU and memory was there."""
+    try:
+        yield
+    except Exception as error:
+        if _ran_out(error):
+            raise _full(device) from error
+        if provider_of(device) == CPU:
+            raise
+        raise _gone(device, gist(str(error))) from error
+
+
 def _settings(provider: str, device: str) -> Any:
     if provider == CPU:
         return provider
@@ -186,35 +205,22 @@ def _ran_out(error: BaseException) -> bool:
     return any(told in said for told in ("allocate memory", "out of memory", "smaller than requested", "alloc_failed"))
 
 
-def _failed(error: Exception, device: str) -> Exception:
-    """What to raise for an error of ONNX Runtime: on the CPU it is the model's, elsewhere the device's."""
-    if _ran_out(error):
-        return _full(device)
-    return error if provider_of(device) == CPU else _gone(device, reason(error))
-
-
-def reason(error: Exception) -> str:
-    """What happened, of a message that begins with the place in ONNX Runtime's source, several hundred letters long."""
-    said = " ".join(str(error).split())
-    own = re.search(r"\b(?:CUDA|CUDNN|CUBLAS|CUFFT|CURAND|CUSPARSE)\w* failure .*?(?= ; |$)", said)
-    return own[0] if own else said if len(said) <= 300 else f"{said[:100]} … {said[-200:]}"
-
-
 def _full(device: str) -> DeviceError:
+    on_cpu = "Give smaller example inputs (--input), or leave the comparison out with --validate quick."
     return DeviceError(
         "the device's memory is too small for ONNX Runtime",
         where=device,
         got="too little for the model and one example",
         expected="room for both beside torch",
-        fix="--device cpu compares on the CPU.",
+        fix=on_cpu if device == "cpu" else "--device cpu compares on the CPU.",
     )
 
 
-def _gone(device: str, got: str) -> DeviceError:
+def _gone(device: str, got: str, fix: str = DOCTOR) -> DeviceError:
     return DeviceError(
         "ONNX Runtime does not compute on this device",
         where=f"--device {device}",
         got=got,
         expected=f"every floating tensor made by {CUDA}",
-        fix="`zero-convert doctor` says which library is missing; --device cpu compares on the CPU.",
+        fix=fix,
     )

@@ -36,7 +36,7 @@ from . import _guard
 from ._bench import Bench
 from ._inputs import Inputs, batches, moved, tensors_in
 from ._recorder import owner_of
-from ._sessions import Answer, provider_of, run, with_all_values
+from ._sessions import Answer, provider_of, run, told, with_all_values
 
 QUESTION = "Do torch and ONNX Runtime return the same, on the CPU and on the device?"
 LIMIT = 1e-4
@@ -113,15 +113,9 @@ def ask_file(bench: Bench, path: str | PathLike[str], *, dtype: str = "float32",
                 raise
             left_out[way] = error.got
             continue
-        answer = answers.get(bench.device) if way.startswith("onnxruntime") else None
-        if (
-            answer is not None
-            and bench.device != "cpu"
-            and (answer.fallen or answer.provider != provider_of(bench.device))
-        ):
-            left_out[way] = (
-                f"it ran on {answer.provider}" if not answer.fallen else f"{len(answer.fallen)} nodes fell back"
-            )
+        answer = answers.get(bench.device) if way.startswith("onnxruntime") and bench.device != "cpu" else None
+        if answer is not None and (answer.fallen or answer.provider != provider_of(bench.device)):
+            left_out[way] = told(answer.fallen) if answer.fallen else f"it ran on {answer.provider}"
             continue
         found[way] = [errors(a, b) for a, b in zip(made, reference, strict=False)]
         if len(made) != len(reference):
@@ -134,14 +128,14 @@ def ask_file(bench: Bench, path: str | PathLike[str], *, dtype: str = "float32",
     over = [way for way, each in found.items() if any(not e.tolerance <= limit for e in each)]
     first = {way: _first(bench, path, given, fed, way, limit, dtype) for way in over}
     worst = {way: max((e.tolerance for e in each), default=0.0) for way, each in found.items()}
-    told = [f"{way} within {value:.2g}" for way, value in worst.items()]
-    told += [f"{way} first beyond the limit at {node}" for way, node in first.items() if node]
-    told += [f"{way} not compared: {reason}" for way, reason in left_out.items()]
+    said = [f"{way} within {value:.2g}" for way, value in worst.items()]
+    said += [f"{way} first beyond the limit at {node}" for way, node in first.items() if node]
+    said += [f"{way} not compared: {reason}" for way, reason in left_out.items()]
     return Check(
         "parity",
         "fail" if over else "warn" if left_out else "pass",
         QUESTION,
-        f"against torch cpu: {'; '.join(told)}",
+        f"against torch cpu: {'; '.join(said)}",
         {
             "outputs": names,
             "ways": {way: [_numbers(e) for e in each] for way, each in found.items()},

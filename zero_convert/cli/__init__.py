@@ -90,9 +90,9 @@ def _start(
     Example: zero-convert resnet50 --out zero_r50.safetensors
     """
     if version:
-        from importlib.metadata import version as installed
+        from .. import __version__
 
-        print(f"zero-convert {installed('zero-convert')}")
+        print(f"zero-convert {__version__}")
     elif context.invoked_subcommand is None:
         print(context.get_help(), file=sys.stderr)
         raise typer.Exit(UsageError.exit_code)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..gist import gist
 from ..interrupts import undone_by
 
 SLOW = "no answer"
@@ -89,7 +90,7 @@ def _read(code: int, said: bytes, text: str) -> Answer:
     wrong = facts.get("wrong") or []
     if not problem and wrong:
         problem = f"computed wrongly: {', '.join(wrong)}"
-    return Answer(facts, problem.splitlines()[0][:300] if problem else "", f"{text}\n{problem}")
+    return Answer(facts, gist(problem), f"{text}\n{problem}")
 
 
 def _ended(code: int) -> str:

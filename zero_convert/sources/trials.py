@@ -71,7 +71,7 @@ class Trials:
             return duplicate(self._module).eval() if device == "cpu" else None
         if device not in self._twins:
             try:
-                twin = without_values(self._module) if device == "meta" else _with_values(self._module)
+                twin = _asking(without_values(self._module)) if device == "meta" else _with_values(self._module)
             except Exception:
                 twin = None
             self._twins[device] = twin.eval() if twin is not None else None
@@ -111,6 +111,19 @@ def without_values(module: nn.Module) -> nn.Module:
             if buffer is not None and id(buffer) not in memo:
                 memo[id(buffer)] = buffer.detach().to("meta")
     return copy_of(module, memo).to("meta")
+
+
+def _asking(module: nn.Module) -> nn.Module:
+    """The copy, whose embeddings ask for integers: in torch 2.11 they take any number on the meta device."""
+    for part in module.modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag):
+            part.register_forward_pre_hook(_integers)
+    return module
+
+
+def _integers(module: nn.Module, given: tuple[Any, ...]) -> None:
+    if given and isinstance(given[0], torch.Tensor) and given[0].is_floating_point():
+        raise TypeError(f"indices of an embedding are integers, not {given[0].dtype}")
 
 
 def _with_values(module: nn.Module) -> nn.Module:
