@@ -173,3 +173,18 @@ def test_a_mean_that_is_0_is_linear_whatever_rounding_leaves_of_it() -> None:
             return (h + self.branch(h)).mean()
 
     assert answer("linearity", Mean(), torch.zeros(3, 6), scheme="risotto").status == "pass"
+
+
+def test_biases_and_scales_go_around_the_output_of_a_recurrent_branch() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.gru, self.head = nn.Linear(6, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.stem(x)
+            output, state = self.gru(h)
+            return self.head(h + output), state
+
+    made = zc.convert(Recurrent(), (torch.zeros(2, 5, 6),), scheme="fixup")
+    assert not made.failed and {"gru_scale.scale", "gru_bias_out.bias"} <= made.module.state_dict().keys()
