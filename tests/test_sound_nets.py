@@ -188,3 +188,20 @@ def test_biases_and_scales_go_around_the_output_of_a_recurrent_branch() -> None:
 
     made = zc.convert(Recurrent(), (torch.zeros(2, 5, 6),), scheme="fixup")
     assert not made.failed and {"gru_scale.scale", "gru_bias_out.bias"} <= made.module.state_dict().keys()
+
+
+def test_an_onnx_file_of_other_sizes_than_usual_is_validated_in_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe does not hold the sizes where the usual ones would do for the tensors."""
+    source = (
+        "from torch import nn\n\n"
+        "def net():\n"
+        "    pool = nn.AdaptiveAvgPool2d(1)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(4, 2))\n"
+    )
+    (tmp_path / "small.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    zc.convert("small.py:net", (torch.zeros(2, 3, 16, 16),), scheme="zero-2022", validate="none").save("small.onnx")
+    answers = zc.validate("small.onnx", trust=True, device="cpu").checks
+    assert {check.name: check.status for check in answers}["parity"] == "pass"
