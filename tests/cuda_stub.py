@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnxruntime
-import pytest
 
 SOURCE = Path(__file__).with_name("cuda_stub.c")
 PROVIDER = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
@@ -25,9 +24,13 @@ _HANDLE = re.compile(r"(?:cublas|cublasLt|cudnn)(?!Backend)Create\w*")
 
 
 def build(folder: Path) -> dict[str, Path]:
-    """Name → path of the stub libraries for the provider that is installed here. Skips the test where there is none."""
+    """Name → path of the stub libraries for the provider that is installed here.
+
+    Raises:
+        OSError: something is missing here, or the provider is for another CUDA.
+    """
     if sys.platform != "linux" or not PROVIDER.is_file() or not (shutil.which("gcc") and shutil.which("nm")):
-        pytest.skip("needs Linux, onnxruntime-gpu, gcc and nm")
+        raise OSError("needs Linux, onnxruntime-gpu, gcc and nm")
     libraries: dict[str, list[str]] = {}
     listed = subprocess.run(["nm", "-D", "--undefined-only", PROVIDER], check=True, capture_output=True, text=True)
     for line in listed.stdout.splitlines():
@@ -36,7 +39,7 @@ def build(folder: Path) -> dict[str, Path]:
             libraries.setdefault(library or "libcuda.so.1", []).append(name)
     runtime = next(library for library in libraries if library.startswith("libcudart"))
     if runtime != "libcudart.so.13":
-        pytest.skip(f"cuda_stub.c has the layouts of CUDA 13, and the provider asks for {runtime}")
+        raise OSError(f"cuda_stub.c has the layouts of CUDA 13, and the provider asks for {runtime}")
     libraries.setdefault("libcurand.so.10", [])
     named = re.findall(rb"(?<=\0)cudnn[A-Z]\w+(?=\0)", PROVIDER.read_bytes())
     libraries[CUDNN] = sorted({name.decode() for name in named})

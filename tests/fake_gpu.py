@@ -60,6 +60,7 @@ class Fake:
         provider: ONNX Runtime has a provider for CUDA.
         silent: its session says CUDA and runs on the CPU.
         distort: changes what a product on the device returns.
+        runtime: changes what ONNX Runtime's session for CUDA returns, by the value's name.
         calls: operations that ran on the device.
     """
 
@@ -70,6 +71,7 @@ class Fake:
     provider: bool = True
     silent: bool = False
     distort: Callable[[str, Tensor], Tensor] = field(default=lambda name, x: x)
+    runtime: Callable[[str, Any], Any] = field(default=lambda name, value: value)
     calls: int = 0
     peak: int = 0
     watched: bool = False
@@ -276,6 +278,11 @@ def _session(fake: Fake) -> Any:
 
         def get_providers(self) -> list[str]:
             return [CUDA_PROVIDER, CPU_PROVIDER] if self.cuda else [CPU_PROVIDER]
+
+        def run(self, names: None, given: dict[str, Any]) -> list[Any]:
+            made = self.session.run(names, given)
+            outputs = [each.name for each in self.session.get_outputs()]
+            return [fake.runtime(name, value) for name, value in zip(outputs, made, strict=True)] if self.cuda else made
 
         def end_profiling(self) -> str:
             path = Path(self.session.end_profiling())

@@ -11,6 +11,8 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, backends, nn
@@ -201,6 +203,34 @@ def test_the_first_node_that_a_device_computes_otherwise_is_named(exported: tupl
     convolutions = sum(isinstance(module, nn.Conv2d) for module in subject.traced.root.modules())
     check = compared(exported, distort=distort)
     assert check.status == "fail" and check.numbers["first_node"] == {"torch cuda:0": nodes[0]}, check.summary
+
+
+class Halves(nn.Module):
+    """What it cuts is a sequence of tensors in ONNX."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.first(x).chunk(2, 1)
+        return torch.as_tensor(self.second(torch.cat([b, a], 1)))
+
+
+def test_the_first_node_that_the_runtime_computes_otherwise_on_the_device_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    zc.convert(Halves(), (torch.zeros(1, 3, 4, 4),), scheme="zero-2022", validate="none").save(path)
+    subject = subject_of(Halves(), torch.zeros(1, 3, 4, 4), scheme="zero-2022")
+    nodes = list(onnx.load(path).graph.node)
+    assert "SplitToSequence" in [node.op_type for node in nodes]
+    last = max(index for index, node in enumerate(nodes) if node.op_type == "Conv")
+    changed = {name for node in nodes[last:] for name in node.output}
+
+    def runtime(name: str, value: Any) -> Any:
+        return value + np.float32(0.01) if name in changed else value
+
+    check = compared((subject, path), runtime=runtime)
+    assert check.status == "fail" and check.numbers["first_node"] == {"onnxruntime cuda:0": nodes[last].name}
 
 
 @pytest.mark.parametrize(

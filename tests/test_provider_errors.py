@@ -122,7 +122,7 @@ def test_what_a_model_does_wrong_is_no_matter_of_the_device(model: str) -> None:
     assert not isinstance(caught.value, DeviceError)
 
 
-def test_fused_parts_copies_and_loops_are_counted_as_what_they_are() -> None:
+def test_fused_parts_copies_cuts_and_loops_are_counted_as_what_they_are() -> None:
     def node(name: str, kind: str, provider: str, index: int, **made: list[int]) -> dict[str, Any]:
         shapes = [{type_: size} for type_, size in made.items()]
         args = {"op_name": kind, "provider": provider, "node_index": str(index), "output_type_shape": shapes}
@@ -134,5 +134,7 @@ def test_fused_parts_copies_and_loops_are_counted_as_what_they_are() -> None:
         *[node("body/det", "Det", CPU, 0, float=[3])] * 5,
         *[node("body/less", "Less", CPU, 1, bool=[3])] * 5,
         node("Memcpy", "MemcpyFromHost", CUDA, 9, float=[3]),
+        node("cut", "SplitToSequence", CPU, 10),
+        node("part", "SequenceAt", CPU, 11, float=[3, 4]),
     ]
-    assert placed(events, CUDA) == ({CUDA: 1, CPU: 2}, ["body/det (Det)"])
+    assert placed(events, CUDA) == ({CUDA: 1, CPU: 4}, ["body/det (Det)"])

@@ -33,6 +33,9 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 SILENT = 4  # log level: fatal errors only
 FLOATS = ("float", "float16", "double", "bfloat16")
 COPIES = frozenset({"MemcpyToHost", "MemcpyFromHost"})  # put in by ONNX Runtime between two providers
+PICKS = frozenset(
+    {"SplitToSequence", "SequenceAt"}
+)  # what torch's exporter makes of `split`; CUDA has no kernel to cut
 DOCTOR = "`zero-convert doctor` says which library is missing; --device cpu compares on the CPU."
 NO_KERNEL = (
     "ONNX Runtime has no kernel for these operators there. --device auto says so and compares without it; "
@@ -47,13 +50,13 @@ class Answer:
     """What a session returned, and where its nodes ran.
 
     Attributes:
-        outputs: name → value.
+        outputs: name → value; a list of values where the file has a sequence.
         provider: the first one that the session itself names.
         placement: provider → number of nodes that ran there; a part that the provider takes whole is one.
         fallen: nodes that computed floating tensors on the CPU in a session for CUDA: name and operator.
     """
 
-    outputs: Mapping[str, npt.NDArray[Any]]
+    outputs: Mapping[str, Any]
     provider: str
     placement: Mapping[str, int]
     fallen: tuple[str, ...]
@@ -125,7 +128,8 @@ def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str
     """Provider → number of nodes, and the nodes that fell back, from the events of a profile.
 
     Arithmetic on shapes belongs on the CPU, whatever the provider: a node falls back if it makes a floating tensor of
-    more than one value there. A node in a loop is one, however often it ran; copies between providers are none.
+    more than one value there. Cutting a tensor into a sequence and picking from it makes none. A node in a loop is one,
+    however often it ran; copies between providers are none.
     """
     where: dict[tuple[str, str], str] = {}
     fallen: dict[str, None] = {}
@@ -137,7 +141,8 @@ def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str
             continue
         name = name.removesuffix("_kernel_time")
         where[name, args.get("node_index", "")] = args["provider"]
-        if args["provider"] != provider and _floating(args.get("output_type_shape", ())):
+        made = () if args.get("op_name") in PICKS else args.get("output_type_shape", ())
+        if args["provider"] != provider and _floating(made):
             fallen[f"{name} ({args.get('op_name', '?')})"] = None
     return dict(Counter(where.values())), list(fallen)
 
