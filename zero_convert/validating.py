@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +126,7 @@ def _sized(path: str | PathLike[str], usual: Inputs | None) -> Inputs | None:
     """The usual inputs in the sizes that are fixed in an ONNX file; None where they have these, or are no match."""
     import onnx
 
-    named = dict(usual) if isinstance(usual, Mapping) else dict(enumerate(usual or ()))
+    named: dict[Any, Any] = dict(usual) if isinstance(usual, Mapping) else dict(enumerate(usual or ()))
     tensors = {name: x for name, x in named.items() if isinstance(x, Tensor)}
     graph = onnx.load(str(path), load_external_data=False).graph
     dims = [each.type.tensor_type.shape.dim for each in graph.input]
