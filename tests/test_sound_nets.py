@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import zero_convert as zc
 from zero_convert import checks
-from zero_convert.errors import TraceError
+from zero_convert.errors import TraceError, UsageError
 from zero_convert.records import Check
 
 from .subjects import ask, subject_of
@@ -205,3 +205,8 @@ def test_an_onnx_file_of_other_sizes_than_usual_is_validated_in_its_own(
     zc.convert("small.py:net", (torch.zeros(2, 3, 16, 16),), scheme="zero-2022", validate="none").save("small.onnx")
     answers = zc.validate("small.onnx", trust=True, device="cpu").checks
     assert {check.name: check.status for check in answers}["parity"] == "pass"
+
+
+def test_steps_of_training_without_checks_are_refused() -> None:
+    with pytest.raises(UsageError, match="no checks were asked for"):
+        zc.convert(Block(), (torch.zeros(2, 6),), validate="none", train_steps=3)
