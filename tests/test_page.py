@@ -407,3 +407,35 @@ def test_chromium_opens_the_page_without_complaint_request_or_overflow(text: str
     assert seen["scroll"] <= width and seen["wide"] == []
     assert seen["sections"] == SECTIONS and len(seen["svgs"]) == len(_figures(text))
     assert all(100 <= w <= width and h >= 30 for w, h in seen["svgs"])
+
+
+def test_a_layer_of_several_matrices_says_what_each_of_them_became() -> None:
+    """An attention whose last matrix is 0 adds nothing, whatever its first one is; a GRU has no `weight` at all."""
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.gru, self.head = (
+                torch.nn.Linear(6, 8),
+                torch.nn.GRU(8, 8, batch_first=True),
+                torch.nn.Linear(8, 2),
+            )
+            self.layers = torch.nn.Sequential(
+                *(torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(2))
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.stem(x)
+            made: torch.Tensor = self.head(self.layers(h + self.gru(h)[0]))
+            return made
+
+    result = zc.convert(Net(), (torch.zeros(2, 5, 6),))
+    scene = blocks.Scene(result.module, result.graph, result.structure, result.plan.assignments)
+    found = blocks.kinds(None, scene, result.plan.joins)
+    rules = {box.kind: box.rule for kind in found for box in kind.after or ()}
+    assert rules["attention"] == "identity 8×8; constant 0" and blocks.rule_kind(rules["attention"]) == "other"
+    assert rules["GRU"] == "constant 0; identity 8×8"
+    assert {rules["linear"], rules["layer norm"]} == {"constant 0", "constant 1"}
+    twice = next(kind for kind in found if len(kind.names) > 1)
+    assert twice.names == ("layers.0", "layers.1") and twice.others == ("layers.1",)
+    assert blocks.Kind(("a", "a", "b", "b"), None, None).others == ("b",)

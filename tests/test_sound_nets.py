@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import zero_convert as zc
 from zero_convert import checks
-from zero_convert.errors import TraceError
+from zero_convert.errors import TraceError, UsageError
 from zero_convert.records import Check
 
 from .subjects import ask, subject_of
@@ -160,3 +160,53 @@ def test_a_nan_among_the_logits_is_told_and_not_the_zero_beside_it() -> None:
     subject.traced.root.get_buffer("1.running_var").fill_(-1)
     found = ask("logits", subject)
     assert found is not None and found.status == "fail" and "up to nan" in found.summary
+
+
+def test_a_mean_that_is_0_is_linear_whatever_rounding_leaves_of_it() -> None:
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branch = nn.Linear(6, 8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.stem(x))
+            return (h + self.branch(h)).mean()
+
+    assert answer("linearity", Mean(), torch.zeros(3, 6), scheme="risotto").status == "pass"
+
+
+def test_biases_and_scales_go_around_the_output_of_a_recurrent_branch() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.gru, self.head = nn.Linear(6, 8), nn.GRU(8, 8, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.stem(x)
+            output, state = self.gru(h)
+            return self.head(h + output), state
+
+    made = zc.convert(Recurrent(), (torch.zeros(2, 5, 6),), scheme="fixup")
+    assert not made.failed and {"gru_scale.scale", "gru_bias_out.bias"} <= made.module.state_dict().keys()
+
+
+def test_an_onnx_file_of_other_sizes_than_usual_is_validated_in_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe does not hold the sizes where the usual ones would do for the tensors."""
+    source = (
+        "from torch import nn\n\n"
+        "def net():\n"
+        "    pool = nn.AdaptiveAvgPool2d(1)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(4, 2))\n"
+    )
+    (tmp_path / "small.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    zc.convert("small.py:net", (torch.zeros(2, 3, 16, 16),), scheme="zero-2022", validate="none").save("small.onnx")
+    answers = zc.validate("small.onnx", trust=True, device="cpu").checks
+    assert {check.name: check.status for check in answers}["parity"] == "pass"
+
+
+def test_steps_of_training_without_checks_are_refused() -> None:
+    with pytest.raises(UsageError, match="no checks were asked for"):
+        zc.convert(Block(), (torch.zeros(2, 6),), validate="none", train_steps=3)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from . import checks
-from .errors import CoverageError
+from .errors import CoverageError, UsageError
 from .export_check import export_parity
 from .initialize import nan_names
 from .live import Subject
@@ -96,6 +96,13 @@ def convert(
     """
     one_of("dtype", dtype, DTYPES)
     one_of("validate", validate, VALIDATE)
+    if train_steps and validate == "none":
+        raise UsageError(
+            "steps of training are a check, and no checks were asked for",
+            where="--train-steps",
+            got="--validate none",
+            fix="Leave one of the two out.",
+        )
     where, note = checks.resolve(device)
     made = prepare(
         model,

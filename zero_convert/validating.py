@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,12 +81,14 @@ def validate(
     one_of("validate", level, LEVELS)
     _refuse_incomplete(path)
     where, note = checks.resolve(device)
+    kind = exporters.format_in(path)
     made, recipe = rebuilt(path, model, example_inputs, scheme=scheme, trust=trust, compare=True, progress=progress)
+    if kind == "onnx" and example_inputs is None and (sized := _sized(path, made.loaded.example_inputs)) is not None:
+        made, recipe = rebuilt(path, model, sized, scheme=scheme, trust=trust, compare=True, progress=progress)
     tell(progress, "initialize", made.scheme.name)
     assignments = made.fill(write=True)
     made.traced.root.train(made.training)
     tell(progress, "read", str(path))
-    kind = exporters.format_in(path)
     tensors = _read(path, kind)
     values = _compared(made.traced.root, tensors, recipe, str(path))
     tell(progress, "validate", where)
@@ -116,6 +120,27 @@ def _refuse_incomplete(path: str | PathLike[str]) -> None:
             got=", ".join(recipe.files),
             fix="`zero-convert verify` compares it with its receipt; the conversion itself ran the checks.",
         )
+
+
+def _sized(path: str | PathLike[str], usual: Inputs | None) -> Inputs | None:
+    """The usual inputs in the sizes that are fixed in an ONNX file; None where they have these, or are no match."""
+    import onnx
+
+    named: dict[Any, Any] = dict(usual) if isinstance(usual, Mapping) else dict(enumerate(usual or ()))
+    tensors = {name: x for name, x in named.items() if isinstance(x, Tensor)}
+    graph = onnx.load(str(path), load_external_data=False).graph
+    dims = [each.type.tensor_type.shape.dim for each in graph.input]
+    if len(dims) != len(tensors) or any(len(d) != x.ndim for d, x in zip(dims, tensors.values(), strict=True)):
+        return None
+    changed = False
+    for (name, x), wanted in zip(tensors.items(), dims, strict=True):
+        shape = [d.dim_value if d.HasField("dim_value") else size for d, size in zip(wanted, x.shape, strict=True)]
+        if tuple(shape) != tuple(x.shape) and x.numel():
+            named[name] = x.flatten()[torch.arange(prod(shape)) % x.numel()].reshape(shape)
+            changed = True
+    if not changed:
+        return None
+    return named if isinstance(usual, Mapping) else tuple(named.values())
 
 
 def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, where: str) -> Check:

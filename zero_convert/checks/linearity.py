@@ -4,7 +4,8 @@ For two batches x and y of the check's values, in training and evaluation mode, 
 change their side for most values between x, y and x + y, so that a network that does not undo them is off by as much as
 it returns.
 
-Fails if an output of x + y differs from the sum by more than the scheme's limit times the largest output.
+Fails if an output of x + y differs from the sum by more than the scheme's limit times the largest output. What rounding
+leaves of the inputs' size is no difference: the mean of mirrored pairs is 0, and would differ by all that it is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from ._bench import Bench, call, still
 from ._inputs import Inputs, batches, floats, moved
 from ._recorder import largest, most
 
+ROUNDING = 64  # units of float32's rounding, of the inputs' size
+
 QUESTION = "Is the network linear, f(x + y) = f(x) + f(y)?"
 REMEDY = "A bias, a norm, or a ReLU whose channels are no mirrored pairs: --dry-run lists edits and rules."
 
@@ -30,7 +33,7 @@ def ask(bench: Bench) -> Check | None:
     if refusal := bench.refusal():
         return Check("linearity", "skip", QUESTION, refusal)
     off: dict[str, float] = {}
-    scale = 0.0
+    scale = size = 0.0
     for mode in bench.modes:
         x = bench.inputs[mode != "train"]
         if not all(isinstance(value, Tensor) and value.is_floating_point() for value in x):
@@ -39,8 +42,10 @@ def ask(bench: Bench) -> Check | None:
         fx, fy = _returned(bench, mode, x), _returned(bench, mode, y)
         both = _returned(bench, mode, tuple(a + b for a, b in zip(x, y, strict=True)))
         scale = most((scale, *(largest(t) for t in both)))
+        size = max(size, *(largest(t) for t in (*x, *y)))
         off[mode] = most(largest(t - a - b) for t, a, b in zip(both, fx, fy, strict=True))
-    wrong = any(not value <= limit * max(scale, 1e-30) for value in off.values())
+    allowed = max(limit * scale, ROUNDING * torch.finfo(torch.float32).eps * size)
+    wrong = any(not value <= allowed for value in off.values())
     summary = "outputs of x + y differ from the sum by " + ", ".join(f"{v:.2g} in mode {m}" for m, v in off.items())
     return Check(
         "linearity",

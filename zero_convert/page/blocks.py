@@ -62,6 +62,11 @@ class Kind:
     after: Block | None
     note: str = ""
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Other names than the first, each once."""
+        return tuple(dict.fromkeys(name for name in self.names if name != self.names[0]))
+
 
 class Scene:
     """A graph with its modules and records, in which blocks are looked for."""
@@ -73,7 +78,9 @@ class Scene:
         self._root = root
         self._nodes = {node.name: node for node in graph.nodes}
         self._layers = {layer.name: layer for layer in structure.layers}
-        self._rules = {each.tensor.name: each.rule for each in assignments}
+        held = tuple(assignments)
+        self._rules = {each.tensor.name: each.rule for each in held}
+        self._matrices = [each.tensor.name for each in held if len(each.tensor.shape) > 1]
 
     def block(self, fork: str, join: str, behind: str = "") -> Block | None:
         """What lies between two nodes, with the operation `behind`, if any; None where it cannot be drawn."""
@@ -118,15 +125,20 @@ class Scene:
             if layer is None:
                 label = _spaced(type(self._root.get_submodule(path)).__name__)
                 return Box(label, label, "frozen" if "transform" in label else "", ())
-            rule = next((r for n, r in self._rules.items() if n in (f"{path}.weight", f"{path}.in_proj_weight")), "")
-            return Box(_label(layer), _kind(layer), rule, ())
+            return Box(_label(layer), _kind(layer), self._rule(path), ())
         name = _name(node)
         owner = next((str(i.target).rpartition(".")[0] for i in node.all_input_nodes if i.op == "get_attr"), "")
         held = self._layers.get(owner)
         if held is not None and held.geometry is not None:
-            return Box(_label(held), _kind(held), self._rules.get(f"{owner}.weight", ""), ())
+            return Box(_label(held), _kind(held), self._rule(owner), ())
         label = _SIGNS.get(name) or _WORDS.get(name) or name.replace("_", " ").strip()
         return Box(label, label, "", ())
+
+    def _rule(self, path: str) -> str:
+        """What the weight of a layer became; of an attention or a recurrent layer, what each of its matrices did."""
+        rules = [self._rules[name] for name in self._matrices if name.startswith(f"{path}.")]
+        parts = [part for rule in rules for part in re.sub(r"^stack (in \d+ turns )?of ", "", rule).split("; ")]
+        return "; ".join(dict.fromkeys(parts)) or self._rules.get(f"{path}.weight", "")
 
 
 def kinds(before: Scene | None, after: Scene | None, joins: Iterable[Join]) -> tuple[Kind, ...]:
@@ -242,5 +254,7 @@ def rule_kind(rule: str) -> str:
     """ "zero", "one", "identity", "hadamard", "frozen" or "other": how a box is marked."""
     if rule in ("constant 0", "frozen", ""):
         return {"constant 0": "zero", "frozen": "hadamard", "": "plain"}[rule]
+    if "; " in rule:  # matrices of several kinds
+        return "other"
     words: Mapping[str, str] = {"hadamard": "hadamard", "identity": "identity", "constant 1": "plain"}
     return next((kind for word, kind in words.items() if word in rule.lower()), "other")

@@ -34,7 +34,9 @@ def sentence(result: Result) -> str:
     name = recipe.model or f"A {recipe.source}"
     start = f"{name} became a deterministic start by the scheme {recipe.scheme}" + (f" ({options})" if options else "")
     told = f"{len(rewritten_joins(plan))} of its {len(joins)} residual joins" if joins else "it has no residual join"
-    changed = f"{edits} edits of the architecture" if edits else "the architecture stays as it is"
+    changed = (
+        f"{edits} edit{'s' if edits > 1 else ''} of the architecture" if edits else "the architecture stays as it is"
+    )
     touched = f"{changed}, which touch {told}" if joins and edits else f"{changed}; {told}" if not joins else changed
     return (
         f"{start}: {touched}; {len(plan.assignments):,} tensors with {values:,} values follow "

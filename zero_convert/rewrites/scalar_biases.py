@@ -10,7 +10,8 @@ Source: Fixup (arXiv 1901.09321) and its authors' code. [A] for two and three co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import fx, nn
 
@@ -58,7 +59,7 @@ def surround(
     """
     for node in weights:
         users = [node, *(shared if node is weights[0] else ())]
-        _biases(root, graph, node, users, last=node is weights[-1])
+        _biases(root, graph, node, users, join.chain, last=node is weights[-1])
     what = f"{2 * len(weights)} scalar biases and a scale around {', '.join(join.branch)}"
     return Edit(name, join.node, what, source=tuple(str(node.target) for node in weights))
 
@@ -76,7 +77,9 @@ def _scale(root: nn.Module, join: Join) -> str:
     return add_module(root, f"{join.branch[-1]}_scale", ScalarScale())
 
 
-def _biases(root: nn.Module, graph: fx.Graph, node: fx.Node, users: list[fx.Node], *, last: bool) -> None:
+def _biases(
+    root: nn.Module, graph: fx.Graph, node: fx.Node, users: list[fx.Node], chain: Sequence[str], *, last: bool
+) -> None:
     """A bias before the layer, a bias after it, and before that the scale if it is the branch's last layer."""
     path = str(node.target)
 
@@ -84,7 +87,10 @@ def _biases(root: nn.Module, graph: fx.Graph, node: fx.Node, users: list[fx.Node
         return insert_after(graph, after, add_module(root, path + suffix, make()), users=users)
 
     put(tensors_in(node)[0], "_bias_in", ScalarBias, users)
-    if kind(node, root) == "attention":  # (output, weights)
+    parts = [user for user in node.users if user.target is operator.getitem]  # (output, weights), (output, state)
+    if parts:
+        node = next((part for part in parts if part.name in chain), parts[0])
+    elif kind(node, root) == "attention":
         node = next(iter(node.users))
     if last:
         node = put(node, "_scale", ScalarScale, None)
