@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,3 +36,34 @@ def ask(name: str, subject: Subject, level: str = "quick", train_steps: int | No
 
 def parameter(subject: Subject, name: str) -> Tensor:
     return subject.traced.root.get_parameter(name).detach()
+
+
+class Opaque(nn.Module):
+    """Keeps a planted operation out of the graph's sight, as a custom kernel is.
+
+    Args:
+        where: the operation is applied in training mode alone, or out of it alone; None for both.
+    """
+
+    def __init__(self, operation: Callable[[Tensor], Tensor], where: bool | None = None) -> None:
+        super().__init__()
+        self.operation, self.where = operation, where
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.operation(x) if self.where in (None, self.training) else x
+
+
+def with_gradient(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The identity, whose gradient comes back as `change` makes it."""
+
+    class Identity(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return change(gradient)
+
+    applied: Callable[[Tensor], Tensor] = Identity.apply
+    return applied

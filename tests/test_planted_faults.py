@@ -19,7 +19,7 @@ from zero_convert.live import Subject
 from zero_convert.rewrites import out_of_place
 
 from . import nets
-from .subjects import IMAGES, ask, parameter, subject_of
+from .subjects import IMAGES, Opaque, ask, parameter, subject_of, with_gradient
 from .test_checks import Aliased, Constant
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,27 +113,7 @@ def counting() -> Callable[[Tensor], Tensor]:
     return lambda x: x + next(calls)
 
 
-class Opaque(nn.Module):
-    """Keeps the planted operation out of the graph's sight, as a custom kernel is."""
-
-    def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.operation = operation
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.operation(x)
-
-
-class Backwards(torch.autograd.Function):
-    """The identity, whose gradient has the wrong sign."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return -1000 * gradient
+backwards = with_gradient(lambda gradient: -1000 * gradient)
 
 
 class Uphill(nn.Module):
@@ -143,7 +123,7 @@ class Uphill(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.linear(x)
-        return Backwards.apply(y) if self.planted else y
+        return backwards(y) if self.planted else y
 
 
 class Overflowing(nn.Module):

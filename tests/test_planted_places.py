@@ -24,7 +24,7 @@ from zero_convert.rewrites import inner_skips
 
 from . import nets
 from .fake_gpu import fake_gpu
-from .subjects import IMAGES, ask, parameter, subject_of
+from .subjects import IMAGES, Opaque, ask, parameter, subject_of, with_gradient
 from .test_planted_promises import behind, by_mode, into_the_branch, written
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -200,15 +200,6 @@ def test_what_must_be_0_and_is_not_reached_is_no_pass(check: str) -> None:
 # -- runs that differ --------------------------------------------------------------------------------------------------
 
 
-class Opaque(nn.Module):
-    def __init__(self, operation: Callable[[Tensor], Tensor], where: bool | None = None) -> None:
-        super().__init__()
-        self.operation, self.where = operation, where
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.operation(x) if self.where in (None, self.training) else x
-
-
 class Running(nn.Module):
     def __init__(self, operation: Callable[[Tensor], Tensor], where: bool | None = None) -> None:
         super().__init__()
@@ -221,16 +212,7 @@ class Running(nn.Module):
 CALLS: Iterator[int] = itertools.count()
 
 
-class Wandering(torch.autograd.Function):
-    """The identity, whose gradient is another one each time."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient * (1 + 1e-6 * (next(CALLS) % 7))
+wandering = with_gradient(lambda gradient: gradient * (1 + 1e-6 * (next(CALLS) % 7)))
 
 
 def in_the_last_digit(x: Tensor) -> Tensor:
@@ -256,7 +238,7 @@ RUNS: dict[str, tuple[Callable[[Tensor], Tensor], bool | None, str, str]] = {
     "a size": (longer, None, "quick", "output 0 in train mode by nan"),
     "in training": (in_the_last_digit, True, "quick", "output 0 in train mode"),
     "in evaluation": (in_the_last_digit, False, "quick", "output 0 in evaluate mode"),
-    "a gradient": (Wandering.apply, None, "full", "gradient of first.weight in train mode"),
+    "a gradient": (wandering, None, "full", "gradient of first.weight in train mode"),
 }
 
 

@@ -17,7 +17,7 @@ from zero_convert.checks import norm_per_depth
 from zero_convert.live import Subject
 
 from . import nets
-from .subjects import ask, parameter, subject_of
+from .subjects import ask, parameter, subject_of, with_gradient
 from .test_risotto import PostActivationNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -295,21 +295,13 @@ def test_linearity_is_skipped_for_inputs_that_cannot_be_added() -> None:
     assert found is not None and (found.status, found.summary) == ("skip", "inputs that cannot be added")
 
 
-class Uneven(torch.autograd.Function):
-    """The identity, whose gradient is a millionth larger in each further channel, as sums in no fixed order make it."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient * (1 + 1e-6 * torch.arange(gradient.shape[1]).reshape(-1, 1, 1))
+# A millionth larger in each further channel, as sums in no fixed order make it.
+uneven = with_gradient(lambda gradient: gradient * (1 + 1e-6 * torch.arange(gradient.shape[1]).reshape(-1, 1, 1)))
 
 
 def test_symmetry_sees_channels_that_part_by_a_millionth() -> None:
     subject = subject_of(nets.NormFreeNet(), IMAGES, scheme="constnet")
-    behind("blocks.1.conv1", Uneven.apply)(subject)
+    behind("blocks.1.conv1", uneven)(subject)
     found = ask("symmetry", subject)
     assert found is not None and found.status == "pass", found
     *equal, last = found.numbers["spread_after_step"]

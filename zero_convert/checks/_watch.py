@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import generators
+from ..records import Check
 from . import _guard
 from ._bench import Bench, still
 from ._inputs import Inputs, moved
@@ -73,3 +74,9 @@ def watch(
                 raise
             return first_line(error)
     return ""
+
+
+def nothing(bench: Bench, name: str, question: str, stopped: str, what: str, otherwise: str) -> Check:
+    """The answer where no `what` was seen: because the recording ended before, or nothing runs, or `otherwise`."""
+    why = f"the recording ends before any: {stopped}" if stopped else bench.refusal() or otherwise
+    return Check(name, "warn" if stopped else "skip", question, f"no {what} to look at: {why}")

@@ -17,7 +17,7 @@ from ..graphs import Reach, kind
 from ..records import Check, Join
 from ._bench import Bench
 from ._recorder import largest, most
-from ._watch import graph_of, watch
+from ._watch import graph_of, nothing, watch
 
 QUESTION = "Does every residual branch add no more than its limit?"
 ROUNDING = 1.001  # of the value and of its opposite
@@ -50,12 +50,8 @@ def ask(bench: Bench) -> Check | None:
                 share = seen[join.branch_node] / limit if limit else float(seen[join.branch_node] > 0) * 2
                 shares[join.node] = most((share, shares.get(join.node, 0.0)))
     if not shares:
-        told = (
-            f"the recording ends before any: {stopped}"
-            if stopped
-            else bench.refusal() or "none ends in a layer that starts close to 0"
-        )
-        return Check("branch_bound", "warn" if stopped else "skip", QUESTION, f"no branch to look at: {told}")
+        otherwise = "none ends in a layer that starts close to 0"
+        return nothing(bench, "branch_bound", QUESTION, stopped, "branch", otherwise)
     wrong = {node: share for node, share in shares.items() if not share <= ROUNDING}
     if wrong:
         worst = max(wrong, key=wrong.__getitem__)

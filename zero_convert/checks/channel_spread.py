@@ -21,7 +21,7 @@ from ..records import Check
 from ._bench import Bench
 from ._recorder import largest, most
 from ._spread import SIDES, Spreads
-from ._watch import watch
+from ._watch import nothing, watch
 
 QUESTION = "Are all channels of every layer identical at the start?"
 ROUNDING = 1e-5
@@ -50,12 +50,8 @@ def ask(bench: Bench) -> Check | None:
             if spread > limit:
                 rounding[node] = most((spread / max(sizes[node], 1e-30), rounding.get(node, 0.0)))
     if not worst:
-        told = (
-            f"the recording ends before any: {stopped}"
-            if stopped
-            else bench.refusal() or "none reads all channels of its input"
-        )
-        return Check("channel_spread", "warn" if stopped else "skip", QUESTION, f"no layer to look at: {told}")
+        otherwise = "none reads all channels of its input"
+        return nothing(bench, "channel_spread", QUESTION, stopped, "layer", otherwise)
     wrong = [node for node, share in rounding.items() if not share <= ROUNDING]
     if rounding:
         node = (wrong or list(rounding))[0]
