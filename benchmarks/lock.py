@@ -24,7 +24,7 @@ from collections.abc import Callable
 from itertools import cycle, islice
 from pathlib import Path
 
-from zero_convert.locks import Lock, read_lock, write_lock
+from zero_convert.artifacts.lock import Lock, read_lock, write_lock
 
 LIMIT = 1.2
 MODELS = ("resnet18", "squeezenet1_1", "mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x0_5")

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from zero_convert.graphs import kind
-from zero_convert.modules import HadamardTransform
+from zero_convert.graph.queries import kind
+from zero_convert.nn.layers import HadamardTransform
 
 KINDS = {"convolution", "linear", "embedding", "add", "activation", "pool", "concatenate", "parameter", "identity"}
 KINDS |= {"placeholder", "drop"}

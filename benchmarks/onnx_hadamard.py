@@ -21,7 +21,7 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
-from zero_convert import hadamard
+from zero_convert.formulas import hadamard
 
 SHAPES = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7), (96, 56), (576, 14), (1280, 7))  # channels, side
 Node = tuple[str, list[str], str, dict[str, object]]

@@ -23,7 +23,7 @@ import onnxruntime
 import zero_convert as zc
 from tests import cuda_stub
 from tests.tiny_transformers import TINY
-from zero_convert.checks._sessions import CPU, CUDA, PICKS
+from zero_convert.checks.harness.onnxruntime import CPU, CUDA, PICKS
 from zero_convert.errors import ZeroConvertError
 
 SCHEMES = ("zero-2021", "zero-2022")

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.lock import processor_time
+from zero_convert.artifacts.receipt import make_receipt, metadata, recipe_metadata, write_receipt
 from zero_convert.exporters import onnx, safetensors
-from zero_convert.receipt import make_receipt, metadata, recipe_metadata, write_receipt
 from zero_convert.records import Recipe
 
 LIMIT = 1.5

@@ -1,10 +1,10 @@
-"""Writes `zero_convert/architectures.tsv`: names and shapes of every architecture of the installed model libraries.
+"""Writes `zero_convert/inspection/architectures.tsv`: names and shapes of every architecture of the installed model libraries.
 
     python scripts/index_architectures.py --cache FOLDER [--origin timm]
 
 Builds each one without values (no file is downloaded), a few thousand in about an hour, and notes in FOLDER what it
 has, so that a run that was stopped goes on. One that cannot be built, or takes more than a minute, is left out, and
-named at the end. `zero_convert/likely.py` says what the lines mean.
+named at the end. `zero_convert/inspection/likely_architecture.py` says what the lines mean.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from zero_convert import likely, sources
+from zero_convert import sources
+from zero_convert.inspection import likely_architecture
 
 SECONDS = 60
 SAMPLE = 20  # hashes of an architecture
@@ -99,7 +100,7 @@ def timm(name: str) -> tuple[dict[str, list[int]], list[str]]:
 
 
 def transformers(name: str) -> tuple[dict[str, list[int]], list[str]]:
-    from zero_convert.sources.transformers_config import configured
+    from zero_convert.sources.transformers.configs import configured
 
     origin = sources._origin("transformers")
     with origin.offline(), torch.device("meta"):
@@ -149,10 +150,14 @@ def rows(cache: Path) -> list[str]:
     for origin in MAKERS:
         for line in (cache / f"{origin}.jsonl").read_text().splitlines():
             row = json.loads(line)
-            own = {name: shape for name, shape in row.get("tensors", {}).items() if not name.endswith(likely.COUNTER)}
+            own = {
+                name: shape
+                for name, shape in row.get("tensors", {}).items()
+                if not name.endswith(likely_architecture.COUNTER)
+            }
             if not own:
                 continue
-            total = sum(likely.element(name, shape) for name, shape in own.items()) % WORDS
+            total = sum(likely_architecture.element(name, shape) for name, shape in own.items()) % WORDS
             models, _, head = made.setdefault((len(own), total), ([], own, []))
             models.append(f"{origin}:{row['name']}")
             if not head and len(row["head"]) <= HEAD:
@@ -164,10 +169,10 @@ def rows(cache: Path) -> list[str]:
 
 
 def _line(total: int, models: list[str], own: dict[str, list[int]], head: list[str]) -> str:
-    hashes = {name: likely.element(name, shape) for name, shape in own.items()}
+    hashes = {name: likely_architecture.element(name, shape) for name, shape in own.items()}
     body = (total - sum(hashes[name] for name in head)) % WORDS
-    kinds, _ = likely.kinds_of(own)
-    sample = "".join(map(likely.sample_of, sorted(hashes.values())[:SAMPLE]))
+    kinds, _ = likely_architecture.kinds_of(own)
+    sample = "".join(map(likely_architecture.sample_of, sorted(hashes.values())[:SAMPLE]))
     return "\t".join([str(len(own)), f"{total:x}", f"{body:x}", " ".join(head), f"{kinds:x}", sample, " ".join(models)])
 
 
@@ -181,8 +186,8 @@ def main() -> int:
     failed = [line for origin in options.origin or MAKERS for line in collect(origin, options.cache)]
     print("\n".join(failed), file=sys.stderr)
     lines = rows(options.cache)
-    likely.INDEX.write_text("\n".join(lines) + "\n", "utf-8")
-    print(f"{len(lines)} architectures in {likely.INDEX.stat().st_size:,} bytes")
+    likely_architecture.INDEX.write_text("\n".join(lines) + "\n", "utf-8")
+    print(f"{len(lines)} architectures in {likely_architecture.INDEX.stat().st_size:,} bytes")
     return 0
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from zero_convert import checks
-from zero_convert.checks._bench import Bench
-from zero_convert.checks._guard import pinned
-from zero_convert.live import Subject
-from zero_convert.prepared import prepare
+from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.isolation import pinned
+from zero_convert.conversion import prepare
+from zero_convert.graph.traced import Subject
 from zero_convert.records import Check
 
 IMAGES = torch.zeros(1, 3, 32, 32)

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from zero_convert import atomic
-from zero_convert.atomic import atomic_write, check_target
 from zero_convert.errors import StorageError, UsageError, ZeroConvertError
+from zero_convert.formats import atomic
+from zero_convert.formats.atomic import atomic_write, check_target
 
 OLD, NEW = b"old" * 1000, b"new" * 100_000
 

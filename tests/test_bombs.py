@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.bombs import bombs
-from zero_convert import inspecting, readers
+from zero_convert import inspection, readers
 from zero_convert.errors import RefusedError, StorageError
 
 SECONDS, MEMORY = 2.0, 256 << 20
@@ -20,7 +20,7 @@ SECONDS, MEMORY = 2.0, 256 << 20
 
 def outcome(path: Path) -> str:
     try:
-        inspecting.facts(inspecting.survey(readers.read(path), digest=True, values=True))
+        inspection.facts(inspection.survey(readers.read(path), digest=True, values=True))
     except RefusedError as error:
         return f"refused: {type(error).__name__}"
     except StorageError:

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import zero_convert as zc
-from zero_convert.graphs import signals_in
+from zero_convert.graph.queries import signals_in
 
 
 class DenseMixture(nn.Module):

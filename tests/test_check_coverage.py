@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from zero_convert.live import Region
+from zero_convert.graph.traced import Region
 from zero_convert.tracing import trace
 
 from . import nets

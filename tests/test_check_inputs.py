@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 import zero_convert as zc
 from zero_convert import schemes
 from zero_convert.checks import outputs
-from zero_convert.checks._bench import Bench
-from zero_convert.checks._inputs import BATCH, batches, crops, floats, mapped, moved
-from zero_convert.live import Subject, Traced
+from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.inputs import BATCH, batches, crops, floats, mapped, moved
+from zero_convert.graph.traced import Subject, Traced
 from zero_convert.records import Structure
 
 from . import nets

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from zero_convert import checks, rewrites, schemes
 from zero_convert.checks import channels, precision
-from zero_convert.checks._bench import Bench
-from zero_convert.checks._channels import distinct
-from zero_convert.checks._guard import kept, pinned
+from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.channels import distinct
+from zero_convert.checks.harness.isolation import kept, pinned
 from zero_convert.errors import DeviceError, UsageError
-from zero_convert.initialize import initialize
-from zero_convert.live import Subject
+from zero_convert.graph.traced import Subject
+from zero_convert.initialization.fill import initialize
 from zero_convert.records import Check
 from zero_convert.structure import analyze
 from zero_convert.tracing import trace

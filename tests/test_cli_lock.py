@@ -15,7 +15,7 @@ import pytest
 
 from tests.command_line import Ran, Run, runner
 from tests.test_cli import MODELS, SMALL
-from zero_convert.locks import read_lock, spell
+from zero_convert.artifacts.lock import read_lock, spell
 
 QUICK = (*SMALL, "--validate", "none")
 
@@ -352,7 +352,7 @@ def test_junit_is_xml_with_a_case_for_each_entry(drifted: Run) -> None:
 
 
 def test_junit_leaves_out_what_xml_cannot_hold() -> None:
-    from zero_convert.reports.junit import _clean
+    from zero_convert.cli.check_formats.junit import _clean
 
     text = _clean("x\x1b[0m\x00\ufffe\ud800y")
     assert ET.fromstring(f"<a>{text}</a>").text == "x\ufffd[0m\ufffd\ufffd\ufffdy"

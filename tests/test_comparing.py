@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.test_lock import LOCK
-from zero_convert.digests import Leaf
-from zero_convert.locks.comparing import compare, compare_files
-from zero_convert.receipt import Identity
+from zero_convert.artifacts.comparing import compare, compare_files
+from zero_convert.artifacts.receipt import Identity
+from zero_convert.formats.digests import Leaf
 from zero_convert.records import Edit
 
 OLD = LOCK.entries[0].identity

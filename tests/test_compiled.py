@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import zero_convert as zc
-from zero_convert.eager import eager
 from zero_convert.errors import LoadError
+from zero_convert.runtime.eager import eager
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import zero_convert as zc
 from tests.odd_nets import ramp
-from zero_convert.copies import copy_of
+from zero_convert.graph.copies import copy_of
 
 
 class Block(nn.Module):

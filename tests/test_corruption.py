@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import nn
 
+from zero_convert.artifacts.lock import Entry as LockEntry
+from zero_convert.artifacts.lock import Lock, LockedFile, Origin, write_lock
+from zero_convert.artifacts.receipt import make_receipt, metadata, read_receipt, receipt_path, write_receipt
+from zero_convert.artifacts.verify import Verification, verify, verify_all, verify_locked
 from zero_convert.errors import MalformedError, StorageError
 from zero_convert.exporters.safetensors import Entry, read_header, write
-from zero_convert.locks import Entry as LockEntry
-from zero_convert.locks import Lock, LockedFile, Origin, write_lock
 from zero_convert.pipeline import convert
-from zero_convert.receipt import make_receipt, metadata, read_receipt, receipt_path, write_receipt
 from zero_convert.records import Recipe
-from zero_convert.verifying import Verification, verify, verify_all, verify_locked
 
 OUTPUTS = [(scheme, dtype) for scheme in ("zero-2021", "zero-2022") for dtype in ("float32", "bfloat16")]
 

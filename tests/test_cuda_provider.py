@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import zero_convert as zc
-from zero_convert.checks._sessions import CPU, CUDA
+from zero_convert.checks.harness.onnxruntime import CPU, CUDA
 from zero_convert.doctor import Finding, examine
 from zero_convert.doctor.ask import PROGRAM, Answer, ask
 

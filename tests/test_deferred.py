@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from zero_convert.tracing.known import known_output
+from zero_convert.tracing.known_shapes import known_output
 
 RUN = """
 import sys

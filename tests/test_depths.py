@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from zero_convert import checks
-from zero_convert.checks._channels import rank
-from zero_convert.checks._guard import pinned
 from zero_convert.checks.caps import cap
 from zero_convert.checks.exact_parts import EXACT
-from zero_convert.original import filled
+from zero_convert.checks.harness.channels import rank
+from zero_convert.checks.harness.isolation import pinned
+from zero_convert.graph.original import filled
 from zero_convert.structure import analyze
 
 from . import nets, odd_nets

@@ -11,11 +11,12 @@ import numpy.typing as npt
 import pytest
 
 from tests.test_startup import HEAVY, _modules_after
-from zero_convert import cli, diffing
-from zero_convert.diffing import Comparison, diff
+from zero_convert import cli
+from zero_convert.artifacts import diff as diffing
+from zero_convert.artifacts.diff import Comparison, diff
+from zero_convert.artifacts.lock import Entry, Lock, LockedFile, write_lock
+from zero_convert.artifacts.receipt import make_receipt, metadata, read_receipt, receipt_path, write_receipt
 from zero_convert.exporters import safetensors
-from zero_convert.locks import Entry, Lock, LockedFile, write_lock
-from zero_convert.receipt import make_receipt, metadata, read_receipt, receipt_path, write_receipt
 from zero_convert.records import Edit, Recipe
 
 RECIPE = Recipe("torchvision:tiny", {}, "zero-2021", {"c": 1}, "float32", {}, "tests.Tiny")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from zero_convert.digests import (
+from zero_convert.errors import MalformedError, StorageError
+from zero_convert.formats.digests import (
     canonical_json,
     is_plain_text,
     leaf_digest,
@@ -19,7 +20,6 @@ from zero_convert.digests import (
     sha256_file,
     weights_digest,
 )
-from zero_convert.errors import MalformedError, StorageError
 
 DATA = struct.pack("<3f", 1.0, 0.0, -2.5)
 
@@ -102,6 +102,8 @@ def test_a_file_has_the_hash_of_its_bytes(tmp_path: Path) -> None:
 
 
 def test_reading_and_verifying_do_not_import_torch() -> None:
-    code = "import sys, zero_convert.verifying, zero_convert.exporters.safetensors; print('torch' in sys.modules)"
+    code = (
+        "import sys, zero_convert.artifacts.verify, zero_convert.exporters.safetensors; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

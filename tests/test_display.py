@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zero_convert import display, pipeline, tallies
-from zero_convert.display import screen
+from zero_convert import pipeline
+from zero_convert.cli import display
+from zero_convert.cli.display import screen
 from zero_convert.errors import CoverageError
+from zero_convert.initialization import plan_summary
 from zero_convert.records import Edit, Plan
 
 LONG = CoverageError(
@@ -126,13 +128,13 @@ def test_names_with_a_line_end_or_a_backslash_are_escaped_as_coreutils_does() ->
 
 def test_joins_rewritten_inside_a_region_are_counted(regions: Plan) -> None:
     assert regions.rung == "regions"
-    assert [join.node for join in tallies.rewritten_joins(regions)] == ["add", "add_1", "add_2"]
+    assert [join.node for join in plan_summary.rewritten_joins(regions)] == ["add", "add_1", "add_2"]
     outside = tuple(edit for edit in regions.edits if not edit.target.startswith("last"))
-    assert [join.node for join in tallies.rewritten_joins(replace(regions, edits=outside))] == ["add", "add_1"]
+    assert [join.node for join in plan_summary.rewritten_joins(replace(regions, edits=outside))] == ["add", "add_1"]
     declined = tuple(replace(edit, applied=False) for edit in regions.edits)
-    assert tallies.rewritten_joins(replace(regions, edits=declined)) == ()
+    assert plan_summary.rewritten_joins(replace(regions, edits=declined)) == ()
     inner = (Edit("inner_skips", "blocks: 1.conv2", "identity skip"), Edit("inner_skips", "*", "everything"))
-    assert [join.node for join in tallies.rewritten_joins(replace(regions, edits=inner))] == ["add_1"]
+    assert [join.node for join in plan_summary.rewritten_joins(replace(regions, edits=inner))] == ["add_1"]
 
 
 def test_what_was_captured_and_why_the_rest_was_not_is_in_every_view(

@@ -189,7 +189,7 @@ def test_a_doctor_that_is_asked_to_end_takes_its_questions_with_it(tmp_path: Pat
     born.mkdir()
     code = (
         "import pathlib\nfrom concurrent.futures import ThreadPoolExecutor\n"
-        "from zero_convert.doctor.ask import ask\nfrom zero_convert.interrupts import ending\n"
+        "from zero_convert.doctor.ask import ask\nfrom zero_convert.runtime.signals import ending\n"
         "def asked(_):\n"
         f"    ask('torch', {str(born)!r}, limit=300, program=pathlib.Path({str(child)!r}))\n"
         "with ending(lambda: None), ThreadPoolExecutor(2) as pool:\n"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zero_convert import drawn, hashing
-from zero_convert.drawn import Bell, Drawn, Signs, Uniform
+from zero_convert.formulas import hashed, hashing
+from zero_convert.formulas.hashed import Bell, Drawn, Signs, Uniform
 
 SHAPES = ((), (5,), (4, 3), (6, 2, 3, 3))
 KINDS = (
@@ -61,11 +61,11 @@ def test_windows_and_layouts_have_the_bits_of_the_whole(make, shape: tuple[int, 
 @given(st.integers(1, 40), st.integers(1, 5))
 def test_chunks_leave_no_trace(chunk: int, columns: int) -> None:
     formula = Bell((20, columns), 1.0, 1, "x")
-    usual, drawn.CHUNK = drawn.CHUNK, chunk
+    usual, hashed.CHUNK = hashed.CHUNK, chunk
     try:
         found = values(formula)
     finally:
-        drawn.CHUNK = usual
+        hashed.CHUNK = usual
     assert np.array_equal(found, values(formula))
 
 

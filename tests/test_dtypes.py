@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import zero_convert as zc
-from zero_convert.validating import validate
+from zero_convert.validation import validate
 
 from .nets import cifar_resnet18
 from .odd_nets import ramp

@@ -19,14 +19,14 @@ from torch import Tensor, backends, nn
 
 import zero_convert as zc
 from zero_convert import checks
-from zero_convert.checks import _guard
-from zero_convert.checks._bench import Bench
-from zero_convert.checks._depths import depths
-from zero_convert.checks._guard import pinned
-from zero_convert.checks._rounding import full_float32
 from zero_convert.checks.exact_parts import ask as exact_parts
+from zero_convert.checks.harness import isolation
+from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.depths import depths
+from zero_convert.checks.harness.isolation import pinned
+from zero_convert.checks.harness.precision import full_float32
 from zero_convert.errors import DeviceError
-from zero_convert.live import Subject
+from zero_convert.graph.traced import Subject
 from zero_convert.records import Check
 
 from . import nets
@@ -126,10 +126,10 @@ def test_attention_whose_gradient_adds_in_any_order_is_found_and_not_used(fused:
     subject = subject_of(nets.TinyAttention(), torch.zeros(2, 16, 32), scheme="zero-2022")
     with fake_gpu(), pinned("cuda:0"):
         if fused:
-            _guard.set_fused_attention((True, True, True))
+            isolation.set_fused_attention((True, True, True))
         found = checks._answer("repeat", Bench(subject, "full", "cuda:0"))
     assert found is not None and found.status == ("fail" if fused else "pass"), found.summary
-    assert _guard.fused_attention() == (True, True, True)
+    assert isolation.fused_attention() == (True, True, True)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 import zero_convert as zc
-from zero_convert.graphs import relu_kind
-from zero_convert.live import Traced
+from zero_convert.graph.queries import relu_kind
+from zero_convert.graph.traced import Traced
 from zero_convert.records import Join
 from zero_convert.structure import analyze
 from zero_convert.tracing import trace

@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from tests.test_cli import MODELS
-from zero_convert import atomic
+from zero_convert.artifacts.verify import verify
 from zero_convert.errors import StorageError, ZeroConvertError
 from zero_convert.exporters import onnx, safetensors
+from zero_convert.formats import atomic
 from zero_convert.pipeline import Result, convert
-from zero_convert.verifying import verify
 
 CALLS = ("access", "close", "fchmod", "fstat", "fsync", "link", "open", "replace", "stat", "unlink")
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.EINTR, errno.EDQUOT, errno.EROFS)

@@ -19,13 +19,13 @@ import zero_convert as zc
 from tests.nets import PreActivationResNet, tiny_resnet
 from tests.test_onnx import entries, mobilenet, run
 from tests.test_onnx_cli import CONVERT, folder  # noqa: F401
+from zero_convert.artifacts.verify import verify
 from zero_convert.cli import main
 from zero_convert.exporters import onnx as exporter
-from zero_convert.exporters._onnx_fold import _transformed
-from zero_convert.exporters._onnx_graph import folded, graph
-from zero_convert.initialize import ties
-from zero_convert.modules import HadamardTransform
-from zero_convert.verifying import verify
+from zero_convert.exporters.onnx.fold import _transformed
+from zero_convert.exporters.onnx.graph import folded, graph
+from zero_convert.initialization.fill import ties
+from zero_convert.nn.layers import HadamardTransform
 
 
 class Valid(nn.Module):

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zero_convert.composed import Spread
 from zero_convert.errors import UsageError
-from zero_convert.formulas import Codes, Constant, Formula, Hadamard, Kernel, PartialIdentity, Patch, Stack
+from zero_convert.formulas.formula import Codes, Constant, Formula, Hadamard, Kernel, PartialIdentity, Patch, Stack
+from zero_convert.formulas.placement import Spread
 
 EXPANSIONS = [96, 192, 320, 384, 768, 1280, 1536, 3072]
 

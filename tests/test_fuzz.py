@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.fuzz import corpus, run
 from tests.small_files import SMALL
-from zero_convert import inspecting, readers
+from zero_convert import inspection, readers
 from zero_convert.errors import RefusedError, StorageError
 
 CASES = {"safetensors": 600, "pt": 250, "onnx": 300, "archive": 150}
@@ -43,7 +43,7 @@ def meaning(path: Path) -> tuple[Any, str | None] | None:
     """
     try:
         contents = readers.read(path)
-        digest = inspecting.survey(contents, digest=True, values=False).digest
+        digest = inspection.survey(contents, digest=True, values=False).digest
     except (RefusedError, StorageError):
         return None
     tensors = [(t.name, t.dtype, t.shape, contents.weights.get(t.name)) for t in contents.tensors if not t.tie]

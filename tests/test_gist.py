@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zero_convert.gist import HEAD, TAIL, gist
+from zero_convert.runtime.native_errors import HEAD, TAIL, gist
 
 SIGNATURE = (
     "/onnxruntime_src/onnxruntime/core/providers/cuda/cuda_call.cc:154 std::conditional_t<THRW, void, "

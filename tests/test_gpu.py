@@ -13,10 +13,10 @@ from torch import nn
 
 import zero_convert as zc
 from zero_convert import checks, cli
-from zero_convert.checks import _sessions
-from zero_convert.checks._bench import Bench
-from zero_convert.checks._guard import pinned
 from zero_convert.checks.exact_parts import ask as exact_parts
+from zero_convert.checks.harness import onnxruntime
+from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.isolation import pinned
 from zero_convert.errors import DeviceError
 
 from . import nets
@@ -42,7 +42,7 @@ def runtime(cuda: str) -> str:
     graph = onnx.helper.make_graph([onnx.helper.make_node("Add", ["x", "x"], ["y"], "add")], "one", [value], [made])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
     try:
-        _sessions.run(model.SerializeToString(), [np.ones(4, np.float32)], cuda)
+        onnxruntime.run(model.SerializeToString(), [np.ones(4, np.float32)], cuda)
     except DeviceError as error:
         pytest.skip(f"ONNX Runtime does not compute on {cuda}: {error.got}")
     return cuda
@@ -97,7 +97,7 @@ def test_four_ways_return_the_same(runtime: str, tmp_path: Path, scheme: str) ->
     (check,) = [check for check in answer.checks if check.name == "parity"]
     assert check.status == "pass", check.summary
     assert list(check.numbers["ways"]) == ["onnxruntime cpu", f"torch {runtime}", f"onnxruntime {runtime}"]
-    assert check.numbers["placement"][runtime].get(_sessions.CUDA, 0) > 20
+    assert check.numbers["placement"][runtime].get(onnxruntime.CUDA, 0) > 20
 
 
 def test_the_command_validates_on_a_gpu(cuda: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zero_convert import hadamard
 from zero_convert.errors import UsageError
+from zero_convert.formulas import hadamard
 
 NAMED_ORDERS = [1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 96, 192, 320, 384, 768, 1000, 1280, 1536, 3072]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zero_convert import hashing
 from zero_convert.errors import UsageError
+from zero_convert.formulas import hashing
 
 
 def test_the_generator_is_splitmix64() -> None:

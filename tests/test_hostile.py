@@ -18,7 +18,7 @@ PROBE = """
 import json, os, sys
 from zero_convert import display, inspecting, readers
 from zero_convert.cli import parts
-from zero_convert.display import file as display_file
+from zero_convert.cli.display import file as display_file
 from zero_convert.errors import ZeroConvertError
 folder, warm = sys.argv[1], sys.argv[2]
 results, events, armed, current = {}, [], False, ""

@@ -15,10 +15,10 @@ from tests import nets
 from tests.test_checks import answers, convert
 from tests.test_schemes import conv, fill, linear
 from zero_convert.checks import branch_bound
-from zero_convert.checks._bench import Bench
-from zero_convert.checks._guard import pinned
-from zero_convert.identities import Average, CyclicIdentity, OpposedIdentity, Unfolded
-from zero_convert.live import Subject
+from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.isolation import pinned
+from zero_convert.formulas.identities import Average, CyclicIdentity, OpposedIdentity, Unfolded
+from zero_convert.graph.traced import Subject
 from zero_convert.records import Check
 
 E = np.float32(1e-6)

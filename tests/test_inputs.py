@@ -14,9 +14,9 @@ from tests import nets
 from zero_convert import sources
 from zero_convert.errors import LoadError, UsageError
 from zero_convert.sources import inputs
-from zero_convert.sources.guess import guess
-from zero_convert.sources.poison import poisoned_names
-from zero_convert.sources.trials import Trials, without_values
+from zero_convert.sources.building.nan_constructor import poisoned_names
+from zero_convert.sources.inputs.guess import guess
+from zero_convert.sources.inputs.trials import Trials, without_values
 
 
 def test_reference_values_are_the_reference() -> None:

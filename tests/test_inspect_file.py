@@ -20,12 +20,12 @@ from torch import nn
 
 from benchmarks.fuzz.corpus import FORMATS, sound
 from tests.bombs import framed
-from zero_convert import inspecting, readers
+from zero_convert import inspection, readers
 from zero_convert.cli import main
-from zero_convert.describing import describe
-from zero_convert.hadamard import sylvester
+from zero_convert.formulas.hadamard import sylvester
+from zero_convert.inspection.tensor_values import describe
 
-PACKAGE = Path(inspecting.__file__).parent
+PACKAGE = Path(inspection.__file__).parent
 SCHEMA = json.loads((PACKAGE / "inspect.schema.json").read_text("utf-8"))
 
 
@@ -225,8 +225,8 @@ def test_views_that_repeat_the_file_are_not_read(tmp_path: Path) -> None:
     from zero_convert.errors import RefusedError
 
     with pytest.raises(RefusedError, match="too often"):
-        inspecting.survey(contents, digest=True, limits=limits)
-    assert inspecting.survey(contents, digest=False, values=False, limits=limits).digest is None
+        inspection.survey(contents, digest=True, limits=limits)
+    assert inspection.survey(contents, digest=False, values=False, limits=limits).digest is None
 
 
 def test_the_name_of_a_file_cannot_command_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

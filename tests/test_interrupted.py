@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.saver import QUICK
-from zero_convert.verifying import verify
+from zero_convert.artifacts.verify import verify
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system cannot fork")
 

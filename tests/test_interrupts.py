@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from zero_convert.interrupts import ending, undone_by
+from zero_convert.runtime.signals import ending, undone_by
 
 PROGRAM = """
 import os, signal
-from zero_convert.interrupts import ending, undone_by
+from zero_convert.runtime.signals import ending, undone_by
 
 def fails():
     raise OSError("no")
@@ -72,8 +72,8 @@ def test_signals_are_given_back() -> None:
 
 
 def test_an_action_is_forgotten_after_a_failure() -> None:
-    from zero_convert import interrupts
+    from zero_convert.runtime import signals
 
     with pytest.raises(ValueError, match="broke"), undone_by(print):
         raise ValueError("broke")
-    assert interrupts._actions == []
+    assert signals._actions == []

@@ -12,8 +12,8 @@ from torch.nn.utils import parametrizations
 
 import zero_convert as zc
 from zero_convert.errors import CoverageError, ModelError
-from zero_convert.layers import geometry, is_quantized, kind_of
-from zero_convert.structure.neutral import neutral
+from zero_convert.graph.kinds import geometry, is_quantized, kind_of
+from zero_convert.structure.neutral_values import neutral
 
 from .odd_nets import Head, ramp
 from .test_families import SCHEMES

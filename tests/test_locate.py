@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from zero_convert.locate import defined_at, spelled, user_frame
+from zero_convert.runtime.source_lines import defined_at, spelled, user_frame
 
 from . import nets
 

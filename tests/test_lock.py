@@ -11,12 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zero_convert import locks
-from zero_convert.digests import Leaf, leaf_digest, weights_digest
+from zero_convert.artifacts import lock as locks
+from zero_convert.artifacts.comparing import compare
+from zero_convert.artifacts.lock import (
+    Entry,
+    Lock,
+    LockedFile,
+    parse_lock,
+    read_lock,
+    record,
+    spell,
+    strange_path,
+    write_lock,
+)
+from zero_convert.artifacts.receipt import Identity
 from zero_convert.errors import MalformedError, StorageError
-from zero_convert.locks import Entry, Lock, LockedFile, parse_lock, read_lock, record, spell, strange_path, write_lock
-from zero_convert.locks.comparing import compare
-from zero_convert.receipt import Identity
+from zero_convert.formats.digests import Leaf, leaf_digest, weights_digest
 from zero_convert.records import Edit, Recipe
 
 EDITS = (

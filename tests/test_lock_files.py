@@ -12,9 +12,9 @@ from torch import nn
 
 from tests.command_line import Run, runner
 from tests.test_lock import LOCK as LOCKED
-from zero_convert.digests import sha256_file
-from zero_convert.locks import Origin, parse_lock, read_lock, spell
-from zero_convert.locks.replaying import moved
+from zero_convert.artifacts.lock import Origin, parse_lock, read_lock, spell
+from zero_convert.formats.digests import sha256_file
+from zero_convert.replay import moved
 
 NETS = """
 import torch

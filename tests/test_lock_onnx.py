@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import Run, runner
-from zero_convert.locks import read_lock
+from zero_convert.artifacts.lock import read_lock
 
 NET = """
 from torch import nn

@@ -12,9 +12,15 @@ import pytest
 from tests.test_corruption import large, locked
 from tests.test_onnx_reading import save as save_model
 from zero_convert import cli
+from zero_convert.artifacts.lock import write_lock
+from zero_convert.artifacts.model_signing import (
+    compare_manifests,
+    make_manifest,
+    read_manifest,
+    statement,
+    write_statement,
+)
 from zero_convert.errors import MalformedError, RefusedError
-from zero_convert.locks import write_lock
-from zero_convert.manifest import compare_manifests, make_manifest, read_manifest, statement, write_statement
 
 FILES = {
     "b.safetensors": b"bbb",

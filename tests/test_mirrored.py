@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zero_convert.formulas import Matrix
-from zero_convert.mirrored import (
+from zero_convert.formulas.formula import Matrix
+from zero_convert.formulas.looks_linear import (
     Less,
     Mirrored,
     Orthogonal,
@@ -20,7 +20,7 @@ from zero_convert.mirrored import (
     Turned,
     Unpaired,
 )
-from zero_convert.schemes._mirrored import Block, block_values
+from zero_convert.initialization.rules.mirrored_blocks import Block, block_values
 
 
 def dense(matrix: Matrix, dtype: type = np.float64) -> np.ndarray:

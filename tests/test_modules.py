@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zero_convert.modules import HadamardTransform, ScalarBias, ScalarScale, pad_channels, relu0, relu6_0, subsample
+from zero_convert.nn.layers import HadamardTransform, ScalarBias, ScalarScale, pad_channels, relu0, relu6_0, subsample
 
 from .odd_nets import ramp
 

@@ -18,8 +18,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zero_convert import schemes
+from zero_convert.conversion import prepare
 from zero_convert.errors import CoverageError
-from zero_convert.prepared import prepare
 
 from .nets import tiny_resnet
 from .odd_nets import TinyViT, ramp
@@ -146,4 +146,4 @@ def test_no_file_that_makes_values_spells_such_a_function() -> None:
     }
     for text in ("a @ b", "np.dot(a, b)", "math.pow(a, b)", "import random", "from numpy import linalg"):
         assert suspicious(text)
-    assert importlib.import_module("zero_convert.drawn").__file__ == str(PACKAGE / "drawn.py")
+    assert importlib.import_module("zero_convert.formulas.hashed").__file__ == str(PACKAGE / "drawn.py")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import zero_convert as zc
-from zero_convert.graphs import kind
+from zero_convert.graph.queries import kind
 from zero_convert.rewrites import apply
 from zero_convert.structure import analyze
 from zero_convert.tracing import trace

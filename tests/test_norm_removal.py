@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zero_convert import rewrites
-from zero_convert.layers import kind_of
+from zero_convert.graph.kinds import kind_of
 from zero_convert.records import Edit
 from zero_convert.tracing import trace
 

@@ -26,16 +26,16 @@ import zero_convert as zc
 from tests.nets import tiny_resnet
 from tests.odd_nets import ODD
 from tests.tiny_transformers import TINY
-from zero_convert.digests import sha256_file
+from zero_convert.artifacts.receipt import recipe_from_metadata
+from zero_convert.artifacts.verify import verify
 from zero_convert.errors import ModelError, StorageError, UsageError
 from zero_convert.exporters import onnx as exporter
 from zero_convert.exporters import safetensors
-from zero_convert.exporters._onnx_graph import _Transform, graph
-from zero_convert.initialize import ties
-from zero_convert.modules import HadamardTransform
-from zero_convert.receipt import recipe_from_metadata
+from zero_convert.exporters.onnx.graph import _Transform, graph
+from zero_convert.formats.digests import sha256_file
+from zero_convert.initialization.fill import ties
+from zero_convert.nn.layers import HadamardTransform
 from zero_convert.structure import SAFETENSORS_DTYPES
-from zero_convert.verifying import verify
 
 ROOT = Path(__file__).parents[1]
 CPU = ["CPUExecutionProvider"]

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import zero_convert as zc
+from zero_convert.artifacts.verify import verify
 from zero_convert.exporters.onnx import INLINE
-from zero_convert.verifying import verify
 
 WIDTH = 21_300  # a weight of 1,814,760,000 bytes
 

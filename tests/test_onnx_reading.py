@@ -17,14 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zero_convert.artifacts.receipt import make_receipt, recipe_metadata, write_receipt
+from zero_convert.artifacts.verify import verify
 from zero_convert.cli import main
 from zero_convert.errors import MalformedError, ModelError, RefusedError, StorageError, UsageError, ZeroConvertError
 from zero_convert.exporters import onnx as exporter
-from zero_convert.exporters._protobuf import Message, opening, varint
 from zero_convert.exporters.safetensors import Entry
-from zero_convert.receipt import make_receipt, recipe_metadata, write_receipt
+from zero_convert.formats.protobuf import Message, opening, varint
 from zero_convert.records import Recipe
-from zero_convert.verifying import verify
 
 RECIPE = Recipe("tiny", {}, "zero-2021", {"c": 1}, "float32", {}, "tests.Tiny")
 TENSORS = {

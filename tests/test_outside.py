@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import zero_convert as zc
-from zero_convert import cli, contract, schemes
+from zero_convert import cli, schemes
+from zero_convert.artifacts.lock import read_lock
 from zero_convert.errors import LoadError, MalformedError, UntrustedError, UsageError
-from zero_convert.locks import read_lock
+from zero_convert.schemes import _conformance
 
 from .nets import mlp, tiny_resnet
 from .odd_nets import ramp
@@ -218,7 +219,7 @@ def test_a_package_offers_schemes_by_name(
 
 
 def findings(name: str, *only: str) -> dict[str, str]:
-    return {check.name: check.summary for check in contract.examine(name, only) if check.status == "fail"}
+    return {check.name: check.summary for check in _conformance.examine(name, only) if check.status == "fail"}
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,11 @@ def test_our_own_schemes_keep_the_contract(name: str) -> None:
 BREACHES = {
     "text": ("Mathematics. W", "W", "Mathematics"),
     "options": ('"small", "how large', '"medium", "how large', "size=medium is read as None"),
-    "facts": ("from zero_convert.drawn", "import random\nfrom zero_convert.drawn", "imports random"),
+    "facts": (
+        "from zero_convert.formulas.hashed",
+        "import random\nfrom zero_convert.formulas.hashed",
+        "imports random",
+    ),
     "covered": (
         "for t in layer.tensors\n    }",
         'for t in layer.tensors if t.local != "bias"\n    }',
@@ -289,7 +294,7 @@ def test_a_scheme_that_changes_its_options_is_found(mine: Path) -> None:
 def test_the_command_says_what_fails_and_ends_with_1(
     mine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(contract, "QUESTIONS", {n: contract.QUESTIONS[n] for n in ("text", "options")})
+    monkeypatch.setattr(_conformance, "QUESTIONS", {n: _conformance.QUESTIONS[n] for n in ("text", "options")})
     mine.write_text(EXAMPLE.replace("Mathematics. W", "W"), "utf-8")
     assert run("schemes", "--test", "./mine.py") == 1
     assert "1 of 2 fail" in capsys.readouterr().out

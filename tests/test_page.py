@@ -23,10 +23,12 @@ pytest.importorskip("jinja2")
 import zero_convert as zc
 from tests import browser, nets
 from tests.command_line import Run, runner
-from zero_convert import atomic, checks, page
+from zero_convert import checks
+from zero_convert import report as page
 from zero_convert.cli import report as cli_report
 from zero_convert.errors import StorageError, UsageError
-from zero_convert.page import blocks, charts, drawing, facts, layout
+from zero_convert.formats import atomic
+from zero_convert.report import blocks, charts, drawing, facts, layout
 
 SECTIONS = ["blocks", "depth", "weights", "rules", "checks", "recipe", "repeat"]
 HOSTILE = "<img src=x onerror=alert(1)>&\"'$\\frac{1}{0}$"
@@ -373,7 +375,7 @@ def test_a_value_of_exactly_0_is_seen_on_a_logarithmic_scale() -> None:
 
 
 def test_the_heat_map_of_a_frozen_transform_is_its_matrix(bottleneck: zc.Result) -> None:
-    from zero_convert import hadamard
+    from zero_convert.formulas import hadamard
 
     shown = page.weights.chosen(bottleneck.module, bottleneck.plan.assignments)[0]
     matrix = np.ones((1, 1), np.int8)

@@ -15,11 +15,12 @@ import torch
 
 import zero_convert as zc
 from zero_convert import checks
-from zero_convert.checks import _sessions, parity
-from zero_convert.checks._sessions import CPU, CUDA, placed
+from zero_convert.checks import parity
+from zero_convert.checks.harness import onnxruntime as _sessions
+from zero_convert.checks.harness.onnxruntime import CPU, CUDA, placed
 from zero_convert.checks.parity import errors, first_beyond
 from zero_convert.errors import DeviceError
-from zero_convert.live import Subject
+from zero_convert.graph.traced import Subject
 from zero_convert.records import Check
 
 from . import nets

@@ -14,6 +14,8 @@ from torch import nn
 
 import zero_convert as zc
 from tests.nets import cifar_resnet18
+from zero_convert.artifacts.receipt import read_receipt
+from zero_convert.artifacts.verify import verify
 from zero_convert.errors import (
     CheckError,
     CoverageError,
@@ -25,10 +27,8 @@ from zero_convert.errors import (
     UntrustedError,
     UsageError,
 )
-from zero_convert.receipt import read_receipt
 from zero_convert.records import Check
 from zero_convert.sources.inputs import reference_values
-from zero_convert.verifying import verify
 
 X = torch.from_numpy(reference_values((2, 3, 32, 32)))
 

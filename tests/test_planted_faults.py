@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zero_convert import checks
-from zero_convert.checks import _bench, _recorder
+from zero_convert.checks.harness import bench, recorder
 from zero_convert.errors import DeviceError
-from zero_convert.live import Subject
+from zero_convert.graph.traced import Subject
 from zero_convert.rewrites import out_of_place
 
 from . import nets
@@ -272,14 +272,14 @@ def test_a_gradient_that_is_noise_is_warned_of(column: str, expected: str) -> No
 
 def full_above(monkeypatch: pytest.MonkeyPatch, samples: int, error: BaseException) -> None:
     """A device that has room for so many samples."""
-    call = _bench.call
+    call = bench.call
 
     def limited(module: nn.Module, subject: Subject, values: tuple[Any, ...]) -> Any:
         if len(values[0]) > samples:
             raise error
         return call(module, subject, values)
 
-    real = _recorder.Recorder.run_node
+    real = recorder.Recorder.run_node
 
     def run_node(self: Any, n: torch.fx.Node) -> Any:
         value = real(self, n)
@@ -287,8 +287,8 @@ def full_above(monkeypatch: pytest.MonkeyPatch, samples: int, error: BaseExcepti
             raise error
         return value
 
-    monkeypatch.setattr(_bench, "call", limited)
-    monkeypatch.setattr(_recorder.Recorder, "run_node", run_node)
+    monkeypatch.setattr(bench, "call", limited)
+    monkeypatch.setattr(recorder.Recorder, "run_node", run_node)
 
 
 MEMORY = [

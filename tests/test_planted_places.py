@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zero_convert.checks._bench import Bench
-from zero_convert.checks._guard import pinned
 from zero_convert.checks.exact_parts import ask as exact_parts
-from zero_convert.live import Subject
+from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.isolation import pinned
+from zero_convert.graph.traced import Subject
 from zero_convert.records import Check
 from zero_convert.rewrites import inner_skips
 

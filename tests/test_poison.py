@@ -15,9 +15,9 @@ from torch.nn.init import trunc_normal_  # bound before any test: the quick repl
 
 from zero_convert import sources
 from zero_convert.errors import LoadError
-from zero_convert.sources import poison as room
 from zero_convert.sources import torchvision as zoo
-from zero_convert.sources.poison import poisoned, poisoned_names, skeleton
+from zero_convert.sources.building import nan_constructor as room
+from zero_convert.sources.building.nan_constructor import poisoned, poisoned_names, skeleton
 
 FAMILIES = [
     "resnet18",

@@ -17,8 +17,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from zero_convert.checks import _sessions
-from zero_convert.checks._sessions import CPU, CUDA, placed
+from zero_convert.checks.harness import onnxruntime as _sessions
+from zero_convert.checks.harness.onnxruntime import CPU, CUDA, placed
 from zero_convert.errors import DeviceError
 
 # The form of an error of ONNX Runtime's CUDA provider: the place in its source, then what happened.

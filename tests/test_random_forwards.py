@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import zero_convert as zc
-from zero_convert import generators
+from zero_convert.runtime import rng
 
 from .odd_nets import ramp
 from .test_families import SCHEMES
@@ -48,9 +48,9 @@ def test_what_a_drawn_number_decides_is_decided_anew_each_time(name: str, scheme
     for seed in (0, 1):
         for start in (torch.manual_seed, random.seed, np.random.seed):
             start(seed)
-        net, before = dropping(DRAWS[name]), generators.states()
+        net, before = dropping(DRAWS[name]), rng.states()
         result = zc.convert(net, (ramp(4, 5),), scheme=scheme, device="cpu")
-        assert not generators.drew(before, generators.states()), "the caller's generators moved"
+        assert not rng.drew(before, rng.states()), "the caller's generators moved"
         assert not result.failed, [check.summary for check in result.failed]
         digests.add(result.weights_digest)
     assert len(digests) == 1

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tests import model_files as files
-from zero_convert import inspecting, readers
+from zero_convert import inspection, readers
 from zero_convert.errors import MalformedError
 from zero_convert.readers import Contents, Tensor
 from zero_convert.readers.tensor_bytes import pieces
@@ -114,7 +114,7 @@ def test_real_networks_read_alike_in_all_formats_with_one_digest(tmp_path: Path)
         for name in ("zip", "legacy", "whole", "ddp", "st"):
             found = readers.read(tmp_path / name)
             assert sorted(found.weights.values()) == sorted(state)
-            digests[name] = inspecting.survey(found, digest=True, values=False).digest
+            digests[name] = inspection.survey(found, digest=True, values=False).digest
         assert len({*digests.values()}) == 1 and None not in digests.values()
         whole = readers.read(tmp_path / "whole")
         parameters = {name for name, _ in network.named_parameters()}
@@ -226,7 +226,7 @@ def test_sharded_models_are_read_from_their_index(tmp_path: Path) -> None:
     safetensors.torch.save_file(whole, tmp_path / "one")
     found = readers.read(tmp_path / "index.json")
     assert (found.files, found.notes, found.format) == (tuple(parts), (), "sharded safetensors")
-    digests = [inspecting.survey(readers.read(tmp_path / name)).digest for name in ("index.json", "one")]
+    digests = [inspection.survey(readers.read(tmp_path / name)).digest for name in ("index.json", "one")]
     assert digests[0] == digests[1] is not None
 
 
@@ -243,7 +243,7 @@ def test_reading_imports_neither_torch_nor_onnx(tmp_path: Path) -> None:
 def test_the_calls_taken_for_safe_are_those_torch_takes_for_safe() -> None:
     from torch._weights_only_unpickler import _get_allowed_globals
 
-    from zero_convert.readers._torch import SAFE
+    from zero_convert.readers.parsing.torch_pickles import SAFE
 
     ours = {name for name in SAFE if name != "__builtin__.set"}  # Python 2's name of it
     assert ours - {*_get_allowed_globals()} == set()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from zero_convert import inspecting, readers
+from zero_convert import inspection, readers
 from zero_convert.errors import MalformedError
 from zero_convert.readers.tensor_bytes import pieces
 
@@ -108,7 +108,7 @@ def test_gguf_headers_are_read(tmp_path: Path) -> None:
     assert (found.format, found.producer, found.metadata["llama.block_count"]) == ("GGUF", "llama", "32")
     assert [(t.name, t.dtype, t.shape) for t in found.tensors] == [("w", "F32", (2, 3)), ("q", "Q4_0", (2, 32))]
     assert b"".join(pieces(found.tensors[0])) == plain.tobytes()
-    survey = inspecting.survey(found)
+    survey = inspection.survey(found)
     assert survey.digest is None and "quantized" in survey.undigested and survey.values["w"].max == 5
 
 

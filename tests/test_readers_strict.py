@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from tests.bombs import PROTO, framed, part, state, tensor
 from tests.bombs import onnx as model_of
 from tests.hostile import torch_zip
-from zero_convert import inspecting, readers
+from zero_convert import inspection, readers
 from zero_convert.errors import MalformedError, RefusedError
 
 FOUR = ("archive/data/0", b"\0" * 16)
@@ -135,7 +135,7 @@ def test_it_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(make())
     with pytest.raises(MalformedError, match=reason):
-        inspecting.survey(readers.read(path), digest=True, values=True)
+        inspection.survey(readers.read(path), digest=True, values=True)
 
 
 def test_torch_takes_some_of_these(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_torch_takes_some_of_these(tmp_path: Path) -> None:
 
 def test_a_sound_base_of_the_cases_is_read(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(torch_zip(state(ONE), FOUR))
-    assert inspecting.survey(readers.read(tmp_path / "a"), digest=True).digest
+    assert inspection.survey(readers.read(tmp_path / "a"), digest=True).digest
     (tmp_path / "b").write_bytes(typed(3, 5, b"\x7f", 1))
     (tensor_of_b,) = readers.read(tmp_path / "b").tensors
     assert (tensor_of_b.dtype, tensor_of_b.shape) == ("I8", (1,))

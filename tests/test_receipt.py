@@ -13,10 +13,7 @@ from typing import Any
 
 import pytest
 
-from zero_convert.digests import Written
-from zero_convert.errors import MalformedError, StorageError, UsageError
-from zero_convert.exporters.safetensors import Entry, write
-from zero_convert.receipt import (
+from zero_convert.artifacts.receipt import (
     make_receipt,
     metadata,
     read_receipt,
@@ -27,6 +24,9 @@ from zero_convert.receipt import (
     recipe_json,
     write_receipt,
 )
+from zero_convert.errors import MalformedError, StorageError, UsageError
+from zero_convert.exporters.safetensors import Entry, write
+from zero_convert.formats.digests import Written
 from zero_convert.records import Edit, Recipe
 
 RECIPE = Recipe(

@@ -20,14 +20,14 @@ from tests import nets
 from tests.test_checks import convert
 from tests.test_schemes import conv, fill, linear
 from zero_convert.checks import jacobian, linearity, norm_per_depth
-from zero_convert.checks._bench import Bench
-from zero_convert.checks._guard import pinned
+from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.isolation import pinned
 from zero_convert.errors import CoverageError
-from zero_convert.live import Subject
-from zero_convert.mirrored import Mirrored, Orthogonal
+from zero_convert.formulas.looks_linear import Mirrored, Orthogonal
+from zero_convert.graph.traced import Subject
 from zero_convert.records import Check, Way
+from zero_convert.runtime.threads import one_thread
 from zero_convert.sources.inputs import reference_values
-from zero_convert.threads import one_thread
 
 BATCH = torch.from_numpy(reference_values((2, 3, 32, 32)))
 INPUT, RELU = Way("input"), Way("layer", "b", ("relu",))

@@ -26,8 +26,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zero_convert import exporters
-from zero_convert.atomic import atomic_write
-from zero_convert.digests import Leaf, leaf_digest, weights_digest
 from zero_convert.errors import MalformedError, ModelError, StorageError, UsageError
 from zero_convert.exporters.safetensors import (
     DTYPES,
@@ -40,6 +38,8 @@ from zero_convert.exporters.safetensors import (
     read_metadata,
     write,
 )
+from zero_convert.formats.atomic import atomic_write
+from zero_convert.formats.digests import Leaf, leaf_digest, weights_digest
 
 TORCH = {
     "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64, "C64": torch.complex64, "F32": torch.float32,
@@ -263,7 +263,7 @@ def test_a_writer_that_breaks_in_the_middle_leaves_the_old_file(tmp_path: Path) 
 def test_the_bytes_do_not_depend_on_the_surroundings(tmp_path: Path) -> None:
     code = (
         "import os, sys; os.umask(int(sys.argv[2], 8)); sys.path.insert(0, sys.argv[3])\n"
-        "from zero_convert.atomic import atomic_write\n"
+        "from zero_convert.formats.atomic import atomic_write\n"
         "from zero_convert.exporters.safetensors import Entry, write\n"
         "with atomic_write(sys.argv[1]) as stream:\n"
         "    print(write(stream, [Entry(n, 'U8', (1,), lambda n=n: n.encode()) for n in {'a', 'b', 'c', 'd'}],\n"

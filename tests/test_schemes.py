@@ -11,9 +11,9 @@ import pytest
 
 from zero_convert import schemes
 from zero_convert.errors import UsageError
-from zero_convert.formulas import Formula
+from zero_convert.formulas.formula import Formula
+from zero_convert.initialization.scheme import SEED
 from zero_convert.records import Geometry, Join, Layer, Option, Structure, Tensor, Way
-from zero_convert.scheme import SEED
 
 R2 = np.float32(1 / math.sqrt(2))
 

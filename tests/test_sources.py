@@ -17,8 +17,8 @@ from tests import nets
 from zero_convert import sources
 from zero_convert.errors import LoadError, UsageError
 from zero_convert.sources import inputs
-from zero_convert.sources.poison import poisoned_names
-from zero_convert.sources.recognize import fingerprint, recognize
+from zero_convert.sources.building.fingerprint import fingerprint, recognize
+from zero_convert.sources.building.nan_constructor import poisoned_names
 
 NETS = str(Path(nets.__file__))
 

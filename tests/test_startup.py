@@ -43,7 +43,9 @@ def test_listing_schemes_and_reading_a_file_do_not_import_torch(arguments: list[
 
 
 def test_verifying_and_the_package_itself_do_not_import_torch() -> None:
-    assert not _modules_after("import zero_convert, zero_convert.verifying, zero_convert.receipt") & HEAVY
+    assert (
+        not _modules_after("import zero_convert, zero_convert.artifacts.verify, zero_convert.artifacts.receipt") & HEAVY
+    )
 
 
 def test_help_costs_at_most_three_times_the_import_of_typer() -> None:

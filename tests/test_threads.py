@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zero_convert.threads import one_thread
+from zero_convert.runtime.threads import one_thread
 
 
 def test_the_number_of_threads_is_restored_even_after_an_error() -> None:

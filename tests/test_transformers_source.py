@@ -15,10 +15,10 @@ from torch import nn
 from tests.tiny_transformers import IMAGES_IN_TEXT, TINY
 from zero_convert import sources
 from zero_convert.errors import LoadError, UsageError
-from zero_convert.sources import memory
+from zero_convert.sources.building import memory
+from zero_convert.sources.building.fingerprint import fingerprint
+from zero_convert.sources.building.nan_constructor import poisoned_names
 from zero_convert.sources.inputs import run
-from zero_convert.sources.poison import poisoned_names
-from zero_convert.sources.recognize import fingerprint
 
 transformers = pytest.importorskip("transformers")
 

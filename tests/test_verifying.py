@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from zero_convert.atomic import atomic_write
-from zero_convert.digests import canonical_json
+from zero_convert.artifacts.receipt import make_receipt, metadata, receipt_path, recipe_json, write_receipt
+from zero_convert.artifacts.verify import Finding, Verification, artifacts, verify, verify_all
 from zero_convert.errors import MalformedError, MismatchError, StorageError
 from zero_convert.exporters.safetensors import Entry, read_header, write
-from zero_convert.receipt import make_receipt, metadata, receipt_path, recipe_json, write_receipt
+from zero_convert.formats.atomic import atomic_write
+from zero_convert.formats.digests import canonical_json
 from zero_convert.records import Recipe
-from zero_convert.verifying import Finding, Verification, artifacts, verify, verify_all
 
 RECIPE = Recipe("tiny", {}, "zero-2021", {"c": 1}, "float32", {}, "tests.Tiny")
 CONTENTS = {"a.weight": b"abcdefgh", "b.weight": b"ABCDEFGH", "empty": b"", "z.bias": b"1234"}
@@ -201,7 +201,7 @@ def test_a_file_that_goes_away_while_it_is_read_is_an_answer_too(
     def gone(path: Path) -> str:
         raise FileNotFoundError(2, "No such file or directory", str(path))
 
-    monkeypatch.setattr("zero_convert.verifying.sha256_file", gone)
+    monkeypatch.setattr("zero_convert.artifacts.verify.sha256_file", gone)
     ((path, answer),) = verify_all([artifact])
     assert path == artifact
     assert isinstance(answer, StorageError)

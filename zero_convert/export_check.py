@@ -8,10 +8,10 @@ from pathlib import Path
 
 from . import checks
 from .exporters.onnx import needs_data_file
-from .interrupts import undone_by
-from .live import Subject
+from .graph.traced import Subject
 from .records import Check
 from .result import Result
+from .runtime.signals import undone_by
 
 
 def export_parity(result: Result, subject: Subject, *, device: str, strict: bool) -> Check:

@@ -1,6 +1,6 @@
 """The corridor: load → trace → analyze → rewrite → analyze → initialize → validate; export → seal in `Result.save`.
 
-Rooms never call each other; what one needs of another passes through here, or through `prepared.py`, the first half of
+Rooms never call each other; what one needs of another passes through here, or through `conversion.py`, the first half of
 the way. `restore.py` goes back from a file to the module.
 """
 
@@ -14,22 +14,22 @@ import torch
 from torch import nn
 
 from . import checks
+from .conversion import Inputs, cast, load_source, one_of, prepare
 from .errors import CoverageError, UsageError
 from .export_check import export_parity
-from .initialize import nan_names
-from .live import Subject
-from .prepared import Inputs, cast, load_source, one_of, prepare
+from .graph.traced import Subject
+from .initialization.fill import nan_names
 from .records import Check, Option, Plan, Structure
 from .restore import load as load
 from .result import Progress, tell
 from .result import Result as Result
 from .result import Saved as Saved
 from .result import refuse_failed as refuse_failed
-from .sources.recognize import fingerprint
+from .sources.building.fingerprint import fingerprint
 from .structure import analyze
 from .tracing import trace
-from .validating import Validation as Validation
-from .validating import validate as validate
+from .validation import Validation as Validation
+from .validation import validate as validate
 
 DTYPES = ("float32", "float16", "bfloat16")
 VALIDATE = ("quick", "full", "none")

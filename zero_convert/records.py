@@ -1,7 +1,7 @@
 """The frozen facts that travel between the rooms. No torch here, no behaviour beyond spelling.
 
 A record never changes once made; a room that learns more makes a new one. Live torch objects (modules,
-graphs) stay in `live.py`.
+graphs) stay in `graph/traced.py`.
 """
 
 from __future__ import annotations

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import exporters, foreign, receipt, sources
+from . import exporters, sources
+from .artifacts import receipt
+from .conversion import Inputs, Made, cast, prepare
 from .errors import LoadError, MalformedError, UntrustedError, UsageError
-from .initialize import nan_names, ties
-from .prepared import Inputs, Made, cast, prepare
+from .initialization.fill import nan_names, ties
 from .records import Recipe
 from .result import Progress
+from .runtime import user_code
 from .sources.inputs import parse_inputs
 
 
@@ -118,7 +120,7 @@ def _named_model(recipe: Recipe, where: str, trust: bool) -> str:
 
 
 def _named_scheme(recipe: Recipe, where: str, trust: bool) -> str:
-    if foreign.is_file(recipe.scheme) and not trust:
+    if user_code.is_file(recipe.scheme) and not trust:
         raise UntrustedError(
             "the file names a scheme in a file of Python, and loading it means running that code",
             where=where,

@@ -18,16 +18,17 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from . import exporters, receipt
-from .atomic import Output, alone, commit_all, staged
-from .digests import Written, leaf_digest, weights_digest
-from .eager import eager
+from . import exporters
+from .artifacts import receipt
 from .errors import CheckError, UsageError
 from .exporters import onnx, safetensors
 from .exporters.onnx import DataFile
-from .initialize import ties
-from .live import Original
+from .formats.atomic import Output, alone, commit_all, staged
+from .formats.digests import Written, leaf_digest, weights_digest
+from .graph.traced import Original
+from .initialization.fill import ties
 from .records import Check, Edit, Plan, Recipe, Structure
+from .runtime.eager import eager
 from .structure import SAFETENSORS_DTYPES
 
 Progress = Callable[[str, str], None]
@@ -290,7 +291,7 @@ class Result:
     @eager()
     def _exported(self, opset: int | None, fold: bool) -> _Exported:
         """The network for ONNX; with `fold` another one than `module`."""
-        from .exporters._onnx_graph import folded, graph
+        from .exporters.onnx.graph import folded, graph
 
         version = onnx.checked_opset(opset)
         entries = self._start.entries(self.module)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from zero_convert import inspecting, readers
+from zero_convert import inspection, readers
 from zero_convert.errors import RefusedError, StorageError, ZeroConvertError
 
 from .corpus import sound
@@ -70,7 +70,7 @@ def run(kind: str, numbers: Iterable[int], folder: Path, until: float = float("i
 def _read(path: Path) -> str:
     try:
         contents = readers.read(path)
-        inspecting.facts(inspecting.survey(contents, digest=True, values=True))
+        inspection.facts(inspection.survey(contents, digest=True, values=True))
     except (RefusedError, StorageError):  # exit codes 4 and, for a missing data file, 74
         return "refused"
     except ZeroConvertError as error:

@@ -43,16 +43,17 @@ from contextlib import nullcontext
 from importlib import import_module
 from os import PathLike
 
-from ..eager import eager
+from zero_convert.graph.traced import Subject
+from zero_convert.runtime.eager import eager
+from zero_convert.runtime.threads import one_thread
+
 from ..errors import ZeroConvertError
-from ..live import Subject
 from ..records import Check
-from ..threads import one_thread
-from ._bench import Bench, OutOfMemory
-from ._device import release
-from ._device import resolve as resolve
-from ._guard import pinned, ran_out
-from ._inputs import BATCH
+from .harness.bench import Bench, OutOfMemory
+from .harness.device import release
+from .harness.device import resolve as resolve
+from .harness.inputs import BATCH
+from .harness.isolation import pinned, ran_out
 
 Progress = Callable[[str, str], None]
 SAMPLES = (BATCH, 2, 1)  # of a batch: fewer where the device's memory is too small

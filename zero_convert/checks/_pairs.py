@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from ..records import Join
-from ._bench import Bench
-from ._watch import graph_of
+from .harness.bench import Bench
+from .harness.watch import graph_of
 
 
 def halves(value: Tensor, axis: int) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,12 @@ import math
 
 from torch import Tensor, fx
 
-from ..graphs import kind, tensors_in
-from ..layers import WEIGHT_KINDS
-from ._bench import Bench
-from ._channels import as_rows
-from ._watch import graph_of
+from zero_convert.graph.kinds import WEIGHT_KINDS
+from zero_convert.graph.queries import kind, tensors_in
+
+from .harness.bench import Bench
+from .harness.channels import as_rows
+from .harness.watch import graph_of
 
 SIDES = (64, 128, 160)  # of pictures; 48 and 96 shrink to 3×3 positions, where torch's sums differ between channels
 

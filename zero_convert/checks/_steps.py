@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ._recorder import largest
+from .harness.recorder import largest
 
 
 def largest_of(gradient: Tensor | None) -> float:

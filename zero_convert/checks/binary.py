@@ -9,7 +9,7 @@ Fails on any other value.
 from __future__ import annotations
 
 from ..records import Check
-from ._bench import Bench
+from .harness.bench import Bench
 
 QUESTION = "Is every trainable value exactly 0 or 1?"
 KEPT = "kept as constructed"

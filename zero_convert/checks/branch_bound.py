@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
-from ..graphs import Reach, kind
+from zero_convert.graph.queries import Reach, kind
+
 from ..records import Check, Join
-from ._bench import Bench
-from ._recorder import largest, most
-from ._watch import graph_of, nothing, watch
+from .harness.bench import Bench
+from .harness.recorder import largest, most
+from .harness.watch import graph_of, nothing, watch
 
 QUESTION = "Does every residual branch add no more than its limit?"
 ROUNDING = 1.001  # of the value and of its opposite

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ..records import Assignment, Check
-from ._bench import Bench
-from ._channels import distinct
+from .harness.bench import Bench
+from .harness.channels import distinct
 
 QUESTION = "How many units of each layer that grows can be different, and are they?"
 RULE = re.compile(

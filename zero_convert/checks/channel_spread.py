@@ -18,10 +18,10 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from ..records import Check
-from ._bench import Bench
-from ._recorder import largest, most
 from ._spread import SIDES, Spreads
-from ._watch import nothing, watch
+from .harness.bench import Bench
+from .harness.recorder import largest, most
+from .harness.watch import nothing, watch
 
 QUESTION = "Are all channels of every layer identical at the start?"
 ROUNDING = 1e-5

@@ -15,10 +15,11 @@ leaves, and it trains well; less has another cause. The remedy depends on the sc
 
 from __future__ import annotations
 
-from ..live import Subject
+from zero_convert.graph.traced import Subject
+
 from ..records import Check
-from ._bench import Bench
-from ._channels import Channels
+from .harness.bench import Bench
+from .harness.channels import Channels
 
 QUESTION = "How many channels are distinct, duplicate or of almost no variance?"
 FEW = 0.5  # part of a head's features

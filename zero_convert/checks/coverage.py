@@ -17,11 +17,12 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..converted import ConvertedModule
-from ..layers import WEIGHT_KINDS, kind_of
-from ..live import Traced
+from zero_convert.graph.kinds import WEIGHT_KINDS, kind_of
+from zero_convert.graph.traced import Traced
+from zero_convert.nn.tree import ConvertedModule
+
 from ..records import Check
-from ._bench import Bench
+from .harness.bench import Bench
 
 QUESTION = "What share of the parameters is inside a captured graph, and can joins hide in the rest?"
 SHOWN = 3

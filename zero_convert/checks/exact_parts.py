@@ -21,10 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from ..hashing import words
-from ..layers import geometry
+from zero_convert.formulas.hashing import words
+from zero_convert.graph.kinds import geometry
+
 from ..records import Check, Geometry
-from ._bench import Bench
+from .harness.bench import Bench
 
 QUESTION = "Do layers of zeros and ones return exactly the same on integers for every batch size, thread and device?"
 EXACT = 1 << 24  # from here on float32 does not hold every integer

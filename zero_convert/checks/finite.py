@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..records import Check
-from ._bench import Bench
+from .harness.bench import Bench
 
 QUESTION = "Is every value of the state dict and of the outputs finite?"
 OUTPUT = "the output"

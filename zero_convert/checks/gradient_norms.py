@@ -23,10 +23,10 @@ import math
 from torch import Tensor
 
 from ..records import Check
-from ._bench import Bench
-from ._depths import Depths, depths, length, rounded
 from .channels import remedy
 from .gradients import INFINITE, cancelled_biases
+from .harness.bench import Bench
+from .harness.depths import Depths, depths, length, rounded
 from .precision import CANCELS
 
 QUESTION = "How large is the first gradient of each parameter, and how far from that in float64?"

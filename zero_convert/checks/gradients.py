@@ -44,17 +44,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from .. import generators
-from ..graphs import Reach, only_user
-from ..hashing import words
-from ..layers import WEIGHT_KINDS
-from ..live import Subject
+from zero_convert.formulas.hashing import words
+from zero_convert.graph.kinds import WEIGHT_KINDS
+from zero_convert.graph.queries import Reach, only_user
+from zero_convert.graph.traced import Subject
+from zero_convert.runtime import rng
+
 from ..records import Check
-from ._bench import Bench, call, still
-from ._guard import ran_out
-from ._inputs import Inputs, floats, moved
-from ._loss import gradients_of
 from ._steps import largest_of, move
+from .harness.bench import Bench, call, still
+from .harness.inputs import Inputs, floats, moved
+from .harness.isolation import ran_out
+from .harness.training import gradients_of
 
 QUESTION = "Which step is the first to give each parameter a gradient, and does any parameter stay dead?"
 TRIALS = ((0.1, False), (0.01, True), (0.001, False), (0.001, True))  # size of the steps; on the other batch
@@ -178,7 +179,7 @@ def _inert(bench: Bench, silent: list[str]) -> list[str]:
             bias, weight = getattr(part, "bias", None), getattr(part, "weight", None)
             if isinstance(bias, Tensor) and isinstance(weight, Tensor) and weight.ndim > 1:
                 bias.zero_()
-    generators.seed(bench.device)
+    rng.seed(bench.device)
     with torch.enable_grad():
         outputs = floats(call(module, bench.subject, moved(bench.small_inputs[0], module, bench.device)))
         made = gradients_of(outputs, module)
@@ -248,7 +249,7 @@ def _train(
     fresh = True
     while run.steps < limit or fresh:
         run.steps, known = run.steps + 1, len(run.first)
-        generators.seed(bench.device)
+        rng.seed(bench.device)
         with torch.enable_grad():
             outputs = floats(call(module, bench.subject, moved(inputs, module, bench.device)))
             made = gradients_of(outputs, module)

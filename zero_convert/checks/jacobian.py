@@ -17,14 +17,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from .. import generators
-from ..hashing import words
+from zero_convert.formulas.hashing import words
+from zero_convert.runtime import rng
+
 from ..records import Check, Join
-from . import _guard
-from ._bench import Bench, still
-from ._inputs import moved
 from ._pairs import axis_of, halves, residual_joins
-from ._watch import Watcher, graph_of
+from .harness import isolation
+from .harness.bench import Bench, still
+from .harness.inputs import moved
+from .harness.watch import Watcher, graph_of
 
 QUESTION = "Are all singular values of the residual blocks' Jacobian 0 or 1?"
 SIDES = (8, 16, 32, 48, 64)
@@ -98,12 +99,12 @@ def _values(
         if n.name in names:
             seen[n.name] = value
 
-    with _guard.kept(module), torch.enable_grad():
+    with isolation.kept(module), torch.enable_grad():
         still(module.train(mode == "train"))
-        generators.seed(bench.device)
+        rng.seed(bench.device)
         try:
             Watcher(module, graph_of(bench, mode), see, instead).run(*moved(inputs, module, bench.device))
         except Exception as error:  # behind the joins: the batch of rows may not fit what comes then
-            if len(seen) < len(names) or _guard.ran_out(error):
+            if len(seen) < len(names) or isolation.ran_out(error):
                 raise
     return seen

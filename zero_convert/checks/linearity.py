@@ -13,12 +13,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import generators
+from zero_convert.runtime import rng
+
 from ..records import Check
-from . import _guard
-from ._bench import Bench, call, still
-from ._inputs import Inputs, batches, floats, moved
-from ._recorder import largest, most
+from .harness import isolation
+from .harness.bench import Bench, call, still
+from .harness.inputs import Inputs, batches, floats, moved
+from .harness.recorder import largest, most
 
 ROUNDING = 64  # units of float32's rounding, of the inputs' size
 
@@ -60,7 +61,7 @@ def ask(bench: Bench) -> Check | None:
 
 def _returned(bench: Bench, mode: str, inputs: Inputs) -> list[Tensor]:
     module = bench.module
-    with _guard.kept(module), torch.no_grad():
+    with isolation.kept(module), torch.no_grad():
         still(module.train(mode == "train"))
-        generators.seed(bench.device)
+        rng.seed(bench.device)
         return floats(call(module, bench.subject, moved(inputs, module, bench.device)))

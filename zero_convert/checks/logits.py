@@ -8,9 +8,9 @@ Fails on any magnitude above 0. Warns of a head that cannot be looked at, becaus
 from __future__ import annotations
 
 from ..records import Check
-from ._bench import Bench
-from ._recorder import most
-from ._rules import all_zero, rules_of
+from .harness.bench import Bench
+from .harness.recorder import most
+from .harness.zero_branches import all_zero, rules_of
 
 QUESTION = "Are the logits of a head that starts at zero exactly 0?"
 

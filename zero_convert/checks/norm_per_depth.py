@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, fx
 
 from ..records import Check, Join
-from . import _guard
-from ._bench import Bench
 from ._pairs import axis_of, channels_first, halves, residual_joins
-from ._recorder import most
-from ._watch import watch
+from .harness import isolation
+from .harness.bench import Bench
+from .harness.recorder import most
+from .harness.watch import watch
 
 QUESTION = "Does every residual block keep the length of the signal?"
 EXACT = 1e-12
@@ -55,7 +55,7 @@ def ask(bench: Bench) -> Check | None:
                 if n.name in wanted:
                     join = wanted[n.name]
                     sides = halves(value, axis_of(bench, join, value.ndim))
-                    lengths[n.name] = float(torch.linalg.vector_norm(_guard.wide(torch.stack(sides))))
+                    lengths[n.name] = float(torch.linalg.vector_norm(isolation.wide(torch.stack(sides))))
                     shapes[n.name] = tuple(value.shape)
                     both[n.name] = float(torch.minimum(*sides).max() / max(float(torch.stack(sides).max()), 1e-30))
 

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from .. import generators
-from ..hashing import words
+from zero_convert.formulas.hashing import words
+from zero_convert.runtime import rng
+
 from ..records import Check
-from . import _guard
-from ._bench import Bench, call, still
-from ._inputs import Inputs, batches, moved, tensors_in
+from .harness import isolation
+from .harness.bench import Bench, call, still
+from .harness.inputs import Inputs, batches, moved, tensors_in
 
 QUESTION = "Are the shapes and dtypes of the outputs the original's, in training and evaluation mode?"
 SCALES = (1.0, 4.0, 0.25)  # of the weights in the copies: scores pass or miss a limit
@@ -42,7 +43,7 @@ def ask(bench: Bench) -> Check:
         if mode == "train" and traced.train is traced.evaluate:
             continue
         module = bench.module
-        with _guard.kept(module):
+        with isolation.kept(module):
             found = returned(bench, module, mode, bench.subject.inputs)
         described = spell(found)
         if found != tuple(expected):
@@ -73,7 +74,7 @@ def returned(bench: Bench, module: nn.Module, mode: str, inputs: Inputs) -> Summ
     """Shape and dtype of every tensor that a copy of the converted model returns."""
     traced = bench.subject.traced
     with torch.no_grad():
-        generators.seed(bench.device)
+        rng.seed(bench.device)
         still(module.train(mode == "train"))
         values: Any
         try:
@@ -106,7 +107,7 @@ def sizes_of_values(bench: Bench, mode: str, found: Summary) -> set[tuple[int, i
         try:
             other = returned(bench, module, mode, inputs)
         except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:  # made-up values need not make sense
-            if _guard.ran_out(error):
+            if isolation.ran_out(error):
                 raise
             continue
         if [len(shape) for shape, _ in other] == [len(shape) for shape, _ in found]:

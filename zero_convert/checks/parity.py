@@ -28,15 +28,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from .. import generators
+from zero_convert.graph.traced import Traced
+from zero_convert.runtime import rng
+
 from ..errors import DeviceError
-from ..live import Traced
 from ..records import Check
-from . import _guard
-from ._bench import Bench
-from ._inputs import Inputs, batches, moved, tensors_in
-from ._recorder import owner_of
-from ._sessions import Answer, provider_of, run, told, with_all_values
+from .harness import isolation
+from .harness.bench import Bench
+from .harness.inputs import Inputs, batches, moved, tensors_in
+from .harness.onnxruntime import Answer, provider_of, run, told, with_all_values
+from .harness.recorder import owner_of
 
 QUESTION = "Do torch and ONNX Runtime return the same, on the CPU and on the device?"
 LIMIT = 1e-4
@@ -157,7 +158,7 @@ def _asked(bench: Bench, dtype: str) -> tuple[Inputs, list[Array]]:
     try:
         reference = _torch(bench, made, "cpu", dtype)
     except Exception as error:  # values that the network is not for: offsets that begin elsewhere than at 0
-        if _guard.ran_out(error):
+        if isolation.ran_out(error):
             raise
         return own, _torch(bench, own, "cpu", dtype)
     if not all(np.isfinite(value).all() for value in reference):
@@ -186,8 +187,8 @@ def _torch(bench: Bench, given: Inputs, device: str, dtype: str) -> list[Array]:
     """The outputs of torch in evaluation mode, in the file's precision."""
     module = _module(bench, device, dtype)
     values = moved(given, module, device)
-    with _guard.kept(module), torch.no_grad():
-        generators.seed(device)
+    with isolation.kept(module), torch.no_grad():
+        rng.seed(device)
         returned = bench.subject.traced.call(module.eval(), values)
     return [_array(t) for t in tensors_in(returned)]
 
@@ -258,8 +259,8 @@ def _values(bench: Bench, given: Inputs, device: str, dtype: str) -> dict[str, A
                 seen[n.name] = _array(value.float()).copy()
             return value
 
-    with _guard.kept(module), torch.no_grad():
-        generators.seed(device)
+    with isolation.kept(module), torch.no_grad():
+        rng.seed(device)
         Seeing(module, graph=bench.subject.traced.evaluate).run(*moved(given, module, device))
     return seen
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..records import Check
-from ._bench import Bench
-from ._recorder import most
 from .channels import remedy
+from .harness.bench import Bench
+from .harness.recorder import most
 
 QUESTION = "How much does the model's own precision differ from float64?"
 LIMIT = 1e-3

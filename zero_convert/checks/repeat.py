@@ -17,12 +17,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .. import generators
+from zero_convert.runtime import rng
+
 from ..records import Check
-from . import _guard
-from ._bench import Bench, call
-from ._inputs import floats, moved
-from ._loss import gradients_of
+from .harness import isolation
+from .harness.bench import Bench, call
+from .harness.inputs import floats, moved
+from .harness.training import gradients_of
 
 QUESTION = "Are two runs on the same input equal bit for bit?"
 REMEDY = "Look for an operator without a deterministic kernel, a generator of its own, or a forward that remembers."
@@ -75,25 +76,25 @@ def _any_algorithm() -> Iterator[None]:
     """Inside: the libraries choose their algorithms as they do by themselves, and search for the fastest."""
     before = torch.get_deterministic_debug_mode()
     cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    attention = _guard.fused_attention()
-    _guard.set_fused_attention((True,) * len(attention))
-    _guard.deterministic(_guard.OFF)
+    attention = isolation.fused_attention()
+    isolation.set_fused_attention((True,) * len(attention))
+    isolation.deterministic(isolation.OFF)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
     try:
         yield
     finally:
-        _guard.deterministic(before)
+        isolation.deterministic(before)
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
-        _guard.set_fused_attention(attention)
+        isolation.set_fused_attention(attention)
 
 
 def _values(bench: Bench, mode: str) -> dict[str, Tensor]:
     """The outputs of one run, and with `full` the gradients of all parameters; on the CPU."""
     module = bench.module
     with_gradients = bench.level == "full"
-    with _guard.kept(module), torch.set_grad_enabled(with_gradients):
+    with isolation.kept(module), torch.set_grad_enabled(with_gradients):
         module.train(mode == "train")
-        generators.seed(bench.device)
+        rng.seed(bench.device)
         inputs = moved(bench.small_inputs[mode != "train"], module, bench.device)
         outputs = floats(call(module, bench.subject, inputs))
         found = {f"output {i}": t.detach().cpu() for i, t in enumerate(outputs)}

@@ -23,10 +23,10 @@ import math
 from typing import Any
 
 from ..records import Check
-from ._bench import Bench
-from ._channels import Channels
-from ._depths import Depths, depths, rounded
 from .channels import FEW, remedy
+from .harness.bench import Bench
+from .harness.channels import Channels
+from .harness.depths import Depths, depths, rounded
 
 QUESTION = "How do signal, gradient and distinct channels change with depth?"
 RANGE = 1e4

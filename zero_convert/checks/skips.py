@@ -20,14 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .. import generators, rewrites
-from ..graphs import kind
-from ..live import Original, Traced
-from ..original import filled, keep
+from zero_convert import rewrites
+from zero_convert.graph.original import filled, keep
+from zero_convert.graph.queries import kind
+from zero_convert.graph.traced import Original, Traced
+from zero_convert.runtime import rng
+
 from ..records import Check
-from ._bench import Bench, still
-from ._inputs import Inputs, floats, moved
-from ._recorder import most
+from .harness.bench import Bench, still
+from .harness.inputs import Inputs, floats, moved
+from .harness.recorder import most
 from .repeat import same_bits
 
 QUESTION = "Without the inserted skips, does the rewritten network compute what the original does, bit for bit?"
@@ -129,7 +131,7 @@ def _difference(bench: Bench, before: Traced, after: Traced) -> float:
 
 def _run(how: type[_Plain], traced: Traced, inputs: Inputs, known: set[str], device: str) -> list[Tensor]:
     module = still(traced.root.to(device).eval())
-    generators.seed(device)
+    rng.seed(device)
     with torch.no_grad():
         return floats(how(module, traced.evaluate, known).run(*moved(inputs, module, device)))
 

@@ -16,16 +16,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from .. import generators
+from zero_convert.runtime import rng
+
 from ..records import Check
-from ._bench import Bench, call
-from ._inputs import floats, moved
-from ._loss import gradients_of
-from ._recorder import largest
 from ._spread import SIDES, Spreads
 from ._steps import largest_of, move
-from ._watch import watch
 from .gradients import INFINITE
+from .harness.bench import Bench, call
+from .harness.inputs import floats, moved
+from .harness.recorder import largest
+from .harness.training import gradients_of
+from .harness.watch import watch
 
 QUESTION = "When do identical channels part in training?"
 SIZES = (0.1, 0.01, 0.001)
@@ -68,7 +69,7 @@ def ask(bench: Bench) -> Check | None:
 def _train(bench: Bench, limit: int, size: float) -> tuple[list[float], float, str]:
     """The spread after each step up to the first that is more than 0, the largest value, and what was not finite."""
     module = bench.fresh().train()
-    generators.seed(bench.device)
+    rng.seed(bench.device)
     spreads: list[float] = []
     scale = 0.0
     for _ in range(limit):

@@ -21,14 +21,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from .. import generators
+from zero_convert.runtime import rng
+
 from ..records import Check
-from ._bench import Bench, call, still
-from ._channels import rank
-from ._depths import length, rounded
-from ._depths import run as look
-from ._inputs import floats, moved
-from ._loss import loss
+from .harness.bench import Bench, call, still
+from .harness.channels import rank
+from .harness.depths import length, rounded
+from .harness.depths import run as look
+from .harness.inputs import floats, moved
+from .harness.training import loss
 
 QUESTION = "Does the loss fall in training, without a NaN, and in how many directions do the weights move?"
 RATES = (0.1, 0.01, 0.001)
@@ -101,7 +102,7 @@ def _train(bench: Bench, steps: int, rate: float) -> _Run:
     run = _Run(rate, still(bench.fresh().train()))
     with torch.enable_grad():
         for step in range(steps + 1):
-            generators.seed(bench.device)
+            rng.seed(bench.device)
             given = moved(bench.small_inputs[0], run.module, bench.device)
             outputs = [t for t in floats(call(run.module, bench.subject, given)) if t.requires_grad and t.numel()]
             if not outputs:

@@ -14,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..records import Check, Join
-from ._bench import Bench
-from ._recorder import most
-from ._rules import zero_joins
+from .harness.bench import Bench
+from .harness.recorder import most
+from .harness.zero_branches import zero_joins
 
 QUESTION = "Does each residual branch that starts at zero contribute exactly 0 to its join?"
 

@@ -20,10 +20,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 import typer.core
 
+from zero_convert.runtime.signals import INTERRUPTED, ending
+
 from ..errors import StorageError, UsageError, ZeroConvertError
-from ..interrupts import INTERRUPTED, ending
 from . import convert, diff, doctor, inspect, listing, lock, validate, verify
-from .parts import error_facts, print_json
+from .options import error_facts, print_json
 
 INTERNAL = 70  # with INTERRUPTED the exit codes that belong to no class of errors.py
 
@@ -183,7 +184,7 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
             failure = _in_our_words(lost)
         else:
             return failure.exit_code
-    from .. import display
+    from . import display
 
     display.error(failure, whole=_verbosity(arguments) > 0)
     return failure.exit_code

@@ -13,7 +13,7 @@ import typer.core
 
 from ..errors import FindingError, UsageError
 from . import report as report_page
-from .parts import (
+from .options import (
     OUTPUT,
     RUN,
     Arch,
@@ -87,7 +87,9 @@ def convert(
     verbose: Verbose = 0,
 ) -> None:
     """Convert MODEL and write it. The word `convert` may be left out."""
-    from .. import display, exporters, schemes
+    from zero_convert import exporters, schemes
+
+    from . import display
 
     outputs = out or []
     if not outputs and not dry_run:
@@ -238,12 +240,12 @@ def _save(
 
 def _facts(result: Result) -> dict[str, Any]:
     """What a conversion found, without the plan's line for every tensor."""
-    from .. import tallies
+    from zero_convert.initialization import plan_summary
 
     plan: Plan = result.plan
     rules = {
         rule: {"tensors": len(group), "values": sum(prod(each.tensor.shape) for each in group)}
-        for rule, group in tallies.by_rule(plan.assignments).items()
+        for rule, group in plan_summary.by_rule(plan.assignments).items()
     }
     residual = [join for join in plan.joins if join.residual]
     return {
@@ -251,7 +253,7 @@ def _facts(result: Result) -> dict[str, Any]:
         "rung": plan.rung,
         "rungs_failed": plan.rungs_failed,
         "captured": plan.captured,
-        "joins": {"found": len(residual), "rewritten": len(tallies.rewritten_joins(plan))},
+        "joins": {"found": len(residual), "rewritten": len(plan_summary.rewritten_joins(plan))},
         "edits": plan.edits,
         "rules": rules,
         "notes": plan.notes,

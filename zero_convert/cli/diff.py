@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import MismatchError
-from .parts import Json, Quiet, Verbose, print_json
+from .options import Json, Quiet, Verbose, print_json
 
 _KINDS = "An artifact (.safetensors), a receipt, a lock, or zero.lock#FILE."
 
@@ -23,8 +23,10 @@ def diff(
 
     How far values moved is told where both are artifacts. The exit code is 1 where anything differs.
     """
-    from .. import diffing, display
-    from ..display import diff as display_diff
+    from zero_convert.artifacts import diff as diffing
+
+    from . import display
+    from .display import diff as display_diff
 
     found = diffing.diff(first, second)
     code = MismatchError.exit_code if found else 0

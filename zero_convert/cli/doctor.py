@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import DeviceError, FindingError, UsageError
-from .parts import RUN, Json, Quiet, Verbose, option, print_json
+from .options import RUN, Json, Quiet, Verbose, option, print_json
 
 SCHEMA = 1
 
@@ -36,8 +36,8 @@ def doctor(
             "no such device", where="--device", got=repr(device), expected="auto, cpu, cuda, cuda:N or mps"
         )
     if not (as_json or quiet):
-        from .. import display
-        from ..display import doctor as display_doctor
+        from . import display
+        from .display import doctor as display_doctor
 
         screen = display.Screen(quiet, verbose)
         with screen.progress(keep=False) as progress:
@@ -54,7 +54,7 @@ def doctor(
         facts = {"doctor": SCHEMA, "healthy": code == 0, "device": device, "findings": found, "exit_code": code}
         print_json(facts)
     elif against and not quiet:
-        from .. import display
+        from . import display
 
         first = against[0]
         display.error(DeviceError("the device does not work", where=device, got=first.summary, fix=first.fix))

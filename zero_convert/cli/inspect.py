@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from .parts import (
+from .options import (
     MESSAGES,
     Inputs,
     Json,
@@ -53,7 +53,9 @@ def inspect(
     verbose: Verbose = 0,
 ) -> None:
     """Show what is in a model or file; it runs no code from a file."""
-    from .. import display, readers
+    from zero_convert import readers
+
+    from . import display
 
     screen = display.Screen(quiet or as_json or markdown, verbose)
     if as_json and markdown:
@@ -61,14 +63,15 @@ def inspect(
     is_file = readers.names_file(target)
     _fitting(ctx, is_file, target)
     if is_file:
-        from .. import inspecting
-        from ..display import file as display_file
+        from zero_convert import inspection
+
+        from .display import file as display_file
 
         limits = readers.Limits(_bytes(max_bytes), max_tensors)
         contents = readers.read(target, limits)
         with screen.progress(keep=False) as progress:
-            found = inspecting.survey(contents, digest=digest, values=values, limits=limits, progress=progress)
-        facts = inspecting.facts(found)
+            found = inspection.survey(contents, digest=digest, values=values, limits=limits, progress=progress)
+        facts = inspection.facts(found)
         if as_json:
             print_json({**facts, "exit_code": 0})
         elif markdown:

@@ -8,10 +8,10 @@ import typer
 import typer.core
 
 from ..errors import FindingError, UsageError, ZeroConvertError
-from .parts import Json, print_json, stdout_kept_clean, third_party_warnings
+from .options import Json, print_json, stdout_kept_clean, third_party_warnings
 
 if TYPE_CHECKING:
-    from ..display import Screen
+    from .display import Screen
 
 
 def schemes(
@@ -24,7 +24,9 @@ def schemes(
     as_json: Json = False,
 ) -> None:
     """List the schemes; with NAME its mathematics, source and options. A scheme in a file is run."""
-    from .. import display, schemes
+    from zero_convert import schemes
+
+    from . import display
 
     screen = display.Screen()
     if test:
@@ -48,11 +50,13 @@ def schemes(
 
 
 def _test_scheme(screen: Screen, name: str | None, as_json: bool) -> None:
-    from .. import contract, display
+    from zero_convert.schemes import _conformance
+
+    from . import display
 
     if name is None:
         raise UsageError("no scheme to test", where="--test", fix="`zero-convert schemes --test ./mine.py`, or a name.")
-    found = contract.examine(name)
+    found = _conformance.examine(name)
     code = FindingError.exit_code if any(check.status == "fail" for check in found) else 0
     if as_json:
         print_json({"scheme": name, "tests": found, "exit_code": code})
@@ -66,7 +70,9 @@ def models(
     as_json: Json = False,
 ) -> None:
     """List every model name that can be typed, by source."""
-    from .. import display, sources
+    from zero_convert import sources
+
+    from . import display
 
     screen = display.Screen()
     with stdout_kept_clean(), third_party_warnings(0):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import UsageError
-from .parts import (
+from .options import (
     OUTPUT,
     Arch,
     Device,
@@ -38,8 +38,9 @@ from .parts import (
 )
 
 if TYPE_CHECKING:
-    from ..display import Screen
-    from ..locks.replaying import Answer
+    from zero_convert.replay import Answer
+
+    from .display import Screen
 
 LOCK = "zero.lock"
 _LOCK = "Lock"
@@ -64,10 +65,12 @@ def check(
 
     The first tensor, edit or recipe field that moved is named; the exit code is the highest of the entries'.
     """
-    from .. import display, reports
-    from ..display import lock as display_lock
-    from ..fields import read_limited
-    from ..locks import SIZE_LIMIT, line_numbers, parse_lock, replaying, spell
+    from zero_convert import replay
+    from zero_convert.artifacts.lock import SIZE_LIMIT, line_numbers, parse_lock, spell
+    from zero_convert.formats.strict_json import read_limited
+
+    from . import check_formats, display
+    from .display import lock as display_lock
 
     name = "json" if as_json else format_
     screen = display.Screen(quiet or name in ("json", "junit", "sarif"), verbose)
@@ -76,15 +79,15 @@ def check(
     answers: list[Answer] = []
     for index, entry in enumerate(lock.entries):
         with screen.progress(keep=False) as progress, stdout_kept_clean(), third_party_warnings(verbose):
-            answers.append(replaying.check(index, entry, lock_file.parent, trust=trust, progress=progress))
+            answers.append(replay.check(index, entry, lock_file.parent, trust=trust, progress=progress))
         if name in ("text", "github"):  # in the log of a workflow both have their readers
             display_lock.answer(screen, answers[-1], "DRIFT", to_stdout=name == "text")
     lines = line_numbers(lock) if spell(lock).encode("ascii") == data else {}
-    findings = reports.Findings(lock_file.as_posix(), tuple(answers), lines)
+    findings = check_formats.Findings(lock_file.as_posix(), tuple(answers), lines)
     if name == "text":
         display_lock.counts(screen, answers, str(lock_file), "`zero-convert lock --update` records what they are now.")
     else:
-        print(reports.render(name, findings))
+        print(check_formats.render(name, findings))
     raise typer.Exit(findings.exit_code)
 
 
@@ -124,7 +127,7 @@ def lock(
 
     Paths in a lock are relative to its folder. A file that it knows already gets a new entry.
     """
-    from .. import display
+    from . import display
 
     screen = display.Screen(quiet or as_json, verbose)
     if update:
@@ -147,10 +150,12 @@ def lock(
             got="no MODEL" if model is None else "no --out",
             expected="MODEL --out FILE, or --update",
         )
+    from zero_convert import replay
+    from zero_convert.artifacts.lock import read_lock, record
+    from zero_convert.formats.atomic import check_target
+
     from .. import exporters, readers, schemes
-    from ..atomic import check_target
-    from ..display import lock as display_lock
-    from ..locks import read_lock, record, replaying
+    from .display import lock as display_lock
 
     file = model if readers.names_file(model) else ""
     if file and arch is None:
@@ -170,7 +175,7 @@ def lock(
     if check_target(lock_file, force=True) in targets:
         raise UsageError("an output is the lock itself", where="--out", got=str(lock_file))
     for output in out:
-        replaying.path_in(folder, output)
+        replay.path_in(folder, output)
     if os.path.lexists(lock_file):
         read_lock(lock_file)  # what is wrong with it is said before the work
     arguments = {
@@ -182,11 +187,11 @@ def lock(
         "validate": validate,
         "device": device,
     }
-    asked = replaying.Request(arch or model, tuple(inputs or ()), arguments, file)
-    request = replaying.request_in(folder, asked)
+    asked = replay.Request(arch or model, tuple(inputs or ()), arguments, file)
+    request = replay.request_in(folder, asked)
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
-        origin = replaying.origin_of(request, folder)
-        result = replaying.converted(request, folder, progress)
+        origin = replay.origin_of(request, folder)
+        result = replay.converted(request, folder, progress)
     if not as_json and (verbose or not result.failed):
         display.summary(screen, result)
     with screen.progress(keep=False) as progress, third_party_warnings(verbose):
@@ -199,7 +204,7 @@ def lock(
             fold=fold,
             progress=progress,
         )
-        recorded = record(lock_file, *replaying.entries_of(request, result, saved, folder, origin))
+        recorded = record(lock_file, *replay.entries_of(request, result, saved, folder, origin))
     if as_json:
         print_json({"lock": str(lock_file), "entries": len(recorded.entries), "outputs": saved, "exit_code": 0})
     else:
@@ -216,23 +221,23 @@ def _refuse_with_update(options: Mapping[str, object]) -> None:
 
 
 def _update(screen: Screen, lock_file: Path, trust: bool, validate: str, device: str, as_json: bool) -> None:
-    from .. import reports
-    from ..display import lock as display_lock
-    from ..locks import read_lock, replaying
+    from zero_convert import replay
+    from zero_convert.artifacts.lock import read_lock
+
+    from . import check_formats
+    from .display import lock as display_lock
 
     lock = read_lock(lock_file)
     answers: list[Answer] = []
     for index, entry in enumerate(lock.entries):
         with screen.progress(keep=False) as progress, stdout_kept_clean(), third_party_warnings(screen.verbose):
             answers.append(
-                replaying.update(
-                    index, entry, lock_file, trust=trust, validate=validate, device=device, progress=progress
-                )
+                replay.update(index, entry, lock_file, trust=trust, validate=validate, device=device, progress=progress)
             )
         if not as_json:
             display_lock.answer(screen, answers[-1], "UPDATED")
     if as_json:
-        text = reports.render("json", reports.Findings(lock_file.as_posix(), tuple(answers), {}))
+        text = check_formats.render("json", check_formats.Findings(lock_file.as_posix(), tuple(answers), {}))
         print_json({**json.loads(text), "exit_code": 0})
     else:
         display_lock.counts(screen, answers, str(lock_file))

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zero_convert.artifacts.receipt import BESIDE
+
 from ..errors import UsageError
-from ..receipt import BESIDE
 
 if TYPE_CHECKING:
-    from ..display import Screen
     from ..pipeline import Result, Saved
+    from .display import Screen
 
 
 def check(report: str | None, plots: str | None, outputs: Sequence[str], *, force: bool, dry_run: bool) -> None:
@@ -32,7 +33,7 @@ def check(report: str | None, plots: str | None, outputs: Sequence[str], *, forc
     taken = [beside for output in outputs for beside in (output, *(output + suffix for suffix in BESIDE))]
     if report == "-" or any(report is not None and _same(report, output) for output in taken):
         raise UsageError("the report needs a file of its own", where="--report", got=str(report), expected="FILE.html")
-    from .. import page
+    from zero_convert import report as page
 
     page.check_outputs(report, plots, force)
 
@@ -54,7 +55,7 @@ class Pages:
         if self._report is None and self._plots is None:
             yield []
             return
-        from .. import page
+        from zero_convert import report as page
 
         page.check_outputs(self._report, self._plots, self._force)
         with page.made(self._result, self._report, plots=self._plots, saved=saved) as files:
@@ -64,7 +65,7 @@ class Pages:
     def alone(self) -> None:
         """Writes them where the result went to stdout. Errors as `page.save`."""
         if self._report is not None or self._plots is not None:
-            from .. import page
+            from zero_convert import report as page
 
             self.written = page.save(self._result, self._report, plots=self._plots, force=self._force)
 

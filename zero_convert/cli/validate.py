@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import FindingError
-from .parts import (
+from .options import (
     MODEL,
     RUN,
     Device,
@@ -50,14 +50,14 @@ def validate(
 
     An ONNX file also runs in ONNX Runtime. The file is only read; a failed check ends with exit code 1.
     """
-    from .. import display
-    from ..display import validate as display_validate
+    from . import display
+    from .display import validate as display_validate
 
     screen = display.Screen(quiet or as_json, verbose)
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
-        from .. import validating
+        from zero_convert import validation
 
-        answer = validating.validate(
+        answer = validation.validate(
             file,
             arch,
             examples(inputs),

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import FindingError, UsageError, ZeroConvertError
-from .parts import OUTPUT, Force, Json, Quiet, Verbose, error_facts, option, print_json
+from .options import OUTPUT, Force, Json, Quiet, Verbose, error_facts, option, print_json
 
 if TYPE_CHECKING:
-    from ..display import Screen
+    from .display import Screen
 
 _AGAINST = "Compared with, instead of receipts"
 
@@ -56,7 +56,9 @@ def verify(
 
     All are looked at, whatever is wrong with one; the exit code is the highest of theirs.
     """
-    from .. import display, verifying
+    from zero_convert.artifacts import verify as verifying
+
+    from . import display
 
     screen = display.Screen(quiet or as_json, verbose)
     paths = files or []
@@ -68,7 +70,7 @@ def verify(
     if oms and lock_file:
         raise UsageError("one thing at a time to compare with", got="--oms and --lock")
     if statement:
-        from ..atomic import check_target
+        from zero_convert.formats.atomic import check_target
 
         check_target(statement, force)
     if oms:
@@ -108,8 +110,9 @@ def verify(
 
 def _verify_manifest(screen: Screen, path: Path, oms: Path, as_json: bool) -> None:
     """Raises typer.Exit if the files are not those of the statement."""
-    from ..display import lock as display_lock
-    from ..manifest import compare_manifests, make_manifest, read_manifest
+    from zero_convert.artifacts.model_signing import compare_manifests, make_manifest, read_manifest
+
+    from .display import lock as display_lock
 
     expected = read_manifest(oms)
     found = compare_manifests(make_manifest(path, (oms,), expected.ignored), expected)
@@ -125,7 +128,7 @@ def _verify_manifest(screen: Screen, path: Path, oms: Path, as_json: bool) -> No
 def _write_statement(screen: Screen, path: Path, statement: Path | None, force: bool) -> None:
     if statement is None:
         return
-    from ..manifest import make_manifest, write_statement
+    from zero_convert.artifacts.model_signing import make_manifest, write_statement
 
     made = make_manifest(path, (statement,))
     write_statement(statement, made, force)

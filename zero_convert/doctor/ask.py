@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..gist import gist
-from ..interrupts import undone_by
+from zero_convert.runtime.native_errors import gist
+from zero_convert.runtime.signals import undone_by
 
 SLOW = "no answer"
 PROGRAM = Path(__file__).with_name("child.py")

@@ -17,9 +17,10 @@ from os import PathLike
 from pathlib import Path, PurePath
 from types import ModuleType
 
-from ..atomic import check_target
+from zero_convert.artifacts.receipt import receipt_path
+from zero_convert.formats.atomic import check_target
+
 from ..errors import UsageError
-from ..receipt import receipt_path
 
 
 def formats() -> tuple[str, ...]:

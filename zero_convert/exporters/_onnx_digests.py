@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from os import PathLike
 from typing import BinaryIO
 
-from ..digests import Blob, Leaf, Written, brief, weights_digest
+from zero_convert.formats.digests import Blob, Leaf, Written, brief, weights_digest
+from zero_convert.formats.onnx import StoredTensor, header_of
+
 from ..errors import MalformedError, StorageError
-from ._onnx_reading import StoredTensor, header_of
 from .safetensors import DTYPES as BITS
 from .safetensors import Lanes, opened
 

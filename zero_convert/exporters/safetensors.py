@@ -27,7 +27,17 @@ from pickle import PickleBuffer
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..digests import Leaf, Written, brief, is_plain_text, leaf_digest, leaf_hasher, parse_json, weights_digest
+from zero_convert.formats.digests import (
+    Leaf,
+    Written,
+    brief,
+    is_plain_text,
+    leaf_digest,
+    leaf_hasher,
+    parse_json,
+    weights_digest,
+)
+
 from ..errors import MalformedError, ModelError, StorageError
 
 if TYPE_CHECKING:

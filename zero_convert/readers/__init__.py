@@ -14,13 +14,13 @@ from pathlib import Path
 
 from ..errors import MalformedError, UntrustedError
 from . import gguf, onnx, safetensors, torch_export, torch_legacy, torch_tar, torch_zip
-from ._source import Budget, Source
-from ._torch import IMPORTS as IMPORTS
-from ._zip import Archive
 from .contents import Contents as Contents
 from .contents import Limits as Limits
 from .contents import Storage as Storage
 from .contents import Tensor as Tensor
+from .parsing.source import Budget, Source
+from .parsing.torch_pickles import IMPORTS as IMPORTS
+from .parsing.zip_archive import Archive
 
 _HEAD = 1024  # bytes that tell a format
 

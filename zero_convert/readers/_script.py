@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ._symbols import Array, Call, Table
-from ._zip import Archive
+from .parsing.pickle_symbols import Array, Call, Table
+from .parsing.zip_archive import Archive
 
 Kinds = Mapping[str, Mapping[str, str]]  # class → attribute → "parameter" or "buffer"
 

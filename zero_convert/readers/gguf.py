@@ -11,9 +11,10 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from ..digests import brief
-from ._source import Source
+from zero_convert.formats.digests import brief
+
 from .contents import Contents, Storage, Tensor
+from .parsing.source import Source
 
 FORMAT = "GGUF"
 # number of a type → its name, elements in a block, bytes of a block

@@ -1,6 +1,6 @@
 """ONNX: the initializers of the main graph, also those in a data file beside the model, and those in typed fields.
 
-The format itself is read by `exporters/_onnx_reading.py`, which reads back what the exporter writes. An ONNX file is a
+The format itself is read by `formats/onnx.py`, which reads back what the exporter writes. An ONNX file is a
 graph of known operators: loading it runs no code from it, so it asks for no trust.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 from math import prod
 
-from ..digests import brief
-from ..exporters._onnx_reading import StoredTensor, header_of
-from ._source import Source
-from ._views import tied
+from zero_convert.formats.digests import brief
+from zero_convert.formats.onnx import StoredTensor, header_of
+
 from .contents import BITS, Contents, Storage, Tensor
+from .parsing.source import Source
+from .parsing.views import tied
 
 FORMAT = "ONNX"
 _RAW = {4: ("F32", "C64"), 10: ("F64", "C128")}  # fields whose values are the bytes of these types

@@ -11,12 +11,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ..digests import brief, parse_json
+from zero_convert.formats.digests import brief, parse_json
+
 from ..errors import RefusedError
 from ..exporters.safetensors import read_header
-from ._source import DAMAGED, Source
-from ._views import tied
 from .contents import Contents, Storage, Tensor
+from .parsing.source import DAMAGED, Source
+from .parsing.views import tied
 
 FORMAT, SHARDED = "safetensors", "sharded"
 JSON = 20  # bytes of memory that a byte of JSON may become

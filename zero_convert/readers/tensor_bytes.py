@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from ..digests import brief
+from zero_convert.formats.digests import brief
+
 from ..errors import MalformedError, StorageError
 from ..exporters.safetensors import opened
-from ._source import DAMAGED
-from ._views import contiguous
 from .contents import BITS, Storage, Tensor
+from .parsing.source import DAMAGED
+from .parsing.views import contiguous
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..digests import brief, parse_json
+from zero_convert.formats.digests import brief, parse_json
+
 from ..exporters.safetensors import DIMENSIONS
 from . import torch_zip
-from ._source import Source
-from ._views import tied
-from ._zip import Archive
 from .contents import BITS, Contents, Storage, Tensor
+from .parsing.source import Source
+from .parsing.views import tied
+from .parsing.zip_archive import Archive
 from .safetensors import JSON
 
 FORMAT = "torch.export"

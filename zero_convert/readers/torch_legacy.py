@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..digests import brief
-from ._machine import Machine
-from ._source import Source
-from ._symbols import Sequence, StoredIn, Table
-from ._torch import SAFE, Rebuild, reasons
+from zero_convert.formats.digests import brief
+
 from .contents import BITS, Contents, Storage
+from .parsing.pickle_machine import Machine
+from .parsing.pickle_symbols import Sequence, StoredIn, Table
+from .parsing.source import Source
+from .parsing.torch_pickles import SAFE, Rebuild, reasons
 from .torch_zip import described
 
 FORMAT, PLAIN = "torch legacy", "pickle"

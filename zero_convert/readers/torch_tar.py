@@ -12,13 +12,14 @@ from __future__ import annotations
 import tarfile
 from typing import Any
 
-from ..digests import brief
+from zero_convert.formats.digests import brief
+
 from ..exporters.safetensors import DIMENSIONS
-from ._machine import Machine
-from ._source import Source
-from ._symbols import Array, Global, Sequence, StoredIn
-from ._torch import STORAGES, Rebuild, reasons
 from .contents import BITS, Contents, Storage
+from .parsing.pickle_machine import Machine
+from .parsing.pickle_symbols import Array, Global, Sequence, StoredIn
+from .parsing.source import Source
+from .parsing.torch_pickles import STORAGES, Rebuild, reasons
 from .torch_zip import described
 
 FORMAT = "torch tar"

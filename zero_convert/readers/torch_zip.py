@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ..digests import brief
-from . import _script, _tree
-from ._machine import Machine
-from ._source import Source
-from ._symbols import Array, Global
-from ._torch import SAFE, Rebuild, reasons
-from ._views import tied
-from ._zip import Archive
+from zero_convert.formats.digests import brief
+
+from . import _script
 from .contents import BITS, Contents, Storage, Tensor
+from .parsing import state_dicts
+from .parsing.pickle_machine import Machine
+from .parsing.pickle_symbols import Array, Global
+from .parsing.source import Source
+from .parsing.torch_pickles import SAFE, Rebuild, reasons
+from .parsing.views import tied
+from .parsing.zip_archive import Archive
 
 FORMAT, SCRIPT = "torch zip", "TorchScript"
 _SCRIPT_CALLS = frozenset(
@@ -95,12 +97,12 @@ def described(
     declared: _script.Kinds | None = None,
 ) -> Contents:
     """The record of a pickle whose storages are at the given places; `declared` says what its attributes are."""
-    found = _tree.tensors(root, source)
+    found = state_dicts.tensors(root, source)
     if declared:
         found = [(path, replace(array, kind=_script.kind_at(root, path, declared))) for path, array in found]
-    spelled = _tree.names(found, source)
-    at, prefix, own, others = _tree.weights(root, found)
-    module, inside = _tree.network(root) if name != SCRIPT else ("", ())
+    spelled = state_dicts.names(found, source)
+    at, prefix, own, others = state_dicts.weights(root, found)
+    module, inside = state_dicts.network(root) if name != SCRIPT else ("", ())
     if module:
         verb = "holds" if inside else "is"
         trust = (f"it {verb} a whole network, pickled: loading it imports and calls its classes", *trust)
@@ -116,7 +118,7 @@ def described(
         weights_at=at,
         weights_prefix=prefix,
         sections=others,
-        metadata=_tree.facts(root),
+        metadata=state_dicts.facts(root),
         globals=tuple(map(str, globals_)),
         trust=trust,
         details={"module": module, **(details or {})},

@@ -15,10 +15,11 @@ from importlib import import_module
 
 from torch import fx
 
-from ..converted import ConvertedModule, uncalled
+from zero_convert.graph.queries import replace_module, resort
+from zero_convert.graph.traced import Region, Traced
+from zero_convert.nn.tree import ConvertedModule, uncalled
+
 from ..errors import ModelError
-from ..graphs import replace_module, resort
-from ..live import Region, Traced
 from ..records import Edit, Option, Structure
 from ..structure import analyze
 

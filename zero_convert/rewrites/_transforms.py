@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..graphs import add_module
-from ..modules import HadamardTransform
+from zero_convert.graph.queries import add_module
+from zero_convert.nn.layers import HadamardTransform
+
 from ..records import Geometry, Option
 
 

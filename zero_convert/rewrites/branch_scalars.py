@@ -14,8 +14,9 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from ..graphs import add_module, insert_after
-from ..modules import ScalarScale
+from zero_convert.graph.queries import add_module, insert_after
+from zero_convert.nn.layers import ScalarScale
+
 from ..records import Analyzed, Edit, Option
 
 NAME = "branch_scalars"

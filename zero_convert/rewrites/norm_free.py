@@ -14,8 +14,9 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from ..graphs import kind
-from ..layers import WEIGHT_KINDS
+from zero_convert.graph.kinds import WEIGHT_KINDS
+from zero_convert.graph.queries import kind
+
 from ..records import Analyzed, Edit, Option
 from .remove_norms import removed
 from .scalar_biases import surround

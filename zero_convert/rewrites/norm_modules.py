@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..graphs import replace_module
-from ..layers import NORMS
+from zero_convert.graph.kinds import NORMS
+from zero_convert.graph.queries import replace_module
+
 from ..records import Analyzed, Edit, Option
 
 NAME = "norm_modules"

@@ -17,7 +17,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..graphs import kind, memory
+from zero_convert.graph.queries import kind, memory
+
 from ..records import Analyzed, Edit, Option
 
 NAME = "out_of_place"

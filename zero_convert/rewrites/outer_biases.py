@@ -13,8 +13,9 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from ..graphs import Reach, add_module, insert_after, kind, tensors_in
-from ..modules import ScalarBias
+from zero_convert.graph.queries import Reach, add_module, insert_after, kind, tensors_in
+from zero_convert.nn.layers import ScalarBias
+
 from ..records import Analyzed, Edit, Option
 
 NAME = "outer_biases"

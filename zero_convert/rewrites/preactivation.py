@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from ..graphs import add_module, insert_after, is_size, kind, only_user, replace_module, tensors_in
-from ..layers import WEIGHT_KINDS, geometry, new_norm
+from zero_convert.graph.kinds import WEIGHT_KINDS, geometry, new_norm
+from zero_convert.graph.queries import add_module, insert_after, is_size, kind, only_user, replace_module, tensors_in
+
 from ..records import Analyzed, Edit, Join, Option
 
 NAME = "preactivation"

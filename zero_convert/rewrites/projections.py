@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from ..graphs import insert_after, kind, tensors_in
+from zero_convert.graph.queries import insert_after, kind, tensors_in
+
 from ..records import Analyzed, Edit, Option
 from ._transforms import add_transform
 

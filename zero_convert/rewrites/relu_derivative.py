@@ -10,8 +10,9 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from ..graphs import relu_kind
-from ..modules import relu0, relu6_0
+from zero_convert.graph.queries import relu_kind
+from zero_convert.nn.layers import relu0, relu6_0
+
 from ..records import Analyzed, Edit, Option
 
 

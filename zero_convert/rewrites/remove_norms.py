@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 
 from torch import fx, nn
 
-from ..graphs import kind, tensors_in
+from zero_convert.graph.queries import kind, tensors_in
+
 from ..records import Analyzed, Edit, Option
 
 NAME = "remove_norms"

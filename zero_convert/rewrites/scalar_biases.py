@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import fx, nn
 
-from ..graphs import Reach, add_module, insert_after, kind, tensors_in
-from ..layers import WEIGHT_KINDS
-from ..modules import ScalarBias, ScalarScale
+from zero_convert.graph.kinds import WEIGHT_KINDS
+from zero_convert.graph.queries import Reach, add_module, insert_after, kind, tensors_in
+from zero_convert.nn.layers import ScalarBias, ScalarScale
+
 from ..records import Analyzed, Edit, Join, Option
 
 NAME = "scalar_biases"

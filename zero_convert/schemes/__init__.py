@@ -1,6 +1,6 @@
 """Initialize: one paper, one file. The folder is the registry; this file only finds, names and checks. No torch.
 
-Schemes from outside, in a file of the user's or in an installed package, are found through `outside.py`.
+Schemes from outside, in a file of the user's or in an installed package, are found through `schemes/_user_schemes.py`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import pkgutil
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 
-from .. import foreign, outside
+from zero_convert.initialization.scheme import OptionSpec, Scheme
+from zero_convert.runtime import user_code
+
 from ..errors import UsageError
-from ..outside import Found as Found
 from ..records import Option
-from ..scheme import OptionSpec, Scheme
+from . import _user_schemes
+from ._user_schemes import Found as Found
 
 
 def names() -> tuple[str, ...]:
@@ -26,7 +28,7 @@ def names() -> tuple[str, ...]:
 def installed() -> tuple[str, ...]:
     """Names of the schemes that installed packages offer, but for those that this package has. Runs none of them."""
     own = {name for known in names() for name in (known, *_load(known).aliases)}
-    return tuple(name for name in outside.installed() if name not in own)
+    return tuple(name for name in _user_schemes.installed() if name not in own)
 
 
 def get(name: str) -> Scheme:
@@ -46,15 +48,15 @@ def find(name: str, folders: Sequence[str] = ()) -> Found:
         UsageError: there is none; the message names the nearest.
         LoadError: a scheme from outside failed.
     """
-    if foreign.is_file(name):
-        return outside.from_file(name, folders)
+    if user_code.is_file(name):
+        return _user_schemes.from_file(name, folders)
     aliases = {alias: known for known in names() for alias in _load(known).aliases}
     known = aliases.get(name, name)
     if known in names():
         return Found(_load(known), known)
-    others = outside.installed()
+    others = _user_schemes.installed()
     if name in others:
-        return outside.from_package(others[name])
+        return _user_schemes.from_package(others[name])
     near = difflib.get_close_matches(name, [*names(), *aliases, *others], 1, 0.5)
     raise UsageError(
         "unknown scheme",

@@ -38,13 +38,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..composed import Zeros
-from ..formulas import Constant, Formula
-from ..identities import Average
+from zero_convert.formulas.formula import Constant, Formula
+from zero_convert.formulas.identities import Average
+from zero_convert.formulas.placement import Zeros
+from zero_convert.initialization.rules.defaults import Rules, fill_by
+from zero_convert.initialization.rules.placing import place
+from zero_convert.initialization.scheme import Decline, OptionSpec, Rates, Scheme
+
 from ..records import Geometry, Join, Layer, Option, Structure
-from ..scheme import Decline, OptionSpec, Rates, Scheme
-from ._general import Rules, fill_by
-from ._shared import place
 
 ACROSS = "norm across channels"
 

@@ -37,14 +37,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..composed import Silenced
-from ..drawn import Bell
-from ..formulas import Formula
+from zero_convert.formulas.formula import Formula
+from zero_convert.formulas.hashed import Bell
+from zero_convert.formulas.placement import Silenced
+from zero_convert.formulas.roots import inverse_root
+from zero_convert.initialization.rules.placing import zeros
+from zero_convert.initialization.rules.random_weights import fan_out, fill_drawn, he, no_spectral_norm, outputs
+from zero_convert.initialization.scheme import SEED, Scheme
+
 from ..records import Geometry, Join, Layer, Option, Structure, Tensor
-from ..roots import inverse_root
-from ..scheme import SEED, Scheme
-from ._drawn import fan_out, fill_drawn, he, no_spectral_norm, outputs
-from ._shared import zeros
 
 
 def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> Mapping[str, Formula] | None:

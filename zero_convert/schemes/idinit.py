@@ -46,12 +46,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ..formulas import Formula, Matrix
-from ..identities import CyclicIdentity, OpposedIdentity, Unfolded
+from zero_convert.formulas.formula import Formula, Matrix
+from zero_convert.formulas.identities import CyclicIdentity, OpposedIdentity, Unfolded
+from zero_convert.initialization.rules.defaults import Rules, fill_by
+from zero_convert.initialization.rules.placing import MatrixRule, by_section, place
+from zero_convert.initialization.scheme import OptionSpec, Scheme
+
 from ..records import Geometry, Layer, Option, Structure
-from ..scheme import OptionSpec, Scheme
-from ._general import Rules, fill_by
-from ._shared import MatrixRule, by_section, place
 
 EPSILON = 1e-6
 

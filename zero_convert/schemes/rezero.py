@@ -29,8 +29,8 @@ Exact: sqrt(2/n) is one division and one square root; a value is an integer time
 
 from __future__ import annotations
 
-from ..scheme import SEED, OptionSpec, Scheme
-from ._gated import declines, fill, zero_branch
+from zero_convert.initialization.rules.gated_branches import declines, fill, zero_branch
+from zero_convert.initialization.scheme import SEED, OptionSpec, Scheme
 
 SCHEME = Scheme(
     name="rezero",

@@ -43,13 +43,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..formulas import Constant, Formula, Matrix, PartialIdentity
-from ..mirrored import Mirrored, Orthogonal, Paired, Unpaired
+from zero_convert.formulas.formula import Constant, Formula, Matrix, PartialIdentity
+from zero_convert.formulas.looks_linear import Mirrored, Orthogonal, Paired, Unpaired
+from zero_convert.initialization.rules.mirrored_blocks import block_values
+from zero_convert.initialization.rules.mirrored_structure import block_of, decline_of, fits, is_raw, reads_pairs
+from zero_convert.initialization.rules.placing import buffers, norm, place, zeros
+from zero_convert.initialization.scheme import SEED, Decline, OptionSpec, Scheme
+
 from ..records import Geometry, Layer, Option, Structure
-from ..scheme import SEED, Decline, OptionSpec, Scheme
-from ._mirrored import block_values
-from ._mirrored_facts import block_of, decline_of, fits, is_raw, reads_pairs
-from ._shared import buffers, norm, place, zeros
 
 
 def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> Mapping[str, Formula] | None:

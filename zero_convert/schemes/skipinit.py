@@ -28,8 +28,8 @@ Exact: sqrt(2/n) is one division and one square root; a value is an integer time
 
 from __future__ import annotations
 
-from ..scheme import SEED, Scheme
-from ._gated import declines, fill, zero_branch
+from zero_convert.initialization.rules.gated_branches import declines, fill, zero_branch
+from zero_convert.initialization.scheme import SEED, Scheme
 
 SCHEME = Scheme(
     name="skipinit",

@@ -57,11 +57,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..composed import BinaryCodes, Products, Wrapped, Zeros
-from ..formulas import Constant, Formula, Matrix, PartialIdentity, Stack
+from zero_convert.formulas.formula import Constant, Formula, Matrix, PartialIdentity, Stack
+from zero_convert.formulas.placement import BinaryCodes, Products, Wrapped, Zeros
+from zero_convert.initialization.rules.placing import (
+    buffers,
+    by_section,
+    codes,
+    norm,
+    place,
+    recurrent,
+    stacked,
+    tokens,
+    weighted,
+    zeros,
+)
+from zero_convert.initialization.scheme import Kept, OptionSpec, Scheme
+
 from ..records import Geometry, Join, Layer, Option, Structure
-from ..scheme import Kept, OptionSpec, Scheme
-from ._shared import buffers, by_section, codes, norm, place, recurrent, stacked, tokens, weighted, zeros
 
 ZERO = ("last", "head", "gate-last")  # roles whose weights start at 0: a skip, a constant or the loss covers for them
 

@@ -51,12 +51,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from ..composed import Products, Zeros
-from ..formulas import Codes, Constant, Formula, Hadamard, Matrix, PartialIdentity, Stack
-from ..hadamard import matrix_for
+from zero_convert.formulas.formula import Codes, Constant, Formula, Hadamard, Matrix, PartialIdentity, Stack
+from zero_convert.formulas.hadamard import matrix_for
+from zero_convert.formulas.placement import Products, Zeros
+from zero_convert.initialization.rules.placing import (
+    MatrixRule,
+    buffers,
+    by_section,
+    codes,
+    norm,
+    place,
+    recurrent,
+    stacked,
+    tokens,
+    weighted,
+    zeros,
+)
+from zero_convert.initialization.scheme import Kept, OptionSpec, Scheme
+
 from ..records import Geometry, Join, Layer, Option, Structure, Tensor
-from ..scheme import Kept, OptionSpec, Scheme
-from ._shared import MatrixRule, buffers, by_section, codes, norm, place, recurrent, stacked, tokens, weighted, zeros
 
 
 def matrix_rule(options: Mapping[str, Option]) -> MatrixRule:

@@ -39,8 +39,9 @@ from zero_convert.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-    from zero_convert.sources.detectors import Setting
     from zero_convert.sources.inputs import Inputs
+
+    from .building.detectors import Setting
 
 ORIGINS = ("torchvision", "timm", "transformers")
 
@@ -100,8 +101,9 @@ def load(
     """
     from zero_convert.sources import factory
     from zero_convert.sources.inputs import as_inputs
-    from zero_convert.sources.lazy import materialize
-    from zero_convert.sources.poison import poisoned
+
+    from .building.lazy_layers import materialize
+    from .building.nan_constructor import poisoned
 
     arguments = dict(model_args or {})
     _refuse_weights(arguments)
@@ -141,9 +143,10 @@ def adopt(module: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any] |
     """
     from torch import nn
 
-    from zero_convert.sources import factory, inputs, recognize
-    from zero_convert.sources.lazy import materialize
-    from zero_convert.sources.poison import poisoned
+    from . import factory, inputs
+    from .building import fingerprint
+    from .building.lazy_layers import materialize
+    from .building.nan_constructor import poisoned
 
     if not isinstance(module, nn.Module):
         called = isinstance(module, type) and issubclass(module, nn.Module)
@@ -161,7 +164,7 @@ def adopt(module: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any] |
     with poisoned() as poison:
         lazy, sized_by = materialize(copied, given, type(copied).__qualname__)
     factory.refuse_quantized(copied, type(copied).__qualname__)
-    found = recognize.recognize(copied) if not lazy else None
+    found = fingerprint.recognize(copied) if not lazy else None
     return Loaded(
         module=copied,
         example_inputs=sized_by if sized_by is not None else _convention(copied, found),
@@ -285,7 +288,7 @@ def _either(words: Sequence[str]) -> str:
 
 
 def _convention(module: nn.Module, found: tuple[str, Mapping[str, Any]] | None) -> Inputs | None:
-    from zero_convert.sources.guess import guess
+    from .inputs.guess import guess
 
     prefix, _, name = found[0].partition(":") if found else ("", "", "")
     origin = _origin(prefix) if found else _owner(module)

@@ -17,12 +17,13 @@ from typing import Any
 
 from torch import nn
 
-from zero_convert.eager import uncompiled
 from zero_convert.errors import LoadError, UsageError, ZeroConvertError
-from zero_convert.foreign import importable, place, run_file, spell
-from zero_convert.sources.guess import guess
+from zero_convert.runtime.eager import uncompiled
+from zero_convert.runtime.user_code import importable, place, run_file, spell
 from zero_convert.sources.inputs import Inputs
-from zero_convert.sources.trials import duplicate
+
+from .inputs.guess import guess
+from .inputs.trials import duplicate
 
 # sys.modules names of the files we run: never those of an installed module, always importable by pickle.
 FILE_MODULE = "zero_convert_file_"

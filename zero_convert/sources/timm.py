@@ -9,8 +9,9 @@ import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.sources.guess import guess
 from zero_convert.sources.inputs import reference_tensor
+
+from .inputs.guess import guess
 
 if TYPE_CHECKING:
     from torch import nn

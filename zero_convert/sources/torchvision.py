@@ -11,8 +11,9 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.sources._deferred import compile_deferred
 from zero_convert.sources.inputs import reference_tensor
+
+from .building.deferred_import import compile_deferred
 
 if TYPE_CHECKING:
     import torch

@@ -23,14 +23,15 @@ from dataclasses import replace
 
 from torch import fx
 
-from ..live import Traced
+from zero_convert.graph.traced import Traced
+
 from ..records import Layer, Structure
-from .facts import Facts
-from .hidden import with_hidden
+from .graph_facts import Facts
 from .joins import find_joins
 from .layers import SAFETENSORS_DTYPES as SAFETENSORS_DTYPES
 from .layers import find_layers
-from .ways import with_ways
+from .signal_paths import with_ways
+from .uncaptured_roles import with_hidden
 
 
 def analyze(traced: Traced, graph: fx.Graph | None = None) -> Structure:

@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..graphs import Reach, tensors_in
+from zero_convert.graph.queries import Reach, tensors_in
 
 SOFTMAX: frozenset[Any] = frozenset({F.softmax, torch.softmax, torch._softmax, "softmax"})
 GROUPED = tuple(

@@ -12,10 +12,11 @@ from itertools import pairwise
 
 from torch import fx
 
-from ..graphs import is_size, only_user, tensors_in
+from zero_convert.graph.queries import is_size, only_user, tensors_in
+
 from ..records import Join
 from .attentions import product
-from .facts import Facts
+from .graph_facts import Facts
 
 PASSIVE = frozenset({"drop", "identity", "transform"})  # on a shortcut these leave it an identity up to a frozen mixing
 

@@ -10,13 +10,14 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from zero_convert.graph.kinds import NORMS, WEIGHT_KINDS, geometry, is_quantized, kind_of, own_weight, recurrent_gates
+
 from ..errors import CoverageError
-from ..layers import NORMS, WEIGHT_KINDS, geometry, is_quantized, kind_of, own_weight, recurrent_gates
 from ..records import Join, Layer, Tensor
-from .facts import Facts
-from .neutral import neutral
+from .graph_facts import Facts
+from .neutral_values import neutral
 from .parametrized import parametrized
-from .raw import Use, are_the_signal, feeds_nothing_else, is_inverted, use_of
+from .raw_parameters import Use, are_the_signal, feeds_nothing_else, is_inverted, use_of
 from .roles import Roles
 from .sections import find_sections
 from .tables import is_table

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from ..graphs import is_size
+from zero_convert.graph.queries import is_size
+
 from ..records import Geometry
 from .attentions import product
 

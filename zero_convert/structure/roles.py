@@ -9,13 +9,14 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..graphs import is_size, relu_kind, tensors_in
+from zero_convert.graph.queries import is_size, relu_kind, tensors_in
+
 from ..records import Join
 from .attentions import arguments, product
-from .directions import find_directions
-from .facts import Facts
-from .neutral import constant
-from .raw import stored
+from .graph_facts import Facts
+from .neutral_values import constant
+from .normalized_outputs import find_directions
+from .raw_parameters import stored
 
 Role = tuple[str, int | None]
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..graphs import tensors_in
+from zero_convert.graph.queries import tensors_in
+
 from .attentions import arguments, find_attentions
-from .facts import Facts
+from .graph_facts import Facts
 
 PASSED = frozenset({"norm", "drop", "activation"})  # modules on the way that mix no rows of two parts
 LIMIT = 1 << 24  # values of a layer's output above which a section is not asked for

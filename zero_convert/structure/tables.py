@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..graphs import tensors_in
-from .facts import Facts
+from zero_convert.graph.queries import tensors_in
+
+from .graph_facts import Facts
 
 
 def is_table(facts: Facts, path: str) -> bool:

@@ -19,13 +19,14 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from .. import generators
-from ..eager import eager
+from zero_convert.graph.kinds import WEIGHT_KINDS, kind_of
+from zero_convert.graph.queries import kind, tensors_in
+from zero_convert.graph.traced import Traced
+from zero_convert.runtime import rng
+from zero_convert.runtime.eager import eager
+from zero_convert.runtime.source_lines import defined_at, user_frame
+
 from ..errors import TraceError
-from ..graphs import kind, tensors_in
-from ..layers import WEIGHT_KINDS, kind_of
-from ..live import Traced
-from ..locate import defined_at, user_frame
 from .leaves import kept_whole
 from .nodes import CannotRecord
 from .recorder import Recorder
@@ -54,7 +55,7 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Traced:
     modes = {m: m.training for m in module.modules()}
     failed: list[str] = []
     try:
-        with generators.seeded():
+        with rng.seeded():
             return _symbolic(module, example_inputs, failed) or _ladder(module, example_inputs, failed)
     finally:
         for m, mode in modes.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..layers import NORMS, is_layer
+from zero_convert.graph.kinds import NORMS, is_layer
 
 
 def kept_whole(module: nn.Module) -> bool:

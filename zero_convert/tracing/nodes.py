@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from .shapes import tensors_of
-from .sizes import _Traced
-from .sizes import argument as of_size
+from .symbolic_sizes import _Traced
+from .symbolic_sizes import argument as of_size
 
 PLAIN = (str, int, float, bool, complex, type(None), type(Ellipsis), torch.dtype, torch.device, torch.memory_format)
 

@@ -23,16 +23,17 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from .. import generators
-from ..modules import FunctionCall, assigned
-from .calls import Call
-from .known import known_output, known_value
-from .mapped import one_by_one
+from zero_convert.nn.layers import FunctionCall, assigned
+from zero_convert.runtime import rng
+
+from .call_signatures import Call
+from .known_shapes import known_output, known_value
 from .nodes import CannotRecord, Nodes
 from .operations import QUESTIONS, VALUES, assigned_attribute, attribute, is_method, target
 from .shapes import example_output, quiet, tensor_summary, tensors_of
-from .sizes import Size, sizes_of, traced
-from .state import refuse_draws, restored, unassigned
+from .side_effects import refuse_draws, restored, unassigned
+from .symbolic_sizes import Size, sizes_of, traced
+from .vmap import one_by_one
 
 KNOWN = ("placeholder", "get_attr")
 MAX_CALLS = 3  # different ways in which a module is called, that are looked at
@@ -190,7 +191,7 @@ class Recorder(TorchFunctionMode):
             if len(seen) <= MAX_CALLS and not (call := self._call_of(args, kwargs)).among(seen):
                 seen.append(call)
         self._running.append(path if path is not None else self._running[-1])
-        before = generators.states() if self._fake is not None else None
+        before = rng.states() if self._fake is not None else None
         try:
             value = original(module, *args, **kwargs)
             if before is not None:
@@ -326,7 +327,7 @@ class Recorder(TorchFunctionMode):
                 raise ValueNeeded("control flow depends on values that parameters make")
         depends = any(node.op == "placeholder" for node in needed)
         with unset_fake_temporarily(), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            run, before = fx.Interpreter(self.root, graph=self.graph), generators.states()
+            run, before = fx.Interpreter(self.root, graph=self.graph), rng.states()
             for node in self.graph.nodes:
                 if node in needed:
                     run.env[node] = self._known_value(node) if node.op in KNOWN else run.run_node(node)

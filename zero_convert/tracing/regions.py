@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
-from .. import generators
-from ..copies import copy_of
-from ..layers import WEIGHT_KINDS, kind_of
-from ..live import Region, Traced
-from .calls import Call, Like
+from zero_convert.graph.copies import copy_of
+from zero_convert.graph.kinds import WEIGHT_KINDS, kind_of
+from zero_convert.graph.traced import Region, Traced
+from zero_convert.runtime import rng
+
+from .call_signatures import Call, Like
 from .leaves import kept_whole
 from .recorder import MAX_CALLS, Recorder
 from .shapes import stand_in
@@ -54,7 +55,7 @@ def record_real(module: nn.Module, inputs: Inputs, *, training: bool) -> tuple[f
     stand_in(twin)
     args = () if isinstance(inputs, Mapping) else tuple(inputs)
     keywords = inputs if isinstance(inputs, Mapping) else {}
-    with generators.seeded():
+    with rng.seeded():
         recorder = Recorder(twin, (), kept_whole, real=True)
         graph = recorder.record(args, keywords, argument_names(module, len(args)) + list(keywords))
     follow_writes(graph)

@@ -16,15 +16,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from .. import generators
-from ..copies import copy_of
-from ..eager import eager
+from zero_convert.graph.copies import copy_of
+from zero_convert.runtime import rng
+from zero_convert.runtime.eager import eager
+from zero_convert.runtime.source_lines import user_frame
+
 from ..errors import TraceError
-from ..locate import user_frame
 from ..sources.inputs import reference_tensor
-from .known import known_output, known_value
-from .remembered import Remembered
-from .state import restored
+from .known_shapes import known_output, known_value
+from .shape_cache import Remembered
+from .side_effects import restored
 
 Inputs = Sequence[Any] | Mapping[str, Any]
 WITH_OPTIONS = frozenset({F.dropout, F.batch_norm})  # whose keyword arguments do not change the shape
@@ -102,7 +103,7 @@ def example_output(mode: FakeTensorMode, module: nn.Module, args: Sequence[Any],
     def real(value: Any) -> Any:
         return reference_tensor(value.shape, value.dtype) if isinstance(value, torch.Tensor) else value
 
-    with unset_fake_temporarily(), torch.no_grad(), generators.seeded(), _untouched(module):
+    with unset_fake_temporarily(), torch.no_grad(), rng.seeded(), _untouched(module):
         twin = copy_of(module)
         stand_in(twin)
         returned = twin(*tree_map(real, tuple(args)), **tree_map(real, dict(kwargs)))

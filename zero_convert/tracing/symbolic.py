@@ -15,9 +15,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
-from .. import generators
+from zero_convert.runtime import rng
+
 from .leaves import kept_whole
-from .state import refuse_draws, restored, unassigned
+from .side_effects import refuse_draws, restored, unassigned
 
 
 def argument_names(module: nn.Module, count: int) -> list[str]:
@@ -98,7 +99,7 @@ class LayerTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        before = generators.states()
+        before = rng.states()
         try:
             value = super().call_module(m, forward, args, kwargs)
             refuse_draws(before, "")
@@ -121,7 +122,7 @@ class LayerTracer(fx.Tracer):
         self._named = {id(value): (name, value) for name, value in (*root.named_parameters(), *root.named_buffers())}
         try:
             with restored(root), unassigned(root):
-                before = generators.states()
+                before = rng.states()
                 graph = super().trace(root, concrete_args)
                 refuse_draws(before, "")
         except TraceFailure:

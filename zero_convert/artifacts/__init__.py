@@ -1,0 +1,1 @@
+"""What written files are: receipts, locks, comparing, verifying, differences. No torch."""

@@ -1,0 +1,1 @@
+"""What the checks share: recorder, inputs, devices, precision, remedies."""

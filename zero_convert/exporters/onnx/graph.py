@@ -1,0 +1,233 @@
+"""From a converted module to its graph in ONNX: exported by torch in evaluation mode, then brought into canonical form.
+
+The module itself is left alone: a copy is exported that shares its tensors. Frozen Hadamard transforms become products
+with two small matrices of ±1; `benchmarks/onnx_hadamard.py` has measured it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from zero_convert.errors import ModelError
+from zero_convert.formulas import hadamard
+from zero_convert.graph.copies import copy_of
+from zero_convert.nn.layers import HadamardTransform
+from zero_convert.records import Edit
+
+from . import Graph
+from .canonical import canonical
+from .fold import fold
+
+
+def graph(
+    module: nn.Module, inputs: tuple[Any, ...] | Mapping[str, Any], states: Mapping[str, str], opset: int
+) -> tuple[Graph, str]:
+    """The graph of the module's forward in evaluation mode, and why its batch size is fixed ("" where it is free).
+
+    Args:
+        inputs: example inputs, by position or by name; tensors whose first size is that of the first one are batches.
+        states: every name of the state dict → the name it is stored under.
+        opset: version of the ONNX operators.
+    Raises:
+        ModelError: torch cannot export it, with the first line of its reason.
+    """
+    own = _prepared(module)
+    given = _as_cast(own, inputs)
+    fixed = ""
+    try:
+        program = _export(own, *_batches(given), opset)
+    except Exception as error:
+        fixed = _reason(error)
+        try:
+            program = _export(own, given, None, opset)
+        except Exception as second:
+            raise ModelError(
+                "torch cannot export the model to ONNX",
+                where=type(module).__qualname__,
+                got=_reason(second),
+                expected="a forward that torch.export captures",
+                fix="Write safetensors instead; -vv shows the whole reason.",
+            ) from second
+    names = _result_names(program.exported_program, len(program.model.graph.outputs))
+    head, tail = canonical(program.model, states, names, batched=not fixed)
+    return Graph(head, tail, opset), fixed
+
+
+class _Transform(nn.Module):
+    """A Hadamard transform as two products with small matrices and one scaling, the channels where they are.
+
+    The scaling comes last, so that sums of integers are exact; float16 could not hold them and is scaled first.
+    """
+
+    left: Tensor | None
+    right: Tensor
+
+    def __init__(self, given: HadamardTransform) -> None:
+        super().__init__()
+        self.given = given
+        first, *second = (torch.from_numpy(factor) for factor in hadamard.kronecker_factors(given.order))
+        left, right = (first, second[0]) if second else (None, first)
+        dtype = given.right.dtype
+        self.register_buffer("left", None if left is None or len(left) == 1 else left.to(dtype), persistent=False)
+        self.register_buffer("right", right.to(dtype), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        given, axis = self.given, x.ndim - 1 - self.given.trailing
+        if given.mixing == "permute":
+            x = x.index_select(axis, given.mix)
+        elif given.mixing == "signs":
+            x = x * given.mix.reshape(-1, *[1] * given.trailing).to(x.dtype)
+        lead, after = x.shape[:axis], x.shape[axis + 1 :]
+        first = x.dtype is torch.float16
+        x = x * given.scale if first else x
+        if given.order > given.channels:
+            x = F.pad(x, [0, 0] * given.trailing + [0, given.order - given.channels])
+        right = self.right.to(x.dtype)
+        inner = len(right)
+        if self.left is not None:
+            left = self.left.to(x.dtype)
+            x = left @ x.reshape(*lead, len(left), -1)
+        outer = given.order // inner
+        y = x.reshape(*lead, outer, inner) @ right.T if not after else right @ x.reshape(*lead, outer, inner, -1)
+        y = y.reshape(*lead, given.order, *after)
+        if given.order > given.channels:
+            y = y.narrow(axis, 0, given.channels)
+        return y if first else y * given.scale
+
+
+def evaluation_copy(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that shares every tensor."""
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy_of(module, dict(shared)).eval()
+
+
+def folded(
+    module: nn.Module, graph: fx.Graph | None, buffers: Mapping[str, Tensor]
+) -> tuple[nn.Module, tuple[Edit, ...]]:
+    """A copy of the module in evaluation mode, folded for inference, and what became of its norms and transforms.
+
+    Args:
+        graph: of its forward in evaluation mode, where one stands for it.
+        buffers: values that some buffers shall have instead, by name.
+    """
+    own = evaluation_copy(module)
+    for name, value in buffers.items():
+        parent, _, local = name.rpartition(".")
+        own.get_submodule(parent)._buffers[local] = value
+    return fold(own, graph)
+
+
+def _prepared(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that shares every tensor, with transforms of our own."""
+    own = evaluation_copy(module)
+    for path, found in list(own.named_modules()):
+        if isinstance(found, HadamardTransform):
+            parent, _, name = path.rpartition(".")
+            own.get_submodule(parent)._modules[name] = _Transform(found)
+    return own
+
+
+def _as_cast(module: nn.Module, inputs: Any) -> Any:
+    """The inputs, floating ones in the type of the module's parameters."""
+    dtypes = [tensor.dtype for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+    if not dtypes or dtypes[0] is torch.float32:
+        return inputs
+
+    def cast(value: Any) -> Any:
+        return value.to(dtypes[0]) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return pytree.tree_map(cast, inputs)
+
+
+def _batches(inputs: Any) -> tuple[Any, Any]:
+    """The inputs with at least two samples, and which first sizes are free, as `torch.export` takes it."""
+    tensors = [value for value in pytree.tree_leaves(inputs) if isinstance(value, Tensor) and value.ndim]
+    batch = len(tensors[0]) if tensors else 0
+
+    def is_batch(value: Any) -> bool:
+        return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+
+    def doubled(value: Any) -> Any:
+        return torch.cat([value, value]) if batch == 1 and is_batch(value) else value
+
+    def free(value: Any) -> Any:
+        return {0: torch.export.Dim.DYNAMIC} if is_batch(value) else None
+
+    return pytree.tree_map(doubled, inputs), pytree.tree_map(free, inputs)
+
+
+def _export(module: nn.Module, inputs: Any, shapes: Any, opset: int) -> Any:
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), None)
+    with _quiet(), torch.no_grad(), _FourAxes():
+        program = torch.onnx.export(
+            module, args, kwargs=kwargs, dynamo=True, optimize=False, verbose=False, opset_version=opset,
+            dynamic_shapes=shapes,
+        )  # fmt: skip
+    assert program is not None
+    return program
+
+
+class _FourAxes(TorchFunctionMode):
+    """Attentions without an axis of heads get one: torch exports those with four axes only."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and args and args[0].ndim == 3 and len(args) <= 3:
+            args = tuple(each.unsqueeze(1) for each in args)
+            named = {key: value.unsqueeze(1) if _stack(value) else value for key, value in kwargs.items()}
+            return func(*args, **named).squeeze(1)
+        return func(*args, **kwargs)
+
+
+def _stack(value: Any) -> bool:
+    """Whether it is one matrix for each sample."""
+    return isinstance(value, Tensor) and value.ndim == 3
+
+
+def _result_names(program: Any, count: int) -> list[str]:
+    """`output`; `output_0`, … of a tuple; of a dict its keys."""
+    spec = program.call_spec.out_spec
+    results = program.graph_signature.user_outputs
+    nest = pytree.tree_unflatten(range(len(results)), spec)
+    paths = [path for path, _ in pytree.tree_flatten_with_path(nest)[0]]
+    kept = [path for path, name in zip(paths, results, strict=True) if isinstance(name, str)]
+    if len(kept) != count:
+        kept = [(pytree.SequenceKey(index),) for index in range(count)]
+    return [_spelled(path) for path in kept]
+
+
+def _spelled(path: tuple[Any, ...]) -> str:
+    parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+    return ".".join(parts) if parts and not parts[0].isdigit() else "_".join(["output", *parts])
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what was wrong in the first place."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What torch logs and prints of its own ways (whole graphs, before a failure) is no news to the user."""
+    before, said = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,160 @@
+"""JSON objects that others wrote, believed only as far as they were checked: what receipts, recipes and locks share.
+
+Knows records and digests, no torch, and nothing of what the objects are for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from zero_convert import records
+from zero_convert.errors import MalformedError, StorageError
+
+from .digests import Blob, Leaf, brief, is_plain_text
+
+
+def read_limited(path: str | PathLike[str], limit: int, what: str) -> bytes:
+    """The bytes of the file at `path`, which is a `what`.
+
+    Raises:
+        MalformedError: it has more than `limit` bytes.
+        StorageError: it is no regular file, or cannot be read.
+    """
+    where = str(path)
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise StorageError(f"cannot read the {what}", where=where, got="no regular file")
+        with open(path, "rb") as file:
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        got = getattr(error, "strerror", None) or str(error)
+        raise StorageError(f"cannot read the {what}", where=where, got=got) from error
+    if len(data) > limit:
+        raise MalformedError(f"too large for a {what}", where=where, expected=f"at most {limit} bytes")
+    return data
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """A JSON object with the expected keys and no others; every value is checked as it is taken."""
+
+    raw: dict[str, Any]
+    where: str
+
+    @classmethod
+    def of(cls, obj: object, where: str, names: Iterable[str], optional: Iterable[str] = ()) -> Fields:
+        names = sorted(names)
+        if not isinstance(obj, dict):
+            raise wrong(where, "not an object", obj, "an object with " + ", ".join(names))
+        if missing := [name for name in names if name not in obj]:
+            raise wrong(where, "a field is missing", obj, missing[0])
+        every = sorted({*names, *optional})
+        if unknown := [name for name in obj if name not in every]:
+            raise wrong(where, "a field is unknown", unknown[0], ", ".join(every))
+        return cls(obj, where)
+
+    def take(self, name: str, check: Callable[[object], bool], expected: str) -> Any:
+        value = self.raw[name]
+        if not check(value):
+            raise wrong(self.where, f"the field {name!r} is malformed", value, expected)
+        return value
+
+    def text(self, name: str) -> str:
+        value: str = self.take(name, is_text, "text without control characters")
+        return value
+
+    def digest(self, name: str) -> str:
+        value: str = self.take(name, is_digest, "64 hexadecimal digits")
+        return value
+
+    def size(self, name: str) -> int:
+        value: int = self.take(name, is_size, "an integer from 0 to 2**63 - 1")
+        return value
+
+    def mapping(self, name: str, check: Callable[[object], bool], expected: str) -> dict[str, Any]:
+        value = self.raw[name]
+        if not isinstance(value, dict):
+            raise wrong(self.where, f"the field {name!r} is malformed", value, "an object")
+        for key, item in value.items():
+            if not is_text(key) or not check(item):
+                raise wrong(self.where, f"the field {name!r} is malformed at {brief(key)}", item, expected)
+        return value
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str) and is_plain_text(value)
+
+
+def is_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(map(is_text, value))
+
+
+def is_digest(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def is_shape(value: object) -> bool:
+    return isinstance(value, list) and all(map(is_size, value))
+
+
+def is_option(value: object) -> bool:
+    return isinstance(value, int | float) or is_text(value)
+
+
+def is_value(value: object, levels: int = 16) -> bool:
+    """A plain value, nested no deeper than `levels`."""
+    if isinstance(value, dict):
+        return all(map(is_text, value)) and is_value(list(value.values()), levels)
+    if isinstance(value, list):
+        return levels > 0 and all(is_value(item, levels - 1) for item in value)
+    return value is None or is_option(value)
+
+
+def read_leaf(obj: object, where: str) -> Leaf:
+    """The leaf that a JSON object spells; raises MalformedError."""
+    fields = Fields.of(obj, where, ("dtype", "shape", "digest"))
+    shape = fields.take("shape", is_shape, "a list of sizes")
+    return Leaf(fields.text("dtype"), tuple(shape), fields.digest("digest"))
+
+
+def read_blob(fields: Fields, name: str) -> Blob | None:
+    """The file that a field speaks of, if there is that field; raises MalformedError."""
+    if name not in fields.raw:
+        return None
+    inner = Fields.of(fields.raw[name], f"{fields.where}, {name}", ("sha256", "size"))
+    return Blob(inner.digest("sha256"), inner.size("size"))
+
+
+def read_edit(obj: object, where: str) -> records.Edit:
+    """The edit that a JSON object spells; raises MalformedError. One without `source` is of an earlier version."""
+    names = {spec.name for spec in dataclasses.fields(records.Edit)} - {"source"}
+    fields = Fields.of(obj, where, names, ("source",))
+    return records.Edit(
+        rewrite=fields.text("rewrite"),
+        target=fields.text("target"),
+        action=fields.text("action"),
+        applied=fields.take("applied", lambda value: isinstance(value, bool), "true or false"),
+        reason=fields.text("reason"),
+        source=read_source(fields) if "source" in fields.raw else None,
+    )
+
+
+def read_source(fields: Fields) -> tuple[str, ...] | None:
+    """What an edit is made from; raises MalformedError."""
+    found = fields.take("source", lambda value: value is None or is_texts(value), "a list of texts, or null")
+    return None if found is None else tuple(found)
+
+
+def wrong(where: str, what: str, got: object, expected: str) -> MalformedError:
+    return MalformedError(what, where=where, got=brief(got), expected=expected)

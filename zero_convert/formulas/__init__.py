@@ -1,0 +1,1 @@
+"""Exact mathematics in numpy: the closed forms that schemes give."""

@@ -1,0 +1,1 @@
+"""What tracing gives, and tools on it: queries, edits, copies, ties."""

@@ -1,0 +1,1 @@
+"""What a scheme is, and how its formulas reach the tensors."""

@@ -1,0 +1,1 @@
+"""Modules that live on in the converted network."""

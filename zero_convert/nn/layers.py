@@ -1,0 +1,204 @@
+"""What rewrites put into a network: plain torch, trainable where it says so, no state outside the state dict rules."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
+
+from zero_convert.formulas import hadamard, hashing
+
+Sides = Sequence[tuple[int, int]]
+
+
+def _overridable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, seen as one operation by torch's function modes and by symbolic tracing."""
+
+    @functools.wraps(function)
+    def outer(x: Tensor, *args: Any) -> Any:
+        if has_torch_function((x,)):
+            return handle_torch_function(outer, (x,), x, *args)
+        return function(x, *args)
+
+    return outer
+
+
+@_overridable
+def relu0(x: Tensor) -> Tensor:
+    """max(x, 0), same shape, with derivative 1 at exactly 0 (torch's is 0 there, and a zero layer would stay dead).
+
+    Source: the authors' first release of ZerO. NaN stays NaN.
+    """
+    return torch.where(x < 0, 0.0, x)
+
+
+@_overridable
+def relu6_0(x: Tensor) -> Tensor:
+    """min(max(x, 0), 6), same shape, with derivative 1 at exactly 0."""
+    return torch.where(x < 0, 0.0, x).clamp(max=6.0)
+
+
+@_overridable
+def subsample(x: Tensor, stride: Sequence[int], sides: Sides) -> Tensor:
+    """Every `stride`-th position of the trailing dimensions, after cropping `sides` (left, right; negative pads zeros).
+
+    With `sides` from `centre_sides` it is the convolution of the same geometry whose kernel is 1 at the centre tap.
+    """
+    if any(left < 0 or right < 0 for left, right in sides):
+        pads = [max(0, -side) for pair in reversed(sides) for side in pair]
+        x = F.pad(x, pads)
+    index = [
+        slice(max(0, left), size - max(0, right), step)
+        for size, step, (left, right) in zip(x.shape[-len(stride) :], stride, sides, strict=True)
+    ]
+    return x[(..., *index)]  # type: ignore[index]
+
+
+@_overridable
+def pad_channels(x: Tensor, channels: int, trailing: int) -> Tensor:
+    """`x` with zero channels appended up to `channels`; the channel axis has `trailing` dimensions after it."""
+    return F.pad(x, [0, 0] * trailing + [0, channels - x.shape[-1 - trailing]])
+
+
+@_overridable
+def assigned(x: Tensor, index: Any, value: Any) -> Tensor:
+    """`x` after `x[index] = value`, which changes it."""
+    x[index] = value
+    return x
+
+
+class FunctionCall:
+    """Calls an autograd function, so that a graph keeps its backward."""
+
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        self.function, self.__name__ = function, function.__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function.apply(*args, **kwargs)
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """Channels last where that is the tensor's only order, otherwise row-major."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim, torch.contiguous_format)
+    return last if not x.is_contiguous() and x.is_contiguous(memory_format=last) else torch.contiguous_format
+
+
+@functools.lru_cache(maxsize=8)  # of 16 MB at most
+def _transform(order: int, channels: int) -> NDArray[np.float32]:
+    """The first `channels` rows and columns of Hᵀ/sqrt(order), which transforms of one width have in common."""
+    first, *second = (factor.astype(np.float32) for factor in hadamard.kronecker_factors(order))
+    whole = np.kron(first, second[0]) if second else first
+    return np.ascontiguousarray(whole[:channels, :channels].T) * np.float32(1 / math.sqrt(order))
+
+
+class HadamardTransform(nn.Module):
+    """`T x = H Π x / sqrt(d)` over the d channels: frozen, no parameter, nothing in the state dict.
+
+    H is the Sylvester matrix of order d, the Paley ⊗ Sylvester one where only that exists, and otherwise the top left
+    d×d part of the next larger Sylvester matrix (then no isometry). Up to `DENSE` channels it is applied as in the
+    authors' network, as one product with the float32 matrix H/sqrt(d), so that training follows theirs bit for bit;
+    beyond that as a Kronecker product of two small ±1 matrices and one scaling, which needs d, not d², numbers.
+
+    Args:
+        channels: d.
+        trailing: dimensions after the channel axis: 2 for (N, d, H, W), 0 for (…, d).
+        mixing: "none": Π = 1, the publication. "permute": a fixed permutation of the input channels.
+            "signs": a fixed sign for each input channel. Both come from the integer hash of `key`.
+        key: the name of the layer the transform follows.
+        like: transforms in the same network; one of the same width lends its numbers, which are in memory once.
+
+    Shapes: (…, d, *spatial) → the same; channels last where x is, otherwise contiguous, since
+    a forward may go on with a view.
+    """
+
+    DENSE = 2048
+
+    left: Tensor
+    right: Tensor
+    mix: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        trailing: int,
+        mixing: str = "none",
+        key: str = "",
+        like: Iterable[HadamardTransform] = (),
+    ) -> None:
+        super().__init__()
+        self.channels, self.trailing, self.mixing, self.key = channels, trailing, mixing, key
+        self.order = channels if hadamard.exact_order(channels) else 1 << (channels - 1).bit_length()
+        self.scale = 1 / math.sqrt(self.order)
+        same = next((transform for transform in like if transform.channels == channels), None)
+        if same is not None:
+            left, right = same.left, same.right
+        elif channels <= self.DENSE:
+            left, right = torch.empty(0), torch.from_numpy(_transform(self.order, channels).copy())
+        else:
+            first, *second = (torch.from_numpy(factor).float() for factor in hadamard.kronecker_factors(self.order))
+            left, right = (first, second[0]) if second else (torch.ones(1, 1), first)
+        self.register_buffer("left", left, persistent=False)
+        self.register_buffer("right", right, persistent=False)
+        mix = torch.empty(0)
+        if mixing == "permute":
+            mix = torch.from_numpy(hashing.permutation(0, key, channels))
+        elif mixing == "signs":
+            mix = torch.from_numpy(hashing.signs(0, key, 0, channels)).float()
+        self.register_buffer("mix", mix, persistent=False)
+
+    @property
+    def isometry(self) -> bool:
+        """Whether T keeps lengths: a Hadamard matrix of order d itself was used."""
+        return self.order == self.channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        axis, layout = -1 - self.trailing, _layout(x)
+        if self.mixing == "permute":
+            x = x.index_select(axis, self.mix)
+        elif self.mixing == "signs":
+            x = x * self.mix.reshape(-1, *[1] * self.trailing).to(x.dtype)
+        y = x.movedim(axis, -1)
+        right = self.right.to(x.dtype)
+        if self.channels <= self.DENSE:
+            y = torch.matmul(y, right)
+        else:
+            left = self.left.to(x.dtype)
+            lead = y.shape[:-1]
+            if not self.isometry:
+                y = F.pad(y, (0, self.order - self.channels))
+            y = left @ y.reshape(*lead, len(left), len(right)) @ right.T
+            y = y.reshape(*lead, self.order)[..., : self.channels] * self.scale
+        return y.movedim(-1, axis).contiguous(memory_format=layout)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, mixing={self.mixing}"
+
+
+class ScalarBias(nn.Module):
+    """x + b with one trainable number b, shape (1,); any shape → the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
+
+
+class ScalarScale(nn.Module):
+    """x · s with one trainable number s, shape (1,); any shape → the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale

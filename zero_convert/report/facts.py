@@ -1,0 +1,180 @@
+"""What a report says in words and tables, out of a result's records. Draws nothing and knows no HTML."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from zero_convert.artifacts.receipt import receipt_path, recipe_json
+from zero_convert.initialization.plan_summary import by_rule, rewritten_joins
+from zero_convert.records import Check, Edit, Plan, Recipe
+
+if TYPE_CHECKING:
+    from zero_convert.result import Result, Saved
+
+SHOWN = 3  # names of tensors or targets in a row
+
+
+def title(recipe: Recipe) -> str:
+    return f"{recipe.model or recipe.source.rpartition('.')[2]} → {recipe.scheme}"
+
+
+def sentence(result: Result) -> str:
+    """What was done."""
+    plan, recipe = result.plan, result.recipe
+    joins = [join for join in plan.joins if join.residual]
+    edits = sum(edit.applied for edit in plan.edits)
+    values = sum(prod(each.tensor.shape) for each in plan.assignments)
+    rules = len(by_rule(plan.assignments))
+    options = ", ".join(f"{key}={value}" for key, value in recipe.options.items())
+    name = recipe.model or f"A {recipe.source}"
+    start = f"{name} became a deterministic start by the scheme {recipe.scheme}" + (f" ({options})" if options else "")
+    told = f"{len(rewritten_joins(plan))} of its {len(joins)} residual joins" if joins else "it has no residual join"
+    changed = (
+        f"{edits} edit{'s' if edits > 1 else ''} of the architecture" if edits else "the architecture stays as it is"
+    )
+    touched = f"{changed}, which touch {told}" if joins and edits else f"{changed}; {told}" if not joins else changed
+    return (
+        f"{start}: {touched}; {len(plan.assignments):,} tensors with {values:,} values follow "
+        f"{rules} rule{'s' if rules != 1 else ''}, and none of them comes from a random number."
+    )
+
+
+def verdict(checks: Sequence[Check]) -> str:
+    """ "9 checks pass, 2 warn"."""
+    if not checks:
+        return "No check was asked for."
+    words = {"fail": "fail", "warn": "warn", "pass": "pass", "skip": "do not apply"}
+    counts = Counter(check.status for check in checks)
+    return f"{len(checks)} checks: " + ", ".join(f"{counts[s]} {word}" for s, word in words.items() if counts[s]) + "."
+
+
+def rules(plan: Plan) -> list[dict[str, Any]]:
+    """A row for each rule."""
+    rows = []
+    for rule, group in by_rule(plan.assignments).items():
+        names = [each.tensor.name for each in group]
+        more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+        values = sum(prod(each.tensor.shape) for each in group)
+        rows.append({"rule": rule, "tensors": len(group), "values": values, "names": names[:SHOWN], "more": more})
+    return rows
+
+
+def edits(found: Sequence[Edit]) -> list[dict[str, Any]]:
+    """A row for each rewrite, what it did, and what it declined with the reason."""
+    rows: dict[tuple[str, str, bool], list[Edit]] = {}
+    for edit in found:
+        rows.setdefault(
+            (edit.rewrite.replace("_", " "), edit.reason if not edit.applied else "", edit.applied), []
+        ).append(edit)
+    return [
+        {
+            "rewrite": rewrite,
+            "applied": applied,
+            "count": len(group),
+            "first": group[0].action,
+            "at": "everywhere" if group[0].target == "*" else group[0].target,
+            "reason": reason,
+        }
+        for (rewrite, reason, applied), group in rows.items()
+    ]
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe, readable."""
+    return json.dumps(recipe_json(recipe), indent=2, sort_keys=True)
+
+
+def command(recipe: Recipe, names: Sequence[str]) -> str:
+    """The command line that makes the files again; "" for a live module, which has no name."""
+    if not recipe.model:
+        return ""
+    words = ["zero-convert", recipe.model, "--scheme", recipe.scheme]
+    for key, value in recipe.options.items():
+        words += ["--set", f"{key}={_spelled(value)}"]
+    for key, value in recipe.model_args.items():
+        words += ["--model-arg", f"{key}={value if isinstance(value, str) else repr(value)}"]
+    for text in recipe.inputs:
+        words += ["--input", text]
+    if recipe.dtype != "float32":
+        words += ["--dtype", recipe.dtype]
+    if recipe.leftovers != "error":
+        words += ["--leftovers", recipe.leftovers]
+    for name in names or ["model.safetensors"]:
+        words += ["--out", name]
+    return shlex.join(words)
+
+
+def python(recipe: Recipe) -> str:
+    """The same in Python."""
+    arguments = [repr(recipe.model) if recipe.model else "module", f"scheme={recipe.scheme!r}"]
+    if recipe.options:
+        arguments.append(f"options={dict(recipe.options)!r}")
+    if recipe.model_args and recipe.model:
+        arguments.append(f"model_args={dict(recipe.model_args)!r}")
+    if recipe.inputs:
+        arguments.append("example_inputs=inputs")
+    if recipe.dtype != "float32":
+        arguments.append(f"dtype={recipe.dtype!r}")
+    if recipe.leftovers != "error":
+        arguments.append(f"leftovers={recipe.leftovers!r}")
+    given = f"inputs = …  # {', '.join(recipe.inputs)}\n" if recipe.inputs else ""
+    call = f"result = zc.convert({', '.join(arguments)})"
+    return f"import zero_convert as zc\n\n{given}{call}\nresult.weights_digest"
+
+
+def files(saved: Sequence[Saved]) -> list[dict[str, Any]]:
+    """Name, size, SHA-256 and receipt of each file; no folder, which says nothing of what it is."""
+    rows = []
+    for one in saved:
+        rows.append(
+            {"name": one.path.name, "size": one.size, "sha256": one.sha256, "receipt": receipt_path(one.path.name).name}
+        )
+        if one.data is not None:
+            rows.append({"name": one.data.path.name, "size": one.data.size, "sha256": one.data.sha256, "receipt": ""})
+    return rows
+
+
+def depth_columns(checks: Sequence[Check]) -> Mapping[str, Mapping[str, Sequence[Any]]]:
+    """ "converted" and "original" → the columns of the check `signal`; empty where it was not asked."""
+    found = next((check.numbers for check in checks if check.name == "signal"), {})
+    return {name: found[name] for name in ("original", "converted") if name in found}
+
+
+def curves(columns: Mapping[str, Mapping[str, Sequence[Any]]], quantity: str) -> dict[str, list[tuple[float, float]]]:
+    """One quantity along the residual stream, or along all weight layers where there are hardly any joins.
+
+    A depth is the number of weight layers passed; the last point is what the head reads. `quantity` is "activation" or
+    "gradient", or "distinct" or "low_variance" in percent of the channels.
+    """
+    stream = bool(columns) and all(list(c["kind"]).count("join") >= SHOWN for c in columns.values())
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, column in columns.items():
+        points: list[tuple[float, float]] = []
+        depth = 0
+        for index, (kind, value) in enumerate(zip(column["kind"], column[quantity], strict=True)):
+            last = index == len(column["kind"]) - 1
+            if value is not None and ((kind == "join") == stream or last):
+                share = quantity in ("distinct", "low_variance")
+                if share and column["channels"][index] <= 0:  # not counted
+                    depth += kind == "layer"
+                    continue
+                at = depth + 1 if last and stream else depth
+                points.append((at, 100 * value / column["channels"][index] if share else float(value)))
+            depth += kind == "layer"
+        found[name] = points
+    return found
+
+
+def along(columns: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:
+    """What a point of the curves is."""
+    stream = bool(columns) and all(list(c["kind"]).count("join") >= SHOWN for c in columns.values())
+    return "the sum at a residual join, the last what the head reads" if stream else "what each weight layer reads"
+
+
+def _spelled(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

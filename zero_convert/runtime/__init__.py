@@ -1,0 +1,1 @@
+"""State of the process, and how it is put back as it was."""

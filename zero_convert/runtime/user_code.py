@@ -1,0 +1,68 @@
+"""Running a file of Python that is the user's, and saying where in it something went wrong.
+
+For factories of models and for schemes. Whoever calls this was asked for it by the user. No torch here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+
+from zero_convert.errors import UsageError
+
+
+def is_file(name: str) -> bool:
+    """Whether a scheme's name is that of a file, whose code runs when the scheme is asked for."""
+    return name.endswith(".py")
+
+
+def canonical(name: str) -> str:
+    """The name as recipes hold it: of a file without folders, so that it means the same on every machine."""
+    return PurePosixPath(name.replace("\\", "/")).name if is_file(name) else name
+
+
+def run_file(path: Path, prefix: str) -> ModuleType:
+    """The file, executed afresh as the module `prefix` + its stem: a second load must not meet the first one's."""
+    name = prefix + path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError("this is no Python file", got=str(path))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def importable(folder: Path) -> Iterator[None]:
+    """As for `python file.py`: modules beside it can be imported."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+def spell(error: BaseException) -> str:
+    """ "ValueError: what it says", in one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+def place(error: BaseException) -> str:
+    """ " at file:line" of the last frame that is the user's; else of the library's last one; "" if all are ours."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" at {os.path.basename(error.filename)}:{error.lineno}"
+    ours = str(Path(__file__).parent)
+    libraries = [sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((ours, "<"))]
+    inside = [f for f in frames if not f.filename.startswith(tuple(libraries))] or frames
+    return f" at {os.path.basename(inside[-1].filename)}:{inside[-1].lineno}" if inside else ""

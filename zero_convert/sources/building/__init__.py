@@ -1,0 +1,1 @@
+"""How a model is built without drawing numbers or needing memory."""

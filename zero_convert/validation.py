@@ -1,0 +1,220 @@
+"""Run the checks on an artifact written earlier: its network built again from its recipe, with the file's own tensors.
+
+The file's code is none: a recipe names a model and a scheme, and what is outside of the model libraries runs only with
+`trust`. Of an ONNX file the tensors are checked in torch, and its graph in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import checks, exporters
+from .artifacts import receipt
+from .conversion import Inputs, one_of
+from .errors import MalformedError, UsageError
+from .graph.traced import Subject
+from .initialization.fill import nan_names, ties
+from .records import Check, Recipe
+from .restore import rebuilt, refuse_misfit
+from .result import Progress, tell
+
+LEVELS = ("quick", "full")
+QUESTION = "Are the file's tensors those that its recipe makes?"
+SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The answers for one artifact.
+
+    Attributes:
+        device: where the checks ran, with a note if that was not what "auto" hoped for.
+    """
+
+    path: Path
+    recipe: Recipe
+    checks: tuple[Check, ...]
+    device: str
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if check.status == "fail")
+
+
+@torch.inference_mode(False)
+def validate(
+    path: str | PathLike[str],
+    model: str | nn.Module | None = None,
+    example_inputs: Inputs | None = None,
+    *,
+    level: str = "quick",
+    device: str = "auto",
+    scheme: str | None = None,
+    trust: bool = False,
+    train_steps: int | None = None,
+    progress: Progress | None = None,
+) -> Validation:
+    """The checks' answers for a safetensors or ONNX file that zero-convert wrote. The file is only read.
+
+    Args:
+        model: the module or MODEL string to build the network from, where the file cannot say.
+        level: "quick" or "full".
+        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        train_steps: of the check `training`; None leaves them to the level.
+
+    The others as for `load`.
+
+    Raises:
+        MalformedError: no file of ours, or its tensors do not fit the network.
+        UntrustedError: it names a factory outside the model libraries, or a scheme's file.
+        DeviceError: a named device is not there or does not compute; or its memory is too small.
+        The errors of `convert`.
+    """
+    one_of("validate", level, LEVELS)
+    _refuse_incomplete(path)
+    where, note = checks.resolve(device)
+    kind = exporters.format_in(path)
+    made, recipe = rebuilt(path, model, example_inputs, scheme=scheme, trust=trust, compare=True, progress=progress)
+    if kind == "onnx" and example_inputs is None and (sized := _sized(path, made.loaded.example_inputs)) is not None:
+        made, recipe = rebuilt(path, model, sized, scheme=scheme, trust=trust, compare=True, progress=progress)
+    tell(progress, "initialize", made.scheme.name)
+    assignments = made.fill(write=True)
+    made.traced.root.train(made.training)
+    tell(progress, "read", str(path))
+    tensors = _read(path, kind)
+    values = _compared(made.traced.root, tensors, recipe, str(path))
+    tell(progress, "validate", where)
+    subject = Subject(
+        made.traced, made.structure, made.scheme, made.options, assignments, made.inputs, made.outputs, made.original
+    )
+    found = (values, *checks.run(subject, level=level, device=where, train_steps=train_steps, progress=progress))
+    if kind == "onnx":
+        tell(progress, "validate", f"parity on {where}")
+        strict = device.startswith("cuda")
+        found = (*found, checks.compare_export(subject, path, device=where, dtype=recipe.dtype, strict=strict))
+    return Validation(Path(path), recipe, found, f"{where} ({note})" if note else where)
+
+
+def _refuse_incomplete(path: str | PathLike[str]) -> None:
+    """Raises UsageError for a file that its recipe alone does not make."""
+    metadata = exporters.load(exporters.format_in(path)).read_metadata(path)
+    recipe = receipt.recipe_from_metadata(metadata, str(path))
+    if receipt.FOLDED_KEY in metadata:
+        raise UsageError(
+            "a folded file has other tensors than the network of its recipe",
+            where=str(path),
+            fix="`zero-convert verify` compares it with its receipt; validate the file that was not folded.",
+        )
+    if recipe is not None and recipe.files:
+        raise UsageError(
+            "the file holds values of another file, which its recipe names by SHA-256 only",
+            where=str(path),
+            got=", ".join(recipe.files),
+            fix="`zero-convert verify` compares it with its receipt; the conversion itself ran the checks.",
+        )
+
+
+def _sized(path: str | PathLike[str], usual: Inputs | None) -> Inputs | None:
+    """The usual inputs in the sizes that are fixed in an ONNX file; None where they have these, or are no match."""
+    import onnx
+
+    named: dict[Any, Any] = dict(usual) if isinstance(usual, Mapping) else dict(enumerate(usual or ()))
+    tensors = {name: x for name, x in named.items() if isinstance(x, Tensor)}
+    graph = onnx.load(str(path), load_external_data=False).graph
+    dims = [each.type.tensor_type.shape.dim for each in graph.input]
+    if len(dims) != len(tensors) or any(len(d) != x.ndim for d, x in zip(dims, tensors.values(), strict=True)):
+        return None
+    changed = False
+    for (name, x), wanted in zip(tensors.items(), dims, strict=True):
+        shape = [d.dim_value if d.HasField("dim_value") else size for d, size in zip(wanted, x.shape, strict=True)]
+        if tuple(shape) != tuple(x.shape) and x.numel():
+            named[name] = x.flatten()[torch.arange(prod(shape)) % x.numel()].reshape(shape)
+            changed = True
+    if not changed:
+        return None
+    return named if isinstance(usual, Mapping) else tuple(named.values())
+
+
+def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, where: str) -> Check:
+    """Whether the file's tensors are the module's; afterwards the module holds the file's."""
+    state = root.state_dict(keep_vars=True)
+    stored = dict.fromkeys(ties(state).values())
+    # In float32 the module is as it is written: one that insists on other precisions keeps them (`prepared.cast`).
+    dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
+    expected = {name: state[name].detach().to(dtype if state[name].is_floating_point() else None) for name in stored}
+    refuse_misfit(expected, tensors, recipe, where)
+    different = {name: count for name in stored if (count := _unequal(tensors[name], expected[name]))}
+    with torch.no_grad():
+        for name in stored:
+            state[name].copy_(tensors[name])
+    nan = nan_names(root)
+    summary = f"{len(stored)} tensors equal bit for bit"
+    if different:
+        first = ", ".join(f"{name} ({count} values)" for name, count in list(different.items())[:SHOWN])
+        summary = f"{len(different)} of {len(stored)} tensors differ: {first}"
+    return Check(
+        "values",
+        "fail" if different else "pass",
+        QUESTION,
+        summary,
+        {"tensors": len(stored), "different": different, "nan": nan},
+        "equal bits",
+        "The file is damaged, was trained, or the model library has changed; `check` says which." if different else "",
+    )
+
+
+def _unequal(a: Tensor, b: Tensor) -> int:
+    """How many values have other bits."""
+    if not a.numel():
+        return 0
+    rows = [t.contiguous().reshape(-1, 1).view(torch.uint8) for t in (a, b)]
+    return int((rows[0] != rows[1]).any(1).sum())
+
+
+def _read(path: str | PathLike[str], kind: str) -> dict[str, Tensor]:
+    if kind == "onnx":
+        return _initializers(path)
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _initializers(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of an ONNX file, those in its data file too."""
+    import onnx
+
+    found = {}
+    for tensor in onnx.load(str(path)).graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        name = onnx.TensorProto.DataType.Name(tensor.data_type)
+        dtype = _TYPES.get(name)
+        if dtype is None:
+            raise MalformedError("a tensor has a type that torch does not have", where=tensor.name, got=name)
+        raw = torch.frombuffer(bytearray(array.tobytes()), dtype=dtype) if array.size else torch.empty(0, dtype=dtype)
+        found[tensor.name] = raw.reshape(array.shape)
+    return found
+
+
+_TYPES = {
+    "FLOAT": torch.float32,
+    "FLOAT16": torch.float16,
+    "BFLOAT16": torch.bfloat16,
+    "DOUBLE": torch.float64,
+    "INT64": torch.int64,
+    "INT32": torch.int32,
+    "INT16": torch.int16,
+    "INT8": torch.int8,
+    "UINT8": torch.uint8,
+    "BOOL": torch.bool,
+    "COMPLEX64": torch.complex64,
+    "COMPLEX128": torch.complex128,
+}
