@@ -17,21 +17,21 @@ from . import checks
 from .conversion import Inputs, cast, load_source, one_of, prepare
 from .errors import CoverageError, UsageError
 from .export_check import export_parity
+from .formats.dtypes import choices
 from .graph.traced import Subject
 from .initialization.fill import nan_names
 from .records import Check, Option, Plan, Structure
 from .restore import load as load
-from .result import Progress, tell
 from .result import Result as Result
-from .result import Saved as Saved
 from .result import refuse_failed as refuse_failed
+from .runtime.progress import Progress, tell
+from .saving import Saved as Saved
 from .sources.building.fingerprint import fingerprint
 from .structure import analyze
 from .tracing import trace
 from .validation import Validation as Validation
 from .validation import validate as validate
 
-DTYPES = ("float32", "float16", "bfloat16")
 VALIDATE = ("quick", "full", "none")
 
 
@@ -94,7 +94,7 @@ def convert(
     Raises:
         UsageError, LoadError, TraceError, CoverageError, DeviceError: as their names say, with what to do about it.
     """
-    one_of("dtype", dtype, DTYPES)
+    one_of("dtype", dtype, choices())
     one_of("validate", validate, VALIDATE)
     if train_steps and validate == "none":
         raise UsageError(

@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from . import exporters, sources
+from . import sources
 from .artifacts import receipt
 from .conversion import Inputs, Made, cast, prepare
 from .errors import LoadError, MalformedError, UntrustedError, UsageError
+from .formats import naming
 from .initialization.fill import nan_names, ties
 from .records import Recipe
-from .result import Progress
 from .runtime import user_code
+from .runtime.progress import Progress
 from .sources.inputs import parse_inputs
 
 
@@ -48,7 +49,7 @@ def load(
         LoadError: it names no model; and the errors of `convert`.
         UsageError: it is an ONNX file.
     """
-    if exporters.format_in(path) != "safetensors":
+    if naming.format_in(path) != "safetensors":
         raise UsageError(
             "modules are loaded from safetensors", where=str(path), fix="Convert to FILE.safetensors as well."
         )
@@ -81,7 +82,7 @@ def rebuilt(
     The others, and errors, as for `load`.
     """
     where = str(path)
-    metadata = exporters.load(exporters.format_in(path)).read_metadata(path)
+    metadata = naming.load(naming.format_in(path)).read_metadata(path)
     recipe = receipt.recipe_from_metadata(metadata, where)
     if recipe is None:
         raise MalformedError("the file has no recipe", where=where, expected="a file that zero-convert wrote")

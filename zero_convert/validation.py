@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks, exporters
+from . import checks
 from .artifacts import receipt
 from .conversion import Inputs, one_of
 from .errors import MalformedError, UsageError
+from .formats import naming
+from .formats.dtypes import find
 from .graph.traced import Subject
 from .initialization.fill import nan_names, ties
 from .records import Check, Recipe
 from .restore import rebuilt, refuse_misfit
-from .result import Progress, tell
+from .runtime.progress import Progress, tell
 
 LEVELS = ("quick", "full")
 QUESTION = "Are the file's tensors those that its recipe makes?"
@@ -82,7 +84,7 @@ def validate(
     one_of("validate", level, LEVELS)
     _refuse_incomplete(path)
     where, note = checks.resolve(device)
-    kind = exporters.format_in(path)
+    kind = naming.format_in(path)
     made, recipe = rebuilt(path, model, example_inputs, scheme=scheme, trust=trust, compare=True, progress=progress)
     if kind == "onnx" and example_inputs is None and (sized := _sized(path, made.loaded.example_inputs)) is not None:
         made, recipe = rebuilt(path, model, sized, scheme=scheme, trust=trust, compare=True, progress=progress)
@@ -106,9 +108,9 @@ def validate(
 
 def _refuse_incomplete(path: str | PathLike[str]) -> None:
     """Raises UsageError for a file that its recipe alone does not make."""
-    metadata = exporters.load(exporters.format_in(path)).read_metadata(path)
+    metadata = naming.load(naming.format_in(path)).read_metadata(path)
     recipe = receipt.recipe_from_metadata(metadata, str(path))
-    if receipt.FOLDED_KEY in metadata:
+    if naming.FOLDED_KEY in metadata:
         raise UsageError(
             "a folded file has other tensors than the network of its recipe",
             where=str(path),
@@ -195,26 +197,11 @@ def _initializers(path: str | PathLike[str]) -> dict[str, Tensor]:
     found = {}
     for tensor in onnx.load(str(path)).graph.initializer:
         array = onnx.numpy_helper.to_array(tensor)
-        name = onnx.TensorProto.DataType.Name(tensor.data_type)
-        dtype = _TYPES.get(name)
-        if dtype is None:
+        row = find("onnx", tensor.data_type)
+        if row is None or row.torch is None:
+            name = onnx.TensorProto.DataType.Name(tensor.data_type)
             raise MalformedError("a tensor has a type that torch does not have", where=tensor.name, got=name)
+        dtype = getattr(torch, row.torch)
         raw = torch.frombuffer(bytearray(array.tobytes()), dtype=dtype) if array.size else torch.empty(0, dtype=dtype)
         found[tensor.name] = raw.reshape(array.shape)
     return found
-
-
-_TYPES = {
-    "FLOAT": torch.float32,
-    "FLOAT16": torch.float16,
-    "BFLOAT16": torch.bfloat16,
-    "DOUBLE": torch.float64,
-    "INT64": torch.int64,
-    "INT32": torch.int32,
-    "INT16": torch.int16,
-    "INT8": torch.int8,
-    "UINT8": torch.uint8,
-    "BOOL": torch.bool,
-    "COMPLEX64": torch.complex64,
-    "COMPLEX128": torch.complex128,
-}

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -25,27 +24,26 @@ from typing import Any
 
 from zero_convert import records
 from zero_convert.errors import MalformedError, UsageError
+from zero_convert.formats import dtypes
 from zero_convert.formats.atomic import write_bytes
 from zero_convert.formats.digests import Leaf, Written, brief, canonical_json, parse_json, weights_digest
+from zero_convert.formats.naming import RECIPE_KEY, ROLES, receipt_path
 from zero_convert.formats.strict_json import (
     Fields,
+    files_json,
     is_option,
     is_text,
     is_texts,
     is_value,
-    read_blob,
     read_edit,
+    read_files,
     read_leaf,
     read_limited,
 )
 
-RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
-DIGEST_KEY = "zero_convert.weights_digest"  # likewise, where the format lets it follow the weights
-FOLDED_KEY = "zero_convert.folded_from"  # instead of it, where the tensors were folded for inference
-RECEIPT_SUFFIX = ".receipt.json"
-DATA_SUFFIX = ".data"  # of the file beside an ONNX file that holds its tensors
-BESIDE = (RECEIPT_SUFFIX, DATA_SUFFIX)  # added to the name of an artifact: what may lie beside it
-DTYPES = ("bfloat16", "float16", "float32", "float64")
+DTYPES = sorted(
+    str(row.torch) for row in dtypes.DTYPES.values() if row.kind == "float" and row.written and row.bits > 8
+)
 
 LEFTOVERS = ("error", "zeros", "keep")
 IDENTITY_FIELDS = ("edits", "fingerprint", "recipe", "tensors", "weights_digest")
@@ -88,7 +86,7 @@ class Receipt:
         fingerprint: of the model's source.
         edits: the changes of the architecture, in order.
         file_format: name of a format, "safetensors".
-        written: sha256, size, tensors and weights digest.
+        written: files, tensors and weights digest.
         run: how it was made, as the file says.
         folded_from: weights digest of the conversion, where the file was folded; else "".
     """
@@ -106,11 +104,6 @@ class Receipt:
         """All of it but the file and the run."""
         tensors, digest = self.written.tensors, self.written.weights_digest
         return Identity(self.recipe, self.fingerprint, self.edits, tensors, digest)
-
-
-def receipt_path(artifact: str | PathLike[str]) -> Path:
-    """Where the receipt of `artifact` lies: beside it, `FILE.receipt.json`."""
-    return Path(f"{os.fspath(artifact)}{RECEIPT_SUFFIX}")
 
 
 def make_receipt(
@@ -137,9 +130,7 @@ def make_receipt(
         UsageError: the recipe holds something else than plain values.
     """
     identity = Identity(recipe, fingerprint, tuple(edits), written.tensors, written.weights_digest)
-    file: dict[str, Any] = {"format": file_format, "sha256": written.sha256, "size": written.size}
-    file |= {"data": dataclasses.asdict(written.data)} if written.data else {}
-    file |= {"folded_from": folded_from} if folded_from else {}
+    file = {"format": file_format, **files_json(written.files), **({"folded_from": folded_from} if folded_from else {})}
     return {"identity": {**identity_json(identity), "file": file}, "run": _informative(run)}
 
 
@@ -180,14 +171,14 @@ def receipt_from_json(obj: object, where: str = "receipt") -> Receipt:
     inside = f"{where}, identity"
     fields = Fields.of(top.raw["identity"], inside, (*IDENTITY_FIELDS, "file"))
     identity = identity_from_json({name: fields.raw[name] for name in IDENTITY_FIELDS}, inside)
-    file = Fields.of(fields.raw["file"], f"{inside}.file", ("format", "sha256", "size"), ("data", "folded_from"))
+    file = Fields.of(fields.raw["file"], f"{inside}.file", ("format", "sha256", "size"), (*ROLES, "folded_from"))
     tensors, digest = identity.tensors, identity.weights_digest
     return Receipt(
         recipe=identity.recipe,
         fingerprint=identity.fingerprint,
         edits=identity.edits,
         file_format=file.text("format"),
-        written=Written(file.digest("sha256"), file.size("size"), tensors, digest, read_blob(file, "data")),
+        written=Written(read_files(file), tensors, digest),
         run=top.take("run", lambda value: isinstance(value, dict), "an object"),
         folded_from=file.digest("folded_from") if "folded_from" in file.raw else "",
     )

@@ -87,7 +87,8 @@ def convert(
     verbose: Verbose = 0,
 ) -> None:
     """Convert MODEL and write it. The word `convert` may be left out."""
-    from zero_convert import exporters, schemes
+    from zero_convert import schemes
+    from zero_convert.formats.naming import format_of
 
     from . import display
 
@@ -115,9 +116,7 @@ def convert(
         if dry_run:
             plan = pipeline.plan(model, **question)
         else:
-            formats = [
-                exporters.format_of(each, format_ or ("safetensors" if each == "-" else None)) for each in outputs
-            ]
+            formats = [format_of(each, format_ or ("safetensors" if each == "-" else None)) for each in outputs]
             formats = [] if fold or opset is not None else formats  # parity speaks of the usual ONNX file
             checked: dict[str, Any] = {
                 "device": device,
@@ -146,7 +145,9 @@ def convert(
         raise
     if as_json:
         code = FindingError.exit_code if result.failed else 0
-        print_json({**_facts(result), "outputs": saved, "report": pages.written, "exit_code": code})
+        print_json(
+            {**_facts(result), "outputs": [one.facts() for one in saved], "report": pages.written, "exit_code": code}
+        )
     else:
         report_page.tell(screen, pages.written)
         display.saved(screen, saved, result.weights_digest)
@@ -165,6 +166,7 @@ def _check_outputs(
 ) -> None:
     """Everything that can be said against the outputs before any work is done."""
     from .. import exporters
+    from ..formats.naming import format_of
 
     if "-" in outputs:
         if len(outputs) > 1:
@@ -173,12 +175,12 @@ def _check_outputs(
             raise UsageError("stdout cannot take a file and a JSON object", where="--out -", got="--json")
         if sys.stdout.isatty():
             raise UsageError("a terminal cannot show a model", where="--out -", fix="Send stdout to a file or a pipe.")
-        formats = {exporters.format_of("-", name or "safetensors")}
+        formats = {format_of("-", name or "safetensors")}
         if external_data:
             raise UsageError("stdout takes one file only", where="--out -", got="--external-data")
     else:
         exporters.check_outputs(outputs, name, force, external_data=external_data)
-        formats = {exporters.format_of(output, name) for output in outputs}
+        formats = {format_of(output, name) for output in outputs}
     exporters.check_options(formats, opset, external_data, fold)
 
 

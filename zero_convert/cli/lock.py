@@ -153,6 +153,7 @@ def lock(
     from zero_convert import replay
     from zero_convert.artifacts.lock import read_lock, record
     from zero_convert.formats.atomic import check_target
+    from zero_convert.formats.naming import format_of
 
     from .. import exporters, readers, schemes
     from .display import lock as display_lock
@@ -171,7 +172,7 @@ def lock(
         raise UsageError("a lock records files, and stdout is none", where="--out -")
     folder = lock_file.parent
     targets = exporters.check_outputs(out, format_, force, external_data=external_data)
-    exporters.check_options({exporters.format_of(output, format_) for output in out}, opset, external_data, fold)
+    exporters.check_options({format_of(output, format_) for output in out}, opset, external_data, fold)
     if check_target(lock_file, force=True) in targets:
         raise UsageError("an output is the lock itself", where="--out", got=str(lock_file))
     for output in out:
@@ -206,7 +207,14 @@ def lock(
         )
         recorded = record(lock_file, *replay.entries_of(request, result, saved, folder, origin))
     if as_json:
-        print_json({"lock": str(lock_file), "entries": len(recorded.entries), "outputs": saved, "exit_code": 0})
+        print_json(
+            {
+                "lock": str(lock_file),
+                "entries": len(recorded.entries),
+                "outputs": [one.facts() for one in saved],
+                "exit_code": 0,
+            }
+        )
     else:
         display.saved(screen, saved, result.weights_digest)
         display_lock.recorded(screen, lock_file, recorded)

@@ -10,11 +10,12 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from math import isfinite
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import ZeroConvertError
+from ..formats.dtypes import choices
 
 OUTPUT, MODEL, RUN, MESSAGES = "Output", "Model and scheme", "Checks", "Messages"
 
@@ -51,9 +52,11 @@ Settings = Annotated[
     list[str] | None,
     option("--set", panel=MODEL, metavar="KEY=VALUE", help="Option of the scheme; repeatable."),
 ]
-Dtype = Annotated[
-    Literal["float32", "float16", "bfloat16"], option("--dtype", panel=MODEL, help="Type of the written values.")
-]
+if TYPE_CHECKING:
+    _DtypeName = str
+else:
+    _DtypeName = Literal[choices()]
+Dtype = Annotated[_DtypeName, option("--dtype", panel=MODEL, help="Type of the written values.")]
 Leftovers = Annotated[
     Literal["error", "zeros", "keep"],
     option("--leftovers", panel=MODEL, help="What becomes of a tensor that no rule covers."),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from zero_convert.errors import MalformedError, StorageError
+from ..errors import MalformedError, StorageError
+from .naming import SUFFIXES
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -38,11 +40,25 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
-class Blob:
-    """The bytes of a file: SHA-256 in hex, and how many they are."""
+class FileDigest:
+    """One file of an artifact.
+
+    Attributes:
+        sha256: of its bytes, hex.
+        size: in bytes.
+        role: "" is the artifact itself; another file has the word under which receipts and locks hold it, "data".
+        name: of a file beside the artifact that is not called as its role says.
+    """
 
     sha256: str
     size: int
+    role: str = ""
+    name: str = ""
+
+    def path(self, artifact: str | PathLike[str]) -> str:
+        """Where it lies if the artifact lies there."""
+        place = os.fspath(artifact)
+        return os.path.join(os.path.dirname(place), self.name) if self.name else f"{place}{SUFFIXES[self.role]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +66,24 @@ class Written:
     """What an artifact is, measured from the bytes that went by.
 
     Attributes:
-        sha256: of the whole file, hex.
-        size: of the whole file in bytes.
-        tensors: name → dtype, shape and leaf digest, in the order of the file.
+        files: the artifact itself, then the files beside it that hold its tensors.
+        tensors: name → dtype, shape and leaf digest, in the order of the files.
         weights_digest: `zc1` over all tensors, hex.
-        data: the file beside it that holds its tensors, where there is one.
     """
 
-    sha256: str
-    size: int
+    files: tuple[FileDigest, ...]
     tensors: Mapping[str, Leaf]
     weights_digest: str
-    data: Blob | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of the artifact itself, hex."""
+        return self.files[0].sha256
+
+    @property
+    def size(self) -> int:
+        """Of the artifact itself, in bytes."""
+        return self.files[0].size
 
     @property
     def leaves(self) -> dict[str, str]:

@@ -9,15 +9,15 @@ import dataclasses
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from zero_convert import records
-from zero_convert.errors import MalformedError, StorageError
-
-from .digests import Blob, Leaf, brief, is_plain_text
+from .. import records
+from ..errors import MalformedError, StorageError
+from .digests import FileDigest, Leaf, brief, is_plain_text
+from .naming import ROLES
 
 
 def read_limited(path: str | PathLike[str], limit: int, what: str) -> bytes:
@@ -128,12 +128,19 @@ def read_leaf(obj: object, where: str) -> Leaf:
     return Leaf(fields.text("dtype"), tuple(shape), fields.digest("digest"))
 
 
-def read_blob(fields: Fields, name: str) -> Blob | None:
-    """The file that a field speaks of, if there is that field; raises MalformedError."""
-    if name not in fields.raw:
-        return None
-    inner = Fields.of(fields.raw[name], f"{fields.where}, {name}", ("sha256", "size"))
-    return Blob(inner.digest("sha256"), inner.size("size"))
+def files_json(files: Sequence[FileDigest]) -> dict[str, Any]:
+    """SHA-256 and size of an artifact; those of each file beside it stand under its role."""
+    own, *beside = files
+    return {"sha256": own.sha256, "size": own.size, **{file.role: files_json([file]) for file in beside}}
+
+
+def read_files(fields: Fields) -> tuple[FileDigest, ...]:
+    """The inverse of `files_json`; raises MalformedError."""
+    found = {"": fields}
+    for role in ROLES:
+        if role in fields.raw:
+            found[role] = Fields.of(fields.raw[role], f"{fields.where}, {role}", ("sha256", "size"))
+    return tuple(FileDigest(own.digest("sha256"), own.size("size"), role) for role, own in found.items())
 
 
 def read_edit(obj: object, where: str) -> records.Edit:

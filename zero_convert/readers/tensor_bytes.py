@@ -13,10 +13,11 @@ from math import prod
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import DTYPES
+from zero_convert.formats.safetensors import opened
 
 from ..errors import MalformedError, StorageError
-from ..exporters.safetensors import opened
-from .contents import BITS, Storage, Tensor
+from .contents import Storage, Tensor
 from .parsing.source import DAMAGED
 from .parsing.views import contiguous
 
@@ -32,7 +33,7 @@ def readable(tensor: Tensor) -> str:
     """Why the tensor's bytes cannot be read here; "" if they can."""
     if tensor.storage is None:
         return "the file holds no values for it in a form that can be read"
-    if tensor.dtype not in BITS:
+    if tensor.dtype not in DTYPES:
         return f"values of type {tensor.dtype} are quantized in blocks"
     return ""
 
@@ -101,7 +102,7 @@ def _read(file: BinaryIO, begin: int, size: int, where: str) -> bytes:
 
 
 def _gathered(file: BinaryIO, tensor: Tensor, storage: Storage) -> Iterator[memoryview]:
-    width = BITS[tensor.dtype] // 8
+    width = DTYPES[tensor.dtype].bits // 8
     strides = tuple(step * width for step in tensor.strides or ())
     for start, shape in _blocks(tensor.shape, PIECE // width):
         offset = tensor.offset + sum(at * step for at, step in zip(start, strides, strict=True))
@@ -151,8 +152,8 @@ def _numbers(file: BinaryIO, storage: Storage, tensor: Tensor) -> Iterator[memor
     """Protobuf's numbers as elements: the low bytes of each, which has to fit."""
     import numpy as np
 
-    width, count, rest = BITS[tensor.dtype] // 8, 0, b""
-    signed = tensor.dtype in ("I64", "I32", "I16", "I8")
+    row, count, rest = DTYPES[tensor.dtype], 0, b""
+    width, signed = row.bits // 8, row.kind == "int"
     at = storage.begin
     while at < storage.end:
         data = rest + _read(file, at, min(storage.end - at, PIECE // 8 - len(rest)), storage.path)

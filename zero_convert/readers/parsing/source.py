@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import BinaryIO
 
 from zero_convert.errors import MalformedError, RefusedError, StorageError
-from zero_convert.exporters.safetensors import opened
 from zero_convert.formats.digests import is_plain_text
+from zero_convert.formats.safetensors import opened
 from zero_convert.readers.contents import Limits
 
 DAMAGED = "The file is damaged or was made by hand."
