@@ -16,6 +16,7 @@ hashes twice side by side, looks worse than it is.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -55,9 +56,13 @@ def plain(folder: Path, size: int) -> list[Path]:
 def model(folder: Path, size: int, external_data: bool = False) -> list[Path]:
     path = folder / "made.onnx"
     about = recipe_metadata(RECIPE)
-    written, data = onnx.save(path, onnx.Graph(b"", b"", 20), entries(size), about, external_data=external_data)
+    places = [path, onnx.checked_data_path(path)] if external_data else [path]
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(place.open("wb")) for place in places]
+        data = (streams[1], places[1].name) if external_data else ()
+        written = onnx.write(streams[0], onnx.Graph(b"", b"", 20), entries(size), about, *data)
     write_receipt(path, make_receipt(RECIPE, "none", (), written, {}, file_format="onnx"))
-    return [path, *([data.path] if data else [])]
+    return places
 
 
 LAYOUTS: dict[str, Callable[[Path, int], list[Path]]] = {

@@ -16,10 +16,12 @@ from torch import nn
 
 from zero_convert.artifacts.lock import Entry as LockEntry
 from zero_convert.artifacts.lock import Lock, LockedFile, Origin, write_lock
-from zero_convert.artifacts.receipt import make_receipt, metadata, read_receipt, receipt_path, write_receipt
+from zero_convert.artifacts.receipt import make_receipt, metadata, read_receipt, write_receipt
 from zero_convert.artifacts.verify import Verification, verify, verify_all, verify_locked
 from zero_convert.errors import MalformedError, StorageError
-from zero_convert.exporters.safetensors import Entry, read_header, write
+from zero_convert.exporters.safetensors import Entry, write
+from zero_convert.formats.naming import receipt_path
+from zero_convert.formats.safetensors import read_header
 from zero_convert.pipeline import convert
 from zero_convert.records import Recipe
 
@@ -168,7 +170,7 @@ def test_missing_and_extra_files_of_a_folder_are_found(tmp_path: Path) -> None:
 
 def locked(path: Path) -> Lock:
     receipt = read_receipt(receipt_path(path))
-    file = LockedFile(path.name, "safetensors", receipt.written.sha256, receipt.written.size)
+    file = LockedFile(path.name, "safetensors", receipt.written.files)
     return Lock((LockEntry((file,), receipt.recipe.model, (), receipt.identity),))
 
 

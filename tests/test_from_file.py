@@ -16,9 +16,10 @@ from torch import nn
 
 import zero_convert as zc
 from tests.hostile import dict_with, payload, torch_zip
-from zero_convert.artifacts.receipt import read_receipt, receipt_path
+from zero_convert.artifacts.receipt import read_receipt
 from zero_convert.cli import main
 from zero_convert.errors import LoadError, UntrustedError, UsageError
+from zero_convert.formats.naming import receipt_path
 from zero_convert.sources.matching import fit
 
 

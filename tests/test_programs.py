@@ -12,9 +12,10 @@ from torch import nn
 
 import zero_convert as zc
 from tests.checkpoints import Net, program, script
-from zero_convert.artifacts.receipt import read_receipt, receipt_path
+from zero_convert.artifacts.receipt import read_receipt
 from zero_convert.cli import main
 from zero_convert.errors import LoadError
+from zero_convert.formats.naming import receipt_path
 from zero_convert.sources import programs
 
 pytestmark = pytest.mark.filterwarnings(

@@ -18,7 +18,6 @@ from zero_convert.artifacts.receipt import (
     metadata,
     read_receipt,
     receipt_from_json,
-    receipt_path,
     recipe_from_json,
     recipe_from_metadata,
     recipe_json,
@@ -27,6 +26,7 @@ from zero_convert.artifacts.receipt import (
 from zero_convert.errors import MalformedError, StorageError, UsageError
 from zero_convert.exporters.safetensors import Entry, write
 from zero_convert.formats.digests import Written
+from zero_convert.formats.naming import receipt_path
 from zero_convert.records import Edit, Recipe
 
 RECIPE = Recipe(
