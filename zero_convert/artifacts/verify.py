@@ -22,9 +22,10 @@ from pathlib import Path
 
 from zero_convert.errors import MalformedError, MismatchError, StorageError, ZeroConvertError
 from zero_convert.formats import naming
-from zero_convert.formats.digests import Leaf, Written, brief, canonical_json, sha256_file
+from zero_convert.formats.digests import Written, brief, canonical_json, sha256_file
 from zero_convert.formats.naming import DIGEST_KEY, FOLDED_KEY, RECEIPT_SUFFIX, ROLES, receipt_path
 
+from .comparing import compare_tensors
 from .lock import Lock, find, read_lock
 from .receipt import Receipt, read_receipt, recipe_from_metadata, recipe_json
 
@@ -241,8 +242,8 @@ def _findings(path: Path, receipt: Receipt) -> list[Finding]:
     except MalformedError as error:
         spelled = f"no recipe: {error}".removesuffix(".")
     findings += _compare("recipe", spelled, canonical_json(recipe_json(receipt.recipe)))
-    for name in sorted(written.tensors.keys() | expected.tensors.keys()):
-        findings += _compare_tensor(name, written.tensors.get(name), expected.tensors.get(name))
+    moved = compare_tensors(written.tensors, expected.tensors)
+    findings += [Finding(each.what, each.got, each.expected, each.name) for each in moved]
     findings += _compare("weights digest", written.weights_digest, expected.weights_digest)
     if named:
         folded, own = receipt.folded_from, expected.weights_digest
@@ -259,20 +260,5 @@ def _spelled(written: Written, role: str) -> str:
     return "; ".join(f"{f.sha256}, {f.size} bytes" for f in written.files if f.role == role) or "none"
 
 
-def _compare_tensor(name: str, got: Leaf | None, expected: Leaf | None) -> list[Finding]:
-    if got is None or expected is None:
-        what = "missing" if got is None else "extra"
-        return [Finding(what, _describe(got), _describe(expected), name)]
-    return (
-        _compare("dtype", got.dtype, expected.dtype, name)
-        or _compare("shape", str(list(got.shape)), str(list(expected.shape)), name)
-        or _compare("values", got.digest, expected.digest, name)
-    )
-
-
-def _describe(leaf: Leaf | None) -> str:
-    return f"{leaf.dtype} {list(leaf.shape)}" if leaf else "no such tensor"
-
-
-def _compare(what: str, got: str, expected: str, tensor: str = "") -> list[Finding]:
-    return [] if got == expected else [Finding(what, got, expected, tensor)]
+def _compare(what: str, got: str, expected: str) -> list[Finding]:
+    return [] if got == expected else [Finding(what, got, expected)]

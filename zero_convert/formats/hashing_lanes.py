@@ -11,11 +11,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from .digests import FileDigest, Leaf, Written, leaf_digest, leaf_hasher, weights_digest
+from .spans import CHUNK
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-CHUNK = 4 << 20  # bytes hashed or read at a time
 
 _SMALL = 64 << 10  # below this many bytes a thread costs more than it saves
 _IN_FLIGHT = 64 << 20  # bytes that may wait for their hashes

@@ -13,7 +13,7 @@ from __future__ import annotations
 import collections
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import BinaryIO
@@ -21,10 +21,11 @@ from typing import BinaryIO
 from ..errors import MalformedError, RefusedError, StorageError
 from .digests import FileDigest, Written, brief, weights_digest
 from .dtypes import find, stored
-from .hashing_lanes import CHUNK, ParallelHasher
+from .hashing_lanes import ParallelHasher
 from .naming import data_path
 from .protobuf import Field, Message
-from .safetensors import DIMENSIONS, opened
+from .safetensors import DIMENSIONS
+from .spans import check_tiling, opened, read_pieces
 
 TENSORS = 1_000_000  # at most, so that a small file cannot fill the memory
 _TYPED_DATA = (4, 5, 6, 7, 10, 11)
@@ -315,7 +316,9 @@ def file_digests(path: str | PathLike[str]) -> Written:
         with opened(beside) as file:
             size = os.fstat(file.fileno()).st_size
             own = sorted((t for t in header.tensors if t.location == location), key=lambda t: (t.begin, t.end))
-            _check_tiling(own, size, beside)
+            if (tiled := check_tiling(own, beside)) != size:
+                what = "bytes follow the last tensor"
+                raise MalformedError(what, where=beside, got=f"{size} bytes", expected=str(tiled))
             part = _digests(file, 0, size, own, beside)
             found |= part.tensors
         name = "" if location == data_path(path).name else location
@@ -329,35 +332,10 @@ def _digests(file: BinaryIO, begin: int, end: int, tensors: list[StoredTensor], 
     with ParallelHasher() as hasher:
         position = begin
         for tensor in tensors:
-            for piece in _pieces(file, position, tensor.begin, where):
+            for piece in read_pieces(file, position, tensor.begin, where):
                 hasher.file(piece)
-            hasher.tensor(tensor.name, tensor.dtype, tensor.shape, _pieces(file, tensor.begin, tensor.end, where))
+            hasher.tensor(tensor.name, tensor.dtype, tensor.shape, read_pieces(file, tensor.begin, tensor.end, where))
             position = tensor.end
-        for piece in _pieces(file, position, end, where):
+        for piece in read_pieces(file, position, end, where):
             hasher.file(piece)
     return hasher.written()
-
-
-def _pieces(file: BinaryIO, begin: int, end: int, where: str) -> Iterator[memoryview]:
-    try:
-        file.seek(begin)
-        while begin < end:
-            piece = file.read(min(end - begin, CHUNK))
-            if not piece:
-                raise MalformedError("the file ends early", where=where, got=f"{begin} bytes", expected=f"{end}")
-            begin += len(piece)
-            yield memoryview(piece)
-    except OSError as error:
-        raise StorageError("cannot read the file", where=where, got=error.strerror or str(error)) from error
-
-
-def _check_tiling(tensors: list[StoredTensor], size: int, where: str) -> None:
-    expected = 0
-    for tensor in tensors:
-        if tensor.begin != expected:
-            what = "overlaps the one before it" if tensor.begin < expected else "leaves a hole before it"
-            got = f"offset {tensor.begin}"
-            raise MalformedError(f"tensor {brief(tensor.name)} {what}", where=where, got=got, expected=str(expected))
-        expected = tensor.end
-    if expected != size:
-        raise MalformedError("bytes follow the last tensor", where=where, got=f"{size} bytes", expected=str(expected))

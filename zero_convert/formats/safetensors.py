@@ -10,17 +10,17 @@ Nothing is believed: what is taken from memory is bounded by the bytes that are 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import BinaryIO
 
-from ..errors import MalformedError, StorageError
+from ..errors import MalformedError
 from .digests import Written, brief, is_plain_text, parse_json
 from .dtypes import DTYPES, stored
-from .hashing_lanes import CHUNK, ParallelHasher
+from .hashing_lanes import ParallelHasher
+from .spans import DAMAGED, check_tiling, opened, read_pieces, read_span
 
 HEADER_LIMIT = 100_000_000  # bytes, the reference library's
 DIMENSIONS = 64  # numpy's limit: nothing that computes has more
@@ -64,97 +64,55 @@ def read_metadata(path: str | PathLike[str]) -> Mapping[str, str]:
     return read_header(path).metadata
 
 
-def iter_tensors(path: str | PathLike[str], header: Header) -> Iterator[tuple[TensorInfo, memoryview]]:
-    """Every tensor's bytes in order of the file, at most 4 MiB at a time; an empty tensor gives one empty piece.
+def tensor_pieces(path: str | PathLike[str]) -> dict[str, Callable[[], Iterator[memoryview]]]:
+    """Every tensor's name with a function that reads its bytes, at most 4 MiB at a time.
 
     Raises:
-        MalformedError: the file ends before the header says it does.
-        StorageError: it cannot be read.
+        MalformedError, StorageError: as `read_header`, now or when the bytes are read.
     """
-    with opened(path) as file:
-        file.seek(header.data_start)
-        for info in header.tensors:
-            for piece in _read_pieces(file, info, str(path)):
-                yield info, piece
-
-
-def tensor_pieces(path: str | PathLike[str]) -> dict[str, Callable[[], Iterator[memoryview]]]:
-    """Every tensor's name with a function that reads its bytes, at most 4 MiB at a time; errors as `iter_tensors`."""
     header = read_header(path)
 
-    def pieces(info: TensorInfo) -> Iterator[memoryview]:
+    def one(info: TensorInfo) -> Iterator[memoryview]:
         with opened(path) as file:
-            file.seek(header.data_start + info.begin)
-            yield from _read_pieces(file, info, str(path))
+            yield from _data(file, header, info, str(path))
 
-    return {info.name: partial(pieces, info) for info in header.tensors}
+    return {info.name: partial(one, info) for info in header.tensors}
 
 
 def file_digests(path: str | PathLike[str]) -> Written:
     """The digests of the file at `path`, made again from its bytes.
 
     Raises:
-        MalformedError, StorageError: as `read_header` and `iter_tensors`.
+        MalformedError, StorageError: as `read_header`; or the data ends early.
     """
     with opened(path) as file, ParallelHasher() as hasher:
         head = _head(file, str(path))
         header = _parse(head, os.fstat(file.fileno()).st_size, str(path))
         hasher.file(head)
         for info in header.tensors:
-            hasher.tensor(info.name, info.dtype, info.shape, _read_pieces(file, info, str(path)))
+            hasher.tensor(info.name, info.dtype, info.shape, _data(file, header, info, str(path)))
     return hasher.written()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def opened(path: str | PathLike[str]) -> BinaryIO:
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise StorageError("cannot read it", where=str(path), got="no regular file", expected="a file")
-        return open(path, "rb")
-    except (OSError, ValueError) as error:
-        got = getattr(error, "strerror", None) or str(error)
-        raise StorageError("cannot read the file", where=str(path), got=got) from error
-
-
-def _read(file: BinaryIO, size: int, where: str) -> bytes:
-    try:
-        return file.read(size)
-    except OSError as error:
-        raise StorageError("cannot read the file", where=where, got=error.strerror or str(error)) from error
-
-
-def _read_pieces(file: BinaryIO, info: TensorInfo, where: str) -> Iterator[memoryview]:
-    left = info.end - info.begin
-    if left == 0:
-        yield memoryview(b"")
-    while left:
-        piece = _read(file, min(left, CHUNK), where)
-        if not piece:
-            raise _malformed(where, f"the data of tensor {brief(info.name)} ends early", f"{left} bytes missing", "")
-        left -= len(piece)
-        yield memoryview(piece)
+def _data(file: BinaryIO, header: Header, info: TensorInfo, where: str) -> Iterator[memoryview]:
+    begin, end = header.data_start + info.begin, header.data_start + info.end
+    return read_pieces(file, begin, end, where, f"the data of tensor {brief(info.name)}")
 
 
 def _head(file: BinaryIO, where: str) -> bytes:
-    """Length and header as they stand in the file; its position is then the start of the data."""
+    """Length and header as they stand in the file."""
     size = os.fstat(file.fileno()).st_size
-    prefix = _read(file, 8, where)
+    prefix = read_span(file, 0, min(size, 8), where)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or length > size - 8:
-        raise _malformed(
-            where,
-            "the file ends inside its header",
-            f"{size} bytes",
-            f"8 and a header of {length}" if len(prefix) == 8 else "at least 8",
-        )
+        expected = f"8 and a header of {length}" if len(prefix) == 8 else "at least 8"
+        raise _malformed(where, "the file ends inside its header", f"{size} bytes", expected)
     if length > HEADER_LIMIT:
         raise _malformed(where, "the header is too long", f"{length} bytes", f"at most {HEADER_LIMIT}")
-    text = _read(file, length, where)
-    if len(text) != length:
-        raise _malformed(where, "the file ends inside its header", f"{len(text)} of {length} bytes", "all of them")
-    return prefix + text
+    return prefix + read_span(file, 8, length, where, "the header")
 
 
 def _parse(head: bytes, size: int, where: str) -> Header:
@@ -166,12 +124,7 @@ def _parse(head: bytes, size: int, where: str) -> Header:
         raise _malformed(where, f"{METADATA} is malformed", "another shape", "an object of strings")
     infos = [_info(name, entry, where) for name, entry in table.items()]
     infos.sort(key=lambda info: (info.begin, info.end))
-    expected = 0
-    for info in infos:
-        if info.begin != expected:
-            what = "overlaps the one before it" if info.begin < expected else "leaves a hole before it"
-            raise _malformed(where, f"tensor {brief(info.name)} {what}", f"offset {info.begin}", f"{expected}")
-        expected = info.end
+    expected = check_tiling(infos, where)
     if len(head) + expected != size:
         at = f" (the last tensor is {brief(infos[-1].name)})" if infos else ""
         what = "bytes follow the last tensor" if len(head) + expected < size else "the data ends early"
@@ -215,4 +168,4 @@ def _info(name: str, entry: object, where: str) -> TensorInfo:
 
 
 def _malformed(where: str, what: str, got: str, expected: str) -> MalformedError:
-    return MalformedError(what, where=where, got=got, expected=expected, fix="The file is damaged or was made by hand.")
+    return MalformedError(what, where=where, got=got, expected=expected, fix=DAMAGED)

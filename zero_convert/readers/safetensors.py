@@ -13,10 +13,11 @@ from typing import Any
 
 from zero_convert.formats.digests import brief, parse_json
 from zero_convert.formats.safetensors import read_header
+from zero_convert.formats.spans import DAMAGED
 
 from ..errors import RefusedError
 from .contents import Contents, Storage, Tensor
-from .parsing.source import DAMAGED, Source
+from .parsing.source import Source
 from .parsing.views import tied
 
 FORMAT, SHARDED = "safetensors", "sharded"
