@@ -19,10 +19,10 @@ from tests.test_checks import answers, convert
 from tests.test_schemes import conv, fill, layer, linear, tensor
 from zero_convert import schemes
 from zero_convert.checks import channel_spread, symmetry
-from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.isolation import pinned
+from zero_convert.checks.subject import Subject
 from zero_convert.errors import CoverageError, UsageError
-from zero_convert.graph.traced import Subject
 from zero_convert.records import Check
 from zero_convert.runtime.threads import one_thread
 from zero_convert.sources.inputs import reference_values
@@ -32,7 +32,7 @@ IMAGES = torch.from_numpy(reference_values((4, 3, 64, 64)))
 
 def asked(room: ModuleType, subject: Subject) -> Check:
     with pinned("cpu"), one_thread():
-        found = room.ask(Bench(subject, "quick", "cpu"))
+        found = room.ask(CheckContext(subject, "quick", "cpu"))
     assert found is not None
     return found
 

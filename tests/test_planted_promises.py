@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zero_convert.checks import norm_per_depth
-from zero_convert.graph.traced import Subject
+from zero_convert.checks.subject import Subject
 
 from . import nets
 from .subjects import ask, parameter, subject_of, with_gradient

@@ -20,11 +20,11 @@ from tests import nets
 from tests.test_checks import convert
 from tests.test_schemes import conv, fill, linear
 from zero_convert.checks import jacobian, linearity, norm_per_depth
-from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.isolation import pinned
+from zero_convert.checks.subject import Subject
 from zero_convert.errors import CoverageError
 from zero_convert.formulas.looks_linear import Mirrored, Orthogonal
-from zero_convert.graph.traced import Subject
 from zero_convert.records import Check, Way
 from zero_convert.runtime.threads import one_thread
 from zero_convert.sources.inputs import reference_values
@@ -66,7 +66,7 @@ REAL: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 
 def asked(room: ModuleType, subject: Subject) -> Check:
     with pinned("cpu"), one_thread():
-        found = room.ask(Bench(subject, "quick", "cpu"))
+        found = room.ask(CheckContext(subject, "quick", "cpu"))
     assert found is not None
     return found
 

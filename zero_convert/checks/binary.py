@@ -9,14 +9,18 @@ Fails on any other value.
 from __future__ import annotations
 
 from ..records import Check
-from .harness.bench import Bench
+from .harness.bench import CheckContext
 
+NAME = "binary"
 QUESTION = "Is every trainable value exactly 0 or 1?"
+AFTER = "zero_branches"
+LEVELS = ("quick", "full")
+NEEDS = ()
 KEPT = "kept as constructed"
 
 
-def ask(bench: Bench) -> Check | None:
-    subject = bench.subject
+def ask(context: CheckContext) -> Check | None:
+    subject = context.subject
     if not subject.scheme.binary:
         return None
     kept = {a.tensor.name for a in subject.assignments if a.rule == KEPT}
@@ -47,7 +51,7 @@ def ask(bench: Bench) -> Check | None:
         summary += f"; other values kept in {', '.join(other[:4])}" if other else ""
         remedy = "--leftovers zeros fills what no rule covers." if other else ""
     return Check(
-        "binary",
+        NAME,
         "fail" if wrong else "warn" if other else "pass",
         QUESTION,
         summary,

@@ -22,15 +22,19 @@ from zero_convert.graph.traced import Traced
 from zero_convert.nn.tree import ConvertedModule
 
 from ..records import Check
-from .harness.bench import Bench
+from .harness.bench import CheckContext
 
+NAME = "coverage"
 QUESTION = "What share of the parameters is inside a captured graph, and can joins hide in the rest?"
+AFTER = ""
+LEVELS = ("quick", "full")
+NEEDS = ()
 SHOWN = 3
 LITTLE = 0.5
 
 
-def ask(bench: Bench) -> Check:
-    traced = bench.subject.traced
+def ask(context: CheckContext) -> Check:
+    traced = context.subject.traced
     sizes = {id(p): p.numel() for p in traced.root.parameters()}
     inside = {path: traced.root.get_submodule(path) for path in _opaque(traced)}
     opaque = {id(p) for module in inside.values() for p in module.parameters()}
@@ -59,7 +63,7 @@ def ask(bench: Bench) -> Check:
     little = share < LITTLE and len(weight_layers(traced.root)) > 1
     fix = "Give what branches on values a module of its own, so that only that is kept whole."
     return Check(
-        "coverage",
+        NAME,
         "warn" if hiding or little else "pass",
         QUESTION,
         summary,

@@ -18,31 +18,34 @@ import torch
 from torch import Tensor, fx
 
 from ..records import Check, Join
-from ._pairs import axis_of, channels_first, halves, residual_joins
 from .harness import isolation
-from .harness.bench import Bench
+from .harness.bench import CheckContext
 from .harness.recorder import most
-from .harness.watch import watch
+from .harness.watch import axis_of, channels_first, halves, residual_joins, watch
 
+NAME = "norm_per_depth"
 QUESTION = "Does every residual block keep the length of the signal?"
+AFTER = "symmetry"
+LEVELS = ("quick", "full")
+NEEDS = ("scheme",)
 EXACT = 1e-12
 REMEDY = "A layer of that block is not what the scheme makes (see --dry-run), or a norm or activation stands in it."
 
 
-def ask(bench: Bench) -> Check | None:
-    limit = bench.promised("norm_per_depth")
-    if limit is None or not any(join.residual for join in bench.subject.structure.joins):
+def ask(context: CheckContext) -> Check | None:
+    limit = context.limits[NAME]
+    if not any(join.residual for join in context.subject.structure.joins):
         return None
-    if refusal := bench.refusal():
-        return Check("norm_per_depth", "skip", QUESTION, refusal)
+    if refusal := context.refusal():
+        return Check(NAME, "skip", QUESTION, refusal)
     ratios: dict[str, dict[str, float]] = {}
     overlap, stopped = 0.0, ""
-    for mode in bench.modes:
+    for mode in context.modes:
         for exact in (False, True):
             lengths: dict[str, float] = {}
             shapes: dict[str, tuple[int, ...]] = {}
             both: dict[str, float] = {}
-            wanted = {n.name: join for join, fork, node in residual_joins(bench, mode) for n in (fork, node)}
+            wanted = {n.name: join for join, fork, node in residual_joins(context, mode) for n in (fork, node)}
 
             def see(
                 n: fx.Node,
@@ -54,19 +57,17 @@ def ask(bench: Bench) -> Check | None:
             ) -> None:
                 if n.name in wanted:
                     join = wanted[n.name]
-                    sides = halves(value, axis_of(bench, join, value.ndim))
+                    sides = halves(value, axis_of(context, join, value.ndim))
                     lengths[n.name] = float(torch.linalg.vector_norm(isolation.wide(torch.stack(sides))))
                     shapes[n.name] = tuple(value.shape)
                     both[n.name] = float(torch.minimum(*sides).max() / max(float(torch.stack(sides).max()), 1e-30))
 
-            stopped = watch(bench, mode, see, exact=exact) or stopped
-            found = _ratios(bench, mode, lengths, shapes)
-            key = f"{mode}, {'float64' if exact else 'own precision'}"
-            ratios[key] = found
+            stopped = watch(context, mode, see, exact=exact) or stopped
+            ratios[f"{mode}, {'float64' if exact else 'own precision'}"] = _ratios(context, mode, lengths, shapes)
             overlap = most((overlap, *both.values()))
-    worst = {key: most(abs(value - 1) for value in found.values()) for key, found in ratios.items()}
+    worst = {key: most(abs(value - 1) for value in values.values()) for key, values in ratios.items()}
     limits = {key: EXACT if "float64" in key else limit for key in ratios}
-    off = [node for key, found in ratios.items() for node, value in found.items() if not abs(value - 1) <= limits[key]]
+    off = [node for key, values in ratios.items() for node in values if not abs(values[node] - 1) <= limits[key]]
     crossed = not overlap <= limit
     blocks = max(map(len, ratios.values()), default=0)
     summary = f"{blocks} blocks, length ratio 1 ± " + ", ".join(f"{value:.2g} ({key})" for key, value in worst.items())
@@ -75,7 +76,7 @@ def ask(bench: Bench) -> Check | None:
     summary += f"; stopped early: {stopped}" if stopped else ""
     status = "fail" if off or crossed else "warn" if stopped else "pass"
     return Check(
-        "norm_per_depth",
+        NAME,
         status,
         QUESTION,
         summary,
@@ -86,20 +87,20 @@ def ask(bench: Bench) -> Check | None:
 
 
 def _ratios(
-    bench: Bench, mode: str, lengths: Mapping[str, float], shapes: Mapping[str, tuple[int, ...]]
+    context: CheckContext, mode: str, lengths: Mapping[str, float], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, float]:
     """Join → its length over that before the first block of its stage."""
-    found: dict[str, float] = {}
+    ratios: dict[str, float] = {}
     reference, previous = 0.0, ""
-    for join, fork, node in residual_joins(bench, mode):
+    for join, fork, node in residual_joins(context, mode):
         if fork.name not in lengths or node.name not in lengths:
             continue
-        before, after = (channels_first(bench, join, shapes[n.name]) for n in (fork, node))
+        before, after = (channels_first(context, join, shapes[n.name]) for n in (fork, node))
         if before[1:] != after[1:] or after[0] < before[0]:
             previous = ""
             continue
-        way = bench.subject.structure.layer(join.branch[0]).way
+        way = context.subject.structure.layer(join.branch[0]).way
         reference = reference if way is not None and previous and way.name == previous else lengths[fork.name]
-        found[join.node] = lengths[node.name] / reference if reference else float("nan")
+        ratios[join.node] = lengths[node.name] / reference if reference else float("nan")
         previous = node.name
-    return found
+    return ratios
