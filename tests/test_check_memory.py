@@ -45,4 +45,4 @@ def test_quick_checks_keep_no_gradient() -> None:
     with isolation.pinned("cpu"), torch.enable_grad():
         assert checks.answer("gradient_norms", context) is not None
     assert all(p.grad is None for p in context.module.parameters())
-    assert not context.found["depths own"].backward and context.found["depths own"].weights
+    assert not context.measured["depths own"].backward and context.measured["depths own"].weights

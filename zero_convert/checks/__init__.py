@@ -42,8 +42,8 @@ LARGE = 5_000_000  # parameters
 
 def _files() -> dict[str, ModuleType]:
     """Name → file of the check, in the order in which they are asked: each after its `AFTER`, else by name."""
-    found = (info.name for info in pkgutil.iter_modules(__path__) if not info.ispkg and info.name != "subject")
-    files = {file.NAME: file for file in (import_module(f".{name}", __name__) for name in found)}
+    public = (info.name for info in pkgutil.iter_modules(__path__) if not info.ispkg and info.name != "subject")
+    files = {file.NAME: file for file in (import_module(f".{name}", __name__) for name in public)}
 
     def position(name: str) -> int:
         return 1 + position(files[name].AFTER) if files[name].AFTER else 0

@@ -107,8 +107,8 @@ def _read(traced: Traced) -> Iterator[nn.Parameter]:
 
 def weight_layers(module: nn.Module) -> list[str]:
     """Paths in the module of the layers with weights; a layer inside a known one does not count again."""
-    found: list[str] = []
+    paths: list[str] = []
     for path, m in module.named_modules():
-        if kind_of(m) in WEIGHT_KINDS and not any(path.startswith(f"{outer}.") or not outer for outer in found):
-            found.append(path)
-    return found
+        if kind_of(m) in WEIGHT_KINDS and not any(path.startswith(f"{outer}.") or not outer for outer in paths):
+            paths.append(path)
+    return paths

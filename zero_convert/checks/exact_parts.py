@@ -56,11 +56,11 @@ def ask(context: CheckContext) -> Check | None:
     batches = ", ".join(map(str, BATCHES[context.level]))
     ways = f"batches of {batches}, {THREADS[0]} and {THREADS[-1]} threads"
     ways += f", cpu and {context.device}" if context.device != "cpu" else ""
-    told = wrong or excused
+    differences = wrong or excused
     summary = f"{len(asked)} layers equal for {ways}"
-    if told:
-        worst = max(told, key=told.__getitem__)
-        summary = f"{len(told)} differences, up to {told[worst]:.2g} of the largest value: {worst}"
+    if differences:
+        worst = max(differences, key=differences.__getitem__)
+        summary = f"{len(differences)} differences, up to {differences[worst]:.2g} of the largest value: {worst}"
     return Check(
         NAME,
         "fail" if wrong else "warn" if excused else "pass",
@@ -68,13 +68,13 @@ def ask(context: CheckContext) -> Check | None:
         summary,
         {"layers": [name for name, _, _ in asked], "different": wrong, "excused": excused},
         "equal values",
-        REMEDY if told else "",
+        REMEDY if differences else "",
     )
 
 
 def _layers(context: CheckContext) -> list[tuple[str, nn.Module, Geometry]]:
     """One layer of each size with weights of 0 and ±1, as a float32 copy on the CPU."""
-    found: dict[tuple[object, ...], tuple[str, nn.Module, Geometry]] = {}
+    smallest: dict[tuple[object, ...], tuple[str, nn.Module, Geometry]] = {}
     for name, module in context.subject.traced.root.named_modules():
         if type(module).__module__.partition(".")[0] != "torch" or not isinstance(module, _ConvNd | nn.Linear):
             continue
@@ -82,9 +82,9 @@ def _layers(context: CheckContext) -> list[tuple[str, nn.Module, Geometry]]:
         if g is None or nn.utils.parametrize.is_parametrized(module) or module._forward_pre_hooks:
             continue
         key: tuple[object, ...] = (type(module), g.kernel if context.level == "quick" else g)
-        if (key not in found or _size(g) < _size(found[key][2])) and _plain(module):
-            found[key] = (name, module, g)
-    return [(name, _with_values(name, module), g) for name, module, g in found.values()]
+        if (key not in smallest or _size(g) < _size(smallest[key][2])) and _plain(module):
+            smallest[key] = (name, module, g)
+    return [(name, _with_values(name, module), g) for name, module, g in smallest.values()]
 
 
 def _plain(module: nn.Module) -> bool:
@@ -125,16 +125,16 @@ def _differences(context: CheckContext, layer: nn.Module, g: Geometry) -> Iterat
             if context.device != "cpu":
                 there = copy.deepcopy(layer).to(context.device)
                 for batch in batches:
-                    made = there(x[:batch].to(context.device)).cpu()
-                    yield from _compared(f"{context.device}, batch {batch}", made, right)
+                    values = there(x[:batch].to(context.device)).cpu()
+                    yield from _compared(f"{context.device}, batch {batch}", values, right)
     finally:
         torch.set_num_threads(threads)
 
 
-def _compared(how: str, made: Tensor, right: Tensor) -> Iterator[tuple[str, float]]:
-    expected, made = right[: len(made)], made.double()
-    if not torch.equal(made, expected):
-        yield how, float((made - expected).abs().max() / expected.abs().max().clamp(min=1))
+def _compared(how: str, values: Tensor, right: Tensor) -> Iterator[tuple[str, float]]:
+    expected, values = right[: len(values)], values.double()
+    if not torch.equal(values, expected):
+        yield how, float((values - expected).abs().max() / expected.abs().max().clamp(min=1))
 
 
 def _integers(layer: nn.Module, g: Geometry, batch: int) -> Tensor:

@@ -122,11 +122,11 @@ def _answer(
     dead = [n for n in trained if n not in first and n not in unused and n not in cancelled and n not in inert]
     serious = [name for name in dead if name in weights and name not in closed]
     when = Counter(first.values())
-    made = max(run.steps for run in runs)
+    count = max(run.steps for run in runs)
     numbers = {
         "first_step": first,
         "parameters_by_step": {str(step): when[step] for step in sorted(when)},
-        "steps": made,
+        "steps": count,
         "step_sizes": [run.size for run in runs],
         "limit": limit,
         "dead": dead,
@@ -137,7 +137,7 @@ def _answer(
     }
     alive = ", ".join(f"{count} from step {step}" for step, count in sorted(when.items()))
     summary = f"parameters with a gradient: {alive or 'none'}"
-    summary += f"; {len(dead)} dead after {made} steps: {_some(serious or dead)}" if dead else "; none stays dead"
+    summary += f"; {len(dead)} dead after {count} steps: {_some(serious or dead)}" if dead else "; none stays dead"
     if closed:
         summary += f"; {len(closed)} of them in gates that these inputs leave closed"
     if not dead and len(runs) > 1:
@@ -287,13 +287,13 @@ def _weights(subject: Subject) -> set[str]:
 
 def _lengths(subject: Subject) -> dict[str, str]:
     """The direction of each weight that is kept as a length and a direction → the length."""
-    found = {}
+    lengths = {}
     for layer in subject.structure.layers:
         meanings = dict(layer.parameters)
         by_meaning = {meanings.get(tensor.local, ""): tensor.name for tensor in layer.tensors}
         if {"g", "v"} <= by_meaning.keys():
-            found[by_meaning["v"]] = by_meaning["g"]
-    return found
+            lengths[by_meaning["v"]] = by_meaning["g"]
+    return lengths
 
 
 def _some(names: list[str]) -> str:

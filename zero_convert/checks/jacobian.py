@@ -48,16 +48,16 @@ def ask(context: CheckContext) -> Check | None:
     seen = _values(context, mode, inputs, {}, (start, end))
     if len(seen) < 2:
         return Check(NAME, "skip", QUESTION, "the joins are not reached in one run")
-    read, made = seen[start.name].detach(), seen[end.name]
-    rows = _pairs(context, last, made).numel()
+    first_value, last_value = seen[start.name].detach(), seen[end.name]
+    rows = _pairs(context, last, last_value).numel()
     size = sum(p.numel() for p in context.module.parameters())
     if rows > ROWS or rows * size > WORK:
         return Check(NAME, "skip", QUESTION, f"{rows} rows for {size:,} parameters are too many")
-    axis = axis_of(context, first, read.ndim)
-    pairs = _hashed(_pairs(context, first, read)).repeat_interleave(rows, 0).requires_grad_()
+    axis = axis_of(context, first, first_value.ndim)
+    pairs = _hashed(_pairs(context, first, first_value)).repeat_interleave(rows, 0).requires_grad_()
     both = torch.cat([pairs, -pairs], axis)
     with torch.enable_grad():
-        both = both.relu() if bool((read >= 0).all()) else both
+        both = both.relu() if bool((first_value >= 0).all()) else both
         carried = _pairs(context, last, _values(context, mode, inputs, {start.name: both}, (end,))[end.name])
         (jacobian,) = torch.autograd.grad(carried.reshape(rows, -1).diagonal().sum(), pairs)
     if not bool(torch.isfinite(jacobian).all()):

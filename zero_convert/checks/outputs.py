@@ -47,25 +47,25 @@ def ask(context: CheckContext) -> Check:
             continue
         module = context.module
         with isolation.kept(module):
-            found = returned(context, module, mode, context.subject.inputs)
-        described = spell(found)
-        if found != tuple(expected):
-            excused = sizes_of_values(context, mode, found)
-            if differs(found, expected, excused):
+            own = returned(context, module, mode, context.subject.inputs)
+        described = spell(own)
+        if own != tuple(expected):
+            excused = sizes_of_values(context, mode, own)
+            if differs(own, expected, excused):
                 rows = _found_items(context.graph(mode))
-                excused |= {(index, 0) for index in rows if index < len(found) and found[index][0]}
-            if differs(found, expected, excused):
+                excused |= {(index, 0) for index in rows if index < len(own) and own[index][0]}
+            if differs(own, expected, excused):
                 wrong.append(f"{mode} mode: {described} instead of {spell(expected)}")
             free[mode] = sorted(excused)
-    told = f"{described}, as the original"
+    summary = f"{described}, as the original"
     if any(free.values()):
         count = max(map(len, free.values()))
-        told += f"; {count} size{'s depend' if count > 1 else ' depends'} on values and need not agree"
+        summary += f"; {count} size{'s depend' if count > 1 else ' depends'} on values and need not agree"
     return Check(
         NAME,
         "fail" if wrong else "pass",
         QUESTION,
-        "; ".join(wrong) or told,
+        "; ".join(wrong) or summary,
         {"outputs": {mode: [list(shape) for shape, _ in of] for mode, of in context.subject.outputs.items()}}
         | ({"sizes_of_values": free} if free else {}),
         "equal shapes and dtypes",
@@ -88,18 +88,18 @@ def returned(context: CheckContext, module: nn.Module, mode: str, inputs: Inputs
     return tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors_in(values))
 
 
-def differs(found: Summary, expected: Summary, excused: set[tuple[int, int]]) -> bool:
+def differs(own: Summary, expected: Summary, excused: set[tuple[int, int]]) -> bool:
     """Whether more than the excused sizes, (tensor, axis), are different."""
-    if [(len(shape), dtype) for shape, dtype in found] != [(len(shape), dtype) for shape, dtype in expected]:
+    if [(len(shape), dtype) for shape, dtype in own] != [(len(shape), dtype) for shape, dtype in expected]:
         return True
     return any(
         a != b and (index, axis) not in excused
-        for index, ((own, _), (other, _)) in enumerate(zip(found, expected, strict=True))
-        for axis, (a, b) in enumerate(zip(own, other, strict=True))
+        for index, ((shape, _), (other, _)) in enumerate(zip(own, expected, strict=True))
+        for axis, (a, b) in enumerate(zip(shape, other, strict=True))
     )
 
 
-def sizes_of_values(context: CheckContext, mode: str, found: Summary) -> set[tuple[int, int]]:
+def sizes_of_values(context: CheckContext, mode: str, own: Summary) -> set[tuple[int, int]]:
     """(tensor, axis) of the sizes that change with weights and inputs whose shapes do not change."""
     excused = set()
     module = context.fresh()
@@ -112,8 +112,8 @@ def sizes_of_values(context: CheckContext, mode: str, found: Summary) -> set[tup
             if isolation.ran_out(error):
                 raise
             continue
-        if [len(shape) for shape, _ in other] == [len(shape) for shape, _ in found]:
-            sizes = enumerate(zip(found, other, strict=True))
+        if [len(shape) for shape, _ in other] == [len(shape) for shape, _ in own]:
+            sizes = enumerate(zip(own, other, strict=True))
             excused |= {
                 (index, axis) for index, ((a, _), (b, _)) in sizes for axis, size in enumerate(a) if size != b[axis]
             }
@@ -153,5 +153,6 @@ def _refill(module: nn.Module, variant: int, scale: float) -> None:
 
 def spell(shapes: Summary) -> str:
     """ "1×1000 float32, …"."""
-    told = [f"{'×'.join(map(str, shape)) or 'scalar'} {dtype}" for shape, dtype in shapes]
-    return ", ".join(told[:SHOWN]) + (f" and {len(told) - SHOWN} more" if len(told) > SHOWN else "") or "nothing"
+    spelled = [f"{'×'.join(map(str, shape)) or 'scalar'} {dtype}" for shape, dtype in shapes]
+    more = f" and {len(spelled) - SHOWN} more" if len(spelled) > SHOWN else ""
+    return ", ".join(spelled[:SHOWN]) + more or "nothing"

@@ -102,11 +102,11 @@ def ask(context: CheckContext) -> Check:
     if context.device != "cpu":
         ways[f"torch {context.device}"] = lambda: _torch(context, given, context.device, dtype)
         ways[f"onnxruntime {context.device}"] = lambda: runtime(context.device)
-    found: dict[str, list[Errors]] = {}
+    distances: dict[str, list[Errors]] = {}
     left_out: dict[str, str] = {}
     for way, compute in ways.items():
         try:
-            made = compute()
+            values = compute()
         except DeviceError as error:
             if strict or way == "onnxruntime cpu":
                 raise
@@ -116,28 +116,28 @@ def ask(context: CheckContext) -> Check:
         if answer is not None and (answer.fallen or answer.provider != provider_of(context.device)):
             left_out[way] = told(answer.fallen) if answer.fallen else f"it ran on {answer.provider}"
             continue
-        found[way] = [errors(a, b) for a, b in zip(made, reference, strict=False)]
-        if len(made) != len(reference):
-            found[way] = [Errors(*[float("inf")] * 4)]
+        distances[way] = [errors(a, b) for a, b in zip(values, reference, strict=False)]
+        if len(values) != len(reference):
+            distances[way] = [Errors(*[float("inf")] * 4)]
         elif not any(b.any() for b in reference):
             inner = [errors(b, a) for a, b in zip(*_inside(context, file, given, fed, way), strict=True)]
-            found[way] += [max(inner, key=lambda e: e.tolerance)] if inner else []
-    if any(len(each) > len(reference) for each in found.values()):
+            distances[way] += [max(inner, key=lambda e: e.tolerance)] if inner else []
+    if any(len(each) > len(reference) for each in distances.values()):
         names.append("layers")
-    over = [way for way, each in found.items() if any(not e.tolerance <= limit for e in each)]
+    over = [way for way, each in distances.items() if any(not e.tolerance <= limit for e in each)]
     first = {way: _first(context, file, given, fed, way, limit) for way in over}
-    worst = {way: max((e.tolerance for e in each), default=0.0) for way, each in found.items()}
-    said = [f"{way} within {value:.2g}" for way, value in worst.items()]
-    said += [f"{way} first beyond the limit at {node}" for way, node in first.items() if node]
-    said += [f"{way} not compared: {reason}" for way, reason in left_out.items()]
+    worst = {way: max((e.tolerance for e in each), default=0.0) for way, each in distances.items()}
+    parts = [f"{way} within {value:.2g}" for way, value in worst.items()]
+    parts += [f"{way} first beyond the limit at {node}" for way, node in first.items() if node]
+    parts += [f"{way} not compared: {reason}" for way, reason in left_out.items()]
     return Check(
         NAME,
         "fail" if over else "warn" if left_out else "pass",
         QUESTION,
-        f"against torch cpu: {'; '.join(said)}",
+        f"against torch cpu: {'; '.join(parts)}",
         {
             "outputs": names,
-            "ways": {way: [_numbers(e) for e in each] for way, each in found.items()},
+            "ways": {way: [_numbers(e) for e in each] for way, each in distances.items()},
             "first_node": first,
             "left_out": left_out,
             "placement": {device: dict(answer.placement) for device, answer in answers.items()},
@@ -152,9 +152,9 @@ def ask(context: CheckContext) -> Check:
 def _asked(context: CheckContext, dtype: str) -> tuple[Inputs, list[Array]]:
     """Inputs, and what torch returns for them on the CPU: made-up ones, or the example's where these lead nowhere."""
     own = context.subject.inputs
-    made = batches(context.example, None, samples=None)[0]
+    varied = batches(context.example, None, samples=None)[0]
     try:
-        reference = _torch(context, made, "cpu", dtype)
+        reference = _torch(context, varied, "cpu", dtype)
     except Exception as error:  # values that the network is not for: offsets that begin elsewhere than at 0
         if isolation.ran_out(error):
             raise
@@ -163,7 +163,7 @@ def _asked(context: CheckContext, dtype: str) -> tuple[Inputs, list[Array]]:
         usual = _torch(context, own, "cpu", dtype)
         if all(np.isfinite(value).all() for value in usual):
             return own, usual
-    return made, reference
+    return varied, reference
 
 
 def _numbers(e: Errors) -> dict[str, float]:
@@ -194,8 +194,8 @@ def _torch(context: CheckContext, given: Inputs, device: str, dtype: str) -> lis
 def _module(context: CheckContext, device: str, dtype: str) -> nn.Module:
     key = f"parity {device} {dtype}"
     if key not in context.measured:
-        made = context.copy_on(device)
-        context.measured[key] = (made if dtype == "float32" else made.to(getattr(torch, dtype))).eval()
+        copy = context.copy_on(device)
+        context.measured[key] = (copy if dtype == "float32" else copy.to(getattr(torch, dtype))).eval()
     module: nn.Module = context.measured[key]
     return module
 
@@ -208,10 +208,10 @@ def _first(context: CheckContext, file: OnnxFile, given: Inputs, fed: Sequence[A
     """The first node on this way that is beyond the limit; "" where none can be named."""
     if way.startswith("torch") or way == "onnxruntime cpu":
         return first_beyond(*_compared(context, file, given, fed, way), limit)
-    content, made = with_all_values(file.path)
-    named = [(node or value, value) for node, value in made]
+    content, values = with_all_values(file.path)
+    named = [(node or value, value) for node, value in values]
     runs = (run(content, fed, device, strict=False).outputs for device in ("cpu", context.device))
-    reference, mine = ({n: made[v] for n, v in named if isinstance(made.get(v), np.ndarray)} for made in runs)
+    reference, mine = ({n: values[v] for n, v in named if isinstance(values.get(v), np.ndarray)} for values in runs)
     return first_beyond(reference, mine, limit)
 
 

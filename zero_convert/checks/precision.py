@@ -35,15 +35,15 @@ def ask(context: CheckContext) -> Check:
     dtype = min(dtypes, key=lambda d: torch.finfo(d).bits, default=torch.float32)
     limit = max(LIMIT, 64 * torch.finfo(dtype).eps)
     numbers: dict[str, dict[str, float]] = {}
-    untold: dict[str, list[str]] = {}  # why → modes
+    left_out: dict[str, list[str]] = {}  # why → modes
     for mode in context.modes:
         own = context.run(mode)
         if own.random:
-            untold.setdefault("which draws random numbers", []).append(mode)
+            left_out.setdefault("which draws random numbers", []).append(mode)
             continue
         exact = context.exact_run(mode)
         if exact is None:
-            untold.setdefault(f"which does not run in float64 ({context.not_exact})", []).append(mode)
+            left_out.setdefault(f"which does not run in float64 ({context.not_exact})", []).append(mode)
             continue
         both = [name for name in own.heads if name in exact.heads]  # values may decide which layers run
         features = _difference([own.heads[n] for n in both], [exact.heads[n] for n in both])
@@ -60,17 +60,17 @@ def ask(context: CheckContext) -> Check:
         for mode, n in numbers.items()
         if not (n["features"] <= limit * n["largest_feature"] and n["outputs"] <= limit * n["largest_output"])
     ]
-    told = [
+    parts = [
         f"{n['features'] or n['outputs']:.1e} in {MODES[mode]} mode "
         f"(values up to {n['largest_feature'] or n['largest_output']:.2g})"
         for mode, n in numbers.items()
     ]
-    told += [f"not compared in {' and '.join(MODES[m] for m in modes)} mode, {why}" for why, modes in untold.items()]
+    parts += [f"not compared in {' and '.join(MODES[m] for m in modes)} mode, {why}" for why, modes in left_out.items()]
     return Check(
         NAME,
         "warn" if over else "pass" if numbers else "skip",
         QUESTION,
-        f"{name} differs from float64 by {', '.join(told)}" if numbers else "; ".join(told) or context.refusal(),
+        f"{name} differs from float64 by {', '.join(parts)}" if numbers else "; ".join(parts) or context.refusal(),
         {"dtype": name, **numbers},
         f"at most {limit:.0e} of the largest value",
         (remedy(context.subject) or CANCELS) if over else "",

@@ -115,13 +115,13 @@ def run(module: nn.Module, graph: fx.Graph, structure: Structure, inputs: Inputs
             # Of a single number, because torch loads sympy, most of a second, to look at given gradients.
             value = torch.stack([(t * _direction(t, index)).sum().cpu() for index, t in enumerate(ends)]).sum()
             value.backward()  # type: ignore[no-untyped-call]
-        found = seer.finished()
+        depths = seer.finished()
         for name, parameter in parameters:
             if parameter.grad is not None:
-                found.weights[name] = length(parameter.grad)
+                depths.weights[name] = length(parameter.grad)
                 if "gradients" in asked:
-                    found.backward[name] = parameter.grad.detach()
-    return found
+                    depths.backward[name] = parameter.grad.detach()
+    return depths
 
 
 @contextmanager

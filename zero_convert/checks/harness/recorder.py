@@ -150,8 +150,8 @@ def largest(value: Tensor) -> float:
 
 def most(values: Iterable[float]) -> float:
     """The largest of numbers that are not negative; NaN if there is one, which `max` may pass over; 0 for none."""
-    found = list(values)
-    return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)
+    magnitudes = list(values)
+    return math.nan if any(map(math.isnan, magnitudes)) else max(magnitudes, default=0.0)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
