@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import fx, nn
 
-from zero_convert.graph.queries import add_module, insert_after, kind, tensors_in
+from zero_convert.graph.editing import add_module, insert_after
+from zero_convert.graph.queries import kind, tensors_in
 from zero_convert.nn.layers import ScalarBias, ScalarScale
 
 from ..records import Edit, Join

@@ -14,8 +14,9 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
+from zero_convert.graph.editing import add_module, insert_after
 from zero_convert.graph.kinds import WEIGHT_KINDS
-from zero_convert.graph.queries import Reach, add_module, insert_after, kind
+from zero_convert.graph.queries import Reach, kind
 from zero_convert.nn.layers import ScalarBias, ScalarScale
 
 from ..records import Analyzed, Edit, Join, Option
