@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zero_convert import checks, rewrites, schemes
-from zero_convert.checks import channels, precision
 from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.channels import distinct
 from zero_convert.checks.harness.isolation import kept, pinned
@@ -445,7 +444,7 @@ def test_channels_that_are_constant_up_to_rounding_are_counted() -> None:
         context = CheckContext(convert(net, torch.zeros(4, 32), "zero-2022"), "quick", "cpu")
         context.inputs[0][0][:, :24] = 1.0  # 24 of 32 channels
         context._runs.clear()
-        check = channels.ask(context)
+        check = checks.answer("channels", context)
     assert (check.status, check.numbers["layers"]["0"]["low_variance"]) == ("warn", 24)
 
 
@@ -533,7 +532,7 @@ def test_resnet50_shows_the_known_weakness_and_its_remedy(
     subject = convert(torchvision.models.resnet50(), torch.zeros(1, 3, 224, 224), mixing=mixing)
     with pinned("cpu"):
         context = CheckContext(subject, "quick", "cpu")
-        signal, rounding = channels.ask(context), precision.ask(context)
+        signal, rounding = (checks.answer(name, context) for name in ("channels", "precision"))
     assert least <= signal.numbers["heads"]["fc"][0] <= most
     assert signal.numbers["heads"]["fc"][1] == 2048
     assert constant[0] <= signal.numbers["worst_low_variance"] <= constant[1]

@@ -9,7 +9,7 @@ meaning, and it declares
     LEVELS      the levels at which it is asked, of "quick" and "full"
     NEEDS       what has to be there. Without "scheme" (a limit in `Scheme.checks`), "steps" (of training, asked for) or
                 "onnx" (a file) it is not asked; without "train" (the network runs in training mode) it is skipped
-    ask(context) -> Check | None        None where the question does not arise
+    ask(context) -> Answer | None       None where the question does not arise
 
 No check imports another: what they share is in `harness/`. The model itself is never run and never written to.
 """
@@ -28,7 +28,7 @@ from zero_convert.runtime.threads import one_thread
 
 from ..errors import ZeroConvertError
 from ..records import Check
-from .harness.bench import CheckContext, OnnxFile, OutOfMemory
+from .harness.bench import Answer, CheckContext, OnnxFile, OutOfMemory
 from .harness.device import release
 from .harness.device import resolve as resolve
 from .harness.inputs import BATCH
@@ -132,9 +132,9 @@ def answer(name: str, context: CheckContext, progress: Progress | None = None) -
         progress("validate", f"{name} on {context.device}")
     try:
         if "train" in file.NEEDS and "train" not in context.modes:
-            return Check(name, "skip", file.QUESTION, f"does not run in training mode: {context.refused['train']}")
-        check: Check | None = file.ask(context)
-        return check
+            answered: Answer | None = Answer("skip", f"does not run in training mode: {context.refused['train']}")
+        else:
+            answered = file.ask(context)
     except ZeroConvertError:
         raise
     except (Exception, SystemExit) as error:
@@ -142,5 +142,5 @@ def answer(name: str, context: CheckContext, progress: Progress | None = None) -
             raise context.out_of_memory() from error
         line = (str(error).strip().splitlines() or [""])[0]
         summary = f"could not be answered: {type(error).__name__}: {line}"[:300]
-        remedy = "The network stops there. --input gives other example inputs."
-        return Check(name, "fail", file.QUESTION, summary, remedy=remedy)
+        answered = Answer("fail", summary, remedy="The network stops there. --input gives other example inputs.")
+    return None if answered is None else Check(name=name, question=file.QUESTION, **vars(answered))

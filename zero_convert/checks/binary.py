@@ -8,8 +8,7 @@ Fails on any other value.
 
 from __future__ import annotations
 
-from ..records import Check
-from .harness.bench import CheckContext
+from .harness.bench import Answer, CheckContext
 
 NAME = "binary"
 QUESTION = "Is every trainable value exactly 0 or 1?"
@@ -19,7 +18,7 @@ NEEDS = ()
 KEPT = "kept as constructed"
 
 
-def ask(context: CheckContext) -> Check | None:
+def ask(context: CheckContext) -> Answer | None:
     subject = context.subject
     if not subject.scheme.binary:
         return None
@@ -50,10 +49,8 @@ def ask(context: CheckContext) -> Check | None:
         summary = f"{zeros + ones:,} trainable values: {zeros:,} zeros, {ones:,} ones"
         summary += f"; other values kept in {', '.join(other[:4])}" if other else ""
         remedy = "--leftovers zeros fills what no rule covers." if other else ""
-    return Check(
-        NAME,
+    return Answer(
         "fail" if wrong else "warn" if other else "pass",
-        QUESTION,
         summary,
         numbers,
         "0 or 1 exactly",

@@ -11,12 +11,12 @@ Fails if a branch adds more than 1.001 times its limit, for rounding.
 
 from __future__ import annotations
 
-from torch import Tensor, fx
+from torch import fx
 
 from zero_convert.graph.queries import Reach, kind
 
-from ..records import Check, Join
-from .harness.bench import CheckContext
+from ..records import Join
+from .harness.bench import Answer, CheckContext
 from .harness.recorder import largest, most
 from .harness.watch import unseen, watch
 
@@ -29,7 +29,7 @@ ROUNDING = 1.001  # of the value and of its opposite
 REMEDY = "Its last layer is not what the scheme makes (--dry-run names the rules), or something behind it adds."
 
 
-def ask(context: CheckContext) -> Check | None:
+def ask(context: CheckContext) -> Answer | None:
     factor = context.limits[NAME]
     joins = [join for join in context.subject.structure.joins if join.residual]
     if not joins:
@@ -38,24 +38,16 @@ def ask(context: CheckContext) -> Check | None:
     stopped = ""
     for mode in context.modes:
         ends = {join: ends for join in joins if (ends := _ends(context, context.graph(mode), join))}
-        seen: dict[str, float] = {}
-        wanted = {
-            n.name for parts in ends.values() for end, branch, _ in parts for n in (end.all_input_nodes[0], branch)
-        }
-
-        def see(n: fx.Node, value: Tensor, wanted: set[str] = wanted, seen: dict[str, float] = seen) -> None:
-            if n.name in wanted:
-                seen[n.name] = largest(value)
-
-        stopped = watch(context, mode, see) or stopped
+        nodes = {n for parts in ends.values() for end, branch, _ in parts for n in (end.all_input_nodes[0], branch)}
+        seen, ended = watch(context, mode, lambda n, value: largest(value), nodes=nodes)
+        stopped = ended or stopped
         for join, parts in ends.items():
             if join.branch_node in seen:
                 limit = sum(factor * gain * seen.get(end.all_input_nodes[0].name, 0.0) for end, _, gain in parts)
                 share = seen[join.branch_node] / limit if limit else float(seen[join.branch_node] > 0) * 2
                 shares[join.node] = most((share, shares.get(join.node, 0.0)))
     if not shares:
-        otherwise = "none ends in a layer that starts close to 0"
-        return unseen(context, NAME, QUESTION, stopped, "branch", otherwise)
+        return unseen(context, stopped, "branch", "none ends in a layer that starts close to 0")
     wrong = {node: share for node, share in shares.items() if not share <= ROUNDING}
     if wrong:
         worst = max(wrong, key=wrong.__getitem__)
@@ -64,10 +56,8 @@ def ask(context: CheckContext) -> Check | None:
         summary = f"{len(shares)} branches add at most {max(shares.values()):.3g} times their limit"
         summary += f"; {len(joins) - len(shares)} joins were not judged" if len(shares) < len(joins) else ""
         summary += f", the recording ends early: {stopped}" if stopped else ""
-    return Check(
-        NAME,
+    return Answer(
         "fail" if wrong else "warn" if stopped else "pass",
-        QUESTION,
         summary,
         {"shares_of_the_limit": shares, "factor": factor},
         f"{factor:g} times what the last layer reads, 2/sqrt(eps) times more behind a norm",

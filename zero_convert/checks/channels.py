@@ -15,8 +15,7 @@ leaves, and it trains well; less has another cause. The remedy depends on the sc
 
 from __future__ import annotations
 
-from ..records import Check
-from .harness.bench import CheckContext
+from .harness.bench import Answer, CheckContext
 from .harness.channels import Channels
 from .harness.remedies import FEW, remedy
 
@@ -29,7 +28,7 @@ MANY = 0.5  # part of a norm's channels
 SMALL = 16  # norms over fewer channels are not judged
 
 
-def ask(context: CheckContext) -> Check:
+def ask(context: CheckContext) -> Answer:
     seen = context.run("train")
     exact = context.reading_run()
     roles = {layer.name: layer.role for layer in context.subject.structure.layers}
@@ -48,10 +47,8 @@ def ask(context: CheckContext) -> Check:
         parts.append(
             f"up to {low:.0%} near-zero-variance channels of a norm ({worst})" if low else "none of low variance"
         )
-    return Check(
-        NAME,
+    return Answer(
         "warn" if warn else "pass",
-        QUESTION,
         "; ".join(parts) or "no head and no norm to look at",
         {
             "heads": {name: [c.distinct, c.total] for name, c in heads.items()},

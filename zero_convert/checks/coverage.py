@@ -21,8 +21,7 @@ from zero_convert.graph.kinds import WEIGHT_KINDS, kind_of
 from zero_convert.graph.traced import Traced
 from zero_convert.nn.tree import ConvertedModule
 
-from ..records import Check
-from .harness.bench import CheckContext
+from .harness.bench import Answer, CheckContext
 
 NAME = "coverage"
 QUESTION = "What share of the parameters is inside a captured graph, and can joins hide in the rest?"
@@ -33,7 +32,7 @@ SHOWN = 3
 LITTLE = 0.5
 
 
-def ask(context: CheckContext) -> Check:
+def ask(context: CheckContext) -> Answer:
     traced = context.subject.traced
     sizes = {id(p): p.numel() for p in traced.root.parameters()}
     inside = {path: traced.root.get_submodule(path) for path in _opaque(traced)}
@@ -62,10 +61,8 @@ def ask(context: CheckContext) -> Check:
         summary += f" and {len(hiding) - SHOWN} more" if len(hiding) > SHOWN else ""
     little = share < LITTLE and len(weight_layers(traced.root)) > 1
     fix = "Give what branches on values a module of its own, so that only that is kept whole."
-    return Check(
-        NAME,
+    return Answer(
         "warn" if hiding or little else "pass",
-        QUESTION,
         summary,
         {
             "parameters": total,

@@ -20,8 +20,8 @@ import re
 import torch
 from torch import Tensor
 
-from ..records import Assignment, Check
-from .harness.bench import CheckContext
+from ..records import Assignment
+from .harness.bench import Answer, CheckContext
 from .harness.channels import distinct
 
 NAME = "distinct_units"
@@ -35,7 +35,7 @@ RULE = re.compile(
 )
 
 
-def ask(context: CheckContext) -> Check | None:
+def ask(context: CheckContext) -> Answer | None:
     layers = {layer.name: layer for layer in context.subject.structure.layers}
     numbers: dict[str, list[int]] = {}
     wrong: list[str] = []
@@ -57,10 +57,8 @@ def ask(context: CheckContext) -> Check | None:
     if wrong:
         found, predicted, rows = numbers[wrong[0]]
         summary = f"{len(wrong)} of {len(numbers)} layers: {found} different rows instead of {predicted} at {wrong[0]}"
-    return Check(
-        NAME,
+    return Answer(
         "fail" if wrong else "pass",
-        QUESTION,
         summary,
         {"layers": numbers, "columns": ["found", "predicted", "rows"]},
         "as many distinct rows as the rule predicts",

@@ -24,8 +24,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from zero_convert.formulas.hashing import words
 from zero_convert.graph.kinds import geometry
 
-from ..records import Check, Geometry
-from .harness.bench import CheckContext
+from ..records import Geometry
+from .harness.bench import Answer, CheckContext
 
 NAME = "exact_parts"
 QUESTION = "Do layers of zeros and ones return exactly the same on integers for every batch size, thread and device?"
@@ -43,7 +43,7 @@ REMEDY = (
 WINOGRAD = 1e-5  # of the largest value
 
 
-def ask(context: CheckContext) -> Check | None:
+def ask(context: CheckContext) -> Answer | None:
     asked = _layers(context)
     if not asked:
         return None
@@ -61,10 +61,8 @@ def ask(context: CheckContext) -> Check | None:
     if differences:
         worst = max(differences, key=differences.__getitem__)
         summary = f"{len(differences)} differences, up to {differences[worst]:.2g} of the largest value: {worst}"
-    return Check(
-        NAME,
+    return Answer(
         "fail" if wrong else "warn" if excused else "pass",
-        QUESTION,
         summary,
         {"layers": [name for name, _, _ in asked], "different": wrong, "excused": excused},
         "equal values",

@@ -13,8 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..records import Check
-from .harness.bench import CheckContext
+from .harness.bench import Answer, CheckContext
 
 NAME = "finite"
 QUESTION = "Is every value of the state dict and of the outputs finite?"
@@ -24,7 +23,7 @@ NEEDS = ()
 OUTPUT = "the output"
 
 
-def ask(context: CheckContext) -> Check:
+def ask(context: CheckContext) -> Answer:
     root = context.subject.traced.root
     parameters = {name for name, _ in root.named_parameters(remove_duplicate=False)}
     wrong, values, infinite = [], 0, 0
@@ -51,10 +50,8 @@ def ask(context: CheckContext) -> Check:
         summary = f"{values:,} values are finite, and no output was seen: it {refusal}"
     if wrong:
         summary = f"NaN or infinity in {', '.join(wrong[:4])}{' …' if len(wrong) > 4 else ''}"
-    return Check(
-        NAME,
+    return Answer(
         "fail" if wrong else "warn" if refusal else "pass",
-        QUESTION,
         summary,
         {"values": values, "not_finite": wrong, "infinite_in_buffers": infinite, "largest_output": magnitudes}
         | ({"refused": dict(context.refused)} if context.refused else {}),

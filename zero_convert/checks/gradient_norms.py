@@ -22,8 +22,7 @@ import math
 
 from torch import Tensor
 
-from ..records import Check
-from .harness.bench import CheckContext
+from .harness.bench import Answer, CheckContext
 from .harness.depths import Depths, depths, length, rounded
 from .harness.remedies import CANCELS, INFINITE, remedy
 from .harness.training import cancelled_biases
@@ -38,7 +37,7 @@ RANGE = 1e4  # of the weights
 SMALL = 1e-6  # of the largest norm
 
 
-def ask(context: CheckContext) -> Check | None:
+def ask(context: CheckContext) -> Answer | None:
     own = depths(context, "own")
     if own is None or not own.weights:
         return None
@@ -67,10 +66,8 @@ def ask(context: CheckContext) -> Check | None:
         worst = max(far, key=far.__getitem__)
         summary += f"; up to {far[worst]:.2g} of it off float64 ({worst})"
     status = "fail" if broken else "warn" if over or ratio > RANGE else "pass"
-    return Check(
-        NAME,
+    return Answer(
         status,
-        QUESTION,
         summary,
         {
             "parameter": names,

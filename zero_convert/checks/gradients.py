@@ -45,8 +45,7 @@ from zero_convert.formulas.hashing import words
 from zero_convert.graph.kinds import WEIGHT_KINDS
 from zero_convert.graph.queries import Reach
 
-from ..records import Check
-from .harness.bench import CheckContext, disable_dropout
+from .harness.bench import Answer, CheckContext, disable_dropout
 from .harness.inputs import Inputs, floats
 from .harness.isolation import ran_out
 from .harness.remedies import INFINITE
@@ -82,19 +81,19 @@ class _Run:
     steps: int = 0
 
 
-def ask(context: CheckContext) -> Check:
+def ask(context: CheckContext) -> Answer:
     subject = context.subject
     trained = [name for name, p in subject.traced.root.named_parameters() if p.requires_grad]
     if not trained:
-        return Check(NAME, "skip", QUESTION, "nothing is trainable")
+        return Answer("skip", "nothing is trainable")
     if not context.run("train").outputs:
-        return Check(NAME, "skip", QUESTION, "no floating tensor is returned in training mode")
+        return Answer("skip", "no floating tensor is returned in training mode")
     cancelled, limit, weights = cancelled_biases(subject), longest_branch(subject) + 2, _weights(subject)
     lengths = _lengths(subject)
     runs = _trainings(context, trained, weights, cancelled, limit, lengths)
     if runs[0].broken and (runs[0].steps == 1 or all(run.broken for run in runs)):
-        return Check(
-            NAME, "fail", QUESTION,
+        return Answer(
+            "fail",
             f"gradient not finite in step {runs[0].steps}: {_some(runs[0].broken)}",
             {"steps": runs[0].steps, "step_sizes": [run.size for run in runs], "not_finite": runs[0].broken},
             "finite gradients",
@@ -115,7 +114,7 @@ def _answer(
     weights: set[str],
     inert: list[str],
     closed: list[str],
-) -> Check:
+) -> Answer:
     steps = {name: [run.first[name] for run in runs if name in run.first] for name in trained}
     first = {name: min(reached) for name, reached in steps.items() if reached}
     unused = runs[0].unused
@@ -149,10 +148,8 @@ def _answer(
         summary += f"; {len(inert)} without a gradient whatever the weights are: {_some(inert)}"
     if cancelled:
         summary += f"; {len(cancelled)} biases cancelled by the norm after them"
-    return Check(
-        NAME,
+    return Answer(
         "fail" if serious else "warn" if dead or not first else "pass",
-        QUESTION,
         summary,
         numbers,
         f"alive within {limit} steps (longest branch, stem, head), or while each step wakes more",

@@ -20,9 +20,9 @@ from torch import Tensor, fx
 from zero_convert.formulas.hashing import words
 from zero_convert.runtime import rng
 
-from ..records import Check, Join
+from ..records import Join
 from .harness import isolation
-from .harness.bench import CheckContext, disable_dropout
+from .harness.bench import Answer, CheckContext, disable_dropout
 from .harness.inputs import Inputs, moved
 from .harness.watch import Watcher, axis_of, halves, residual_joins
 
@@ -37,7 +37,7 @@ ROWS = 512
 WORK = 6e9  # rows times parameters
 
 
-def ask(context: CheckContext) -> Check | None:
+def ask(context: CheckContext) -> Answer | None:
     limit = context.limits[NAME]
     mode = next(iter(reversed(context.modes)), "")
     joins = residual_joins(context, mode) if mode else []
@@ -47,12 +47,12 @@ def ask(context: CheckContext) -> Check | None:
     inputs = tuple(x[:1] if isinstance(x, Tensor) else x for x in context.fitting(SIDES)[mode != "train"])
     seen = _values(context, mode, inputs, {}, (start, end))
     if len(seen) < 2:
-        return Check(NAME, "skip", QUESTION, "the joins are not reached in one run")
+        return Answer("skip", "the joins are not reached in one run")
     first_value, last_value = seen[start.name].detach(), seen[end.name]
     rows = _pairs(context, last, last_value).numel()
     size = sum(p.numel() for p in context.module.parameters())
     if rows > ROWS or rows * size > WORK:
-        return Check(NAME, "skip", QUESTION, f"{rows} rows for {size:,} parameters are too many")
+        return Answer("skip", f"{rows} rows for {size:,} parameters are too many")
     axis = axis_of(context, first, first_value.ndim)
     pairs = _hashed(_pairs(context, first, first_value)).repeat_interleave(rows, 0).requires_grad_()
     both = torch.cat([pairs, -pairs], axis)
@@ -62,15 +62,13 @@ def ask(context: CheckContext) -> Check | None:
         (jacobian,) = torch.autograd.grad(carried.reshape(rows, -1).diagonal().sum(), pairs)
     if not bool(torch.isfinite(jacobian).all()):
         summary = f"the Jacobian is not finite ({len(joins)} blocks, from {start.name} to {end.name})"
-        return Check(NAME, "fail", QUESTION, summary, {}, f"within {limit:g} of 0 or 1", REMEDY)
+        return Answer("fail", summary, {}, f"within {limit:g} of 0 or 1", REMEDY)
     values = torch.linalg.svdvals(jacobian.reshape(rows, -1).cpu().double())
     off = float(torch.minimum(values.abs(), (values - 1).abs()).max())
     ones = int((values > 0.5).sum())
     wrong = off > limit or ones == 0
-    return Check(
-        NAME,
+    return Answer(
         "fail" if wrong else "pass",
-        QUESTION,
         f"{ones} singular values are 1, {len(values) - ones} are 0, up to {off:.2g} "
         f"({rows}×{jacobian[0].numel()}, {len(joins)} blocks; {float(values.min()):.6g} … {float(values.max()):.6g})",
         {"off": off, "ones": ones, "zeros": len(values) - ones, "largest": float(values.max())},

@@ -13,9 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..records import Check
 from .harness import isolation
-from .harness.bench import CheckContext, disable_dropout
+from .harness.bench import Answer, CheckContext, disable_dropout
 from .harness.inputs import Inputs, batches, floats
 from .harness.recorder import largest, most
 
@@ -28,16 +27,16 @@ ROUNDING = 64  # units of float32's rounding, of the inputs' size
 REMEDY = "A bias, a norm, or a ReLU whose channels are no mirrored pairs: --dry-run lists edits and rules."
 
 
-def ask(context: CheckContext) -> Check:
+def ask(context: CheckContext) -> Answer:
     limit = context.limits[NAME]
     if refusal := context.refusal():
-        return Check(NAME, "skip", QUESTION, refusal)
+        return Answer("skip", refusal)
     off: dict[str, float] = {}
     scale = size = 0.0
     for mode in context.modes:
         x = context.inputs[mode != "train"]
         if not all(isinstance(value, Tensor) and value.is_floating_point() for value in x):
-            return Check(NAME, "skip", QUESTION, "inputs that cannot be added")
+            return Answer("skip", "inputs that cannot be added")
         y = batches(x, None, samples=None, variant=1)[0]
         fx, fy = _returned(context, mode, x), _returned(context, mode, y)
         both = _returned(context, mode, tuple(a + b for a, b in zip(x, y, strict=True)))
@@ -47,10 +46,8 @@ def ask(context: CheckContext) -> Check:
     allowed = max(limit * scale, ROUNDING * torch.finfo(torch.float32).eps * size)
     wrong = any(not value <= allowed for value in off.values())
     summary = "outputs of x + y differ from the sum by " + ", ".join(f"{v:.2g} in mode {m}" for m, v in off.items())
-    return Check(
-        NAME,
+    return Answer(
         "fail" if wrong else "pass",
-        QUESTION,
         f"{summary} (outputs up to {scale:.3g})",
         {"off": off, "largest": scale},
         f"{limit:g} of the largest output",

@@ -7,8 +7,7 @@ Fails on any magnitude above 0. Warns of a head that cannot be looked at, becaus
 
 from __future__ import annotations
 
-from ..records import Check
-from .harness.bench import CheckContext
+from .harness.bench import Answer, CheckContext
 from .harness.recorder import most
 from .harness.zero_branches import all_zero, rules_of
 
@@ -21,7 +20,7 @@ NEEDS = ()
 SHOWN = 3
 
 
-def ask(context: CheckContext) -> Check | None:
+def ask(context: CheckContext) -> Answer | None:
     rules = rules_of(context.subject)
     layers = context.subject.structure.layers
     heads = [layer.name for layer in layers if layer.role == "head" and all_zero(rules.get(layer.name, ()))]
@@ -48,7 +47,7 @@ def ask(context: CheckContext) -> Check | None:
     summary += f", because the recording ends early: {stopped}" if stopped else ""
     status = "fail" if wrong or (missed and not stopped) else "warn" if missed else "pass"
     remedy = "Its weights or biases are not 0 (--dry-run names the rules), or its input is not finite." if wrong else ""
-    return Check(NAME, status, QUESTION, summary, numbers, "exactly 0", remedy)
+    return Answer(status, summary, numbers, "exactly 0", remedy)
 
 
 def _some(names: list[str]) -> str:

@@ -12,14 +12,11 @@ a pair are not 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, fx
 
-from ..records import Check, Join
 from .harness import isolation
-from .harness.bench import CheckContext
+from .harness.bench import Answer, CheckContext
 from .harness.recorder import most
 from .harness.watch import axis_of, channels_first, halves, residual_joins, watch
 
@@ -32,39 +29,19 @@ EXACT = 1e-12
 REMEDY = "A layer of that block is not what the scheme makes (see --dry-run), or a norm or activation stands in it."
 
 
-def ask(context: CheckContext) -> Check | None:
+def ask(context: CheckContext) -> Answer | None:
     limit = context.limits[NAME]
     if not any(join.residual for join in context.subject.structure.joins):
         return None
     if refusal := context.refusal():
-        return Check(NAME, "skip", QUESTION, refusal)
+        return Answer("skip", refusal)
     ratios: dict[str, dict[str, float]] = {}
     overlap, stopped = 0.0, ""
     for mode in context.modes:
         for exact in (False, True):
-            lengths: dict[str, float] = {}
-            shapes: dict[str, tuple[int, ...]] = {}
-            both: dict[str, float] = {}
-            wanted = {n.name: join for join, fork, node in residual_joins(context, mode) for n in (fork, node)}
-
-            def see(
-                n: fx.Node,
-                value: Tensor,
-                wanted: Mapping[str, Join] = wanted,
-                lengths: dict[str, float] = lengths,
-                shapes: dict[str, tuple[int, ...]] = shapes,
-                both: dict[str, float] = both,
-            ) -> None:
-                if n.name in wanted:
-                    join = wanted[n.name]
-                    sides = halves(value, axis_of(context, join, value.ndim))
-                    lengths[n.name] = float(torch.linalg.vector_norm(isolation.wide(torch.stack(sides))))
-                    shapes[n.name] = tuple(value.shape)
-                    both[n.name] = float(torch.minimum(*sides).max() / max(float(torch.stack(sides).max()), 1e-30))
-
-            stopped = watch(context, mode, see, exact=exact) or stopped
-            ratios[f"{mode}, {'float64' if exact else 'own precision'}"] = _ratios(context, mode, lengths, shapes)
-            overlap = most((overlap, *both.values()))
+            key = f"{mode}, {'float64' if exact else 'own precision'}"
+            ratios[key], both, ended = _ratios(context, mode, exact)
+            overlap, stopped = most((overlap, both)), ended or stopped
     worst = {key: most(abs(value - 1) for value in values.values()) for key, values in ratios.items()}
     limits = {key: EXACT if "float64" in key else limit for key in ratios}
     off = [node for key, values in ratios.items() for node in values if not abs(values[node] - 1) <= limits[key]]
@@ -75,10 +52,8 @@ def ask(context: CheckContext) -> Check | None:
     summary += f"; both sides of a pair up to {overlap:.2g} at once" if crossed else ""
     summary += f"; stopped early: {stopped}" if stopped else ""
     status = "fail" if off or crossed else "warn" if stopped else "pass"
-    return Check(
-        NAME,
+    return Answer(
         status,
-        QUESTION,
         summary,
         {"ratios": ratios, "both_sides": overlap},
         f"1 ± {limit:g}, in float64 ± {EXACT:g}",
@@ -86,21 +61,29 @@ def ask(context: CheckContext) -> Check | None:
     )
 
 
-def _ratios(
-    context: CheckContext, mode: str, lengths: Mapping[str, float], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, float]:
-    """Join → its length over that before the first block of its stage."""
+def _ratios(context: CheckContext, mode: str, exact: bool) -> tuple[dict[str, float], float, str]:
+    """Join → its length over that before the first block of its stage; overlap of pairs; why the run ended early."""
+    joins = residual_joins(context, mode)
+    nodes = {n: join for join, fork, node in joins for n in (fork, node)}
+
+    def look(n: fx.Node, value: Tensor) -> tuple[float, float, tuple[int, ...]]:
+        """The length, how large both sides of a pair are at once, and the shape."""
+        sides = halves(value, axis_of(context, nodes[n], value.ndim))
+        both = float(torch.minimum(*sides).max() / max(float(torch.stack(sides).max()), 1e-30))
+        return float(torch.linalg.vector_norm(isolation.wide(torch.stack(sides)))), both, tuple(value.shape)
+
+    seen, stopped = watch(context, mode, look, nodes=nodes, exact=exact)
     ratios: dict[str, float] = {}
     reference, previous = 0.0, ""
-    for join, fork, node in residual_joins(context, mode):
-        if fork.name not in lengths or node.name not in lengths:
+    for join, fork, node in joins:
+        if fork.name not in seen or node.name not in seen:
             continue
-        before, after = (channels_first(context, join, shapes[n.name]) for n in (fork, node))
+        before, after = (channels_first(context, join, seen[n.name][2]) for n in (fork, node))
         if before[1:] != after[1:] or after[0] < before[0]:
             previous = ""
             continue
         way = context.subject.structure.layer(join.branch[0]).way
-        reference = reference if way is not None and previous and way.name == previous else lengths[fork.name]
-        ratios[join.node] = lengths[node.name] / reference if reference else float("nan")
+        reference = reference if way is not None and previous and way.name == previous else seen[fork.name][0]
+        ratios[join.node] = seen[node.name][0] / reference if reference else float("nan")
         previous = node.name
-    return ratios
+    return ratios, most(both for _, both, _ in seen.values()), stopped

@@ -23,9 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from zero_convert.formulas.hashing import words
 
-from ..records import Check
 from .harness import isolation
-from .harness.bench import CheckContext, disable_dropout
+from .harness.bench import Answer, CheckContext, disable_dropout
 from .harness.inputs import Inputs, batches, moved, tensors_in
 
 NAME = "outputs"
@@ -40,7 +39,7 @@ FINDING = frozenset({"nonzero", "argwhere", "masked_select", "nms", "batched_nms
 Summary = tuple[tuple[tuple[int, ...], str], ...]
 
 
-def ask(context: CheckContext) -> Check:
+def ask(context: CheckContext) -> Answer:
     traced, wrong, described, free = context.subject.traced, [], "", {}
     for mode, expected in context.subject.outputs.items():
         if mode == "train" and traced.train is traced.evaluate:
@@ -61,10 +60,8 @@ def ask(context: CheckContext) -> Check:
     if any(free.values()):
         count = max(map(len, free.values()))
         summary += f"; {count} size{'s depend' if count > 1 else ' depends'} on values and need not agree"
-    return Check(
-        NAME,
+    return Answer(
         "fail" if wrong else "pass",
-        QUESTION,
         "; ".join(wrong) or summary,
         {"outputs": {mode: [list(shape) for shape, _ in of] for mode, of in context.subject.outputs.items()}}
         | ({"sizes_of_values": free} if free else {}),

@@ -32,11 +32,10 @@ from zero_convert.graph.traced import Traced
 from zero_convert.runtime import rng
 
 from ..errors import DeviceError
-from ..records import Check
 from .harness import isolation
-from .harness.bench import CheckContext, OnnxFile
+from .harness.bench import Answer, CheckContext, OnnxFile
 from .harness.inputs import Inputs, batches, moved, tensors_in
-from .harness.onnxruntime import Answer, provider_of, run, told, with_all_values
+from .harness.onnxruntime import SessionRun, provider_of, run, told, with_all_values
 from .harness.recorder import owner_of
 
 NAME = "parity"
@@ -80,18 +79,18 @@ def errors(value: Array, reference: Array) -> Errors:
     return Errors(float(far.max()), float(far.mean()), float(np.median(far)), float(share.max()))
 
 
-def ask(context: CheckContext) -> Check:
+def ask(context: CheckContext) -> Answer:
     file = context.onnx
     assert file is not None, "a need of this check"
     dtype, strict = file.dtype, file.strict
     if dtype == "bfloat16":
-        return Check(NAME, "skip", QUESTION, "NumPy, and so ONNX Runtime in Python, has no bfloat16")
+        return Answer("skip", "NumPy, and so ONNX Runtime in Python, has no bfloat16")
     limit = max(LIMIT, 64 * torch.finfo(getattr(torch, dtype)).eps)
     given, reference = _asked(context, dtype)
     fed = _arrays(moved(given, context.subject.traced.root, "cpu"), dtype)
     names: list[str] = []
     ways: dict[str, Callable[[], Sequence[Array]]] = {}
-    answers: dict[str, Answer] = {}
+    answers: dict[str, SessionRun] = {}
 
     def runtime(device: str) -> Sequence[Array]:
         answers[device] = answer = run(file.path, fed, device, strict=strict or device == "cpu")
@@ -130,10 +129,8 @@ def ask(context: CheckContext) -> Check:
     parts = [f"{way} within {value:.2g}" for way, value in worst.items()]
     parts += [f"{way} first beyond the limit at {node}" for way, node in first.items() if node]
     parts += [f"{way} not compared: {reason}" for way, reason in left_out.items()]
-    return Check(
-        NAME,
+    return Answer(
         "fail" if over else "warn" if left_out else "pass",
-        QUESTION,
         f"against torch cpu: {'; '.join(parts)}",
         {
             "outputs": names,

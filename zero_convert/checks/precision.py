@@ -16,8 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..records import Check
-from .harness.bench import CheckContext
+from .harness.bench import Answer, CheckContext
 from .harness.recorder import most
 from .harness.remedies import CANCELS, remedy
 
@@ -30,7 +29,7 @@ LIMIT = 1e-3
 MODES = {"train": "training", "evaluate": "evaluation"}
 
 
-def ask(context: CheckContext) -> Check:
+def ask(context: CheckContext) -> Answer:
     dtypes = {p.dtype for p in context.module.parameters() if p.is_floating_point()}
     dtype = min(dtypes, key=lambda d: torch.finfo(d).bits, default=torch.float32)
     limit = max(LIMIT, 64 * torch.finfo(dtype).eps)
@@ -66,10 +65,8 @@ def ask(context: CheckContext) -> Check:
         for mode, n in numbers.items()
     ]
     parts += [f"not compared in {' and '.join(MODES[m] for m in modes)} mode, {why}" for why, modes in left_out.items()]
-    return Check(
-        NAME,
+    return Answer(
         "warn" if over else "pass" if numbers else "skip",
-        QUESTION,
         f"{name} differs from float64 by {', '.join(parts)}" if numbers else "; ".join(parts) or context.refusal(),
         {"dtype": name, **numbers},
         f"at most {limit:.0e} of the largest value",

@@ -17,9 +17,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..records import Check
 from .harness import isolation
-from .harness.bench import CheckContext
+from .harness.bench import Answer, CheckContext
 from .harness.inputs import floats
 from .harness.recorder import same_bits
 from .harness.training import gradients_of
@@ -32,7 +31,7 @@ NEEDS = ()
 REMEDY = "Look for an operator without a deterministic kernel, a generator of its own, or a forward that remembers."
 
 
-def ask(context: CheckContext) -> Check:
+def ask(context: CheckContext) -> Answer:
     different, without, compared = dict[str, float](), dict[str, float](), 0
     for mode in context.modes:
         first, second = (_values(context, mode) for _ in range(2))
@@ -43,17 +42,15 @@ def ask(context: CheckContext) -> Check:
                 without |= _differences(first, _values(context, mode), mode)
                 without |= _differences(_values(context, mode), _values(context, mode), mode)
     if not compared:
-        return Check(NAME, "skip", QUESTION, context.refusal() or "no floating tensor is returned")
+        return Answer("skip", context.refusal() or "no floating tensor is returned")
     worst = ", ".join(f"{name} by {value:.3g}" for name, value in list(different.items())[:4])
     free = ""
     if context.level == "full":
         free = f"; without deterministic algorithms {len(without) or 'none'} differ" + (
             f", up to {max(without.values()):.3g}" if without else ""
         )
-    return Check(
-        NAME,
+    return Answer(
         "fail" if different else "pass",
-        QUESTION,
         (f"two runs differ: {worst}" if different else f"{compared} tensors equal bit for bit, run twice") + free,
         {"tensors": compared, "different": different}
         | ({"different_without_determinism": without} if context.level == "full" else {}),

@@ -22,8 +22,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..records import Check
-from .harness.bench import CheckContext
+from .harness.bench import Answer, CheckContext
 from .harness.channels import Channels
 from .harness.depths import Depths, depths, rounded
 from .harness.remedies import FEW, remedy
@@ -36,7 +35,7 @@ NEEDS = ("train",)
 RANGE = 1e4
 
 
-def ask(context: CheckContext) -> Check | None:
+def ask(context: CheckContext) -> Answer | None:
     seen = depths(context, "own")
     if seen is None or not seen.names:
         return None
@@ -68,10 +67,8 @@ def ask(context: CheckContext) -> Check | None:
     repeated = any(c.distinct < FEW * c.total for c in seen.channels)  # constant behind a norm, which amplifies them
     broken_by = "Look at what stands between the first of these and the depth before it."
     lengths = "Lengths that grow or shrink so much with depth need warm-up or a norm."
-    return Check(
-        NAME,
+    return Answer(
         "fail" if broken else "warn" if warn else "pass",
-        QUESTION,
         summary,
         numbers,
         f"finite; largest over smallest at most {RANGE:.0e}",

@@ -26,8 +26,7 @@ from zero_convert.graph.queries import kind
 from zero_convert.graph.traced import Original, Traced
 from zero_convert.runtime import rng
 
-from ..records import Check
-from .harness.bench import CheckContext, disable_dropout
+from .harness.bench import Answer, CheckContext, disable_dropout
 from .harness.inputs import Inputs, floats, moved
 from .harness.recorder import most, same_bits
 
@@ -46,7 +45,7 @@ INSERTED = frozenset(
 LEFT_OUT = frozenset({"transform", "bias", "scale", "drop"})  # kinds of inserted modules that hand on what they read
 
 
-def ask(context: CheckContext) -> Check | None:
+def ask(context: CheckContext) -> Answer | None:
     original = context.subject.original
     names = context.subject.scheme.rewrites(context.subject.options)
     if original is None or not original.traced.whole or not names:
@@ -78,10 +77,8 @@ def ask(context: CheckContext) -> Check | None:
         summary = "no rewrite allows this reading"
     if unreadable:
         summary += f"; no such reading for {', '.join(unreadable)}"
-    return Check(
-        NAME,
+    return Answer(
         "fail" if wrong else "pass" if equal else "skip",
-        QUESTION,
         summary,
         {"equal": equal, "different": wrong, "not_readable": unreadable},
         "equal bits",

@@ -21,8 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..records import Check
-from .harness.bench import CheckContext, disable_dropout
+from .harness.bench import Answer, CheckContext, disable_dropout
 from .harness.channels import rank
 from .harness.depths import length, rounded
 from .harness.depths import run as look
@@ -53,15 +52,15 @@ class _Run:
         return self.finite and len(self.losses) > 1 and self.losses[-1] < self.losses[0]
 
 
-def ask(context: CheckContext) -> Check:
+def ask(context: CheckContext) -> Answer:
     steps = context.train_steps
     if not context.run("train").outputs:
-        return Check(NAME, "skip", QUESTION, "nothing to train: no floating output in training mode")
+        return Answer("skip", "nothing to train: no floating output in training mode")
     runs: list[_Run] = []
     for rate in RATES:
         runs.append(_train(context, steps, rate))
         if not runs[-1].losses:
-            return Check(NAME, "skip", QUESTION, "no output depends on a parameter")
+            return Answer("skip", "no output depends on a parameter")
         if runs[-1].fell:
             break
     run = next((r for r in runs if r.fell), next((r for r in runs if r.finite), runs[-1]))
@@ -78,10 +77,8 @@ def ask(context: CheckContext) -> Check:
     if moved_most and run.finite:
         found, most = ranks[moved_most]
         told += f"; W_t - W_0 has rank {found} of {most} at most ({moved_most})"
-    return Check(
-        NAME,
+    return Answer(
         "pass" if run.fell else "fail",
-        QUESTION,
         told,
         {
             "rate": run.rate,

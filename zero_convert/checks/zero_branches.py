@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..records import Check, Join
-from .harness.bench import CheckContext
+from ..records import Join
+from .harness.bench import Answer, CheckContext
 from .harness.recorder import most
 from .harness.zero_branches import zero_joins
 
@@ -25,7 +25,7 @@ LEVELS = ("quick", "full")
 NEEDS = ()
 
 
-def ask(context: CheckContext) -> Check | None:
+def ask(context: CheckContext) -> Answer | None:
     required, free = zero_joins(context.subject)
     if not required:
         return None
@@ -57,7 +57,7 @@ def ask(context: CheckContext) -> Check | None:
     remedy = (
         "Its last layer is not 0 (--dry-run names the rules), or something behind it adds, writes in place or fills."
     )
-    return Check(NAME, status, QUESTION, summary, numbers, "exactly 0", remedy if wrong else "")
+    return Answer(status, summary, numbers, "exactly 0", remedy if wrong else "")
 
 
 def _behind(joins: Sequence[Join], node: str) -> str:

@@ -7,7 +7,7 @@ run happens when the first of them asks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from types import MappingProxyType
@@ -39,13 +39,19 @@ class OutOfMemory(DeviceError):
 
 
 @dataclass(frozen=True)
-class OnnxFile:
-    """A file to compare with the subject.
+class Answer:
+    """What a check answers: the fields of a `records.Check` without name and question, which its file declares."""
 
-    Attributes:
-        dtype: of its tensors.
-        strict: the device was named, so that nothing may fall back to the CPU.
-    """
+    status: str
+    summary: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    threshold: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A file to compare with the subject: the dtype of its tensors; `strict`: nothing may fall back to the CPU."""
 
     path: str | PathLike[str]
     dtype: str

@@ -46,7 +46,7 @@ Values = list[npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Answer:
+class SessionRun:
     """What a session returned, and where its nodes ran.
 
     Attributes:
@@ -82,7 +82,7 @@ def provider_of(device: str) -> str:
 
 def run(
     model: str | PathLike[str] | bytes, inputs: Sequence[npt.NDArray[Any]], device: str = "cpu", *, strict: bool = True
-) -> Answer:
+) -> SessionRun:
     """The outputs of the model on a torch device.
 
     Args:
@@ -121,7 +121,7 @@ def run(
         raise _gone(device, "a profile that names no node on it")
     if fallen and strict:
         raise _gone(device, told(fallen), NO_KERNEL if placement.get(provider) else DOCTOR)
-    return Answer(dict(zip(outputs, values, strict=True)), real[0], placement, tuple(fallen))
+    return SessionRun(dict(zip(outputs, values, strict=True)), real[0], placement, tuple(fallen))
 
 
 def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str, int], list[str]]:

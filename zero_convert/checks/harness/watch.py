@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Container
+from contextlib import nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from zero_convert.graph.kinds import WEIGHT_KINDS
 from zero_convert.graph.queries import kind, tensors_in
-from zero_convert.records import Check, Join
+from zero_convert.records import Join
 from zero_convert.runtime import rng
 
 from . import isolation
-from .bench import CheckContext, disable_dropout
+from .bench import Answer, CheckContext, disable_dropout
 from .channels import as_rows
 from .inputs import Inputs, moved
-from .recorder import first_line, is_float
+from .recorder import first_line, is_float, largest
 
 SPREAD_SIDES = (64, 128, 160)  # of images; 48 and 96 shrink to 3×3 positions, where sums differ between channels
 
+T = TypeVar("T")
 See = Callable[[fx.Node, Tensor], None]
 
 
@@ -44,43 +46,46 @@ class Watcher(fx.Interpreter):
 def watch(
     context: CheckContext,
     mode: str,
-    see: See,
+    look: Callable[[fx.Node, Tensor], T],
     *,
+    nodes: Container[fx.Node] | None = None,
     exact: bool = False,
     inputs: Inputs | None = None,
     module: nn.Module | None = None,
-) -> str:
-    """Shows every value of a run on the check's inputs; why it could not be followed to its end, "" if it could.
+) -> tuple[dict[str, T], str]:
+    """Node → what `look` makes of its floating value; and why the run ended early, "" if it did not.
 
     Args:
+        nodes: the only ones to look at.
         exact: in float64 on the CPU.
         inputs: others than the context's for this mode, on the CPU.
         module: another copy on the device than the context's.
     """
     device = "cpu" if exact else context.device
     module = context.exact if exact else context.module if module is None else module
-    given = context.inputs[mode != "train"] if inputs is None else inputs
-    with isolation.kept(module), torch.no_grad():
+    inputs = context.inputs[mode != "train"] if inputs is None else inputs
+    seen: dict[str, T] = {}
+
+    def see(n: fx.Node, value: Tensor) -> None:
+        if nodes is None or n in nodes:
+            seen[n.name] = look(n, value)
+
+    with isolation.kept(module), torch.no_grad(), isolation.in_float64() if exact else nullcontext():
         disable_dropout(module.train(mode == "train"))
         rng.seed(device)
-        watcher = Watcher(module, context.graph(mode), see)
         try:
-            if exact:
-                with isolation.in_float64():
-                    watcher.run(*moved(given, module, device))
-            else:
-                watcher.run(*moved(given, module, device))
+            Watcher(module, context.graph(mode), see).run(*moved(inputs, module, device))
         except Exception as error:  # a recording that other values decide, or a kernel without float64
             if isolation.ran_out(error):
                 raise
-            return first_line(error)
-    return ""
+            return seen, first_line(error)
+    return seen, ""
 
 
-def unseen(context: CheckContext, name: str, question: str, stopped: str, what: str, otherwise: str) -> Check:
+def unseen(context: CheckContext, stopped: str, what: str, otherwise: str) -> Answer:
     """The answer where no `what` was seen: because the recording ended before, or nothing runs, or `otherwise`."""
     why = f"the recording ends before any: {stopped}" if stopped else context.refusal() or otherwise
-    return Check(name, "warn" if stopped else "skip", question, f"no {what} to look at: {why}")
+    return Answer("warn" if stopped else "skip", f"no {what} to look at: {why}")
 
 
 def halves(value: Tensor, axis: int) -> tuple[Tensor, Tensor]:
@@ -111,43 +116,35 @@ def residual_joins(context: CheckContext, mode: str) -> list[tuple[Join, fx.Node
     ]
 
 
-def spread(rows: Tensor) -> float:
-    """max |row - first row|; NaN if there is one.  # (channels, positions)"""
-    return float((rows - rows[:1]).abs().max()) if rows.numel() else 0.0
+def spreads(
+    context: CheckContext, mode: str, inputs: Inputs, module: nn.Module | None = None
+) -> tuple[dict[str, float], dict[str, float], str]:
+    """How far channels are apart that must be identical: behind layers that mix all of them, and what is made of such.
 
+    Returns:
+        Node → max |channel - first channel|; node → largest magnitude, of every value; why the run ended early.
+    """
+    root, structure = context.subject.traced.root, context.subject.structure
+    layers = {layer.name: layer for layer in structure.layers}
+    joins = {join.node: join for join in structure.joins if join.residual}
+    apart: dict[str, float] = {}
+    equal: set[str] = set()
 
-class Spreads:
-    """The spread of each signal of a run: shown every value, it knows which of them promise to have none."""
+    def look(node: fx.Node, value: Tensor) -> float:
+        join = joins.get(node.name)
+        path = join.branch[-1] if join is not None else str(node.target) if node.op == "call_module" else ""
+        layer = layers.get(path)
+        if layer and layer.role != "head" and value.ndim > 1 and layer.kind in (*WEIGHT_KINDS, "norm"):
+            rows = as_rows(value, layer, root.get_submodule(path))
+            apart[node.name] = float((rows - rows[:1]).abs().max()) if rows.numel() else 0.0
+            if join is None and layer.geometry is not None and layer.geometry.groups == 1:
+                equal.add(node.name)
+        return largest(value)
 
-    def __init__(self, context: CheckContext, mode: str) -> None:
-        self._root, structure = context.subject.traced.root, context.subject.structure
-        self._layers = {layer.name: layer for layer in structure.layers}
-        self._graph = context.graph(mode)
-        self._joins = {join.node: join for join in structure.joins if join.residual}
-        self._found: dict[str, float] = {}
-        self._mixes: set[str] = set()
-
-    def see(self, node: fx.Node, value: Tensor) -> None:
-        path = str(node.target) if node.op == "call_module" else ""
-        join = self._joins.get(node.name)
-        layer = self._layers.get(join.branch[-1] if join is not None else path)
-        if layer is None or layer.role == "head" or value.ndim < 2:
-            return
-        if layer.kind not in (*WEIGHT_KINDS, "norm"):
-            return
-        if join is None and layer.geometry is not None and layer.geometry.groups == 1:
-            self._mixes.add(node.name)
-        self._found[node.name] = spread(as_rows(value, layer, self._root.get_submodule(layer.name)))
-
-    def judged(self) -> dict[str, float]:
-        """Node → spread, for the signals that must have none: those of layers that mix all channels, and those made
-        from such alone."""
-        equal: dict[fx.Node, bool] = {}
-        for node in self._graph.nodes:
-            sources = tensors_in(node)
-            concatenated = kind(node, self._root) == "concatenate"
-            equal[node] = node.name in self._mixes or (
-                bool(sources) and not concatenated and all(equal[n] for n in sources)
-            )
-        names = {node.name for node, same in equal.items() if same}
-        return {name: math.inf if math.isnan(value) else value for name, value in self._found.items() if name in names}
+    sizes, stopped = watch(context, mode, look, inputs=inputs, module=module)
+    for node in context.graph(mode).nodes:
+        sources = tensors_in(node)
+        if sources and kind(node, root) != "concatenate" and all(n.name in equal for n in sources):
+            equal.add(node.name)
+    judged = {name: math.inf if math.isnan(value) else value for name, value in apart.items() if name in equal}
+    return judged, sizes, stopped
