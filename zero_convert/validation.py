@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from . import checks
 from .artifacts import receipt
+from .checks.subject import Subject
 from .conversion import Inputs, one_of
 from .errors import MalformedError, UsageError
 from .formats import naming
 from .formats.dtypes import find
-from .graph.traced import Subject
 from .initialization.fill import nan_names, ties
 from .records import Check, Recipe
 from .restore import rebuilt, refuse_misfit
