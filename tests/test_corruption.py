@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.sealed import receipt_of, write_receipt
 from zero_convert.artifacts.lock import Entry as LockEntry
 from zero_convert.artifacts.lock import Lock, LockedFile, Origin, write_lock
-from zero_convert.artifacts.receipt import make_receipt, metadata, read_receipt, write_receipt
+from zero_convert.artifacts.receipt import metadata, read_receipt
 from zero_convert.artifacts.verify import Verification, verify, verify_all, verify_locked
 from zero_convert.errors import MalformedError, StorageError
 from zero_convert.exporters.safetensors import Entry, write
@@ -51,7 +52,7 @@ def large(folder: Path, count: int = 64, size: int = 4096) -> Path:
     recipe = Recipe("tests:large", {}, "zero-2021", {}, "float32", {}, "tests.Large")
     with path.open("wb") as stream:
         written = write(stream, entries, metadata(recipe))
-    write_receipt(path, make_receipt(recipe, "none", (), written, {}))
+    write_receipt(path, receipt_of(written, recipe))
     return path
 
 

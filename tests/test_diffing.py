@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.sealed import receipt_of, write_receipt
 from tests.test_startup import HEAVY, _modules_after
 from zero_convert import cli
 from zero_convert.artifacts import diff as diffing
 from zero_convert.artifacts.diff import Comparison, diff
 from zero_convert.artifacts.lock import Entry, Lock, LockedFile, write_lock
-from zero_convert.artifacts.receipt import make_receipt, metadata, read_receipt, write_receipt
+from zero_convert.artifacts.receipt import metadata, read_receipt
 from zero_convert.exporters import safetensors
 from zero_convert.formats.naming import receipt_path
 from zero_convert.records import Edit, Recipe
@@ -40,7 +41,7 @@ def save(
     with path.open("wb") as stream:
         written = safetensors.write(stream, entries, None if recipe is None else metadata(recipe))
     if recipe is not None:
-        write_receipt(path, make_receipt(recipe, "f" * 64, edits, written, {}), force=True)
+        write_receipt(path, receipt_of(written, recipe, edits, "f" * 64), force=True)
     return str(path)
 
 

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zero_convert.artifacts.receipt import make_receipt, recipe_metadata, write_receipt
+from tests.sealed import receipt_of, write_receipt
+from zero_convert.artifacts.receipt import recipe_metadata
 from zero_convert.artifacts.verify import verify
 from zero_convert.cli import main
 from zero_convert.errors import MalformedError, ModelError, RefusedError, StorageError, UsageError, ZeroConvertError
@@ -70,7 +71,7 @@ def save(
             output.flush_and_verify()
         commit_all(outputs)
     if receipt:
-        write_receipt(path, make_receipt(RECIPE, "none", (), written, {}, file_format="onnx"), force=True)
+        write_receipt(path, receipt_of(written, RECIPE, file_format="onnx"), force=True)
     return path
 
 

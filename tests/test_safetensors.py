@@ -54,8 +54,9 @@ def ours(cases: Sequence[Case], metadata: dict[str, str] | None = None) -> bytes
     content = stream.getvalue()
     assert written.sha256 == hashlib.sha256(content).hexdigest()
     assert written.size == len(content)
-    assert written.leaves == {name: leaf_digest(name, dtype, shape, data).hex() for name, dtype, shape, data in cases}
-    assert written.weights_digest == weights_digest({name: bytes.fromhex(x) for name, x in written.leaves.items()})
+    leaves = {name: leaf_digest(name, dtype, shape, data) for name, dtype, shape, data in cases}
+    assert {name: leaf.digest for name, leaf in written.tensors.items()} == {n: x.hex() for n, x in leaves.items()}
+    assert written.weights_digest == weights_digest(leaves)
     return content
 
 

@@ -20,10 +20,11 @@ import torch
 from torch import fx, nn
 
 from .artifacts import receipt
+from .artifacts.receipt import Identity, Receipt, spell_receipt
 from .errors import UsageError
 from .exporters import onnx, safetensors
 from .formats.atomic import Output, alone, commit_all, staged
-from .formats.digests import FileDigest, Written, leaf_digest, weights_digest
+from .formats.digests import Artifact, FileDigest, Written, leaf_digest, weights_digest
 from .formats.dtypes import of_torch
 from .formats.naming import FOLDED_KEY, ROLES, format_of, receipt_path
 from .initialization.fill import ties
@@ -31,11 +32,12 @@ from .records import Check, Edit, Recipe
 from .runtime.eager import eager
 from .runtime.progress import Progress, tell
 
+Run = Callable[[str], Mapping[str, Any]]  # the run record of a format
 FOLDS = {"fold_norm": "norms", "fold_transform": "transforms"}
 
 
 @dataclass(frozen=True)
-class Saved:
+class Saved(Artifact):
     """One written artifact.
 
     Attributes:
@@ -56,16 +58,6 @@ class Saved:
     note: str = ""
     folded_from: str = ""
     opset: int = 0
-
-    @property
-    def sha256(self) -> str:
-        """Of the artifact itself, hex."""
-        return self.files[0].sha256
-
-    @property
-    def size(self) -> int:
-        """Of the artifact itself, in bytes."""
-        return self.files[0].size
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -106,27 +98,22 @@ class SaveOptions:
 
 
 @dataclass(frozen=True)
-class _Exported:
-    """A network as ONNX takes it: graph, why its batch size is fixed, tensors, and what was folded."""
+class _Form:
+    """What a file is made of.
 
-    graph: onnx.Graph
-    fixed: str
+    Attributes:
+        graph: of an ONNX file.
+        folds: the edits that folding made of it, if it made any.
+        note, folded_from: as of `Saved`.
+    """
+
+    format: str
     entries: list[safetensors.Entry]
-    folds: tuple[Edit, ...] | None = None
-
-    @property
-    def folded(self) -> bool:
-        return any(edit.applied for edit in self.folds or ())
-
-    @property
-    def note(self) -> str:
-        """What the reader should know of the file."""
-        parts = ["evaluation mode"] + ([f"batch size fixed: {self.fixed}"] if self.fixed else [])
-        if self.folds is not None:
-            kinds = {kind: [e.applied for e in self.folds if e.rewrite == kind] for kind in FOLDS}
-            counts = [f"{sum(applied)} of {len(applied)} {FOLDS[kind]}" for kind, applied in kinds.items() if applied]
-            parts.append(f"folded {', '.join(counts)}" if self.folded else "nothing could be folded")
-        return "; ".join(parts)
+    metadata: dict[str, str]
+    graph: onnx.Graph | None = None
+    folds: tuple[Edit, ...] = ()
+    note: str = ""
+    folded_from: str = ""
 
 
 @dataclass
@@ -167,27 +154,29 @@ class Writer:
         self,
         paths: Sequence[str | PathLike[str]],
         options: SaveOptions,
-        run: Callable[[str], Mapping[str, Any]],
+        run: Run,
         beside: Beside | None,
         progress: Progress | None,
     ) -> tuple[Saved, ...]:
         """What was written. Arguments and errors as for `Result.save`; `run` gives the run record of a format."""
-        exported = None
-        self.entries()
-        if any(format_of(path, options.format) == "onnx" for path in paths):
+        formats = [format_of(path, options.format) for path in paths]
+        if "onnx" in formats:
             tell(progress, "export", "ONNX graph, evaluation mode" + (", folded" if options.fold else ""))
-            exported = self._exported(options)
+        forms = {format: self._form(format, options) for format in formats}
         with contextlib.ExitStack() as stack:
             ready: list[Output] = []
             saved = []
-            for path in paths:
+            for path, form in zip(paths, map(forms.__getitem__, formats), strict=True):
                 tell(progress, "export", str(path))
-                form = exported if format_of(path, options.format) == "onnx" else None
-                outputs, written = self._staged(stack, path, options, form)
-                tell(progress, "seal", str(receipt_path(path)))
-                outputs[-1].write_all(self._receipt(written, form, run))
+                outputs, written = self._staged(stack, path, form, options)
+                seal, digest = receipt_path(path), written.weights_digest
+                tell(progress, "seal", str(seal))
+                identity = Identity(self.recipe, self.fingerprint, self.edits + form.folds, written.tensors, digest)
+                made = Receipt(identity, written.files, form.format, run(form.format), form.folded_from)
+                outputs[-1].write_all(spell_receipt(made))
                 ready += outputs
-                saved.append(self._saved(Path(path), written, form))
+                opset = 0 if form.graph is None else form.graph.opset
+                saved.append(Saved(Path(path), seal, written.files, digest, form.note, form.folded_from, opset))
             for target, data in stack.enter_context(beside(tuple(saved))) if beside is not None else ():
                 ready.append(stack.enter_context(staged(target, options.force)))
                 ready[-1].write_all(data)
@@ -198,77 +187,70 @@ class Writer:
 
     def write(self, stream: Any, options: SaveOptions, data: Any = None, location: str = "") -> Written:
         """The digests of the file that was written. Arguments and errors as for `Result.write`."""
-        exported = self._exported(options) if options.format == "onnx" else None
-        if exported is not None and data is None and onnx.needs_data_file(exported.entries):
+        form = self._form(options.format or "safetensors", options)
+        if form.graph is not None and data is None and onnx.needs_data_file(form.entries):
             raise UsageError(
                 "the model is too large for one ONNX file", expected="an output with a name", fix="--out FILE"
             )
-        return self._written(exported, [stream, *([] if data is None else [data])], location)
+        return self._written(form, [stream, *([] if data is None else [data])], location)
 
     def _staged(
-        self, stack: contextlib.ExitStack, path: str | PathLike[str], options: SaveOptions, exported: _Exported | None
+        self, stack: contextlib.ExitStack, path: str | PathLike[str], form: _Form, options: SaveOptions
     ) -> tuple[list[Output], Written]:
         """The verified outputs of an artifact in the order of their commit, an empty one for its receipt; digests."""
         places = [Path(path)]
-        if exported is not None and onnx.wants_data_file(exported.entries, options.external_data):
+        if form.graph is not None and onnx.wants_data_file(form.entries, options.external_data):
             places.append(onnx.checked_data_path(path))
         outputs = [stack.enter_context(staged(place, options.force)) for place in places]
         seal = stack.enter_context(staged(receipt_path(path), options.force))
-        written = self._written(exported, outputs, places[-1].name)
+        written = self._written(form, outputs, places[-1].name)
         for output, file in zip(outputs, written.files, strict=True):
             output.expect(file.size, file.sha256)
             output.flush_and_verify()
         return [*reversed(outputs), seal], written
 
-    def _written(self, exported: _Exported | None, streams: Sequence[Any], location: str) -> Written:
+    def _written(self, form: _Form, streams: Sequence[Any], location: str) -> Written:
         """Writes the artifact to the first stream, and what it has beside it, at `location`, to the second."""
-        if exported is None:
-            written = safetensors.write(streams[0], self.entries(), receipt.metadata(self.recipe))
+        if form.graph is None:
+            written = safetensors.write(streams[0], form.entries, form.metadata)
         else:
-            about = receipt.recipe_metadata(self.recipe)
-            about |= {FOLDED_KEY: f"zc1:{self.weights_digest}"} if exported.folded else {}
             data = {"data": streams[1], "location": location} if len(streams) > 1 else {}
-            written = onnx.write(streams[0], exported.graph, exported.entries, about, **data)
-        if exported is None or not exported.folded:
+            written = onnx.write(streams[0], form.graph, form.entries, form.metadata, **data)
+        if not form.folded_from:
             self._digest = written.weights_digest
         return written
 
-    def _receipt(self, written: Written, exported: _Exported | None, run: Callable[[str], Mapping[str, Any]]) -> bytes:
-        format = "safetensors" if exported is None else "onnx"
-        folds = exported.folds or () if exported is not None and exported.folded else ()
-        made = receipt.make_receipt(
-            self.recipe,
-            self.fingerprint,
-            (*self.edits, *folds),
-            written,
-            run(format),
-            file_format=format,
-            folded_from=self.weights_digest if folds else "",
-        )
-        return receipt.spell_receipt(made)
-
-    def _saved(self, path: Path, written: Written, exported: _Exported | None) -> Saved:
-        seal, digest = receipt_path(path), written.weights_digest
-        if exported is None:
-            return Saved(path, seal, written.files, digest)
-        folded_from = self.weights_digest if exported.folded else ""
-        return Saved(path, seal, written.files, digest, exported.note, folded_from, exported.graph.opset)
-
     @eager()
-    def _exported(self, options: SaveOptions) -> _Exported:
-        """The network for ONNX; with `fold` another one than `module`."""
+    def _form(self, format: str, options: SaveOptions) -> _Form:
+        """What a file of the format is made of; with `fold` the network for ONNX is another one than `module`."""
+        stored = self.entries()
+        if format != "onnx":
+            return _Form(format, stored, receipt.metadata(self.recipe))
         from .exporters.onnx.graph import folded, graph
 
-        opset = onnx.checked_opset(options.opset)
-        stored = self.entries()
+        opset, about = onnx.checked_opset(options.opset), receipt.recipe_metadata(self.recipe)
         own, folds = folded(self.module, self.graph, self._start.buffers) if options.fold else (self.module, None)
         self.folds = self.folds if folds is None else folds
         names = ties(own.state_dict(keep_vars=True))
         if any(edit.applied for edit in folds or ()):
-            return _Exported(*graph(own, self.inputs, names, opset), entries_of(own), folds)
+            about[FOLDED_KEY] = f"zc1:{self.weights_digest}"
+            made, fixed = graph(own, self.inputs, names, opset)
+            return _Form(format, entries_of(own), about, made, folds or (), _note(fixed, folds), self.weights_digest)
         if opset not in self._graphs:
             self._graphs[opset] = graph(self.module, self.inputs, names, opset)
-        return _Exported(*self._graphs[opset], stored, folds)
+        made, fixed = self._graphs[opset]
+        return _Form(format, stored, about, made, note=_note(fixed, folds))
+
+
+def _note(fixed: str, folds: Sequence[Edit] | None) -> str:
+    """What the reader of an ONNX file should know: why its batch size is fixed, and what was folded."""
+    parts = ["evaluation mode"] + ([f"batch size fixed: {fixed}"] if fixed else [])
+    if folds is not None:
+        kinds = {kind: [e.applied for e in folds if e.rewrite == kind] for kind in FOLDS}
+        counts = [f"{sum(applied)} of {len(applied)} {FOLDS[kind]}" for kind, applied in kinds.items() if applied]
+        folded = any(edit.applied for edit in folds)
+        parts.append(f"folded {', '.join(counts)}" if folded else "nothing could be folded")
+    return "; ".join(parts)
 
 
 def run_record(device: str, checks: Sequence[Check], format: str) -> dict[str, Any]:

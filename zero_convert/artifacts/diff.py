@@ -28,8 +28,8 @@ from zero_convert.formats.strict_json import read_limited
 from zero_convert.records import Edit, Recipe
 
 from .comparing import Difference, compare, compare_files
-from .lock import SIZE_LIMIT, Entry, Lock, LockedFile, find, parse_lock
-from .receipt import Identity, receipt_from_json, recipe_from_metadata
+from .lock import SIZE_LIMIT, Entry, Lock, find, parse_lock
+from .receipt import Identity, Receipt, receipt_from_json, recipe_from_metadata
 
 Pieces = Callable[[], Iterator[memoryview]]  # the bytes of one tensor, front to back
 
@@ -134,7 +134,7 @@ def _opened(name: str) -> Side | Lock:
     if b'"zero.lock"' in data[:64] or Path(name).suffix == ".lock":
         return parse_lock(data, name)
     receipt = receipt_from_json(parse_json(data, name), name)
-    return Side(name, receipt.written, receipt.recipe, receipt.fingerprint, receipt.edits, {})
+    return _digests_only(name, receipt)
 
 
 def _artifact(name: str, format: str) -> Side:
@@ -159,13 +159,12 @@ def _entry_for(lock: Lock, name: str, other: str) -> Side:
             fix="Name one: zero.lock#FILE.",
         )
     entry, file = found
-    return _entry(f"{name}#{file.path}", entry, file)
+    return _digests_only(f"{name}#{file.path}", entry.receipt(file))
 
 
-def _entry(name: str, entry: Entry, file: LockedFile) -> Side:
-    identity = entry.identity
-    written = Written(file.files, identity.tensors, identity.weights_digest)
-    return Side(name, written, identity.recipe, identity.fingerprint, identity.edits, {})
+def _digests_only(name: str, receipt: Receipt) -> Side:
+    identity = receipt.identity
+    return Side(name, receipt.written, identity.recipe, identity.fingerprint, identity.edits, {})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -181,7 +180,7 @@ def _lock_differences(one: Lock, two: Lock) -> Iterator[Comparison]:
             what, got, expected = ("extra", "an entry", "none") if old is None else ("missing", "none", "an entry")
             yield Comparison(path, (Difference("entry", path, what, got, expected),), {}, (0, 0))
             continue
-        named = [_entry(path, entry, file) for entry, file in (old, new)]
+        named = [_digests_only(path, entry.receipt(file)) for entry, file in (old, new)]
         found = _compare(*named)
         ways = [
             Difference("entry", path, _CALLED.get(name, name), _said(new[0], name), _said(old[0], name))

@@ -41,7 +41,7 @@ from typing import Any
 
 from zero_convert.errors import MalformedError
 from zero_convert.formats.atomic import alone, write_bytes
-from zero_convert.formats.digests import FileDigest, Written, brief, parse_json
+from zero_convert.formats.digests import FileDigest, brief, parse_json
 from zero_convert.formats.naming import ROLES
 from zero_convert.formats.strict_json import (
     Fields,
@@ -127,11 +127,7 @@ class Entry:
 
     def receipt(self, file: LockedFile) -> Receipt:
         """What a receipt beside the file would say."""
-        identity = self.identity
-        written = Written(file.files, identity.tensors, identity.weights_digest)
-        return Receipt(
-            identity.recipe, identity.fingerprint, identity.edits, file.format, written, {}, self.folded_from
-        )
+        return Receipt(self.identity, file.files, file.format, {}, self.folded_from)
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,7 +241,7 @@ def _findings(path: Path, receipt: Receipt) -> list[Finding]:
         spelled = "none" if recipe is None else canonical_json(recipe_json(recipe))
     except MalformedError as error:
         spelled = f"no recipe: {error}".removesuffix(".")
-    findings += _compare("recipe", spelled, canonical_json(recipe_json(receipt.recipe)))
+    findings += _compare("recipe", spelled, canonical_json(recipe_json(receipt.identity.recipe)))
     moved = compare_tensors(written.tensors, expected.tensors)
     findings += [Finding(each.what, each.got, each.expected, each.name) for each in moved]
     findings += _compare("weights digest", written.weights_digest, expected.weights_digest)

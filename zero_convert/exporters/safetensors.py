@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pickle import PickleBuffer
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -44,9 +45,7 @@ class Entry:
     @property
     def size(self) -> int:
         """Of the data, in bytes."""
-        bits = DTYPES[self.dtype].bits
-        for size in self.shape:
-            bits *= size
+        bits = DTYPES[self.dtype].bits * prod(self.shape)
         if bits % 8:
             raise ValueError(f"{self.name!r}: {self.dtype} {self.shape} does not end at a whole byte")
         return bits // 8

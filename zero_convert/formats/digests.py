@@ -61,19 +61,10 @@ class FileDigest:
         return os.path.join(os.path.dirname(place), self.name) if self.name else f"{place}{SUFFIXES[self.role]}"
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What an artifact is, measured from the bytes that went by.
-
-    Attributes:
-        files: the artifact itself, then the files beside it that hold its tensors.
-        tensors: name → dtype, shape and leaf digest, in the order of the files.
-        weights_digest: `zc1` over all tensors, hex.
-    """
+class Artifact:
+    """What stands for an artifact with its `files`: itself, then those beside it that hold its tensors."""
 
     files: tuple[FileDigest, ...]
-    tensors: Mapping[str, Leaf]
-    weights_digest: str
 
     @property
     def sha256(self) -> str:
@@ -85,10 +76,20 @@ class Written:
         """Of the artifact itself, in bytes."""
         return self.files[0].size
 
-    @property
-    def leaves(self) -> dict[str, str]:
-        """Name → leaf digest in hex."""
-        return {name: leaf.digest for name, leaf in self.tensors.items()}
+
+@dataclass(frozen=True)
+class Written(Artifact):
+    """What an artifact is, measured from the bytes that went by.
+
+    Attributes:
+        files: the artifact itself, then the files beside it that hold its tensors.
+        tensors: name → dtype, shape and leaf digest, in the order of the files.
+        weights_digest: `zc1` over all tensors, hex.
+    """
+
+    files: tuple[FileDigest, ...]
+    tensors: Mapping[str, Leaf]
+    weights_digest: str
 
 
 def canonical_json(obj: Any) -> str:

@@ -6,6 +6,7 @@ imported when their types are asked for.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,15 @@ class DType:
     def written(self) -> bool:
         """Whether a model's tensors may have it."""
         return self.use in ("written", "chosen")
+
+    def bits_of(self, shape: Iterable[int]) -> int | None:
+        """Bits of a tensor of this shape; None from 2**63 bytes on, which no file has."""
+        bits = self.bits
+        for size in shape:
+            bits *= size
+            if bits >= 1 << 66:
+                return None
+        return bits
 
     @property
     def array(self) -> np.dtype[Any] | None:

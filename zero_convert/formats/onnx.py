@@ -190,11 +190,8 @@ def _tensor(message: Message, where: str) -> StoredTensor:
         if raw is None and 0 not in shape:
             raise message.malformed(f"{tensor} has no data")
     if (row := stored(dtype)) is not None:
-        bits = row.bits
-        for size in shape:
-            bits *= size
-            if bits >= 1 << 66:
-                raise message.malformed(f"{tensor} of shape {brief(shape)}", "fewer than 2**63 bytes")
+        if (bits := row.bits_of(shape)) is None:
+            raise message.malformed(f"{tensor} of shape {brief(shape)}", "fewer than 2**63 bytes")
         if bits != 8 * (end - begin):
             raise message.malformed(f"{tensor} with {end - begin} bytes", f"{bits / 8:g} for {dtype} {brief(shape)}")
     return StoredTensor(name, dtype, tuple(shape), begin, end, location)

@@ -156,11 +156,8 @@ def _info(name: str, entry: object, where: str) -> TensorInfo:
         raise _malformed(where, f"{tensor} has impossible offsets", brief(offsets), "[begin, end], 0 ≤ begin ≤ end")
     if len(shape) > DIMENSIONS:
         raise _malformed(where, f"{tensor} has too many dimensions", f"{len(shape)}", f"at most {DIMENSIONS}")
-    bits = row.bits
-    for size in shape:
-        bits *= size
-        if bits >= 1 << 66:
-            raise _malformed(where, f"{tensor} is too large", f"shape {brief(shape)}", "fewer than 2**63 bytes")
+    if (bits := row.bits_of(shape)) is None:
+        raise _malformed(where, f"{tensor} is too large", f"shape {brief(shape)}", "fewer than 2**63 bytes")
     if bits != 8 * (offsets[1] - offsets[0]):
         got, expected = f"{offsets[1] - offsets[0]} bytes", f"{bits / 8:g} for {dtype} {brief(shape)}"
         raise _malformed(where, f"{tensor} has offsets that do not fit its shape", got, expected)

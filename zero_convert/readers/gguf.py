@@ -9,6 +9,7 @@ Source: ggml, docs/gguf.md. Numbers are little-endian, texts begin with their le
 from __future__ import annotations
 
 import struct
+from math import prod
 from typing import Any
 
 from zero_convert.formats.digests import brief
@@ -106,9 +107,7 @@ def read(source: Source) -> Contents:
     names: set[str] = set()
     for name, shape, kind, offset in described:
         dtype, block, width = kind
-        values = 1
-        for size in shape:
-            values *= size
+        values = prod(shape)
         size = values // block * width
         if name in names or values % block or offset != expected or start + offset + size > source.end:
             raise source.malformed(f"tensor {brief(name)} comes twice, or does not fit the file")
@@ -138,10 +137,7 @@ def _info(reader: _Reader) -> tuple[str, tuple[int, ...], tuple[str, int, int], 
     number, offset = reader.number("<I"), reader.number("<Q")
     row = find("gguf", number)
     kind = BLOCKS.get(number) if row is None else (row.name, 1, row.bits // 8)
-    total = 1
-    for size in sizes:
-        total *= size
-    if kind is None or total >= 1 << 62:
+    if kind is None or prod(sizes) >= 1 << 62:
         raise reader.source.malformed(f"tensor {brief(name)} is of an unknown type or size", brief([number, sizes]))
     reader.source.budget.take(600)
     return name, tuple(reversed(sizes)), kind, offset

@@ -10,6 +10,7 @@ Until torch 2.7 it was `serialized_exported_program.json` beside `serialized_sta
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from zero_convert.formats.digests import brief, parse_json
@@ -113,10 +114,7 @@ def _tensor(source: Source, archive: Archive, folder: str, name: str, entry: dic
         raise source.malformed(
             f"weight {brief(name)} does not fit its member", f"{member.size} bytes", f"{row.name} {brief(list(shape))}"
         )
-    values = 1
-    for size in shape:
-        values *= size
-    source.budget.take(400 + max(0, values * row.bits // 8 - member.size))
+    source.budget.take(400 + max(0, prod(shape) * row.bits // 8 - member.size))
     storage = Storage(source.path, member.begin, member.end, member.crc)
     kind = "parameter" if entry.get("is_param") is True else "buffer"
     return Tensor(name, row.name, shape, strides, storage, offset * row.bits // 8, kind)

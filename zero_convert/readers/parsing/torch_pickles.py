@@ -147,11 +147,8 @@ class Rebuild:
         sizes, strides = self._sizes(size), self._sizes(stride)
         if len(sizes) != len(strides) or len(sizes) > DIMENSIONS or not _natural(offset):
             raise self._source.malformed("a tensor has an impossible shape", brief([sizes, strides, offset]))
-        total = DTYPES[dtype].bits
-        for each in sizes:
-            total *= each
-            if total >= 1 << 66:
-                raise self._source.malformed("a tensor is too large", f"shape {brief(sizes)}", "fewer than 2**63 bytes")
+        if DTYPES[dtype].bits_of(sizes) is None:
+            raise self._source.malformed("a tensor is too large", f"shape {brief(sizes)}", "fewer than 2**63 bytes")
         last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
         if count is not None and (last if 0 not in sizes else offset - 1) >= count:
             raise self._source.malformed(
