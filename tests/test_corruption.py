@@ -172,7 +172,7 @@ def test_missing_and_extra_files_of_a_folder_are_found(tmp_path: Path) -> None:
 def locked(path: Path) -> Lock:
     receipt = read_receipt(receipt_path(path))
     file = LockedFile(path.name, "safetensors", receipt.written.files)
-    return Lock((LockEntry((file,), receipt.recipe.model, (), receipt.identity),))
+    return Lock((LockEntry((file,), receipt.identity.recipe.model, (), receipt.identity),))
 
 
 def test_an_extra_file_beside_those_of_a_lock_is_found(tmp_path: Path) -> None:
