@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 from zero_convert.initialization.scheme import OptionSpec, Scheme
-from zero_convert.runtime import user_code
-
 from ..errors import UsageError
+from ..model_ref import SchemeRef
 from ..records import Option
 from . import _user_schemes
 from ._user_schemes import Found as Found
@@ -48,7 +47,7 @@ def find(name: str, folders: Sequence[str] = ()) -> Found:
         UsageError: there is none; the message names the nearest.
         LoadError: a scheme from outside failed.
     """
-    if user_code.is_file(name):
+    if SchemeRef(name).runs_code:
         return _user_schemes.from_file(name, folders)
     aliases = {alias: known for known in names() for alias in _load(known).aliases}
     known = aliases.get(name, name)

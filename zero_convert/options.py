@@ -1,0 +1,216 @@
+"""The options of a conversion, each declared once. No torch.
+
+A field of a record below is an option of the Python functions; with a `Flag` one of the command line as well. Fields
+of `RecipeOptions` are what a recipe holds; the others leave no trace in the bytes. Command lines, keywords, recipes,
+locks and the command that repeats a conversion are made from these fields, so that a new option is one field here and
+the place that reads it. `choices`, `before` and the other details are those of `Flag`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+
+from .errors import UsageError
+
+Option = str | int | float | bool  # the value of an option of a scheme
+Inputs = Sequence[Any] | Mapping[str, Any]  # arguments of a forward: by position, or by name
+T = TypeVar("T")
+
+OUTPUT, MODEL, RUN = "Output", "Model and scheme", "Checks"  # panels of the help
+
+
+class Flag:
+    """How a command line offers a field: stands in its `Annotated` type.
+
+    Args:
+        names: "--out", "-o".
+        panel: heading of the help under which it stands.
+        help: one line.
+        choices: the values it may have.
+        before: the field of the record that it precedes in the help; by default it stands where it is declared.
+        former: a name that is still understood, and not shown.
+        key: its name in JSON, where that is another than the field's.
+        settings: more of `typer.Option`: metavar, min, …
+    """
+
+    def __init__(
+        self,
+        *names: str,
+        panel: str,
+        help: str,
+        choices: tuple[str, ...] = (),
+        before: str = "",
+        former: str = "",
+        key: str = "",
+        **settings: Any,
+    ) -> None:
+        self.names, self.panel, self.help, self.choices = names, panel, help, choices
+        self.before, self.former, self.key, self.settings = before, former, key, settings
+
+
+ShapeTexts = Annotated[
+    tuple[str, ...],
+    Flag(
+        "--input",
+        panel=MODEL,
+        metavar="[NAME=]SHAPE[:DTYPE]",
+        help="Example input, 1x3x224x224:float32; repeatable.",
+    ),
+]
+ModelArgs = Annotated[
+    Mapping[str, Any],
+    Flag("--model-arg", panel=MODEL, metavar="KEY=VALUE", help="Argument of the model's factory; repeatable."),
+]
+Device = Annotated[
+    str, Flag("--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps", help="Where the checks run.")
+]
+TrainSteps = Annotated[
+    int | None,
+    Flag("--train-steps", panel=RUN, metavar="N", help="Train N steps on made-up data; 10 with full.", min=0),
+]
+Force = Annotated[bool, Flag("--force", panel=OUTPUT, help="Replace existing files.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """What is asked of a conversion and decides its bytes.
+
+    Attributes:
+        scheme: a name from `zero-convert schemes`, or the path of a file of Python that holds one.
+        options: the scheme's options, {"mixing": "permute"}; the rest at their defaults.
+        model_args: keyword arguments for the factory behind a MODEL string.
+        inputs: example inputs as texts, "1x3x224x224:float32" or "name=1x16:int64", where there are no `example_inputs`.
+        dtype: of all floating tensors: "float32", "float16" or "bfloat16".
+        uncovered: what a trainable tensor without a rule gets: "error", "zeros" or "keep".
+    """
+
+    scheme: Annotated[
+        str, Flag("--scheme", panel=MODEL, metavar="NAME", help="`zero-convert schemes` lists them.")
+    ] = "zero-2021"
+    options: Annotated[
+        Mapping[str, Option],
+        Flag("--set", panel=MODEL, metavar="KEY=VALUE", help="Option of the scheme; repeatable."),
+    ] = field(default_factory=dict)
+    model_args: ModelArgs = field(default_factory=dict)
+    inputs: ShapeTexts = ()
+    dtype: Annotated[
+        str,
+        Flag("--dtype", panel=MODEL, help="Type of the written values.", choices=("float32", "float16", "bfloat16")),
+    ] = "float32"
+    uncovered: Annotated[
+        str,
+        Flag(
+            "--uncovered",
+            panel=MODEL,
+            help="What becomes of a tensor that no rule covers.",
+            choices=("error", "zeros", "keep"),
+            former="--leftovers",
+            key="leftovers",
+        ),
+    ] = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RecipeOptions):
+    """What is asked of a conversion.
+
+    Attributes:
+        example_inputs: positional arguments of `forward`, or a dict of its arguments by name; None takes the source's
+            convention.
+        arch: with a file as `model`: the MODEL string that its structure comes from. Its values then serve only for
+            what the scheme leaves, and only with uncovered="keep".
+        trust: a file without `arch` is loaded by torch, which runs code from it.
+        validate: "quick", "full" or "none".
+        device: where the checks run: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        train_steps: of the check `training`; by default 10 with "full", none with "quick".
+        formats: that it will be saved in; with "full", "onnx" has ONNX Runtime compute the export too.
+        progress: called with (step, detail) when a step begins.
+
+    Raises:
+        UsageError: a value is none of an option's choices.
+    """
+
+    example_inputs: Inputs | None = field(default=None, kw_only=False)
+    arch: Annotated[
+        str | None,
+        Flag(
+            "--arch",
+            panel=MODEL,
+            metavar="MODEL",
+            help="With a FILE as MODEL: the architecture of its tensors.",
+            before="inputs",
+        ),
+    ] = None
+    trust: Annotated[
+        bool, Flag("--trust", panel=MODEL, help="With a FILE: let torch run the code in it to load it.", before="inputs")
+    ] = False
+    validate: Annotated[
+        str,
+        Flag("--validate", panel=RUN, help="How much to check before writing.", choices=("quick", "full", "none")),
+    ] = "quick"
+    device: Device = "auto"
+    train_steps: TrainSteps = None
+    formats: Sequence[str] = ()
+    progress: Callable[[str, str], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name, flag in flags(type(self)).items():
+            if flag.choices and (value := getattr(self, name)) not in flag.choices:
+                expected = f"one of {', '.join(flag.choices)}"
+                raise UsageError(f"{name} has no such value", got=repr(value), expected=expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """How a converted model is written: see `Result.save`."""
+
+    format: Annotated[
+        str | None,
+        Flag("--format", panel=OUTPUT, metavar="NAME", help="Output format, where the suffix does not say it."),
+    ] = None
+    force: Force = False
+    opset: Annotated[
+        int | None, Flag("--opset", panel=OUTPUT, metavar="N", help="ONNX: version of the operators; 20 by default.")
+    ] = None
+    external_data: Annotated[
+        bool, Flag("--external-data", panel=OUTPUT, help="ONNX: tensors in FILE.data, as beyond 1.8 GB.")
+    ] = False
+    fold: Annotated[
+        bool, Flag("--fold", panel=OUTPUT, help="ONNX: norms and transforms become part of layers.")
+    ] = False
+
+
+@functools.cache
+def flags(record: type) -> dict[str, Flag]:
+    """Field → its flag, of those that a command line offers, in the order of its help."""
+    hints = get_type_hints(record, include_extras=True)
+    found = {spec.name: flag for spec in fields(record) if (flag := flag_of(hints[spec.name])) is not None}
+    order = list(found)
+    for name, flag in found.items():
+        if flag.before:
+            order.remove(name)
+            order.insert(order.index(flag.before), name)
+    return {name: found[name] for name in order}
+
+
+def flag_of(hint: Any) -> Flag | None:
+    """The flag in an `Annotated` type."""
+    return next((each for each in get_args(hint)[1:] if isinstance(each, Flag)), None)
+
+
+def keys(record: type) -> dict[str, str]:
+    """Field → its name in JSON, in the order of the fields."""
+    known = flags(record)
+    return {spec.name: known[spec.name].key or spec.name if spec.name in known else spec.name for spec in fields(record)}
+
+
+def carried(kind: type[T], record: Any, **others: Any) -> T:
+    """A record of a kind, with the fields that it shares with another record, and others.
+
+    >>> carried(Options, recipe, validate="full")  # what makes a recipe's conversion again
+    """
+    shared = {spec.name: getattr(record, spec.name) for spec in fields(kind) if hasattr(record, spec.name)}  # type: ignore[arg-type]
+    return kind(**(shared | others))
