@@ -10,14 +10,15 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from . import readers, rewrites, schemes, sources
-from .artifacts import receipt
+from . import rewrites, schemes, sources
 from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .graph.copies import copy_of
 from .graph.original import keep
-from .graph.traced import Original, Traced
+from .graph.traced import Original, Subject, Traced
 from .initialization.fill import initialize, taken_over, ties
 from .initialization.scheme import Scheme
+from .model_ref import ModelRef
+from .options import Inputs, Options, carried
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .result import Progress, tell
 from .runtime.threads import one_thread
@@ -25,6 +26,7 @@ from .sources.building import detectors
 from .sources.building.fingerprint import fingerprint
 from .sources.file_values import RULE as TAKEN
 from .sources.file_values import Taken
+from .sources.inputs import parse_inputs
 from .sources.model_file import File, opened
 from .sources.programs import torchscript
 from .structure import analyze
@@ -32,14 +34,30 @@ from .tracing import record, retrace, trace
 from .tracing.shapes import propagate_shapes, runs
 
 SHOWN = 6  # parts and decisions named in a note
-Inputs = Sequence[Any] | Mapping[str, Any]  # arguments of forward: by position, or by name
 Outputs = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each tensor that a forward returns
 
 
-@dataclass
-class Made:
-    """Everything up to the moment the values are written."""
+@dataclass(kw_only=True)
+class Conversion:
+    """One conversion under way: everything up to the moment the values are written.
 
+    Attributes:
+        asked: what the user asked for.
+        options: of the scheme, all of them.
+        traced: the network after the rewrites.
+        joins, structure: what was found in it before the rewrites, and after them.
+        outputs: mode → what the forward returned before the rewrites.
+        training: whether the module was in training mode.
+        needed: example inputs as the recipe spells them, where the source's own would not do.
+        notes: what the reader of the plan should know about the capture.
+        captured: share of the parameters inside captured graphs, of the model as given.
+        file: the model file, where one was given.
+        taken: its values, where they serve for what no rule covers.
+        kept: whether such values are in the module.
+        original: the network as given, where it was asked for.
+    """
+
+    asked: Options
     loaded: sources.Loaded
     found: schemes.Found
     options: Mapping[str, Option]
@@ -51,33 +69,48 @@ class Made:
     outputs: Mapping[str, Outputs]
     fingerprint: str
     training: bool
-    leftovers: str
     needed: tuple[str, ...]
-    notes: tuple[str, ...]  # what the reader of the plan should know about the capture
-    captured: float  # of the model as given
+    notes: tuple[str, ...]
+    captured: float
     file: File | None = None
     taken: Mapping[str, Taken] = field(default_factory=dict)
-    kept: bool = False  # whether values of the file are in the module
-    original: Original | None = None  # where it was asked for
+    kept: bool = False
+    original: Original | None = None
 
     @property
     def scheme(self) -> Scheme:
         return self.found.scheme
 
     def fill(self, *, write: bool) -> tuple[Assignment, ...]:
+        """The rule of each tensor; with `write` its values as well, and the mode that the module was in."""
         assignments = initialize(
             self.traced,
             self.structure,
             self.scheme,
             self.options,
-            leftovers=self.leftovers,
+            uncovered=self.asked.uncovered,
             constructed=self.loaded.poisoned,
             drawn=self.loaded.drawn,
             taken=self.taken,
             write=write,
         )
         self.kept = any(each.rule.startswith(TAKEN) for each in assignments)
+        if write:
+            self.traced.root.train(self.training)
         return assignments
+
+    def subject(self, assignments: tuple[Assignment, ...]) -> Subject:
+        """What the checks are asked of."""
+        return Subject(
+            self.traced,
+            self.structure,
+            self.scheme,
+            self.options,
+            assignments,
+            self.inputs,
+            self.outputs,
+            self.original,
+        )
 
     def release(self) -> nn.Module:
         """The rewritten module for the user; what was reduced while it was looked at is as it was made."""
@@ -108,17 +141,18 @@ class Made:
             "follows the draw (a factory would show it)",
         )
 
-    def recipe(self, dtype: str) -> Recipe:
+    def recipe(self) -> Recipe:
+        """What makes the conversion again."""
         stored = ties(self.traced.root.state_dict(keep_vars=True))
-        return Recipe(
+        return carried(
+            Recipe,
+            self.asked,
             model=self.loaded.name,
             model_args=dict(self.loaded.model_args),
             scheme=self.found.name,
             options=dict(self.options),
-            dtype=dtype,
             ties={name: first for name, first in stored.items() if name != first},
             source=self.loaded.source,
-            leftovers=self.leftovers,
             inputs=self.needed,
             scheme_source=self.found.source,
             files=self.file.digests if self.file and (self.kept or not self.loaded.name) else (),
@@ -127,85 +161,116 @@ class Made:
 
 @one_thread()  # nothing here computes much, and a second thread would be waited for
 def prepare(
-    model: str | nn.Module,
-    example_inputs: Inputs | None,
-    scheme_name: str,
-    options: Mapping[str, Option] | None,
-    model_args: Mapping[str, Any] | None,
-    leftovers: str,
-    progress: Progress | None,
-    folders: Sequence[str] = (),
-    *,
-    arch: str | None = None,
-    trust: bool = False,
-    compare: bool = False,
-) -> Made:
-    """Args: `compare`: keep the network as it was given beside the rewritten one."""
-    one_of("leftovers", leftovers, receipt.LEFTOVERS)
-    found = schemes.find(scheme_name, folders)
-    scheme = found.scheme
-    chosen = schemes.complete_options(scheme, options or {})
-    file = opened_file(model, arch, trust)
-    if file and example_inputs is None:
-        example_inputs = file.inputs
-    loaded = load_source(file.model if file else model, model_args, example_inputs, progress, folders)
-    taken: Mapping[str, Taken] = {}
-    if file:
-        tell(progress, "compare", "names and shapes of the file")
-        taken, said = file.fit(loaded.module)
-        loaded = replace(loaded, notes=(*said, *loaded.notes))
-    loaded = _single_precision(loaded)
+    model: str | ModelRef | nn.Module, options: Options, folders: Sequence[str] = (), *, compare: bool = False
+) -> Conversion:
+    """The conversion of a model, up to the moment the values are written. Errors as for `pipeline.convert`.
+
+    Args:
+        folders: where to look for files of Python besides the current folder.
+        compare: keep the network as it was given beside the rewritten one.
+    """
+    found = schemes.find(options.scheme, folders)
+    chosen = schemes.complete_options(found.scheme, options.options or {})
+    source = ModelRef.parse(model) if isinstance(model, str) else model
+    file = _open_file(source, options)
+    given = _given_inputs(options, file)
+    loaded, values = _load(source, file, given, options, folders)
     mark, training = fingerprint(loaded.module), loaded.module.training
-    tell(progress, "trace", loaded.source)
-    given = loaded.example_inputs or ()
-    inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
-    traced = trace(loaded.module, given)
-    needed = _needed_inputs(loaded, traced.rung) if example_inputs is not None else ()
+    traced, inputs = _trace(loaded, options.progress)
     outputs = {mode: _outputs(graph) for mode, graph in (("train", traced.train), ("evaluate", traced.evaluate))}
-    tell(progress, "analyze", f"{len(list(traced.train.nodes))} nodes")
-    if traced.whole and traced.opaque:
-        traced = replace(traced, inside=_inside(traced, given))
-    before = analyze(traced)
+    needed = _needed_inputs(loaded, traced.rung) if given is not None else ()
+    traced, before = _analyze(traced, loaded, options.progress)
     kept = keep(traced) if compare else None
     notes, captured = _capture_notes(traced), traced.captured
-    tell(progress, "rewrite", f"{sum(join.residual for join in before.joins)} residual joins")
-    traced, edits = rewrites.apply(traced, scheme.rewrites(chosen), chosen)
-    if edits and traced.whole:
-        _same_outputs(traced, inputs, outputs, scheme, loaded.source)
-    elif edits:
-        traced = retrace(traced, traced.root, inputs)
+    tell(options.progress, "rewrite", f"{sum(join.residual for join in before.joins)} residual joins")
+    traced, edits = _rewrite(traced, found.scheme, chosen, inputs, outputs, loaded.source)
     after = analyze(traced) if edits else before
-    _accepted(scheme, chosen, after, loaded.source)
-    return Made(
-        loaded,
-        found,
-        chosen,
-        traced,
-        before,
-        after,
-        edits,
-        inputs,
-        outputs,
-        mark,
-        training,
-        leftovers,
-        needed,
-        notes,
-        captured,
-        file,
-        taken if leftovers == "keep" else {},
+    _accepted(found.scheme, chosen, after, loaded.source)
+    return Conversion(
+        asked=options,
+        loaded=loaded,
+        found=found,
+        options=chosen,
+        traced=traced,
+        joins=before,
+        structure=after,
+        edits=edits,
+        inputs=inputs,
+        outputs=outputs,
+        fingerprint=mark,
+        training=training,
+        needed=needed,
+        notes=notes,
+        captured=captured,
+        file=file,
+        taken=values if options.uncovered == "keep" else {},
         original=None if kept is None else Original(kept, before),
     )
 
 
-def opened_file(model: str | nn.Module, arch: str | None, trust: bool) -> File | None:
+def _open_file(model: ModelRef | nn.Module, options: Options) -> File | None:
     """The file that `model` names, or None where it names or is a model."""
-    if isinstance(model, str) and readers.names_file(model):
-        return opened(model, arch, trust)
-    if arch is not None or trust:
-        option = "arch" if arch is not None else "trust"
-        raise UsageError(f"{option} is for files", got=repr(model)[:80], expected="FILE.pt, FILE.safetensors, …")
+    if isinstance(model, ModelRef) and model.kind == "file":
+        return opened(model.path, options.arch, options.trust)
+    if options.arch is not None or options.trust:
+        option = "arch" if options.arch is not None else "trust"
+        got = str(model) if isinstance(model, ModelRef) else model
+        raise UsageError(f"{option} is for files", got=repr(got)[:80], expected="FILE.pt, FILE.safetensors, …")
     return None
+
+
+def _given_inputs(options: Options, file: File | None) -> Inputs | None:
+    """The example inputs that the user or the file gives; None for those of the source."""
+    if options.example_inputs is None and options.inputs:
+        return parse_inputs(options.inputs)
+    return file.inputs if file and options.example_inputs is None else options.example_inputs
+
+
+def _load(
+    model: ModelRef | nn.Module, file: File | None, inputs: Inputs | None, options: Options, folders: Sequence[str]
+) -> tuple[sources.Loaded, Mapping[str, Taken]]:
+    """The model, in float32 where its forward allows that, and the values of its file by name."""
+    if file:
+        model = ModelRef.named(file.model) if isinstance(file.model, str) else file.model
+    loaded = load_source(model, options.model_args, inputs, options.progress, folders)
+    taken: Mapping[str, Taken] = {}
+    if file:
+        tell(options.progress, "compare", "names and shapes of the file")
+        taken, notes = file.fit(loaded.module)
+        loaded = replace(loaded, notes=(*notes, *loaded.notes))
+    return _single_precision(loaded), taken
+
+
+def _trace(loaded: sources.Loaded, progress: Progress | None) -> tuple[Traced, tuple[Any, ...]]:
+    """The captured network, and its example inputs by position."""
+    tell(progress, "trace", loaded.source)
+    given = loaded.example_inputs or ()
+    return trace(loaded.module, given), tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
+
+
+def _analyze(traced: Traced, loaded: sources.Loaded, progress: Progress | None) -> tuple[Traced, Structure]:
+    """The structure of the captured network, which then knows the roles inside of its opaque parts."""
+    tell(progress, "analyze", f"{len(list(traced.train.nodes))} nodes")
+    if traced.whole and traced.opaque:
+        traced = replace(traced, inside=_inside(traced, loaded.example_inputs or ()))
+    return traced, analyze(traced)
+
+
+def _rewrite(
+    traced: Traced,
+    scheme: Scheme,
+    options: Mapping[str, Option],
+    inputs: tuple[Any, ...],
+    outputs: Mapping[str, Outputs],
+    source: str,
+) -> tuple[Traced, tuple[Edit, ...]]:
+    """The network as the scheme wants it, and what was changed. Errors as for `_same_outputs`."""
+    traced, edits = rewrites.apply(traced, scheme.rewrites(options), options)
+    if edits and traced.whole:
+        _same_outputs(traced, inputs, outputs, scheme, source)
+    elif edits:
+        traced = retrace(traced, traced.root, inputs)
+    return traced, edits
 
 
 def _accepted(scheme: Scheme, options: Mapping[str, Option], structure: Structure, source: str) -> None:
@@ -343,16 +408,16 @@ def _same_outputs(
 
 
 def load_source(
-    model: str | nn.Module,
+    model: ModelRef | nn.Module,
     model_args: Mapping[str, Any] | None,
     example_inputs: Inputs | None,
     progress: Progress | None,
     folders: Sequence[str] = (),
 ) -> sources.Loaded:
-    tell(progress, "load", model if isinstance(model, str) else type(model).__qualname__)
+    tell(progress, "load", str(model) if isinstance(model, ModelRef) else type(model).__qualname__)
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
-    if isinstance(model, str):
+    if isinstance(model, ModelRef):
         loaded = sources.load(model, model_args or {}, inputs=example_inputs, folders=folders)
     else:
         loaded = sources.adopt(model, example_inputs)
@@ -371,8 +436,3 @@ def load_source(
 def _outputs(graph: torch.fx.Graph) -> Outputs:
     outputs: Outputs = next(node.meta["outputs"] for node in graph.nodes if node.op == "output")
     return outputs
-
-
-def one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UsageError(f"{name} has no such value", got=repr(value), expected="one of " + ", ".join(choices))

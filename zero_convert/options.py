@@ -64,9 +64,7 @@ ModelArgs = Annotated[
     Mapping[str, Any],
     Flag("--model-arg", panel=MODEL, metavar="KEY=VALUE", help="Argument of the model's factory; repeatable."),
 ]
-Device = Annotated[
-    str, Flag("--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps", help="Where the checks run.")
-]
+Device = Annotated[str, Flag("--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps", help="Where the checks run.")]
 TrainSteps = Annotated[
     int | None,
     Flag("--train-steps", panel=RUN, metavar="N", help="Train N steps on made-up data; 10 with full.", min=0),
@@ -82,14 +80,14 @@ class RecipeOptions:
         scheme: a name from `zero-convert schemes`, or the path of a file of Python that holds one.
         options: the scheme's options, {"mixing": "permute"}; the rest at their defaults.
         model_args: keyword arguments for the factory behind a MODEL string.
-        inputs: example inputs as texts, "1x3x224x224:float32" or "name=1x16:int64", where there are no `example_inputs`.
+        inputs: example inputs as texts, "1x3x224x224:float32" or "name=1x16:int64", instead of `example_inputs`.
         dtype: of all floating tensors: "float32", "float16" or "bfloat16".
         uncovered: what a trainable tensor without a rule gets: "error", "zeros" or "keep".
     """
 
-    scheme: Annotated[
-        str, Flag("--scheme", panel=MODEL, metavar="NAME", help="`zero-convert schemes` lists them.")
-    ] = "zero-2021"
+    scheme: Annotated[str, Flag("--scheme", panel=MODEL, metavar="NAME", help="`zero-convert schemes` lists them.")] = (
+        "zero-2021"
+    )
     options: Annotated[
         Mapping[str, Option],
         Flag("--set", panel=MODEL, metavar="KEY=VALUE", help="Option of the scheme; repeatable."),
@@ -145,7 +143,8 @@ class Options(RecipeOptions):
         ),
     ] = None
     trust: Annotated[
-        bool, Flag("--trust", panel=MODEL, help="With a FILE: let torch run the code in it to load it.", before="inputs")
+        bool,
+        Flag("--trust", panel=MODEL, help="With a FILE: let torch run the code in it to load it.", before="inputs"),
     ] = False
     validate: Annotated[
         str,
@@ -158,9 +157,8 @@ class Options(RecipeOptions):
 
     def __post_init__(self) -> None:
         for name, flag in flags(type(self)).items():
-            if flag.choices and (value := getattr(self, name)) not in flag.choices:
-                expected = f"one of {', '.join(flag.choices)}"
-                raise UsageError(f"{name} has no such value", got=repr(value), expected=expected)
+            if flag.choices:
+                one_of(name, getattr(self, name), flag.choices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,14 +176,24 @@ class FileOptions:
     external_data: Annotated[
         bool, Flag("--external-data", panel=OUTPUT, help="ONNX: tensors in FILE.data, as beyond 1.8 GB.")
     ] = False
-    fold: Annotated[
-        bool, Flag("--fold", panel=OUTPUT, help="ONNX: norms and transforms become part of layers.")
-    ] = False
+    fold: Annotated[bool, Flag("--fold", panel=OUTPUT, help="ONNX: norms and transforms become part of layers.")] = (
+        False
+    )
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises UsageError for a value that is none of the choices."""
+    if value not in choices:
+        raise UsageError(f"{name} has no such value", got=repr(value), expected="one of " + ", ".join(choices))
+
+
+def flags(record: type) -> Mapping[str, Flag]:
+    """Field → its flag, of those that a command line offers, in the order of its help."""
+    return _flags(record)
 
 
 @functools.cache
-def flags(record: type) -> dict[str, Flag]:
-    """Field → its flag, of those that a command line offers, in the order of its help."""
+def _flags(record: type) -> Mapping[str, Flag]:
     hints = get_type_hints(record, include_extras=True)
     found = {spec.name: flag for spec in fields(record) if (flag := flag_of(hints[spec.name])) is not None}
     order = list(found)
@@ -204,7 +212,9 @@ def flag_of(hint: Any) -> Flag | None:
 def keys(record: type) -> dict[str, str]:
     """Field → its name in JSON, in the order of the fields."""
     known = flags(record)
-    return {spec.name: known[spec.name].key or spec.name if spec.name in known else spec.name for spec in fields(record)}
+    return {
+        spec.name: known[spec.name].key or spec.name if spec.name in known else spec.name for spec in fields(record)
+    }
 
 
 def carried(kind: type[T], record: Any, **others: Any) -> T:

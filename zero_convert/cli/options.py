@@ -1,128 +1,161 @@
-"""What the commands share: options they spell alike, clean streams, JSON. No command is here, and nothing heavy."""
+"""What the commands share: options made from records, clean streams, JSON. No command is here, and nothing heavy."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from math import isfinite
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 from ..errors import ZeroConvertError
+from ..options import FileOptions, Flag, Options, RecipeOptions, flag_of, flags, keys
 
-OUTPUT, MODEL, RUN, MESSAGES = "Output", "Model and scheme", "Checks", "Messages"
+if TYPE_CHECKING:
+    from .display import Screen
+
+MESSAGES = "Messages"
+# Names that options had, without their dashes, and have now.
+FORMER = {flag.former[2:]: flag.names[0][2:] for flag in flags(Options).values() if flag.former}
+
+ModelName = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="resnet50, torchvision:NAME, package.module:factory or path/file.py:factory."),
+]
+Json = Annotated[bool, Flag("--json", panel=MESSAGES, help="One JSON object on stdout and nothing else there.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Messages:
+    """What a command prints."""
+
+    as_json: Json = False
+    quiet: Annotated[bool, Flag("--quiet", "-q", panel=MESSAGES, help="Say nothing but errors.")] = False
+    verbose: Annotated[
+        int,
+        Flag(
+            "--verbose",
+            "-v",
+            panel=MESSAGES,
+            help="Say more; -vv shows tracebacks.",
+            count=True,
+            show_default=False,
+            metavar="",
+        ),
+    ] = 0
+
+    def screen(self, *, silent: bool = False) -> Screen:
+        """Where messages for people go: nowhere with --quiet and --json, or where it is to be silent."""
+        from .display import Screen
+
+        return Screen(self.quiet or self.as_json or silent, self.verbose)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# options
+
+
+class Without:
+    """Stands in the `Annotated` type of a record whose fields of these names are no options of the command."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
 
 
 def option(*names: str, panel: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
-ModelName = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="resnet50, torchvision:NAME, package.module:factory or path/file.py:factory."),
-]
-Out = Annotated[
-    list[str] | None,
-    option("--out", "-o", panel=OUTPUT, metavar="FILE", help="File to write; repeatable; - is stdout."),
-]
-Format = Annotated[
-    str | None,
-    option("--format", panel=OUTPUT, metavar="NAME", help="Output format, where the suffix does not say it."),
-]
-Opset = Annotated[
-    int | None, option("--opset", panel=OUTPUT, metavar="N", help="ONNX: version of the operators; 20 by default.")
-]
-ExternalData = Annotated[
-    bool, option("--external-data", panel=OUTPUT, help="ONNX: tensors in FILE.data, as beyond 1.8 GB.", metavar="")
-]
-Force = Annotated[bool, option("--force", panel=OUTPUT, help="Replace existing files.", metavar="")]
-Report = Annotated[
-    str | None, option("--report", panel=OUTPUT, metavar="FILE.html", help="A page on the conversion, with figures.")
-]
-Plots = Annotated[str | None, option("--plots", panel=OUTPUT, metavar="DIR", help="The figures of the page, as PNG.")]
-SchemeName = Annotated[str, option("--scheme", panel=MODEL, metavar="NAME", help="`zero-convert schemes` lists them.")]
-Settings = Annotated[
-    list[str] | None,
-    option("--set", panel=MODEL, metavar="KEY=VALUE", help="Option of the scheme; repeatable."),
-]
-Dtype = Annotated[
-    Literal["float32", "float16", "bfloat16"], option("--dtype", panel=MODEL, help="Type of the written values.")
-]
-Leftovers = Annotated[
-    Literal["error", "zeros", "keep"],
-    option("--leftovers", panel=MODEL, help="What becomes of a tensor that no rule covers."),
-]
-Validate = Annotated[
-    Literal["quick", "full", "none"], option("--validate", panel=RUN, help="How much to check before writing.")
-]
-TrainSteps = Annotated[
-    int | None,
-    option("--train-steps", panel=RUN, metavar="N", help="Train N steps on made-up data; 10 with full.", min=0),
-]
-Device = Annotated[str, option("--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps", help="Where the checks run.")]
-ModelArgs = Annotated[
-    list[str] | None,
-    option("--model-arg", panel=MODEL, metavar="KEY=VALUE", help="Argument of the model's factory; repeatable."),
-]
-Arch = Annotated[
-    str | None,
-    option("--arch", panel=MODEL, metavar="MODEL", help="With a FILE as MODEL: the architecture of its tensors."),
-]
-TrustFile = Annotated[
-    bool, option("--trust", panel=MODEL, help="With a FILE: let torch run the code in it to load it.", metavar="")
-]
-Fold = Annotated[
-    bool, option("--fold", panel=OUTPUT, help="ONNX: norms and transforms become part of layers.", metavar="")
-]
-Inputs = Annotated[
-    list[str] | None,
-    option(
-        "--input",
-        panel=MODEL,
-        metavar="[NAME=]SHAPE[:DTYPE]",
-        help="Example input, 1x3x224x224:float32; repeatable.",
-    ),
-]
-Json = Annotated[
-    bool, option("--json", panel=MESSAGES, help="One JSON object on stdout and nothing else there.", metavar="")
-]
-Quiet = Annotated[bool, option("--quiet", "-q", panel=MESSAGES, help="Say nothing but errors.", metavar="")]
-Verbose = Annotated[
-    int,
-    option(
-        "--verbose",
-        "-v",
-        panel=MESSAGES,
-        help="Say more; -vv shows tracebacks.",
-        count=True,
-        show_default=False,
-        metavar="",
-    ),
-]
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as Typer takes it: a parameter that is a record stands for the options of its fields.
+
+    What Typer read becomes the records again. Errors are those of reading KEY=VALUE, and of the records.
+    """
+    parameters: list[inspect.Parameter] = []
+    readers: dict[str, Callable[[dict[str, Any]], Any]] = {}
+    hints = get_type_hints(command, include_extras=True)
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind: Any
+        kind, *notes = get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],)
+        if isinstance(kind, type) and is_dataclass(kind):
+            left_out = [each for note in notes if isinstance(note, Without) for each in note.names]
+            own, types = fields(kind), get_type_hints(kind, include_extras=True)
+            defaults = {f.name: None if f.default is MISSING else f.default for f in own}
+            names = [each for each in flags(kind) if each not in left_out]
+            parameters += [_parameter(each, types[each], defaults[each]) for each in names]
+            readers[name] = functools.partial(_record, kind, names)
+        else:
+            parameters.append(_parameter(name, hints[name], parameter.default))
+            readers[name] = functools.partial(_value, name, kind)
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(**{name: read(given) for name, read in readers.items()})
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# arguments
+def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
+    """A parameter of a function for Typer; one without a flag stays as it is."""
+    if (flag := flag_of(hint)) is not None:
+        kind: Any = get_args(hint)[0]
+        settings = {"metavar": ""} if kind is bool else {}
+        if _is_list(kind):
+            kind, default = list[str] | None, None
+        elif flag.choices:
+            choice: Any = Literal
+            kind = choice[flag.choices]
+        hint = Annotated[kind, option(*flag.names, panel=flag.panel, help=flag.help, **settings, **flag.settings)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
-def examples(inputs: Sequence[str] | None) -> Any:
-    if not inputs:
-        return None
-    from ..sources.inputs import parse_inputs
-
-    return parse_inputs(inputs)
+def _is_list(kind: Any) -> bool:
+    """Whether an option of this type may be repeated."""
+    return get_origin(kind) in (tuple, Mapping)
 
 
-def model_args_of(pairs: Sequence[str] | None) -> dict[str, Any]:
-    from .. import sources
+def _record(kind: type, names: list[str], given: dict[str, Any]) -> Any:
+    types = get_type_hints(kind)
+    return kind(**{name: _value(name, types[name], given) for name in names})
 
-    return sources.parse_model_args(list(pairs or []))
+
+def _value(name: str, kind: Any, given: dict[str, Any]) -> Any:
+    """What the texts of an option mean."""
+    if get_origin(kind) is tuple:
+        return tuple(given[name] or ())
+    if get_origin(kind) is not Mapping:
+        return given[name]
+    from .. import schemes, sources
+
+    return {"options": schemes.read_pairs, "model_args": sources.parse_model_args}[name](given[name] or [])
+
+
+def completed(options: Options) -> Options:
+    """The options with all those of the scheme. Raises UsageError for one that it does not have."""
+    from .. import schemes
+
+    return replace(options, options=schemes.complete_options(schemes.get(options.scheme), options.options))
+
+
+def check_outputs(outputs: tuple[str, ...], files: FileOptions) -> list[Path]:
+    """The files that would be written, after everything that can be said against them before any work is done."""
+    from .. import exporters
+
+    targets = exporters.check_outputs(outputs, files.format, files.force, external_data=files.external_data)
+    formats = {exporters.format_of(output, files.format) for output in outputs}
+    exporters.check_options(formats, files.opset, files.external_data, files.fold)
+    return targets
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,6 +189,13 @@ def third_party_warnings(verbose: int) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def working(screen: Screen, *, keep: bool = True) -> Iterator[Callable[[str, str], None]]:
+    """While it lasts, a model's code and libraries may print; gives what is called with (step, detail)."""
+    with screen.progress(keep=keep) as progress, stdout_kept_clean(), third_party_warnings(screen.verbose):
+        yield progress
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # JSON
 
@@ -167,7 +207,8 @@ def print_json(value: Mapping[str, Any]) -> None:
 def plain(value: Any) -> Any:
     """Records, mappings and sequences as JSON has them; a number that JSON cannot hold is spelled as a string."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        renamed = keys(type(value)) if isinstance(value, RecipeOptions) else {}
+        return {renamed.get(f.name, f.name): plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -31,7 +31,7 @@ def initialize(
     scheme: Scheme,
     options: Mapping[str, Option],
     *,
-    leftovers: str = "error",
+    uncovered: str = "error",
     constructed: bool = True,
     drawn: Collection[str] = (),
     taken: Mapping[str, Taken] | None = None,
@@ -42,7 +42,7 @@ def initialize(
     Args:
         traced: the model after rewriting; its parameters and buffers are overwritten.
         drawn: names of integer tensors that a constructor drew at random.
-        leftovers: "error", "zeros" or "keep" for trainable tensors without a rule.
+        uncovered: "error", "zeros" or "keep" for trainable tensors without a rule.
         taken: values of a file, by name, for what would stay as it was constructed.
         constructed: the module comes from a poisoned constructor, so that what is not NaN is a constant, and "keep"
             may keep it. Otherwise a trainable tensor is kept only if it has the same value everywhere.
@@ -68,7 +68,7 @@ def initialize(
             rule = None if given is None else given.get(tensor.local)
             rule = Constant(tensor.shape, 0.0) if empty else rule
             if rule is None:
-                rule = {"zeros": Constant(tensor.shape, 0.0), "keep": Kept(tensor.shape)}.get(leftovers)
+                rule = {"zeros": Constant(tensor.shape, 0.0), "keep": Kept(tensor.shape)}.get(uncovered)
             if rule is None and tensor.buffer:
                 rule = Kept(tensor.shape)
             if rule is None and dict(layer.uses).get(tensor.local) == "read" and is_fixed(tensor):
@@ -77,7 +77,7 @@ def initialize(
                 rule = Kept(tensor.shape) if is_fixed(tensor, constructed) else rule.otherwise
             if isinstance(rule, Kept) and taken and tensor.name in taken and taken[tensor.name].shape == tensor.shape:
                 rule = taken[tensor.name]
-            if isinstance(rule, Kept) and leftovers == "zeros" and not is_fixed(tensor):
+            if isinstance(rule, Kept) and uncovered == "zeros" and not is_fixed(tensor):
                 rule = Constant(tensor.shape, 0.0)
             if rule is None:
                 uses = f", {dict(layer.uses).get(tensor.local, '')}" if layer.uses else ""
@@ -90,7 +90,7 @@ def initialize(
             f"scheme {scheme.name} has no rule for {len(missing)} tensors",
             where=", ".join(missing[:SHOWN]) + (" …" if len(missing) > SHOWN else ""),
             expected="a rule for every trainable tensor",
-            fix="Pass --leftovers zeros or --leftovers keep to say what they should be, or use another scheme.",
+            fix="Pass --uncovered zeros or --uncovered keep to say what they should be, or use another scheme.",
         )
     chosen: dict[str, str] = {}  # stored name → the name, first in order of execution, whose rule its values follow
     for name in rules:
@@ -101,14 +101,14 @@ def initialize(
         for name, (_, tensor, rule) in rules.items()
         if isinstance(rule, Kept)
         and chosen[first[name]] == name
-        and not is_fixed(tensor, constructed and leftovers == "keep")
+        and not is_fixed(tensor, constructed and uncovered == "keep")
     ]
     if random:
         raise CoverageError(
             f"{len(random)} tensors would be kept as constructed, but hold no constants",
             where=", ".join(random[:SHOWN]) + (" …" if len(random) > SHOWN else ""),
             expected="values that no generator drew and no training left",
-            fix="Pass --leftovers zeros, or set them to constants "
+            fix="Pass --uncovered zeros, or set them to constants "
             + ("in the constructor." if constructed else "before converting, or give the model as a factory."),
         )
     if write:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 from zero_convert.initialization.scheme import OptionSpec, Scheme
+
 from ..errors import UsageError
 from ..model_ref import SchemeRef
 from ..records import Option
@@ -70,11 +71,11 @@ def _load(name: str) -> Scheme:
     return scheme
 
 
-def parse_options(scheme: Scheme, pairs: Sequence[str]) -> dict[str, Option]:
-    """Options from `key=value` texts, defaults filled in.
+def read_pairs(pairs: Sequence[str]) -> dict[str, Option]:
+    """The options in `key=value` texts, as texts.
 
     Raises:
-        UsageError: a text without "=", an option or a value that the scheme does not have, or one given twice.
+        UsageError: a text without "=", or an option that is given twice.
     """
     given: dict[str, Option] = {}
     for pair in pairs:
@@ -84,14 +85,14 @@ def parse_options(scheme: Scheme, pairs: Sequence[str]) -> dict[str, Option]:
         if key in given:
             raise UsageError("an option is given twice", where="--set", got=key)
         given[key] = value
-    return complete_options(scheme, given)
+    return given
 
 
 def complete_options(scheme: Scheme, given: Mapping[str, Option]) -> dict[str, Option]:
     """The given options checked, the others at their defaults, in the scheme's order.
 
     Raises:
-        UsageError: as for `parse_options`.
+        UsageError: an option or a value that the scheme does not have.
     """
     specs = {spec.name: spec for spec in scheme.options}
     chosen: dict[str, Option] = {}

@@ -58,6 +58,6 @@ class Taken(Formula):
             raise LoadError(
                 f"tensor {brief(stored.name)} of the file would be kept, and holds NaN",
                 where=where,
-                fix="--leftovers zeros takes nothing from the file.",
+                fix="--uncovered zeros takes nothing from the file.",
             )
         return values
