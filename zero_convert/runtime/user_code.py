@@ -5,7 +5,6 @@ For models and for schemes. Whoever calls this was asked for it by the user. No 
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -15,12 +14,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from zero_convert.errors import LoadError, UsageError, ZeroConvertError
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
-def offered(group: str) -> dict[str, importlib.metadata.EntryPoint]:
+
+def offered(group: str) -> dict[str, EntryPoint]:
     """Name → entry point of what installed packages offer in a group, sorted. Runs none of them."""
+    import importlib.metadata
+
     return {point.name: point for point in sorted(importlib.metadata.entry_points(group=group), key=lambda p: p.name)}
 
 

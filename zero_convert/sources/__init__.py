@@ -33,7 +33,6 @@ import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zero_convert.errors import UsageError, ZeroConvertError
@@ -112,16 +111,12 @@ def load(
     arguments = dict(model_args or {})
     _refuse_weights(arguments)
     ref = _with_library(model if isinstance(model, ModelRef) else ModelRef.named(model))
-    origin = _origin(ref.library) if ref.library else factory
+    origin: Any = _origin(ref.library) if ref.library else factory
+    asked = (ref.name, arguments) if ref.library else (ref, arguments, folders)
     text = str(model)
     # A program that prints while it is imported or built must not mix with results on stdout.
     with contextlib.redirect_stdout(sys.stderr), poisoned() as poison:
-        build = (
-            partial(origin.build, ref.name, arguments)
-            if ref.library
-            else partial(origin.build, ref, arguments, folders)
-        )
-        module = factory.on_cpu(factory.checked(build, text, arguments), text)
+        module = factory.on_cpu(factory.checked(lambda: origin.build(*asked), text, arguments), text)
         lazy, sized_by = materialize(module, as_inputs(inputs) if inputs is not None else None, text)
     factory.refuse_quantized(module, text)
     examples = sized_by if sized_by is not None else origin.example_inputs(ref.name, module)
@@ -280,6 +275,8 @@ class _Outside:
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self._module, name)
+        if name == "build":  # `factory.checked` reports what it raises
+            return function
 
         def call(*args: Any) -> Any:
             with failing_as("source", f"{self._where}, its {name}"):
@@ -289,9 +286,15 @@ class _Outside:
         return call
 
 
-def installed() -> tuple[str, ...]:
-    """Names of the sources that installed packages offer. Runs none of them."""
-    return tuple(installed_libraries())
+def broken() -> dict[str, ZeroConvertError]:
+    """Name → error of the sources that other packages offer and that cannot be used."""
+    found = {}
+    for library in installed_libraries():
+        try:
+            _origin(library)
+        except ZeroConvertError as error:
+            found[library] = error
+    return found
 
 
 def _available(imported: bool = False) -> Iterator[tuple[str, Any]]:
@@ -300,7 +303,7 @@ def _available(imported: bool = False) -> Iterator[tuple[str, Any]]:
     Args:
         imported: those only that the process has imported already.
     """
-    for library in (*LIBRARIES, *installed()):
+    for library in (*LIBRARIES, *installed_libraries()):
         if imported and library not in sys.modules:
             continue
         with contextlib.suppress(*(() if library in LIBRARIES else (ZeroConvertError,))):
