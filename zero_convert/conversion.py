@@ -11,10 +11,11 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from . import rewrites, schemes, sources
+from .checks.subject import Subject
 from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .graph.copies import copy_of
 from .graph.original import keep
-from .graph.traced import Original, Subject, Traced
+from .graph.traced import Original, Traced
 from .initialization.fill import initialize, taken_over, ties
 from .initialization.scheme import Scheme
 from .model_ref import ModelRef
