@@ -41,17 +41,17 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 class Flavoured:
     """A field that decides bytes."""
 
-    flavour: Annotated[
-        str, Flag("--flavour", panel=MODEL, help="Of the weights.", choices=("plain", "sour"), before="dtype")
-    ] = "plain"
-    peeled: Annotated[bool, Flag("--peeled", panel=MODEL, help="Without their skin.")] = False
+    flavour: Annotated[str, Flag("--flavour", MODEL, "Of the weights.", choices=("plain", "sour"), before="dtype")] = (
+        "plain"
+    )
+    peeled: Annotated[bool, Flag("--peeled", MODEL, "Without their skin.")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoreOptions(Flavoured, Options):
     """Those of a conversion, and it."""
 
-    seeds: Annotated[int, Flag("--seeds", panel=MODEL, metavar="N", help="No part of a recipe.")] = 3
+    seeds: Annotated[int, Flag("--seeds", MODEL, "No part of a recipe.", "N")] = 3
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
 """The options of a conversion, each declared once. No torch.
 
 A field of a record below is an option of the Python functions; with a `Flag` one of the command line as well. Fields
-of `RecipeOptions` are what a recipe holds; the others leave no trace in the bytes. Command lines, keywords, recipes,
-locks and the command that repeats a conversion are made from these fields, so that a new option is one field here and
-the place that reads it. `choices`, `before` and the other details are those of `Flag`.
+of `RecipeOptions` are in the recipe; the others leave no trace in the bytes. Command lines, keywords, recipes, locks
+and the command that repeats a conversion are made from these fields, so that a new option is one field here and the
+place that reads it.
 """
 
 from __future__ import annotations
@@ -22,54 +22,52 @@ T = TypeVar("T")
 OUTPUT, MODEL, RUN = "Output", "Model and scheme", "Checks"  # panels of the help
 
 
+@dataclass(frozen=True)
 class Flag:
     """How a command line offers a field: stands in its `Annotated` type.
 
-    Args:
-        names: "--out", "-o".
+    Attributes:
+        names: "--out -o".
         panel: heading of the help under which it stands.
         help: one line.
+        metavar: what the help calls its value.
         choices: the values it may have.
         before: the field of the record that it precedes in the help; by default it stands where it is declared.
         former: a name that is still understood, and not shown.
         key: its name in JSON, where that is another than the field's.
-        settings: more of `typer.Option`: metavar, min, …
+        least: the smallest number it may be.
+        count: how often it stands there is its value.
     """
 
-    def __init__(
-        self,
-        *names: str,
-        panel: str,
-        help: str,
-        choices: tuple[str, ...] = (),
-        before: str = "",
-        former: str = "",
-        key: str = "",
-        **settings: Any,
-    ) -> None:
-        self.names, self.panel, self.help, self.choices = names, panel, help, choices
-        self.before, self.former, self.key, self.settings = before, former, key, settings
+    names: str
+    panel: str
+    help: str
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    before: str = ""
+    former: str = ""
+    key: str = ""
+    least: int | None = None
+    count: bool = False
+
+    @property
+    def name(self) -> str:
+        """The first of its names."""
+        return self.names.partition(" ")[0]
 
 
 ShapeTexts = Annotated[
     tuple[str, ...],
-    Flag(
-        "--input",
-        panel=MODEL,
-        metavar="[NAME=]SHAPE[:DTYPE]",
-        help="Example input, 1x3x224x224:float32; repeatable.",
-    ),
+    Flag("--input", MODEL, "Example input, 1x3x224x224:float32; repeatable.", "[NAME=]SHAPE[:DTYPE]"),
 ]
 ModelArgs = Annotated[
-    Mapping[str, Any],
-    Flag("--model-arg", panel=MODEL, metavar="KEY=VALUE", help="Argument of the model's factory; repeatable."),
+    Mapping[str, Any], Flag("--model-arg", MODEL, "Argument of the model's factory; repeatable.", "KEY=VALUE")
 ]
-Device = Annotated[str, Flag("--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps", help="Where the checks run.")]
+Device = Annotated[str, Flag("--device", RUN, "Where the checks run.", "auto|cpu|cuda|cuda:N|mps")]
 TrainSteps = Annotated[
-    int | None,
-    Flag("--train-steps", panel=RUN, metavar="N", help="Train N steps on made-up data; 10 with full.", min=0),
+    int | None, Flag("--train-steps", RUN, "Train N steps on made-up data; 10 with full.", "N", least=0)
 ]
-Force = Annotated[bool, Flag("--force", panel=OUTPUT, help="Replace existing files.")]
+Force = Annotated[bool, Flag("--force", OUTPUT, "Replace existing files.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,30 +83,20 @@ class RecipeOptions:
         uncovered: what a trainable tensor without a rule gets: "error", "zeros" or "keep".
     """
 
-    scheme: Annotated[str, Flag("--scheme", panel=MODEL, metavar="NAME", help="`zero-convert schemes` lists them.")] = (
-        "zero-2021"
+    scheme: Annotated[str, Flag("--scheme", MODEL, "`zero-convert schemes` lists them.", "NAME")] = "zero-2021"
+    options: Annotated[Mapping[str, Option], Flag("--set", MODEL, "Option of the scheme; repeatable.", "KEY=VALUE")] = (
+        field(default_factory=dict)
     )
-    options: Annotated[
-        Mapping[str, Option],
-        Flag("--set", panel=MODEL, metavar="KEY=VALUE", help="Option of the scheme; repeatable."),
-    ] = field(default_factory=dict)
     model_args: ModelArgs = field(default_factory=dict)
     inputs: ShapeTexts = ()
     dtype: Annotated[
-        str,
-        Flag("--dtype", panel=MODEL, help="Type of the written values.", choices=("float32", "float16", "bfloat16")),
+        str, Flag("--dtype", MODEL, "Type of the written values.", choices=("float32", "float16", "bfloat16"))
     ] = "float32"
     uncovered: Annotated[
         str,
-        Flag(
-            "--uncovered",
-            panel=MODEL,
-            help="What becomes of a tensor that no rule covers.",
-            choices=("error", "zeros", "keep"),
-            former="--leftovers",
-            key="leftovers",
-        ),
-    ] = "error"
+        Flag("--uncovered", MODEL, "What becomes of a tensor that no rule covers.", choices=("error", "zeros", "keep"),
+             former="--leftovers", key="leftovers"),
+    ] = "error"  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,21 +122,13 @@ class Options(RecipeOptions):
     example_inputs: Inputs | None = field(default=None, kw_only=False)
     arch: Annotated[
         str | None,
-        Flag(
-            "--arch",
-            panel=MODEL,
-            metavar="MODEL",
-            help="With a FILE as MODEL: the architecture of its tensors.",
-            before="inputs",
-        ),
+        Flag("--arch", MODEL, "With a FILE as MODEL: the architecture of its tensors.", "MODEL", before="inputs"),
     ] = None
     trust: Annotated[
-        bool,
-        Flag("--trust", panel=MODEL, help="With a FILE: let torch run the code in it to load it.", before="inputs"),
+        bool, Flag("--trust", MODEL, "With a FILE: let torch run the code in it to load it.", before="inputs")
     ] = False
     validate: Annotated[
-        str,
-        Flag("--validate", panel=RUN, help="How much to check before writing.", choices=("quick", "full", "none")),
+        str, Flag("--validate", RUN, "How much to check before writing.", choices=("quick", "full", "none"))
     ] = "quick"
     device: Device = "auto"
     train_steps: TrainSteps = None
@@ -166,19 +146,14 @@ class FileOptions:
     """How a converted model is written: see `Result.save`."""
 
     format: Annotated[
-        str | None,
-        Flag("--format", panel=OUTPUT, metavar="NAME", help="Output format, where the suffix does not say it."),
+        str | None, Flag("--format", OUTPUT, "Output format, where the suffix does not say it.", "NAME")
     ] = None
     force: Force = False
-    opset: Annotated[
-        int | None, Flag("--opset", panel=OUTPUT, metavar="N", help="ONNX: version of the operators; 20 by default.")
-    ] = None
-    external_data: Annotated[
-        bool, Flag("--external-data", panel=OUTPUT, help="ONNX: tensors in FILE.data, as beyond 1.8 GB.")
-    ] = False
-    fold: Annotated[bool, Flag("--fold", panel=OUTPUT, help="ONNX: norms and transforms become part of layers.")] = (
+    opset: Annotated[int | None, Flag("--opset", OUTPUT, "ONNX: version of the operators; 20 by default.", "N")] = None
+    external_data: Annotated[bool, Flag("--external-data", OUTPUT, "ONNX: tensors in FILE.data, as beyond 1.8 GB.")] = (
         False
     )
+    fold: Annotated[bool, Flag("--fold", OUTPUT, "ONNX: norms and transforms become part of layers.")] = False
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:
@@ -211,10 +186,8 @@ def flag_of(hint: Any) -> Flag | None:
 
 def keys(record: type) -> dict[str, str]:
     """Field → its name in JSON, in the order of the fields."""
-    known = flags(record)
-    return {
-        spec.name: known[spec.name].key or spec.name if spec.name in known else spec.name for spec in fields(record)
-    }
+    renamed = {name: flag.key for name, flag in flags(record).items() if flag.key}
+    return {spec.name: renamed.get(spec.name, spec.name) for spec in fields(record)}
 
 
 def carried(kind: type[T], record: Any, **others: Any) -> T:

@@ -37,25 +37,15 @@ class Output(FileOptions):
     """What becomes of the conversion."""
 
     out: Annotated[
-        tuple[str, ...],
-        Flag(
-            "--out",
-            "-o",
-            panel=OUTPUT,
-            metavar="FILE",
-            help="File to write; repeatable; - is stdout.",
-            before="format",
-        ),
+        tuple[str, ...], Flag("--out -o", OUTPUT, "File to write; repeatable; - is stdout.", "FILE", before="format")
     ] = ()
-    dry_run: Annotated[
-        bool, Flag("--dry-run", panel=OUTPUT, help="Print every edit and every tensor's rule; write nothing.")
-    ] = False
-    report: Annotated[
-        str | None, Flag("--report", panel=OUTPUT, metavar="FILE.html", help="A page on the conversion, with figures.")
-    ] = None
-    plots: Annotated[
-        str | None, Flag("--plots", panel=OUTPUT, metavar="DIR", help="The figures of the page, as PNG.")
-    ] = None
+    dry_run: Annotated[bool, Flag("--dry-run", OUTPUT, "Print every edit and every tensor's rule; write nothing.")] = (
+        False
+    )
+    report: Annotated[str | None, Flag("--report", OUTPUT, "A page on the conversion, with figures.", "FILE.html")] = (
+        None
+    )
+    plots: Annotated[str | None, Flag("--plots", OUTPUT, "The figures of the page, as PNG.", "DIR")] = None
 
 
 def convert(
@@ -64,7 +54,7 @@ def convert(
     options: Options,
     *,
     keep_failed: Annotated[
-        bool, Flag("--keep-failed", panel=RUN, help="Write the file though a check fails; still exit code 1.")
+        bool, Flag("--keep-failed", RUN, "Write the file though a check fails; still exit code 1.")
     ] = False,
     messages: Messages,
 ) -> None:

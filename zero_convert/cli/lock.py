@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LOCK = "zero.lock"
 _LOCK = "Lock"
 
-Trust = Annotated[bool, Flag("--trust", panel=_LOCK, help="Run the code of factories that the lock names.")]
+Trust = Annotated[bool, Flag("--trust", _LOCK, "Run the code of factories that the lock names.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +28,10 @@ class Output(FileOptions):
     """What becomes of the conversion."""
 
     out: Annotated[
-        tuple[str, ...],
-        Flag(
-            "--out", "-o", panel=OUTPUT, metavar="FILE", help="File to write and record; repeatable.", before="format"
-        ),
+        tuple[str, ...], Flag("--out -o", OUTPUT, "File to write and record; repeatable.", "FILE", before="format")
     ] = ()
-    lock_file: Annotated[Path, Flag("--lock", panel=_LOCK, metavar="FILE", help="The lock to write.")] = Path(LOCK)
-    update: Annotated[
-        bool, Flag("--update", panel=_LOCK, help="Make every entry again; write what moved, and the lock.")
-    ] = False
+    lock_file: Annotated[Path, Flag("--lock", _LOCK, "The lock to write.", "FILE")] = Path(LOCK)
+    update: Annotated[bool, Flag("--update", _LOCK, "Make every entry again; write what moved, and the lock.")] = False
     trust: Trust = False
 
 
@@ -158,7 +153,7 @@ def _request(model: str, output: Output, options: Options) -> Request:
 
 def _refuse_with_update(model: str | None, output: Output, options: Options) -> None:
     own = ("force", "lock_file", "update", "trust")
-    asked = {flag.names[0]: getattr(output, name) for name, flag in flags(Output).items() if name not in own}
+    asked = {flag.name: getattr(output, name) for name, flag in flags(Output).items() if name not in own}
     given = [name for name, value in ({"MODEL": model} | asked | {"--arch": options.arch}).items() if value]
     if given:
         raise UsageError(

@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 MESSAGES = "Messages"
 # Names that options had, without their dashes, and have now.
-FORMER = {flag.former[2:]: flag.names[0][2:] for flag in flags(Options).values() if flag.former}
+FORMER = {flag.former[2:]: flag.name[2:] for flag in flags(Options).values() if flag.former}
 
 ModelName = Annotated[
     str,
     typer.Argument(metavar="MODEL", help="resnet50, torchvision:NAME, package.module:factory or path/file.py:factory."),
 ]
-Json = Annotated[bool, Flag("--json", panel=MESSAGES, help="One JSON object on stdout and nothing else there.")]
+Json = Annotated[bool, Flag("--json", MESSAGES, "One JSON object on stdout and nothing else there.")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +39,8 @@ class Messages:
     """What a command prints."""
 
     as_json: Json = False
-    quiet: Annotated[bool, Flag("--quiet", "-q", panel=MESSAGES, help="Say nothing but errors.")] = False
-    verbose: Annotated[
-        int,
-        Flag(
-            "--verbose",
-            "-v",
-            panel=MESSAGES,
-            help="Say more; -vv shows tracebacks.",
-            count=True,
-            show_default=False,
-            metavar="",
-        ),
-    ] = 0
+    quiet: Annotated[bool, Flag("--quiet -q", MESSAGES, "Say nothing but errors.")] = False
+    verbose: Annotated[int, Flag("--verbose -v", MESSAGES, "Say more; -vv shows tracebacks.", "", count=True)] = 0
 
     def screen(self, *, silent: bool = False) -> Screen:
         """Where messages for people go: nowhere with --quiet and --json, or where it is to be silent."""
@@ -80,65 +69,63 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
 
     What Typer read becomes the records again. Errors are those of reading KEY=VALUE, and of the records.
     """
-    parameters: list[inspect.Parameter] = []
-    readers: dict[str, Callable[[dict[str, Any]], Any]] = {}
+    parts: dict[str, tuple[Any, list[inspect.Parameter]]] = {}  # parameter → its record, and the options
     hints = get_type_hints(command, include_extras=True)
     for name, parameter in inspect.signature(command).parameters.items():
-        kind: Any
         kind, *notes = get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],)
-        if isinstance(kind, type) and is_dataclass(kind):
+        if is_dataclass(kind):
+            types, defaults = get_type_hints(kind, include_extras=True), {f.name: f.default for f in fields(kind)}
             left_out = [each for note in notes if isinstance(note, Without) for each in note.names]
-            own, types = fields(kind), get_type_hints(kind, include_extras=True)
-            defaults = {f.name: None if f.default is MISSING else f.default for f in own}
-            names = [each for each in flags(kind) if each not in left_out]
-            parameters += [_parameter(each, types[each], defaults[each]) for each in names]
-            readers[name] = functools.partial(_record, kind, names)
+            own = [_keyword(each, defaults[each], types[each]) for each in flags(kind) if each not in left_out]  # type: ignore[arg-type]
+            parts[name] = kind, own
         else:
-            parameters.append(_parameter(name, hints[name], parameter.default))
-            readers[name] = functools.partial(_value, name, kind)
+            parts[name] = None, [_keyword(name, parameter.default, hints[name])]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        command(**{name: read(given) for name, read in readers.items()})
+        arguments = {}
+        for name, (kind, own) in parts.items():
+            values = {option.name: _value(option, given[option.name]) for option in own}
+            arguments[name] = values[name] if kind is None else kind(**values)
+        command(**arguments)
 
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    offered = [_offered(option) for _, own in parts.values() for option in own]
+    run.__signature__ = inspect.Signature(offered)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in offered}
     return run
 
 
-def _parameter(name: str, hint: Any, default: Any) -> inspect.Parameter:
-    """A parameter of a function for Typer; one without a flag stays as it is."""
-    if (flag := flag_of(hint)) is not None:
-        kind: Any = get_args(hint)[0]
-        settings = {"metavar": ""} if kind is bool else {}
-        if _is_list(kind):
-            kind, default = list[str] | None, None
-        elif flag.choices:
-            choice: Any = Literal
-            kind = choice[flag.choices]
-        hint = Annotated[kind, option(*flag.names, panel=flag.panel, help=flag.help, **settings, **flag.settings)]
+def _keyword(name: str, default: Any, hint: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
-def _is_list(kind: Any) -> bool:
-    """Whether an option of this type may be repeated."""
-    return get_origin(kind) in (tuple, Mapping)
+def _offered(option: inspect.Parameter) -> inspect.Parameter:
+    """The parameter for Typer; one without a flag stays as it is."""
+    flag = flag_of(option.annotation)
+    if flag is None:
+        return option
+    kind, default = get_args(option.annotation)[0], option.default
+    settings: dict[str, Any] = {"metavar": flag.metavar, "min": flag.least, "count": flag.count}
+    if get_origin(kind) in (tuple, Mapping):
+        kind, default = list[str] | None, None
+    elif flag.choices:
+        kind = Literal.__getitem__(flag.choices)
+    elif kind is bool or flag.count:
+        settings |= {"metavar": "", "show_default": kind is bool}
+    how = typer.Option(*flag.names.split(), help=flag.help, rich_help_panel=flag.panel, **settings)
+    return _keyword(option.name, default, Annotated[kind, how])
 
 
-def _record(kind: type, names: list[str], given: dict[str, Any]) -> Any:
-    types = get_type_hints(kind)
-    return kind(**{name: _value(name, types[name], given) for name in names})
-
-
-def _value(name: str, kind: Any, given: dict[str, Any]) -> Any:
-    """What the texts of an option mean."""
-    if get_origin(kind) is tuple:
-        return tuple(given[name] or ())
-    if get_origin(kind) is not Mapping:
-        return given[name]
+def _value(option: inspect.Parameter, value: Any) -> Any:
+    """What Typer read of an option, as its record holds it."""
+    kind = get_origin((get_args(option.annotation) or [None])[0])
+    if kind is tuple:
+        return tuple(value or ())
+    if kind is not Mapping:
+        return value
     from .. import schemes, sources
 
-    return {"options": schemes.read_pairs, "model_args": sources.parse_model_args}[name](given[name] or [])
+    return {"options": schemes.read_pairs, "model_args": sources.parse_model_args}[option.name](value or [])
 
 
 def completed(options: Options) -> Options:

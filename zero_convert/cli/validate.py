@@ -14,23 +14,13 @@ from .options import Messages, print_json, working
 
 def validate(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that zero-convert wrote.", show_default=False)],
-    level: Annotated[
-        str, Flag("--validate", panel=RUN, help="How much to check.", choices=("quick", "full"))
-    ] = "quick",
+    level: Annotated[str, Flag("--validate", RUN, "How much to check.", choices=("quick", "full"))] = "quick",
     device: Device = "auto",
     train_steps: TrainSteps = None,
-    arch: Annotated[
-        str | None,
-        Flag("--arch", panel=MODEL, metavar="MODEL", help="The model, where the file does not name it."),
-    ] = None,
-    scheme: Annotated[
-        str | None,
-        Flag("--scheme", panel=MODEL, metavar="FILE.py", help="The scheme's file, where it was one."),
-    ] = None,
+    arch: Annotated[str | None, Flag("--arch", MODEL, "The model, where the file does not name it.", "MODEL")] = None,
+    scheme: Annotated[str | None, Flag("--scheme", MODEL, "The scheme's file, where it was one.", "FILE.py")] = None,
     inputs: ShapeTexts = (),
-    trust: Annotated[
-        bool, Flag("--trust", panel=MODEL, help="Run the factory and the scheme that the file names.")
-    ] = False,
+    trust: Annotated[bool, Flag("--trust", MODEL, "Run the factory and the scheme that the file names.")] = False,
     *,
     messages: Messages,
 ) -> None:

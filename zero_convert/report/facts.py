@@ -97,7 +97,7 @@ def command(recipe: Recipe, names: Sequence[str]) -> str:
         return ""
     words = ["zero-convert", recipe.model]
     for name, value in _asked(recipe).items():
-        flag = flags(type(recipe))[name].names[0]
+        flag = flags(type(recipe))[name].name
         words += [flag] if value is True else [word for text in _texts(name, value) for word in (flag, text)]
     for name in names or ["model.safetensors"]:
         words += ["--out", name]
