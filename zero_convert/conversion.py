@@ -38,49 +38,84 @@ SHOWN = 6  # parts and decisions named in a note
 Outputs = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each tensor that a forward returns
 
 
-@dataclass(kw_only=True)
+@dataclass
 class Conversion:
-    """One conversion under way: everything up to the moment the values are written.
+    """One conversion under way; the steps of `prepare` are its methods, and set the fields behind the first ones.
 
     Attributes:
         asked: what the user asked for.
         options: of the scheme, all of them.
-        traced: the network after the rewrites.
-        joins, structure: what was found in it before the rewrites, and after them.
-        outputs: mode → what the forward returned before the rewrites.
-        training: whether the module was in training mode.
-        needed: example inputs as the recipe spells them, where the source's own would not do.
-        notes: what the reader of the plan should know about the capture.
-        captured: share of the parameters inside captured graphs, of the model as given.
+        loaded: the model, in float32 where its forward allows that.
+        given: whether the example inputs are not the source's own.
         file: the model file, where one was given.
         taken: its values, where they serve for what no rule covers.
-        kept: whether such values are in the module.
+        fingerprint, training, captured: of the model as given; `captured` is the share of its parameters inside graphs.
+        inputs: example inputs by position.
+        traced: the network; after the rewrites the new one.
+        outputs: mode → what the forward returned before the rewrites.
+        needed: example inputs as the recipe spells them, where the source's own would not do.
+        joins, structure: what was found in the network before the rewrites, and after them.
+        notes: what the reader of the plan should know about the capture.
         original: the network as given, where it was asked for.
+        kept: whether values of the file are in the module.
     """
 
     asked: Options
-    loaded: sources.Loaded
     found: schemes.Found
     options: Mapping[str, Option]
-    traced: Traced
-    joins: Structure
-    structure: Structure
-    edits: tuple[Edit, ...]
-    inputs: tuple[Any, ...]
-    outputs: Mapping[str, Outputs]
-    fingerprint: str
-    training: bool
-    needed: tuple[str, ...]
-    notes: tuple[str, ...]
-    captured: float
-    file: File | None = None
-    taken: Mapping[str, Taken] = field(default_factory=dict)
-    kept: bool = False
+    loaded: sources.Loaded
+    given: bool
+    file: File | None
+    taken: Mapping[str, Taken]
+    fingerprint: str = field(init=False)
+    training: bool = field(init=False)
+    inputs: tuple[Any, ...] = field(init=False)
+    traced: Traced = field(init=False)
+    outputs: Mapping[str, Outputs] = field(init=False)
+    needed: tuple[str, ...] = field(init=False)
+    joins: Structure = field(init=False)
+    notes: tuple[str, ...] = field(init=False)
+    captured: float = field(init=False)
+    edits: tuple[Edit, ...] = field(init=False)
+    structure: Structure = field(init=False)
     original: Original | None = None
+    kept: bool = False
 
     @property
     def scheme(self) -> Scheme:
         return self.found.scheme
+
+    def trace(self) -> None:
+        """The network is captured. Raises TraceError."""
+        loaded, given = self.loaded, self.loaded.example_inputs or ()
+        self.fingerprint, self.training = fingerprint(loaded.module), loaded.module.training
+        tell(self.asked.progress, "trace", loaded.source)
+        self.inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
+        self.traced = traced = trace(loaded.module, given)
+        self.needed = _needed_inputs(loaded, traced.rung) if self.given else ()
+        self.outputs = {"train": _outputs(traced.train), "evaluate": _outputs(traced.evaluate)}
+
+    def analyze(self, *, compare: bool) -> None:
+        """Its structure is found; with `compare` the network is kept as it is beside the one that is rewritten."""
+        traced = self.traced
+        tell(self.asked.progress, "analyze", f"{len(list(traced.train.nodes))} nodes")
+        if traced.whole and traced.opaque:
+            self.traced = traced = replace(traced, inside=_inside(traced, self.loaded.example_inputs or ()))
+        self.joins = analyze(traced)
+        kept = keep(traced) if compare else None
+        self.original = None if kept is None else Original(kept, self.joins)
+        self.notes, self.captured = _capture_notes(traced), traced.captured
+
+    def rewrite(self) -> None:
+        """It becomes what the scheme wants. Raises DeclinedError, or ModelError where that does not fit it."""
+        tell(self.asked.progress, "rewrite", f"{sum(join.residual for join in self.joins.joins)} residual joins")
+        traced, self.edits = rewrites.apply(self.traced, self.scheme.rewrites(self.options), self.options)
+        if self.edits and traced.whole:
+            _same_outputs(traced, self.inputs, self.outputs, self.scheme, self.loaded.source)
+        elif self.edits:
+            traced = retrace(traced, traced.root, self.inputs)
+        self.traced, self.structure = traced, analyze(traced) if self.edits else self.joins
+        _accepted(self.scheme, self.options, self.structure, self.loaded.source)
 
     def fill(self, *, write: bool) -> tuple[Assignment, ...]:
         """The rule of each tensor; with `write` its values as well, and the mode that the module was in."""
@@ -102,16 +137,8 @@ class Conversion:
 
     def subject(self, assignments: tuple[Assignment, ...]) -> Subject:
         """What the checks are asked of."""
-        return Subject(
-            self.traced,
-            self.structure,
-            self.scheme,
-            self.options,
-            assignments,
-            self.inputs,
-            self.outputs,
-            self.original,
-        )
+        network = self.traced, self.structure, self.scheme, self.options
+        return Subject(*network, assignments, self.inputs, self.outputs, self.original)
 
     def release(self) -> nn.Module:
         """The rewritten module for the user; what was reduced while it was looked at is as it was made."""
@@ -170,46 +197,33 @@ def prepare(
         folders: where to look for files of Python besides the current folder.
         compare: keep the network as it was given beside the rewritten one.
     """
+    conversion = _load(model, options, folders)
+    conversion.trace()
+    conversion.analyze(compare=compare)
+    conversion.rewrite()
+    return conversion
+
+
+def _load(model: str | ModelRef | nn.Module, options: Options, folders: Sequence[str]) -> Conversion:
     found = schemes.find(options.scheme, folders)
     chosen = schemes.complete_options(found.scheme, options.options or {})
     source = ModelRef.parse(model) if isinstance(model, str) else model
-    file = _open_file(source, options)
-    given = _given_inputs(options, file)
-    loaded, values = _load(source, file, given, options, folders)
-    mark, training = fingerprint(loaded.module), loaded.module.training
-    traced, inputs = _trace(loaded, options.progress)
-    outputs = {mode: _outputs(graph) for mode, graph in (("train", traced.train), ("evaluate", traced.evaluate))}
-    needed = _needed_inputs(loaded, traced.rung) if given is not None else ()
-    traced, before = _analyze(traced, loaded, options.progress)
-    kept = keep(traced) if compare else None
-    notes, captured = _capture_notes(traced), traced.captured
-    tell(options.progress, "rewrite", f"{sum(join.residual for join in before.joins)} residual joins")
-    traced, edits = _rewrite(traced, found.scheme, chosen, inputs, outputs, loaded.source)
-    after = analyze(traced) if edits else before
-    _accepted(found.scheme, chosen, after, loaded.source)
-    return Conversion(
-        asked=options,
-        loaded=loaded,
-        found=found,
-        options=chosen,
-        traced=traced,
-        joins=before,
-        structure=after,
-        edits=edits,
-        inputs=inputs,
-        outputs=outputs,
-        fingerprint=mark,
-        training=training,
-        needed=needed,
-        notes=notes,
-        captured=captured,
-        file=file,
-        taken=values if options.uncovered == "keep" else {},
-        original=None if kept is None else Original(kept, before),
-    )
+    file, inputs = _opened_file(source, options), options.example_inputs
+    if inputs is None:
+        inputs = parse_inputs(options.inputs) if options.inputs else file.inputs if file else None
+    if file:
+        source = ModelRef.named(file.model) if isinstance(file.model, str) else file.model
+    loaded = load_source(source, options.model_args, inputs, options.progress, folders)
+    taken: Mapping[str, Taken] = {}
+    if file:
+        tell(options.progress, "compare", "names and shapes of the file")
+        taken, notes = file.fit(loaded.module)
+        loaded = replace(loaded, notes=(*notes, *loaded.notes))
+    taken = taken if options.uncovered == "keep" else {}
+    return Conversion(options, found, chosen, _single_precision(loaded), inputs is not None, file, taken)
 
 
-def _open_file(model: ModelRef | nn.Module, options: Options) -> File | None:
+def _opened_file(model: ModelRef | nn.Module, options: Options) -> File | None:
     """The file that `model` names, or None where it names or is a model."""
     if isinstance(model, ModelRef) and model.kind == "file":
         return opened(model.path, options.arch, options.trust)
@@ -218,60 +232,6 @@ def _open_file(model: ModelRef | nn.Module, options: Options) -> File | None:
         got = str(model) if isinstance(model, ModelRef) else model
         raise UsageError(f"{option} is for files", got=repr(got)[:80], expected="FILE.pt, FILE.safetensors, …")
     return None
-
-
-def _given_inputs(options: Options, file: File | None) -> Inputs | None:
-    """The example inputs that the user or the file gives; None for those of the source."""
-    if options.example_inputs is None and options.inputs:
-        return parse_inputs(options.inputs)
-    return file.inputs if file and options.example_inputs is None else options.example_inputs
-
-
-def _load(
-    model: ModelRef | nn.Module, file: File | None, inputs: Inputs | None, options: Options, folders: Sequence[str]
-) -> tuple[sources.Loaded, Mapping[str, Taken]]:
-    """The model, in float32 where its forward allows that, and the values of its file by name."""
-    if file:
-        model = ModelRef.named(file.model) if isinstance(file.model, str) else file.model
-    loaded = load_source(model, options.model_args, inputs, options.progress, folders)
-    taken: Mapping[str, Taken] = {}
-    if file:
-        tell(options.progress, "compare", "names and shapes of the file")
-        taken, notes = file.fit(loaded.module)
-        loaded = replace(loaded, notes=(*notes, *loaded.notes))
-    return _single_precision(loaded), taken
-
-
-def _trace(loaded: sources.Loaded, progress: Progress | None) -> tuple[Traced, tuple[Any, ...]]:
-    """The captured network, and its example inputs by position."""
-    tell(progress, "trace", loaded.source)
-    given = loaded.example_inputs or ()
-    return trace(loaded.module, given), tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
-
-
-def _analyze(traced: Traced, loaded: sources.Loaded, progress: Progress | None) -> tuple[Traced, Structure]:
-    """The structure of the captured network, which then knows the roles inside of its opaque parts."""
-    tell(progress, "analyze", f"{len(list(traced.train.nodes))} nodes")
-    if traced.whole and traced.opaque:
-        traced = replace(traced, inside=_inside(traced, loaded.example_inputs or ()))
-    return traced, analyze(traced)
-
-
-def _rewrite(
-    traced: Traced,
-    scheme: Scheme,
-    options: Mapping[str, Option],
-    inputs: tuple[Any, ...],
-    outputs: Mapping[str, Outputs],
-    source: str,
-) -> tuple[Traced, tuple[Edit, ...]]:
-    """The network as the scheme wants it, and what was changed. Errors as for `_same_outputs`."""
-    traced, edits = rewrites.apply(traced, scheme.rewrites(options), options)
-    if edits and traced.whole:
-        _same_outputs(traced, inputs, outputs, scheme, source)
-    elif edits:
-        traced = retrace(traced, traced.root, inputs)
-    return traced, edits
 
 
 def _accepted(scheme: Scheme, options: Mapping[str, Option], structure: Structure, source: str) -> None:

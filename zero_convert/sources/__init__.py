@@ -33,6 +33,7 @@ import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from zero_convert.errors import UsageError, ZeroConvertError
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .building.detectors import Setting
 
 _OFFERS = ("available", "names", "known", "build", "example_inputs", "candidates")  # what every source has
+_MAY_OFFER = ("more_names", "notes", "owns", "settle")
 
 # Arguments that make a builder download or read trained weights: every value is replaced here, so they only cost.
 WEIGHT_ARGUMENTS = ("pretrained", "weights", "weights_backbone", "pretrained_backbone", "checkpoint_path")
@@ -264,26 +266,9 @@ def _origin(library: str) -> Any:
         raise UsageError(
             "this is no source of models", where=point.value, got=f"no {lacking[0]}", expected=", ".join(_OFFERS)
         )
-    return _Outside(module, point.value)
-
-
-class _Outside:
-    """The source of another package: what its functions raise is reported as its failure."""
-
-    def __init__(self, module: Any, where: str) -> None:
-        self._module, self._where = module, where
-
-    def __getattr__(self, name: str) -> Any:
-        function = getattr(self._module, name)
-        if name == "build":  # `factory.checked` reports what it raises
-            return function
-
-        def call(*args: Any) -> Any:
-            with failing_as("source", f"{self._where}, its {name}"):
-                answer = function(*args)
-                return list(answer) if isinstance(answer, Iterator) else answer
-
-        return call
+    functions = {name: getattr(module, name) for name in (*_OFFERS, *_MAY_OFFER) if hasattr(module, name)}
+    told = {name: failing_as("source", f"{point.value}, its {name}")(own) for name, own in functions.items()}
+    return SimpleNamespace(**{**told, "build": module.build})  # what that raises is told by `factory.checked`
 
 
 def broken() -> dict[str, ZeroConvertError]:
