@@ -224,8 +224,6 @@ def widths(function: Callable[..., Any]) -> int:
 
 def test_the_signatures_that_were_widest_have_at_most_six_parameters() -> None:
     from zero_convert.cli import convert, lock
-    from zero_convert.result import Result
 
     wide = [convert.convert, lock.lock, pipeline.convert.__wrapped__, pipeline.plan.__wrapped__, conversion.prepare]  # type: ignore[attr-defined]
     assert max(map(widths, wide)) <= 6
-    assert widths(Result._stage) <= 7
