@@ -47,6 +47,8 @@ class CyclicIdentity(Matrix):
     n: int
     value: float = 1.0
 
+    family = "identity"
+
     @property
     def rule(self) -> str:
         times = "" if self.value == 1 else f", times {self.value:.6g}"
@@ -74,6 +76,8 @@ class OpposedIdentity(Matrix):
     m: int
     n: int
     value: float = 1.0
+
+    family = "identity"
 
     @property
     def rule(self) -> str:

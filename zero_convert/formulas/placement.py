@@ -34,6 +34,10 @@ class Zeros(Matrix):
     def rule(self) -> str:
         return "constant 0"
 
+    @property
+    def is_zero(self) -> bool:
+        return True
+
     def write(self, out: Floats, start: int) -> None:
         out[...] = 0
 
@@ -50,6 +54,8 @@ class Wrapped(Matrix):
 
     m: int
     n: int
+
+    family = "identity"
 
     @property
     def rule(self) -> str:
@@ -125,6 +131,8 @@ class Sections(Matrix):
     matrices: tuple[Matrix, ...]
     runs: tuple[tuple[int, int], ...]
 
+    places = True
+
     def __post_init__(self) -> None:
         used = [sum(count for which, count in self.runs if which == k) for k in range(len(self.matrices))]
         if used != [matrix.m for matrix in self.matrices] or len({matrix.n for matrix in self.matrices}) != 1:
@@ -133,6 +141,10 @@ class Sections(Matrix):
                 got=", ".join(f"{matrix.m}×{matrix.n}" for matrix in self.matrices),
                 expected=f"equal columns, and the rows {used}",
             )
+
+    @property
+    def parts(self) -> tuple[Formula, ...]:
+        return self.matrices
 
     @property
     def m(self) -> int:  # type: ignore[override]
@@ -206,6 +218,8 @@ class Repeated(Formula):
     lead: tuple[int, ...]
     flat: bool = False
 
+    places = True
+
     @property
     def shape(self) -> tuple[int, ...]:
         inner = self.weight.shape
@@ -234,6 +248,8 @@ class Spread(Formula):
     matrix: Matrix
     shape: tuple[int, ...] = field()
     axes: tuple[str, ...] = field()
+
+    places = True
 
     @property
     def rule(self) -> str:

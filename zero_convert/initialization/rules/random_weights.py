@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from zero_convert.formulas.formula import Constant, Formula
 from zero_convert.formulas.hashed import Bell
 from zero_convert.formulas.placement import Silenced, Zeros
-from zero_convert.initialization.scheme import Decline, Kept
+from zero_convert.initialization.scheme import AsConstructed, Decline
 from zero_convert.records import Geometry, Layer, Option, Structure, Tensor
 
 from .defaults import Rules, fill_by
@@ -88,7 +88,7 @@ def fill_drawn(
 
 def _items(table: Tensor, rows: Bell, blank: int | None) -> Formula:
     rule = rows if blank is None else Silenced(rows, ((blank % table.shape[0], blank % table.shape[0] + 1),))
-    return rule if table.trainable else Kept(table.shape, rule)
+    return rule if table.trainable else AsConstructed(table.shape, rule)
 
 
 def _recurrent(layer: Layer, t: Tensor, rule: Bell, still: bool) -> Formula:
