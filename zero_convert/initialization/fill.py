@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from zero_convert.errors import CoverageError
-from zero_convert.formulas.formula import Constant, Formula
+from zero_convert.formulas import Constant, Formula
 from zero_convert.graph.traced import Traced
 from zero_convert.records import Assignment, Layer, Option, Structure, Tensor
 from zero_convert.runtime.threads import one_thread

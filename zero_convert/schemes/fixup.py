@@ -37,10 +37,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zero_convert.formulas.formula import Formula
-from zero_convert.formulas.hashed import Bell
-from zero_convert.formulas.placement import Silenced
-from zero_convert.formulas.roots import inverse_root
+from zero_convert.formulas import Bell, Formula, Masked, inverse_root
 from zero_convert.initialization.rules.placing import zeros
 from zero_convert.initialization.rules.random_weights import fan_out, fill_drawn, he, no_spectral_norm, outputs
 from zero_convert.initialization.scheme import SEED, Scheme
@@ -58,7 +55,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         if role != "last" or not _may_be_zero(layer, structure):
             return drawn
         silent = "factor" if layer.has("gate") else "value" if len(layer.sections) > 1 else ""
-        return Silenced(drawn, outputs(layer, silent), int(g.transposed)) if layer.has(silent) else zeros(t)
+        return Masked(drawn, outputs(layer, silent), int(g.transposed)) if layer.has(silent) else zeros(t)
 
     still = layer.role == "head" or (layer.role == "last" and _may_be_zero(layer, structure))
     return fill_drawn(layer, options, weight, still=still, factor=_shrink(layer, layer.role, structure))

@@ -43,8 +43,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zero_convert.formulas.formula import Constant, Formula, Matrix, PartialIdentity
-from zero_convert.formulas.looks_linear import Mirrored, Orthogonal, Paired, Unpaired
+from zero_convert.formulas import Constant, Formula, Matrix, PartialIdentity
+from zero_convert.formulas.looks_linear import MergePairs, Mirrored, Orthogonal, PairInput
 from zero_convert.initialization.rules.mirrored_blocks import block_values
 from zero_convert.initialization.rules.mirrored_structure import block_of, decline_of, fits, is_raw, reads_pairs
 from zero_convert.initialization.rules.placing import buffers, norm, place, zeros
@@ -76,18 +76,17 @@ def _weight(layer: Layer, g: Geometry, structure: Structure, options: Mapping[st
     if join is not None and join.residual and layer.name in (*join.branch, *join.shortcut_layers):
         made = block_values(block_of(join, structure), seed)[name]
         return place(g, lambda m, n: made)
-    half = reads_pairs(layer)
+    half, head = reads_pairs(layer), layer.role == "head"
 
     def matrix(m: int, n: int) -> Matrix:
-        if layer.role == "head":
-            return Orthogonal(m, n, seed, name) if is_raw(layer) else Unpaired(Orthogonal(m, n // 2, seed, name), half)
         if is_raw(layer):
-            return Paired(Orthogonal(m // 2, n, seed, name))
+            return Orthogonal(m, n, seed, name) if head else PairInput(Orthogonal(m // 2, n, seed, name))
+        if head:
+            return MergePairs(Orthogonal(m, n // 2, seed, name), half)
         return Mirrored(Orthogonal(m // 2, n // 2, seed, name), half)
 
     weight = place(g, matrix)
-    zero = layer.role == "head" and options["head"] == "zero"
-    return Constant(weight.shape, 0.0) if zero else weight
+    return Constant(weight.shape, 0.0) if head and options["head"] == "zero" else weight
 
 
 def declines(structure: Structure, options: Mapping[str, Option]) -> Decline | None:

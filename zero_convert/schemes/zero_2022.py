@@ -51,9 +51,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from zero_convert.formulas.formula import Codes, Constant, Formula, Hadamard, Matrix, PartialIdentity, Stack
+from zero_convert.formulas import Codes, Constant, Formula, Hadamard, Matrix, PartialIdentity, Zeros
 from zero_convert.formulas.hadamard import matrix_for
-from zero_convert.formulas.placement import Products, Zeros
+from zero_convert.formulas.placement import BilinearDiagonal, Stack
 from zero_convert.initialization.rules.placing import (
     MatrixRule,
     buffers,
@@ -101,7 +101,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         weight = _weight(layer, g, structure, matrix)
         return values | weighted(layer, weight, place(g, matrix), binary=False)
     if layer.kind == "bilinear":
-        return values | {t.local: Products(t.shape) if t.local == "weight" else zeros(t) for t in trainable}
+        return values | {t.local: BilinearDiagonal(t.shape) if t.local == "weight" else zeros(t) for t in trainable}
     if layer.kind == "recurrent":
         return values | recurrent(layer, matrix, Zeros, still=_ends_convolutional_branch(layer, structure))
     if layer.kind == "attention" and g is not None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zero_convert.formulas.formula import Codes, Constant, Formula, Matrix, Stack
-from zero_convert.formulas.placement import Products, Zeros
+from zero_convert.formulas import BilinearDiagonal, Codes, Constant, Formula, Matrix, Stack, Zeros
 from zero_convert.initialization.scheme import Kept
 from zero_convert.records import Geometry, Layer, Tensor
 
@@ -75,7 +74,7 @@ def _rule(rules: Rules, layer: Layer, g: Geometry | None, t: Tensor) -> Formula 
             return zeros(t)
         return Constant(t.shape, dict(layer.neutral)[t.local]) if t.local in dict(layer.neutral) else None
     if layer.kind == "bilinear":
-        return Products(t.shape) if t.local == "weight" else zeros(t)
+        return BilinearDiagonal(t.shape) if t.local == "weight" else zeros(t)
     if layer.kind == "embedding":
         return codes(layer, t, rules.items) if rules.items is not None else None
     if layer.kind == "attention":

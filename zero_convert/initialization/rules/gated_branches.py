@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zero_convert.formulas.formula import Formula
-from zero_convert.formulas.hashed import Bell
+from zero_convert.formulas import Bell, Formula
 from zero_convert.initialization.scheme import Decline
 from zero_convert.records import Geometry, Join, Layer, Option, Structure, Tensor
 

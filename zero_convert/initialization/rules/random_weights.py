@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from zero_convert.formulas.formula import Constant, Formula
-from zero_convert.formulas.hashed import Bell
-from zero_convert.formulas.placement import Silenced, Zeros
+from zero_convert.formulas import Bell, Constant, Formula, Masked, Zeros
 from zero_convert.initialization.scheme import Decline, Kept
 from zero_convert.records import Geometry, Layer, Option, Structure, Tensor
 
@@ -87,7 +85,7 @@ def fill_drawn(
 
 
 def _items(table: Tensor, rows: Bell, blank: int | None) -> Formula:
-    rule = rows if blank is None else Silenced(rows, ((blank % table.shape[0], blank % table.shape[0] + 1),))
+    rule = rows if blank is None else Masked(rows, ((blank % table.shape[0], blank % table.shape[0] + 1),))
     return rule if table.trainable else Kept(table.shape, rule)
 
 
@@ -95,7 +93,7 @@ def _recurrent(layer: Layer, t: Tensor, rule: Bell, still: bool) -> Formula:
     """Drawn; `still`: the candidate of the new state does not read the input, and the state stays 0."""
     if not still or t.local.startswith(("weight_hh", "weight_hr")):
         return rule
-    return Silenced(rule, outputs(layer, "candidate"))
+    return Masked(rule, outputs(layer, "candidate"))
 
 
 def _weight_norm(layer: Layer, g: Geometry, weight: Weight, seed: int) -> dict[str, Formula]:
