@@ -87,7 +87,7 @@ SEED = OptionSpec(
     "seed",
     (),
     0,
-    "key of the integer hash that every drawn value comes from",
+    "key of the integer hash that every hashed value comes from",
     Integers(0, (1 << 53) - 1),  # what every reader of JSON keeps
 )
 

@@ -18,7 +18,7 @@ A block multiplies a by M: M is orthogonal, or an isometry where channels are ad
 each other (the shortcut on the branch); each is a function of the block's sizes and names. A layer that reads [a; -a]
 with no ReLU before it has half of its L(U). Orthogonal matrices are Hadamard blocks of order 4^k over 2^k, with rows,
 columns and signs in hashed order; U2 and later layers of a projection block, signed selections of rows, so that the
-product is one as well. Everything is drawn from seed=N.
+product is one as well. Everything is hashed from seed=N.
 
 Invariants: the length of a is the same at every depth, all singular values of the Jacobian are 0 or 1, r(z) of a pair
 is 0 on one side at every join, and the network is linear. Strides drop positions; average pools average a.
