@@ -18,7 +18,7 @@ from .placing import MatrixRule, buffers, codes, norm, parametrized, recurrent, 
 Weight = Callable[[Layer, Geometry], Formula | None]
 
 
-def _codes(m: int, n: int) -> Matrix:
+def item_codes(m: int, n: int) -> Matrix:
     """Codes without the constant one, of which a LayerNorm leaves nothing."""
     return Codes(m, n, first=1)
 
@@ -39,7 +39,7 @@ class Rules:
     matrix: MatrixRule
     last: MatrixRule
     spare: Weight = lambda layer, g: None
-    items: MatrixRule | None = _codes
+    items: MatrixRule | None = item_codes
 
 
 def fill_by(rules: Rules, layer: Layer) -> dict[str, Formula] | None:
