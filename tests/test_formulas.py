@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import zero_convert.formulas as f
 from zero_convert.errors import UsageError
 from zero_convert.formulas import (
+    Bell,
     Codes,
     Constant,
     EinsumWeight,
@@ -27,8 +28,13 @@ from zero_convert.formulas import (
     Kernel,
     PartialIdentity,
     Patch,
+    Repeated,
+    Sections,
     Stack,
+    WeightNormV,
+    Zeros,
 )
+from zero_convert.initialization.scheme import AsConstructed
 
 EXPANSIONS = [96, 192, 320, 384, 768, 1280, 1536, 3072]
 
@@ -133,6 +139,48 @@ def test_stacks_follow_one_another_and_scalars_are_scalars() -> None:
     assert stack.rule == "stack of identity 2×2; constant 0; Hadamard 2×2 of Sylvester 2^1, times 1/sqrt(2)"
     assert values(Constant((), 0.1)).tolist() == np.float32(0.1)
     assert Constant((), 0.1).window(0, 0).shape == ()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a formula is
+
+
+@pytest.mark.parametrize(
+    ("formula", "zero"),
+    [
+        (Constant((2, 2), 0.0), True),
+        (Constant((2, 2), 1e-30), False),
+        (Kernel(Zeros(2, 2), (3,)), True),
+        (Kernel(Sections((Zeros(1, 2), PartialIdentity(1, 2)), ((0, 1), (1, 1))), ()), False),
+        (Stack((Constant((2, 2), 0.0), Zeros(2, 2))), True),
+        (Stack((Constant((2, 2), 0.0), PartialIdentity(2, 2))), False),
+        (Repeated(Kernel(Zeros(2, 2), ()), (3,)), True),
+        (WeightNormV(Zeros(2, 2)), False),
+        (AsConstructed((2, 2), Constant((2, 2), 0.0)), False),
+        (Bell((2, 2), 0.0, 0, "w"), False),
+    ],
+)
+def test_a_formula_that_says_it_is_zero_is(formula: Formula, zero: bool) -> None:
+    """One that does not may be zero all the same."""
+    assert formula.is_zero is zero
+    assert not zero or not values(formula).any()
+
+
+def test_sections_of_rows_are_found_wherever_they_are_placed() -> None:
+    query, key = PartialIdentity(2, 4), Zeros(2, 4)
+    sections = Sections((query, key), ((0, 2), (1, 2)))
+    for formula in (sections, Kernel(sections, (), transposed=True), Stack((query, key)), Repeated(sections, (3,))):
+        assert formula.parts == (query, key)
+    assert Kernel(Sections((query,), ((0, 2),)), ()).parts == (query,)
+    plain = Kernel(query, (1,))
+    assert plain.parts == (plain,)
+    assert list(Stack((Kernel(query, ()), WeightNormV(key))).leaves()) == [query, key]
+
+
+def test_the_kind_of_a_formula_has_no_sizes() -> None:
+    kinds = {formula.kind for formula in (Kernel(PartialIdentity(4, 2), (3,)), PartialIdentity(9, 8))}
+    assert kinds == {"partial identity"}
+    assert Constant((3, 3), 0.0).kind == "constant 0" and Bell((2, 3), 0.25, 7, "w").kind == "bell-shaped"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

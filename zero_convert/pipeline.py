@@ -18,7 +18,7 @@ from .conversion import Inputs, cast, load_source, one_of, prepare
 from .errors import CoverageError, UsageError
 from .export_check import export_parity
 from .graph.traced import Subject
-from .initialization.fill import nan_names
+from .initialization.constants import nan_names
 from .records import Check, Option, Plan, Structure
 from .restore import load as load
 from .result import Progress, tell

@@ -20,8 +20,9 @@ from . import checks, exporters
 from .artifacts import receipt
 from .conversion import Inputs, one_of
 from .errors import MalformedError, UsageError
+from .graph.ties import ties
 from .graph.traced import Subject
-from .initialization.fill import nan_names, ties
+from .initialization.constants import nan_names
 from .records import Check, Recipe
 from .restore import rebuilt, refuse_misfit
 from .result import Progress, tell

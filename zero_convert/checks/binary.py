@@ -8,18 +8,18 @@ Fails on any other value.
 
 from __future__ import annotations
 
+from ..initialization.scheme import AsConstructed
 from ..records import Check
 from .harness.bench import Bench
 
 QUESTION = "Is every trainable value exactly 0 or 1?"
-KEPT = "kept as constructed"
 
 
 def ask(bench: Bench) -> Check | None:
     subject = bench.subject
     if not subject.scheme.binary:
         return None
-    kept = {a.tensor.name for a in subject.assignments if a.rule == KEPT}
+    kept = {a.tensor.name for a in subject.assignments if isinstance(a.formula, AsConstructed)}
     zeros, ones, wrong, other = 0, 0, {}, []
     for name, parameter in subject.traced.root.named_parameters():
         if not parameter.requires_grad:

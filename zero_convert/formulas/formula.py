@@ -11,10 +11,11 @@ rows of `fill` bit for bit, because both come from the same `write`.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,13 @@ Integers = npt.NDArray[np.int64]
 
 
 class Formula(ABC):
-    """The values of one tensor. Subclasses are frozen dataclasses that define `shape`, `rule` and `write`."""
+    """The values of one tensor. Subclasses are frozen dataclasses that define `shape`, `rule` and `write`.
+
+    Nothing is decided by the words of `rule`: what a formula is, its class and the properties here say.
+    """
+
+    places: ClassVar[bool] = False  # its values are those of its operands at other places, and zeros
+    family: ClassVar[str] = "other"  # or "identity", or "hadamard"
 
     @property
     @abstractmethod
@@ -39,6 +46,36 @@ class Formula(ABC):
     @abstractmethod
     def rule(self) -> str:
         """The formula in words, for the plan: "partial identity 64×256 at tap (1, 1)"."""
+
+    @property
+    def kind(self) -> str:
+        """The rule up to its first sizes, for people: "partial identity"."""
+        return re.split(r" \d+×", self.rule, maxsplit=1)[0]
+
+    @property
+    def operands(self) -> tuple[Formula, ...]:
+        """The formulas that this one is made of: those in its fields, in their order."""
+        values = [getattr(self, name) for name in getattr(self, "__dataclass_fields__", ())]
+        inside = (part for value in values for part in (value if isinstance(value, tuple) else (value,)))
+        return tuple(part for part in inside if isinstance(part, Formula))
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether every value is 0, as far as the formula says by itself."""
+        return self.places and all(operand.is_zero for operand in self.operands)
+
+    @property
+    def parts(self) -> tuple[Formula, ...]:
+        """The formulas of its sections of rows, in their order; itself where it has no sections."""
+        within = self.operands[0] if self.places else self
+        return (self,) if within is self or within.parts[0] is within else within.parts
+
+    def leaves(self) -> Iterator[Formula]:
+        """The innermost formulas that this one is made of, in their order; itself where it is made of no others."""
+        for operand in self.operands:
+            yield from operand.leaves()
+        if not self.operands:
+            yield self
 
     @abstractmethod
     def write(self, out: Floats, start: int) -> None:
@@ -134,6 +171,10 @@ class Constant(Formula):
     @property
     def rule(self) -> str:
         return f"constant {self.value:g}"
+
+    @property
+    def is_zero(self) -> bool:
+        return self.value == 0
 
     def write(self, out: Floats, start: int) -> None:
         out[...] = rounded(self.value, out.dtype)

@@ -28,6 +28,8 @@ class Hadamard(SizedMatrix):
     columns: str = "first"
     order: str = "sylvester"
 
+    family = "hadamard"
+
     def __post_init__(self) -> None:
         hadamard.columns(self.m, self.n, self.columns, self.order)  # raises on sizes and options that do not exist
 
@@ -74,6 +76,8 @@ class Codes(SizedMatrix):
     """
 
     first: int = 0
+
+    family = "hadamard"
 
     @property
     def matrix(self) -> Hadamard:

@@ -17,6 +17,8 @@ from .formula import Floats, Integers, SizedMatrix, indicator, rounded
 class PartialIdentity(SizedMatrix):
     """Ones at [i, i], zeros elsewhere.  # (m, n)"""
 
+    family = "identity"
+
     @property
     def rule(self) -> str:
         return f"{'identity' if self.m == self.n else 'partial identity'} {self.m}×{self.n}"
@@ -40,6 +42,8 @@ class CyclicIdentity(SizedMatrix):
 
     value: float = 1.0
     distinct: bool = False
+
+    family = "identity"
 
     @property
     def rule(self) -> str:
@@ -72,6 +76,8 @@ class OpposedIdentity(SizedMatrix):
     """
 
     value: float = 1.0
+
+    family = "identity"
 
     @property
     def rule(self) -> str:
@@ -113,6 +119,10 @@ class Zeros(SizedMatrix):
     @property
     def rule(self) -> str:
         return "constant 0"
+
+    @property
+    def is_zero(self) -> bool:
+        return True
 
     def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
         return np.zeros((1, 1), dtype)

@@ -36,6 +36,8 @@ class Kernel(Formula):
     groups: int = 1
     transposed: bool = False
 
+    places = True
+
     def __post_init__(self) -> None:
         inside = len(self.at) == len(self.kernel) and all(0 <= t < k for t, k in zip(self.at, self.kernel, strict=True))
         if not inside or self.groups < 1:
@@ -90,6 +92,8 @@ class Unfolded(Formula):
     groups: int = 1
     transposed: bool = False
     channels_first: bool = False
+
+    places = True
 
     def __post_init__(self) -> None:
         if self.matrix.n % math.prod(self.kernel):

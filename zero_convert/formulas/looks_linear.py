@@ -85,6 +85,10 @@ class Selection(SizedMatrix):
             return PartialIdentity(self.m, self.n).rule
         return f"{'signed ' if self.signed else ''}selection {self.m}×{self.n} (hashed)"
 
+    @property
+    def family(self) -> str:  # type: ignore[override]
+        return "other" if self.hashed else "identity"
+
     def columns(self, rows: Integers) -> tuple[Integers, Integers]:
         """The column and the sign of each row; column -1 for a row of zeros."""
         order = max(self.shape)

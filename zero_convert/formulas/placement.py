@@ -31,7 +31,9 @@ def _overlaps(lengths: Sequence[int], start: int, count: int) -> Iterator[tuple[
 class Stack(Formula):
     """Formulas one after the other along the first axis."""
 
-    parts: tuple[Formula, ...]
+    parts: tuple[Formula, ...] = field()
+
+    places = True
 
     def __post_init__(self) -> None:
         if not self.parts or any(p.shape[1:] != self.parts[0].shape[1:] or not p.shape for p in self.parts):
@@ -66,6 +68,8 @@ class Sections(Matrix):
     matrices: tuple[Matrix, ...]
     runs: tuple[tuple[int, int], ...]
 
+    places = True
+
     def __post_init__(self) -> None:
         used = [sum(count for which, count in self.runs if which == k) for k in range(len(self.matrices))]
         if used != [matrix.m for matrix in self.matrices] or len({matrix.n for matrix in self.matrices}) != 1:
@@ -78,6 +82,10 @@ class Sections(Matrix):
     @property
     def shape(self) -> tuple[int, int]:
         return (sum(matrix.m for matrix in self.matrices), self.matrices[0].n)
+
+    @property
+    def parts(self) -> tuple[Formula, ...]:
+        return self.matrices
 
     @property
     def rule(self) -> str:
@@ -117,6 +125,8 @@ class Rows(Formula):
     matrix: Matrix
     shape: tuple[int, ...] = field()
 
+    places = True
+
     def __post_init__(self) -> None:
         if (math.prod(self.shape[:-1]), self.shape[-1]) != self.matrix.shape:
             raise UsageError(
@@ -149,6 +159,8 @@ class Repeated(Formula):
     lead: tuple[int, ...]
     flat: bool = False
 
+    places = True
+
     @property
     def shape(self) -> tuple[int, ...]:
         inner = self.weight.shape
@@ -176,6 +188,8 @@ class EinsumWeight(Formula):
     matrix: Matrix
     shape: tuple[int, ...] = field()
     axes: tuple[str, ...] = field()
+
+    places = True
 
     @property
     def rule(self) -> str:

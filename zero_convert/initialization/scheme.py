@@ -134,7 +134,7 @@ class Scheme:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept(Formula):
+class AsConstructed(Formula):
     """The value that the constructor gave: a layer scale, an index table. Not for what was drawn at random.
 
     Args:

@@ -71,7 +71,7 @@ from zero_convert.initialization.rules.placing import (
     weighted,
     zeros,
 )
-from zero_convert.initialization.scheme import Kept, OptionSpec, Scheme
+from zero_convert.initialization.scheme import AsConstructed, OptionSpec, Scheme
 
 from ..records import Geometry, Join, Layer, Option, Structure
 
@@ -127,7 +127,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
             elif use in ("multiplied", "temperature"):
                 values[t.local] = Constant(t.shape, 1.0)
             elif not t.trainable:
-                values[t.local] = Kept(t.shape)
+                values[t.local] = AsConstructed(t.shape)
         return values
     return None
 

@@ -68,7 +68,7 @@ from zero_convert.initialization.rules.placing import (
     weighted,
     zeros,
 )
-from zero_convert.initialization.scheme import Kept, OptionSpec, Scheme
+from zero_convert.initialization.scheme import AsConstructed, OptionSpec, Scheme
 
 from ..records import Geometry, Join, Layer, Option, Structure, Tensor
 
@@ -97,7 +97,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
     if layer.kind == "norm":
         return norm(layer)
     if layer.kind == "activation":
-        return {t.local: Kept(t.shape) for t in trainable}
+        return {t.local: AsConstructed(t.shape) for t in trainable}
     if layer.kind in ("convolution", "linear") and g is not None:
         weight = _weight(layer, g, structure, matrix)
         return values | weighted(layer, weight, place(g, matrix), binary=False)
@@ -190,11 +190,11 @@ def _needs_values(layer: Layer) -> bool:
 def _raw(tensor: Tensor, use: str) -> Formula | None:
     """A parameter that belongs to no layer, by how the graph uses it."""
     if tensor.buffer or not tensor.trainable:
-        return Kept(tensor.shape)
+        return AsConstructed(tensor.shape)
     if use in ("multiplied", "temperature"):
-        return Kept(tensor.shape, Constant(tensor.shape, 1.0))
+        return AsConstructed(tensor.shape, Constant(tensor.shape, 1.0))
     if use == "unused":
-        return Kept(tensor.shape, zeros(tensor))
+        return AsConstructed(tensor.shape, zeros(tensor))
     if use == "embedding" and len(tensor.shape) == 2:
         return item_codes(*tensor.shape)
     if use in ("concatenated", "signal"):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from zero_convert.formulas import BilinearDiagonal, Codes, Constant, Formula, Matrix, Stack, Zeros
-from zero_convert.initialization.scheme import Kept
+from zero_convert.initialization.scheme import AsConstructed
 from zero_convert.records import Geometry, Layer, Tensor
 
 from .placing import MatrixRule, buffers, codes, norm, parametrized, recurrent, stacked, tokens, zeros
@@ -66,7 +66,7 @@ def _rule(rules: Rules, layer: Layer, g: Geometry | None, t: Tensor) -> Formula 
     if layer.kind in ("bias", "scale"):
         return Constant(t.shape, 0.0 if layer.kind == "bias" else 1.0)
     if layer.kind == "activation":
-        return Kept(t.shape)
+        return AsConstructed(t.shape)
     if layer.kind in ("convolution", "linear") and g is not None:
         if t.local == "weight":
             return rules.weight(layer, g)
@@ -92,9 +92,9 @@ def _raw(rules: Rules, layer: Layer, t: Tensor) -> Formula | None:
         if name == t.local and t.trainable:
             return stacked(t, g, rules.last if role == "last" else rules.matrix)
     if not t.trainable or use in ("multiplied", "temperature"):
-        return Kept(t.shape, Constant(t.shape, 1.0) if t.trainable else None)
+        return AsConstructed(t.shape, Constant(t.shape, 1.0) if t.trainable else None)
     if use == "unused":
-        return Kept(t.shape, zeros(t))
+        return AsConstructed(t.shape, zeros(t))
     if use == "embedding" and len(t.shape) == 2:
         return rules.items(*t.shape) if rules.items is not None else None
     if use in ("concatenated", "signal"):

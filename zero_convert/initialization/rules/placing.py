@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from zero_convert.formulas import Constant, Formula, Kernel, Matrix, PartialIdentity, Patch
 from zero_convert.formulas.parametrized import SpectralNormVector, WeightNormG, WeightNormV
 from zero_convert.formulas.placement import Blanked, EinsumWeight, Repeated, Rows, Sections
-from zero_convert.initialization.scheme import Kept
+from zero_convert.initialization.scheme import AsConstructed
 from zero_convert.records import Geometry, Layer, Tensor
 
 _NORM = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
@@ -27,7 +27,7 @@ def norm(layer: Layer) -> dict[str, Formula]:
         if tensor.local in known:
             values[tensor.local] = Constant(tensor.shape, known[tensor.local])
         elif tensor.buffer:
-            values[tensor.local] = Kept(tensor.shape)
+            values[tensor.local] = AsConstructed(tensor.shape)
     return values
 
 
@@ -43,7 +43,7 @@ def tokens(tensor: Tensor, matrix: MatrixRule = PartialIdentity) -> Formula:
 
 def buffers(layer: Layer) -> dict[str, Formula]:
     """Buffers of layers that are no norms are tables and constants: kept."""
-    return {tensor.local: Kept(tensor.shape) for tensor in layer.tensors if tensor.buffer}
+    return {tensor.local: AsConstructed(tensor.shape) for tensor in layer.tensors if tensor.buffer}
 
 
 def place(g: Geometry, matrix: MatrixRule) -> Formula:
@@ -103,10 +103,9 @@ def parametrized(layer: Layer, weight: Formula, spare: Formula, *, binary: bool)
     if kind == "weight_norm":
         made: dict[str, Formula] = {"g": WeightNormG(weight, axis, unit=binary), "v": WeightNormV(weight, axis)}
     else:
-        zero = weight.rule == "constant 0"
-        if zero and spare is weight:
+        if weight.is_zero and spare is weight:
             return None
-        weight = spare if zero else weight
+        weight = spare if weight.is_zero else weight
         u, v = (SpectralNormVector(weight, side, axis) for side in ("u", "v"))
         made = {"weight": weight, "u": u, "right": v}
     for local, meaning in layer.parameters:
@@ -136,4 +135,4 @@ def codes(layer: Layer, table: Tensor, code: Callable[[int, int], Matrix]) -> Fo
         return zeros(table)
     rows = code(*table.shape)
     rule = rows if layer.blank is None else Blanked(rows, layer.blank)
-    return rule if table.trainable else Kept(table.shape, rule)
+    return rule if table.trainable else AsConstructed(table.shape, rule)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from zero_convert.formulas import Bell, Constant, Formula, Masked, Zeros
-from zero_convert.initialization.scheme import Decline, Kept
+from zero_convert.initialization.scheme import AsConstructed, Decline
 from zero_convert.records import Geometry, Layer, Option, Structure, Tensor
 
 from .defaults import Rules, fill_by
@@ -86,7 +86,7 @@ def fill_hashed(
 
 def _items(table: Tensor, rows: Bell, blank: int | None) -> Formula:
     rule = rows if blank is None else Masked(rows, ((blank % table.shape[0], blank % table.shape[0] + 1),))
-    return rule if table.trainable else Kept(table.shape, rule)
+    return rule if table.trainable else AsConstructed(table.shape, rule)
 
 
 def _recurrent(layer: Layer, t: Tensor, rule: Bell, still: bool) -> Formula:
