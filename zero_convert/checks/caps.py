@@ -18,8 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..formulas import Formula, Hadamard, Kernel, PartialIdentity, Patch
 from ..records import Assignment, Check
-from .formulas import Formula, Hadamard, Kernel, PartialIdentity, Patch
 from .harness.bench import Bench
 from .harness.channels import distinct
 
