@@ -20,7 +20,7 @@ from zero_convert.checks.harness.bench import Bench
 from zero_convert.checks.harness.channels import distinct
 from zero_convert.checks.harness.isolation import kept, pinned
 from zero_convert.errors import DeviceError, UsageError
-from zero_convert.formulas.formula import PartialIdentity, Rows
+from zero_convert.formulas import PartialIdentity, Rows
 from zero_convert.graph.traced import Subject
 from zero_convert.initialization.fill import initialize
 from zero_convert.records import Check

@@ -13,7 +13,7 @@ from zero_convert.checks.caps import cap
 from zero_convert.checks.exact_parts import EXACT
 from zero_convert.checks.harness.channels import rank
 from zero_convert.checks.harness.isolation import pinned
-from zero_convert.formulas.formula import Constant, Formula, Hadamard, Kernel, PartialIdentity, Patch, Rows
+from zero_convert.formulas import Constant, Formula, Hadamard, Kernel, PartialIdentity, Patch, Rows
 from zero_convert.graph.original import filled
 from zero_convert.structure import analyze
 

@@ -17,7 +17,7 @@ from tests.test_schemes import conv, fill, linear
 from zero_convert.checks import branch_bound
 from zero_convert.checks.harness.bench import Bench
 from zero_convert.checks.harness.isolation import pinned
-from zero_convert.formulas.identities import Average, CyclicIdentity, OpposedIdentity, Unfolded
+from zero_convert.formulas import Average, CyclicIdentity, OpposedIdentity, Unfolded
 from zero_convert.graph.traced import Subject
 from zero_convert.records import Check
 

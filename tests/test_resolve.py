@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zero_convert import checks, schemes
-from zero_convert.formulas.formula import Constant, Formula
+from zero_convert.formulas import Constant, Formula
 from zero_convert.initialization.fill import initialize
 from zero_convert.initialization.resolve import RULES, TIE
 from zero_convert.initialization.scheme import AsConstructed, Scheme

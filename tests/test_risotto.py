@@ -23,7 +23,7 @@ from zero_convert.checks import jacobian, linearity, norm_per_depth
 from zero_convert.checks.harness.bench import Bench
 from zero_convert.checks.harness.isolation import pinned
 from zero_convert.errors import CoverageError
-from zero_convert.formulas.looks_linear import Mirrored, Orthogonal
+from zero_convert.formulas import Mirrored, Orthogonal
 from zero_convert.graph.example_values import reference_values
 from zero_convert.graph.traced import Subject
 from zero_convert.records import Check, Way

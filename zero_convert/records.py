@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .formulas.formula import Formula
+    from .formulas import Formula
 
 Option = str | int | float | bool
 NOT_IN_JSON = {"json": False}  # of a field that `--json` leaves out

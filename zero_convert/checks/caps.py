@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..formulas.formula import Formula, Hadamard, Kernel, PartialIdentity, Patch
+from ..formulas import Formula, Hadamard, Kernel, PartialIdentity, Patch
 from ..records import Assignment, Check
 from .harness.bench import Bench
 from .harness.channels import distinct

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 import torch
 
 from zero_convert.errors import CoverageError
-from zero_convert.formulas.formula import Constant, Formula
+from zero_convert.formulas import Constant, Formula
 from zero_convert.graph.traced import Traced
 from zero_convert.records import Assignment, Option, Structure
 from zero_convert.runtime.threads import one_thread

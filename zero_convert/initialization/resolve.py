@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from zero_convert.errors import CoverageError
-from zero_convert.formulas.formula import Constant, Floats, Formula
+from zero_convert.formulas import Constant, Floats, Formula
 from zero_convert.graph.ties import ties
 from zero_convert.records import Assignment, Layer, Option, Structure, Tensor
 from zero_convert.sources.file_values import FileValues

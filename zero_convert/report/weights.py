@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from zero_convert.formulas.formula import Formula
+from zero_convert.formulas import Formula
 from zero_convert.initialization.plan_summary import by_rule
 from zero_convert.nn.layers import HadamardTransform
 from zero_convert.records import Assignment

@@ -31,7 +31,7 @@ import numpy.typing as npt
 
 from zero_convert import schemes
 from zero_convert.errors import ZeroConvertError
-from zero_convert.formulas.formula import Floats, Formula
+from zero_convert.formulas import Floats, Formula
 from zero_convert.initialization.scheme import AsConstructed, Decline, Scheme
 from zero_convert.records import Check, Layer, Option, Structure
 

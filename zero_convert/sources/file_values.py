@@ -8,7 +8,7 @@ import torch
 
 from zero_convert.errors import LoadError
 from zero_convert.formats.digests import brief
-from zero_convert.formulas.formula import Floats, Formula
+from zero_convert.formulas import Floats, Formula
 from zero_convert.readers import Tensor
 from zero_convert.readers.tensor_bytes import check_crc, pieces, readable
 from zero_convert.structure import SAFETENSORS_DTYPES

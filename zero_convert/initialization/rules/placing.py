@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from zero_convert.formulas.formula import Constant, Formula, Kernel, Matrix, PartialIdentity, Patch, Rows
-from zero_convert.formulas.placement import Blanked, Direction, Lengths, Repeated, Sections, Singular, Spread
+from zero_convert.formulas import Constant, Formula, Kernel, Matrix, PartialIdentity, Patch
+from zero_convert.formulas.parametrized import SpectralNormVector, WeightNormG, WeightNormV
+from zero_convert.formulas.placement import Blanked, EinsumWeight, Repeated, Rows, Sections
 from zero_convert.initialization.scheme import AsConstructed
 from zero_convert.records import Geometry, Layer, Tensor
 
@@ -84,7 +85,7 @@ def recurrent(layer: Layer, matrix: MatrixRule, zero: MatrixRule, still: bool) -
 def stacked(tensor: Tensor, g: Geometry, matrix: MatrixRule) -> Formula:
     """The rule on a raw weight: axes before those of the geometry are a stack of equal weights, maybe flat."""
     if g.axes:
-        return Spread(matrix(g.out_channels, g.in_channels), tensor.shape, g.axes)
+        return EinsumWeight(matrix(g.out_channels, g.in_channels), tensor.shape, g.axes)
     weight = place(g, matrix)
     lead = tensor.shape[: max(0, len(tensor.shape) - len(weight.shape))]
     if tensor.shape[len(lead) :] != weight.shape:
@@ -100,12 +101,13 @@ def parametrized(layer: Layer, weight: Formula, spare: Formula, *, binary: bool)
     kind, axis = layer.parametrization or ("", 0)
     values: dict[str, Formula] = {}
     if kind == "weight_norm":
-        made: dict[str, Formula] = {"g": Lengths(weight, axis, unit=binary), "v": Direction(weight, axis)}
+        made: dict[str, Formula] = {"g": WeightNormG(weight, axis, unit=binary), "v": WeightNormV(weight, axis)}
     else:
         if weight.is_zero and spare is weight:
             return None
         weight = spare if weight.is_zero else weight
-        made = {"weight": weight, "u": Singular(weight, "u", axis), "right": Singular(weight, "v", axis)}
+        u, v = (SpectralNormVector(weight, side, axis) for side in ("u", "v"))
+        made = {"weight": weight, "u": u, "right": v}
     for local, meaning in layer.parameters:
         values[local] = made[meaning]
     return values
