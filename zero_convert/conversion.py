@@ -15,8 +15,10 @@ from .checks.subject import Subject
 from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .graph.copies import copy_of
 from .graph.original import keep
+from .graph.ties import ties
 from .graph.traced import Original, Traced
-from .initialization.fill import initialize, taken_over, ties
+from .initialization.constants import unverified_buffers
+from .initialization.fill import initialize
 from .initialization.scheme import Scheme
 from .model_ref import ModelRef
 from .options import Inputs, Options, carried
@@ -25,8 +27,7 @@ from .result import Progress, tell
 from .runtime.threads import one_thread
 from .sources.building import detectors
 from .sources.building.fingerprint import fingerprint
-from .sources.file_values import RULE as TAKEN
-from .sources.file_values import Taken
+from .sources.file_values import FileValues
 from .sources.inputs import parse_inputs
 from .sources.model_file import File, opened
 from .sources.programs import torchscript
@@ -48,7 +49,7 @@ class Conversion:
         loaded: the model, in float32 where its forward allows that.
         given: whether the example inputs are not the source's own.
         file: the model file, where one was given.
-        taken: its values, where they serve for what no rule covers.
+        file_values: its values, where they serve for what no rule covers.
         fingerprint, training, captured: of the model as given; `captured` is the share of its parameters inside graphs.
         inputs: example inputs by position.
         traced: the network; after the rewrites the new one.
@@ -66,7 +67,7 @@ class Conversion:
     loaded: sources.Loaded
     given: bool
     file: File | None
-    taken: Mapping[str, Taken]
+    file_values: Mapping[str, FileValues]
     fingerprint: str = field(init=False)
     training: bool = field(init=False)
     inputs: tuple[Any, ...] = field(init=False)
@@ -127,10 +128,10 @@ class Conversion:
             uncovered=self.asked.uncovered,
             constructed=self.loaded.poisoned,
             drawn=self.loaded.drawn,
-            taken=self.taken,
+            file_values=self.file_values,
             write=write,
         )
-        self.kept = any(each.rule.startswith(TAKEN) for each in assignments)
+        self.kept = any(isinstance(a.formula, FileValues) for a in assignments)
         if write:
             self.traced.root.train(self.training)
         return assignments
@@ -154,13 +155,13 @@ class Conversion:
             joins=self.joins.joins,
             edits=self.edits,
             assignments=assignments,
-            notes=(*self.loaded.notes, *self.notes, *self.joins.notes, *self._taken_over(assignments)),
+            notes=(*self.loaded.notes, *self.notes, *self.joins.notes, *self._unverified_buffers(assignments)),
             captured=self.captured,
         )
 
-    def _taken_over(self, assignments: tuple[Assignment, ...]) -> tuple[str, ...]:
+    def _unverified_buffers(self, assignments: tuple[Assignment, ...]) -> tuple[str, ...]:
         """A note on values of a given module that nobody here can tell from drawn ones."""
-        names = [] if self.loaded.poisoned else taken_over(self.traced.root, assignments)
+        names = [] if self.loaded.poisoned else unverified_buffers(self.traced.root, assignments)
         if not names:
             return ()
         which = ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
@@ -214,13 +215,13 @@ def _load(model: str | ModelRef | nn.Module, options: Options, folders: Sequence
     if file:
         source = ModelRef.named(file.model) if isinstance(file.model, str) else file.model
     loaded = load_source(source, options.model_args, inputs, options.progress, folders)
-    taken: Mapping[str, Taken] = {}
+    file_values: Mapping[str, FileValues] = {}
     if file:
         tell(options.progress, "compare", "names and shapes of the file")
-        taken, notes = file.fit(loaded.module)
+        file_values, notes = file.fit(loaded.module)
         loaded = replace(loaded, notes=(*notes, *loaded.notes))
-    taken = taken if options.uncovered == "keep" else {}
-    return Conversion(options, found, chosen, _single_precision(loaded), inputs is not None, file, taken)
+    file_values = file_values if options.uncovered == "keep" else {}
+    return Conversion(options, found, chosen, _single_precision(loaded), inputs is not None, file, file_values)
 
 
 def _opened_file(model: ModelRef | nn.Module, options: Options) -> File | None:

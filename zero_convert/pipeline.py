@@ -23,7 +23,7 @@ from .checks.subject import Subject
 from .conversion import cast, load_source, prepare
 from .errors import CoverageError, UsageError
 from .exporters.onnx import needs_data_file
-from .initialization.fill import nan_names
+from .initialization.constants import nan_names
 from .model_ref import ModelRef
 from .options import Inputs, Options, RecipeOptions
 from .records import Check, Plan, Structure

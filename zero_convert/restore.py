@@ -15,7 +15,8 @@ from . import exporters, model_ref
 from .artifacts import receipt
 from .conversion import Conversion, cast, prepare
 from .errors import LoadError, MalformedError, UsageError
-from .initialization.fill import nan_names, ties
+from .graph.ties import ties
+from .initialization.constants import nan_names
 from .model_ref import ModelRef, SchemeRef
 from .options import Inputs, Options, carried
 from .records import Recipe

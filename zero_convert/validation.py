@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from . import checks, exporters
 from .artifacts import receipt
 from .errors import MalformedError, UsageError
-from .initialization.fill import nan_names, ties
+from .graph.ties import ties
+from .initialization.constants import nan_names
 from .options import Inputs, one_of
 from .records import Check, Recipe
 from .restore import Named, rebuilt, refuse_misfit

@@ -195,7 +195,8 @@ def plain(value: Any) -> Any:
     """Records, mappings and sequences as JSON has them; a number that JSON cannot hold is spelled as a string."""
     if is_dataclass(value) and not isinstance(value, type):
         renamed = keys(type(value)) if isinstance(value, RecipeOptions) else {}
-        return {renamed.get(f.name, f.name): plain(getattr(value, f.name)) for f in fields(value)}
+        shown = [field.name for field in fields(value) if field.metadata.get("json", True)]
+        return {renamed.get(name, name): plain(getattr(value, name)) for name in shown}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
