@@ -35,7 +35,7 @@ from zero_convert.exporters.onnx.graph import _Transform, graph
 from zero_convert.formats.digests import sha256_file
 from zero_convert.formats.dtypes import of_torch
 from zero_convert.formats.onnx import file_digests
-from zero_convert.initialization.fill import ties
+from zero_convert.graph.ties import ties
 from zero_convert.nn.layers import HadamardTransform
 
 ROOT = Path(__file__).parents[1]

@@ -17,9 +17,10 @@ from .errors import CheckError
 from .exporters.safetensors import Entry
 from .formats.digests import Written
 from .graph.traced import Original
+from .options import FileOptions
 from .records import Check, Edit, Plan, Recipe, Structure
 from .runtime.progress import Progress
-from .saving import Beside, Saved, SaveOptions, Writer, run_record
+from .saving import Beside, Saved, Writer, run_record
 
 
 @dataclass
@@ -108,7 +109,7 @@ class Result:
         exporters.check_outputs(paths, format, force, external_data=external_data)
         if not keep_failed:
             refuse_failed(self.failed)
-        options = SaveOptions(force, format, opset, external_data, fold)
+        options = FileOptions(force=force, format=format, opset=opset, external_data=external_data, fold=fold)
         return self._writer.save(paths, options, self.run_record, beside, progress)
 
     def write(
@@ -127,7 +128,7 @@ class Result:
             opset, fold: as for `save`.
             data: a second binary stream, for the tensors of an ONNX model, which calls it `location`.
         """
-        return self._writer.write(stream, SaveOptions(format=format, opset=opset, fold=fold), data, location)
+        return self._writer.write(stream, FileOptions(format=format, opset=opset, fold=fold), data, location)
 
     def entries(self) -> list[Entry]:
         """The stored tensors as the exporters take them. Errors as for `save`."""

@@ -27,7 +27,8 @@ from .formats.atomic import Output, alone, commit_all, staged
 from .formats.digests import Artifact, FileDigest, Written, leaf_digest, weights_digest
 from .formats.dtypes import of_torch
 from .formats.naming import FOLDED_KEY, ROLES, format_of, receipt_path
-from .initialization.fill import ties
+from .graph.ties import ties
+from .options import FileOptions
 from .records import Check, Edit, Recipe
 from .runtime.eager import eager
 from .runtime.progress import Progress, tell
@@ -87,17 +88,6 @@ Beside = Callable[[tuple[Saved, ...]], contextlib.AbstractContextManager[Sequenc
 
 
 @dataclass(frozen=True)
-class SaveOptions:
-    """How artifacts are written: the options of `Result.save`."""
-
-    force: bool = False
-    format: str | None = None
-    opset: int | None = None
-    external_data: bool = False
-    fold: bool = False
-
-
-@dataclass(frozen=True)
 class _Form:
     """What a file is made of.
 
@@ -153,7 +143,7 @@ class Writer:
     def save(
         self,
         paths: Sequence[str | PathLike[str]],
-        options: SaveOptions,
+        options: FileOptions,
         run: Run,
         beside: Beside | None,
         progress: Progress | None,
@@ -185,7 +175,7 @@ class Writer:
                 commit_all(ready)
         return tuple(saved)
 
-    def write(self, stream: Any, options: SaveOptions, data: Any = None, location: str = "") -> Written:
+    def write(self, stream: Any, options: FileOptions, data: Any = None, location: str = "") -> Written:
         """The digests of the file that was written. Arguments and errors as for `Result.write`."""
         form = self._form(options.format or "safetensors", options)
         if form.graph is not None and data is None and onnx.needs_data_file(form.entries):
@@ -195,7 +185,7 @@ class Writer:
         return self._written(form, [stream, *([] if data is None else [data])], location)
 
     def _staged(
-        self, stack: contextlib.ExitStack, path: str | PathLike[str], form: _Form, options: SaveOptions
+        self, stack: contextlib.ExitStack, path: str | PathLike[str], form: _Form, options: FileOptions
     ) -> tuple[list[Output], Written]:
         """The verified outputs of an artifact in the order of their commit, an empty one for its receipt; digests."""
         places = [Path(path)]
@@ -221,7 +211,7 @@ class Writer:
         return written
 
     @eager()
-    def _form(self, format: str, options: SaveOptions) -> _Form:
+    def _form(self, format: str, options: FileOptions) -> _Form:
         """What a file of the format is made of; with `fold` the network for ONNX is another one than `module`."""
         stored = self.entries()
         if format != "onnx":
