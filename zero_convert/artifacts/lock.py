@@ -49,15 +49,13 @@ from zero_convert.formats.strict_json import (
     is_digest,
     is_text,
     is_texts,
-    read_edit,
     read_files,
     read_limited,
-    read_source,
 )
 from zero_convert.model_ref import ModelRef, SchemeRef, is_absolute
 from zero_convert.records import Edit, Recipe
 
-from .receipt import IDENTITY_FIELDS, Identity, Receipt, identity_from_json, identity_json
+from .receipt import IDENTITY_FIELDS, Identity, Receipt, identity_from_json, identity_json, read_edit, read_source
 
 NAME = "zero.lock"
 SIZE_LIMIT = 256 << 20  # bytes; ten models of 100,000 tensors have about 150 MB

@@ -33,7 +33,6 @@ from zero_convert.formats.strict_json import (
     is_text,
     is_texts,
     is_value,
-    read_edit,
     read_files,
     read_leaf,
     read_limited,
@@ -156,6 +155,26 @@ def identity_json(identity: Identity) -> dict[str, Any]:
         },
         "weights_digest": identity.weights_digest,
     }
+
+
+def read_edit(obj: object, where: str) -> records.Edit:
+    """The edit that a JSON object spells; raises MalformedError. One without `source` is of an earlier version."""
+    names = {spec.name for spec in dataclasses.fields(records.Edit)} - {"source"}
+    fields = Fields.of(obj, where, names, ("source",))
+    return records.Edit(
+        rewrite=fields.text("rewrite"),
+        target=fields.text("target"),
+        action=fields.text("action"),
+        applied=fields.take("applied", lambda value: isinstance(value, bool), "true or false"),
+        reason=fields.text("reason"),
+        source=read_source(fields) if "source" in fields.raw else None,
+    )
+
+
+def read_source(fields: Fields) -> tuple[str, ...] | None:
+    """What an edit is made from; raises MalformedError."""
+    found = fields.take("source", lambda value: value is None or is_texts(value), "a list of texts, or null")
+    return None if found is None else tuple(found)
 
 
 def identity_from_json(obj: object, where: str, read: Callable[[object, str], records.Edit] = read_edit) -> Identity:

@@ -21,13 +21,12 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import MalformedError, StorageError
+from ..errors import MalformedError
 from .naming import SUFFIXES
+from .spans import opened, read_pieces, size_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-_CHUNK = 1 << 20  # bytes read at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +184,7 @@ def sha256_file(path: str | PathLike[str]) -> str:
         StorageError: it cannot be read.
     """
     hasher = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                hasher.update(chunk)
-    except OSError as error:
-        raise StorageError("cannot read the file", where=str(path), got=error.strerror or str(error)) from error
+    with opened(path) as file:
+        for piece in read_pieces(file, 0, size_of(file), str(path)):
+            hasher.update(piece)
     return hasher.hexdigest()

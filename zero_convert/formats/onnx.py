@@ -24,8 +24,8 @@ from .dtypes import find, stored
 from .hashing_lanes import ParallelHasher
 from .naming import data_path
 from .protobuf import Field, Message
-from .safetensors import DIMENSIONS
-from .spans import check_tiling, opened, read_pieces
+from .safetensors import DIMENSIONS, check_tiling
+from .spans import opened, read_pieces, size_of
 
 TENSORS = 1_000_000  # at most, so that a small file cannot fill the memory
 _TYPED_DATA = (4, 5, 6, 7, 10, 11)
@@ -90,7 +90,7 @@ def read_metadata(path: str | PathLike[str]) -> Mapping[str, str]:
 
 def header_of(file: BinaryIO, where: str, spend: Callable[[int], None] = lambda _: None) -> OnnxHeader:
     """The header of an open file; errors as `read_header`, and what `spend` raises where it grows too large."""
-    size = os.fstat(file.fileno()).st_size
+    size = size_of(file)
     model = Message(file, 0, size, where, spend)
     ir_version, graph = 0, None
     producer: dict[int, str] = {}
@@ -311,9 +311,9 @@ def file_digests(path: str | PathLike[str]) -> Written:
     for location in dict.fromkeys(t.location for t in header.tensors if t.location):
         beside = os.path.join(os.path.dirname(where), location)
         with opened(beside) as file:
-            size = os.fstat(file.fileno()).st_size
+            size = size_of(file)
             own = sorted((t for t in header.tensors if t.location == location), key=lambda t: (t.begin, t.end))
-            if (tiled := check_tiling(own, beside)) != size:
+            if (tiled := check_tiling(((t.name, t.begin, t.end) for t in own), beside)) != size:
                 what = "bytes follow the last tensor"
                 raise MalformedError(what, where=beside, got=f"{size} bytes", expected=str(tiled))
             part = _digests(file, 0, size, own, beside)

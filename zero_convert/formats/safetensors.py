@@ -9,8 +9,7 @@ Nothing is believed: what is taken from memory is bounded by the bytes that are 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -20,7 +19,7 @@ from ..errors import MalformedError
 from .digests import Written, brief, is_plain_text, parse_json
 from .dtypes import DTYPES, stored
 from .hashing_lanes import ParallelHasher
-from .spans import DAMAGED, check_tiling, opened, read_pieces, read_span
+from .spans import DAMAGED, opened, read_pieces, read_span, size_of
 
 HEADER_LIMIT = 100_000_000  # bytes, the reference library's
 DIMENSIONS = 64  # numpy's limit: nothing that computes has more
@@ -56,7 +55,7 @@ def read_header(path: str | PathLike[str]) -> Header:
         StorageError: it cannot be read.
     """
     with opened(path) as file:
-        return _parse(_head(file, str(path)), os.fstat(file.fileno()).st_size, str(path))
+        return _parse(_head(file, str(path)), size_of(file), str(path))
 
 
 def read_metadata(path: str | PathLike[str]) -> Mapping[str, str]:
@@ -87,7 +86,7 @@ def file_digests(path: str | PathLike[str]) -> Written:
     """
     with opened(path) as file, ParallelHasher() as hasher:
         head = _head(file, str(path))
-        header = _parse(head, os.fstat(file.fileno()).st_size, str(path))
+        header = _parse(head, size_of(file), str(path))
         hasher.file(head)
         for info in header.tensors:
             hasher.tensor(info.name, info.dtype, info.shape, _data(file, header, info, str(path)))
@@ -104,7 +103,7 @@ def _data(file: BinaryIO, header: Header, info: TensorInfo, where: str) -> Itera
 
 def _head(file: BinaryIO, where: str) -> bytes:
     """Length and header as they stand in the file."""
-    size = os.fstat(file.fileno()).st_size
+    size = size_of(file)
     prefix = read_span(file, 0, min(size, 8), where)
     length = int.from_bytes(prefix, "little")
     if len(prefix) < 8 or length > size - 8:
@@ -124,12 +123,27 @@ def _parse(head: bytes, size: int, where: str) -> Header:
         raise _malformed(where, f"{METADATA} is malformed", "another shape", "an object of strings")
     infos = [_info(name, entry, where) for name, entry in table.items()]
     infos.sort(key=lambda info: (info.begin, info.end))
-    expected = check_tiling(infos, where)
+    expected = check_tiling(((info.name, info.begin, info.end) for info in infos), where)
     if len(head) + expected != size:
         at = f" (the last tensor is {brief(infos[-1].name)})" if infos else ""
         what = "bytes follow the last tensor" if len(head) + expected < size else "the data ends early"
         raise _malformed(where, f"{what}{at}", f"a file of {size} bytes", f"{len(head) + expected}")
     return Header(metadata, tuple(infos), len(head), size)
+
+
+def check_tiling(spans: Iterable[tuple[str, int, int]], where: str) -> int:
+    """Where the last tensor ends; name, begin and end of each follow the one before it, from 0 on, without gaps.
+
+    Raises:
+        MalformedError: they do not.
+    """
+    expected = 0
+    for name, begin, end in spans:
+        if begin != expected:
+            what = "overlaps the one before it" if begin < expected else "leaves a hole before it"
+            raise _malformed(where, f"tensor {brief(name)} {what}", f"offset {begin}", str(expected))
+        expected = end
+    return expected
 
 
 def _info(name: str, entry: object, where: str) -> TensorInfo:

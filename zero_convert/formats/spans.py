@@ -4,41 +4,34 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from os import PathLike
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from ..errors import MalformedError, StorageError
-from .digests import brief
 
 CHUNK = 4 << 20  # bytes read at a time
 DAMAGED = "The file is damaged or was made by hand."
 
 
-class Span(Protocol):
-    """A tensor that is bytes `begin:end` of something."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def begin(self) -> int: ...
-    @property
-    def end(self) -> int: ...
-
-
-def opened(path: str | PathLike[str]) -> BinaryIO:
-    """The file at `path`, open for reading.
+def opened(path: str | PathLike[str], what: str = "file") -> BinaryIO:
+    """The file at `path`, which is a `what`, open for reading.
 
     Raises:
         StorageError: it is no regular file, or cannot be read.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise StorageError("cannot read it", where=str(path), got="no regular file", expected="a file")
+            raise StorageError(f"cannot read the {what}", where=str(path), got="no regular file")
         return open(path, "rb")
     except (OSError, ValueError) as error:
         got = getattr(error, "strerror", None) or str(error)
-        raise StorageError("cannot read the file", where=str(path), got=got) from error
+        raise StorageError(f"cannot read the {what}", where=str(path), got=got) from error
+
+
+def size_of(file: BinaryIO) -> int:
+    """Of an open file, in bytes."""
+    return os.fstat(file.fileno()).st_size
 
 
 def read_span(file: BinaryIO, begin: int, size: int, where: str, what: str = "the file") -> bytes:
@@ -63,19 +56,3 @@ def read_pieces(file: BinaryIO, begin: int, end: int, where: str, what: str = "t
     """The bytes `begin:end` of an open file, at most `CHUNK` at a time. Errors as `read_span`."""
     for start in range(begin, end, CHUNK):
         yield memoryview(read_span(file, start, min(end - start, CHUNK), where, what))
-
-
-def check_tiling(spans: Iterable[Span], where: str) -> int:
-    """Where the last span ends; they have to follow each other from 0 on, without gaps.
-
-    Raises:
-        MalformedError: they do not.
-    """
-    expected = 0
-    for span in spans:
-        if span.begin != expected:
-            what = "overlaps the one before it" if span.begin < expected else "leaves a hole before it"
-            what, got = f"tensor {brief(span.name)} {what}", f"offset {span.begin}"
-            raise MalformedError(what, where=where, got=got, expected=str(expected), fix=DAMAGED)
-        expected = span.end
-    return expected
