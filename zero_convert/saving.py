@@ -162,8 +162,8 @@ class Writer:
                 seal, digest = receipt_path(path), written.weights_digest
                 tell(progress, "seal", str(seal))
                 identity = Identity(self.recipe, self.fingerprint, self.edits + form.folds, written.tensors, digest)
-                made = Receipt(identity, written.files, form.format, run(form.format), form.folded_from)
-                outputs[-1].write_all(spell_receipt(made))
+                record = Receipt(identity, written.files, form.format, run(form.format), form.folded_from)
+                outputs[-1].write_all(spell_receipt(record))
                 ready += outputs
                 opset = 0 if form.graph is None else form.graph.opset
                 saved.append(Saved(Path(path), seal, written.files, digest, form.note, form.folded_from, opset))
@@ -224,12 +224,12 @@ class Writer:
         names = ties(own.state_dict(keep_vars=True))
         if any(edit.applied for edit in folds or ()):
             about[FOLDED_KEY] = f"zc1:{self.weights_digest}"
-            made, fixed = graph(own, self.inputs, names, opset)
-            return _Form(format, entries_of(own), about, made, folds or (), _note(fixed, folds), self.weights_digest)
+            network, fixed = graph(own, self.inputs, names, opset)
+            return _Form(format, entries_of(own), about, network, folds or (), _note(fixed, folds), self.weights_digest)
         if opset not in self._graphs:
             self._graphs[opset] = graph(self.module, self.inputs, names, opset)
-        made, fixed = self._graphs[opset]
-        return _Form(format, stored, about, made, note=_note(fixed, folds))
+        network, fixed = self._graphs[opset]
+        return _Form(format, stored, about, network, note=_note(fixed, folds))
 
 
 def _note(fixed: str, folds: Sequence[Edit] | None) -> str:

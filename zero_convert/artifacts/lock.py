@@ -196,12 +196,11 @@ def _spelled(value: Any, place: tuple[Any, ...], opening: str) -> Iterator[tuple
 
 
 def _entry_json(entry: Entry) -> dict[str, Any]:
-    files = {file.path: _file_json(file) for file in entry.files}
     origin = entry.origin
     return {
         **identity_json(entry.identity),
         "edits": [_edit_json(edit) for edit in entry.identity.edits],
-        "files": files,
+        "files": {file.path: _file_json(file) for file in entry.files},
         "inputs": list(entry.inputs),
         "model": entry.model,
         **({"scheme": entry.scheme} if entry.scheme else {}),

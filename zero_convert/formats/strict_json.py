@@ -56,16 +56,13 @@ class Fields:
         return value
 
     def text(self, name: str) -> str:
-        value: str = self.take(name, is_text, "text without control characters")
-        return value
+        return str(self.take(name, is_text, "text without control characters"))
 
     def digest(self, name: str) -> str:
-        value: str = self.take(name, is_digest, "64 hexadecimal digits")
-        return value
+        return str(self.take(name, is_digest, "64 hexadecimal digits"))
 
     def size(self, name: str) -> int:
-        value: int = self.take(name, is_size, "an integer from 0 to 2**63 - 1")
-        return value
+        return int(self.take(name, is_size, "an integer from 0 to 2**63 - 1"))
 
     def mapping(self, name: str, check: Callable[[object], bool], expected: str) -> dict[str, Any]:
         value = self.raw[name]

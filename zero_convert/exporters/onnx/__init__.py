@@ -11,7 +11,7 @@ Initializers that no node needs (`num_batches_tracked`) have a reader of their o
 runtimes drop it without a word, and warn without it. No paths, doc strings, versions of producers, shapes of values in
 between.
 
-`_onnx_graph.py` makes the graph. It is written here as a stream, as protobuf itself would write it: the tensors go by
+`graph.py` makes the graph. It is written here as a stream, as protobuf itself would write it: the tensors go by
 once and are never in memory together. Beyond `INLINE` bytes, or where asked for, tensors of 1024 bytes or more go to
 the file `NAME.onnx.data` beside the model, end to end and by name; what is smaller stays, because readers may need its
 values to tell shapes. Both files are complete on the disk before one of them takes its name.
