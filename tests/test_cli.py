@@ -313,7 +313,7 @@ def test_a_defect_of_ours_ends_with_70_and_shows_where_with_vv(run: Run, monkeyp
     def broken() -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("zero_convert.schemes.names", broken)
+    monkeypatch.setattr("zero_convert.schemes._schemes", broken)
     calm, loud = run("schemes"), run("-vv", "net.py:Net", *OUT)
     assert (calm.code, loud.code) == (70, 70)
     assert "Traceback" not in calm.err

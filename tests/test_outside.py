@@ -222,7 +222,7 @@ def test_a_package_offers_schemes_by_name(
 
 
 def findings(name: str, *only: str) -> dict[str, str]:
-    return {check.name: check.summary for check in _conformance.examine(name, only) if check.status == "fail"}
+    return {check.name: check.summary for check in schemes.examine(name, only) if check.status == "fail"}
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ class Edit:
     anew, and locks hold none.
 
     Attributes:
-        rewrite: its kind: file name under rewrites/.
+        rewrite: its kind: `NAME` of a file under rewrites/.
         target: its site: module path or node it is about; "*" for the whole network.
         action: a sentence.
         applied: False for one that was declined.

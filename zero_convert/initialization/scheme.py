@@ -106,7 +106,7 @@ class Scheme:
     """One initialization scheme.
 
     Attributes:
-        name: as typed on the command line; the file's name with dashes.
+        name: as typed on the command line.
         title: the paper in a line.
         doc: source, mathematics and what is the authors' and what ours.
         options: what `--set` takes.

@@ -9,7 +9,7 @@
     pure        asked again, the same formulas; nothing that it was given is changed
     repeatable  two fresh processes with other hash seeds make the same bytes
 
-The specimens are in `schemes/_specimens.py`. No torch here.
+The specimens are in `_specimens.py`. No torch here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from zero_convert import schemes
 from zero_convert.errors import ZeroConvertError
 from zero_convert.formulas import Floats, Formula
 from zero_convert.initialization.scheme import AsConstructed, Decline, Scheme
@@ -46,16 +45,8 @@ SHOWN = 3  # findings named in a line
 Answer = tuple[list[str], str]  # what is wrong, and what was looked at
 
 
-def examine(name: str, only: Collection[str] = ()) -> tuple[Check, ...]:
-    """The answers for the scheme of this name or path. A file is run.
-
-    Args:
-        only: the questions that are asked; all where none is named.
-
-    Raises:
-        UsageError, LoadError: as `schemes.find`.
-    """
-    scheme = schemes.find(name).scheme
+def examine(scheme: Scheme, name: str, only: Collection[str] = ()) -> tuple[Check, ...]:
+    """The answers for the scheme that has this name or path; see `schemes.examine`."""
     return tuple(
         _asked(title, question, partial(answer, scheme, name))
         for title, (question, answer) in QUESTIONS.items()
@@ -195,7 +186,7 @@ def _repeatable(scheme: Scheme, name: str) -> Answer:
     for seed in ("0", "4242"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         done = subprocess.run(
-            [sys.executable, "-c", f"from {__package__}.contract import print_digest; print_digest()", name],
+            [sys.executable, "-c", f"from {__name__} import print_digest; print_digest()", name],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
@@ -218,8 +209,10 @@ QUESTIONS: Mapping[str, tuple[str, Callable[[Scheme, str], Answer]]] = {
 
 def print_digest() -> None:
     """Print the SHA-256 of everything that the scheme named as the program's argument gives."""
+    from . import find
+
     with contextlib.redirect_stdout(sys.stderr):
-        answer = digest(schemes.find(sys.argv[1]).scheme)
+        answer = digest(find(sys.argv[1]).scheme)
     print(answer)
 
 

@@ -10,8 +10,9 @@ from torch.fx.node import map_arg
 
 from zero_convert.graph.copies import copy_of
 from zero_convert.graph.queries import ADDS, tensors_in
-from zero_convert.graph.traced import Subject
 from zero_convert.records import Assignment, Join, Layer
+
+from ..subject import Subject
 
 
 def rules_of(subject: Subject) -> dict[str, list[Assignment]]:

@@ -19,24 +19,28 @@ import torch
 from torch import Tensor
 
 from ..formulas import Formula, Hadamard, Kernel, PartialIdentity, Patch
-from ..records import Assignment, Check
-from .harness.bench import Bench
+from ..records import Assignment
+from .harness.bench import Answer, CheckContext
 from .harness.channels import distinct
 
+NAME = "distinct_units"
 QUESTION = "How many units of each layer that grows can be different, and are they?"
+AFTER = "gradient_norms"
+LEVELS = ("quick", "full")
+NEEDS = ()
 
 
-def ask(bench: Bench) -> Check | None:
-    layers = {layer.name: layer for layer in bench.subject.structure.layers}
+def ask(context: CheckContext) -> Answer | None:
+    layers = {layer.name: layer for layer in context.subject.structure.layers}
     numbers: dict[str, list[int]] = {}
     wrong: list[str] = []
-    for assignment in bench.subject.assignments:
+    for assignment in context.subject.assignments:
         layer = layers.get(assignment.layer)
         plain = layer is not None and layer.kind in ("convolution", "linear") and assignment.tensor.local == "weight"
         predicted = cap(assignment.formula) if plain else None
         if predicted is None:
             continue
-        found = _distinct_rows(bench, assignment)
+        found = _distinct_rows(context, assignment)
         numbers[assignment.layer] = [found, predicted, assignment.tensor.shape[0]]
         if found != predicted:
             wrong.append(assignment.layer)
@@ -48,10 +52,8 @@ def ask(bench: Bench) -> Check | None:
     if wrong:
         found, predicted, rows = numbers[wrong[0]]
         summary = f"{len(wrong)} of {len(numbers)} layers: {found} different rows instead of {predicted} at {wrong[0]}"
-    return Check(
-        "caps",
+    return Answer(
         "fail" if wrong else "pass",
-        QUESTION,
         summary,
         {"layers": numbers, "columns": ["found", "predicted", "rows"]},
         "as many distinct rows as the rule predicts",
@@ -76,8 +78,8 @@ def cap(formula: Formula) -> int | None:
 
 
 @torch.no_grad()
-def _distinct_rows(bench: Bench, assignment: Assignment) -> int:
-    root = bench.subject.traced.root
+def _distinct_rows(context: CheckContext, assignment: Assignment) -> int:
+    root = context.subject.traced.root
     weight = root.get_parameter(assignment.tensor.name).detach().flatten(1)
     bias = root.get_submodule(assignment.layer).bias if hasattr(root.get_submodule(assignment.layer), "bias") else None
     if isinstance(bias, Tensor):
