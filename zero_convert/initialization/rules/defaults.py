@@ -33,6 +33,7 @@ class Rules:
         last: the same for raw weights that end a residual branch.
         spare: instead of a weight of 0 where 0 cannot be (divided by its own norm); None where nothing can.
         items: rows of an embedding, and tokens; None where the scheme has none.
+        binary: as for `placing.parametrized`.
     """
 
     weight: Weight
@@ -40,6 +41,7 @@ class Rules:
     last: MatrixRule
     spare: Weight = lambda layer, g: None
     items: MatrixRule | None = item_codes
+    binary: bool = False
 
 
 def fill_by(rules: Rules, layer: Layer) -> dict[str, Formula] | None:
@@ -50,7 +52,7 @@ def fill_by(rules: Rules, layer: Layer) -> dict[str, Formula] | None:
         return norm(layer)
     values, g = buffers(layer), layer.geometry
     if layer.kind in ("convolution", "linear") and g is not None:
-        return values | weighted(layer, rules.weight(layer, g), rules.spare(layer, g), binary=False)
+        return values | weighted(layer, rules.weight(layer, g), rules.spare(layer, g), binary=rules.binary)
     for t in (tensor for tensor in layer.tensors if not tensor.buffer):
         if (rule := _rule(rules, layer, t)) is not None:
             values[t.local] = rule
