@@ -16,7 +16,8 @@ from tests.hostile import CALLS, Hostile, corpus
 # Runs in a process of its own. After a first file, nothing may be imported, executed, started, connected or written.
 PROBE = """
 import json, os, sys
-from zero_convert import display, inspecting, readers
+from zero_convert import inspection, readers
+from zero_convert.cli import display
 from zero_convert.cli import parts
 from zero_convert.cli.display import file as display_file
 from zero_convert.errors import ZeroConvertError
@@ -46,7 +47,7 @@ class Kept(list):
 def look(path):  # what the command does, without its parser of arguments
     screen = display.Screen(verbose=1)
     try:
-        facts = inspecting.facts(inspecting.survey(readers.read(path), digest=True, values=True))
+        facts = inspection.facts(inspection.survey(readers.read(path), digest=True, values=True))
         display_file.file_contents(screen, facts)
         display_file.markdown(facts)
         return {**facts, "exit_code": 0}

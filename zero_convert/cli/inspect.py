@@ -53,8 +53,7 @@ def inspect(
     verbose: Verbose = 0,
 ) -> None:
     """Show what is in a model or file; it runs no code from a file."""
-    from zero_convert import readers
-
+    from .. import readers
     from . import display
 
     screen = display.Screen(quiet or as_json or markdown, verbose)
@@ -63,8 +62,7 @@ def inspect(
     is_file = readers.names_file(target)
     _fitting(ctx, is_file, target)
     if is_file:
-        from zero_convert import inspection
-
+        from .. import inspection
         from .display import file as display_file
 
         limits = readers.Limits(_bytes(max_bytes), max_tensors)

@@ -24,8 +24,7 @@ def schemes(
     as_json: Json = False,
 ) -> None:
     """List the schemes; with NAME its mathematics, source and options. A scheme in a file is run."""
-    from zero_convert import schemes
-
+    from .. import schemes
     from . import display
 
     screen = display.Screen()
@@ -70,8 +69,7 @@ def models(
     as_json: Json = False,
 ) -> None:
     """List every model name that can be typed, by source."""
-    from zero_convert import sources
-
+    from .. import sources
     from . import display
 
     screen = display.Screen()

@@ -13,7 +13,8 @@ from torch import nn
 
 from zero_convert.initialization.plan_summary import by_rule
 from zero_convert.nn.layers import HadamardTransform
-from zero_convert.records import Assignment
+
+from ..records import Assignment
 
 SIDE = 64  # rows and columns that are shown
 MOST = 4  # matrices

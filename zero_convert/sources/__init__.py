@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import fnmatch
 import importlib
 import sys
@@ -34,7 +33,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.errors import UsageError
+from zero_convert.errors import UsageError, closest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -275,16 +274,11 @@ def _unknown(name: str, prefix: str) -> UsageError:
     if not prefix and name.endswith(".py"):
         return UsageError("a file needs the name of its factory", got=repr(name), expected="path/to/file.py:factory")
     known = dict.fromkeys(item for origin, items in names("*").items() if prefix in ("", origin) for item in items)
-    close = difflib.get_close_matches(name, known, n=3)
-    fix = f"Did you mean {_either(close)}?" if close else "`zero-convert models` lists every name."
+    fix = closest(name, known, "`zero-convert models` lists every name.", most=3)
     for library in ORIGINS if not prefix else ():
         if not _origin(library).available():
             fix += f" {library} is not installed; `pip install {library}` adds its names."
     return UsageError("no model has this name", where=prefix, got=repr(name), fix=fix)
-
-
-def _either(words: Sequence[str]) -> str:
-    return " or ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _convention(module: nn.Module, found: tuple[str, Mapping[str, Any]] | None) -> Inputs | None:

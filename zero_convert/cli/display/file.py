@@ -14,8 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from zero_convert.readers import IMPORTS
-
+from ...readers import IMPORTS
 from . import Screen, facts_table, size
 from .escaping import escaped
 
@@ -26,7 +25,7 @@ _ALL = 0.9  # share of the tensors above which nothing needs to be said of the o
 
 
 def file_contents(screen: Screen, found: Mapping[str, Any]) -> None:
-    """The facts of `inspecting.facts` for people."""
+    """The facts of `inspection.facts` for people."""
     screen.give(Text(f"{escaped(found['file'])}, {size(found['size'])}", "bold"), "")
     facts = facts_table()
     for label, text, style in _facts(found, screen.verbose > 0):

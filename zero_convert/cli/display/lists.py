@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING
 from rich.columns import Columns
 from rich.text import Text
 
-from zero_convert.errors import ZeroConvertError
-from zero_convert.initialization.plan_summary import by_rule as by_rule
-from zero_convert.initialization.plan_summary import rewritten_joins as rewritten_joins
-from zero_convert.records import Check
-
+from ...errors import ZeroConvertError
+from ...records import Check
 from .screen import Screen, console_on, message_of, print_lines, table_of
 
 if TYPE_CHECKING:
@@ -31,11 +28,7 @@ def verification(screen: Screen, path: Path, answer: Verification | ZeroConvertE
     screen.give(Text.assemble(f"{path}: ", ("OK", "green") if sound else ("DIFFERS", "bold red")))
     if folded := answer.receipt.folded_from:
         screen.tell(Text(f"  folded for inference: the weights digest zc1 {folded} does not apply to it", "dim"))
-    shown = answer.findings if screen.verbose else answer.findings[:10]
-    for finding in shown:
-        screen.tell(Text(f"  {finding}"))
-    if len(shown) < len(answer.findings):
-        screen.tell(Text(f"  and {len(answer.findings) - len(shown):,} more; -v lists them", "dim"))
+    screen.tell_first(answer.findings)
 
 
 def schemes(screen: Screen, known: Sequence[Scheme]) -> None:

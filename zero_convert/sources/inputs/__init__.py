@@ -6,7 +6,6 @@ guesses for networks of unknown origin in `guess.py`.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from zero_convert.errors import UsageError
+from zero_convert.errors import UsageError, closest
 
 # What a forward is called with: positional arguments, or keyword arguments by name.
 Inputs = tuple[Any, ...] | dict[str, Any]
@@ -64,13 +63,12 @@ def parse_input(text: str) -> torch.Tensor:
     if not re.fullmatch(r"[1-9][0-9]{0,9}(x[1-9][0-9]{0,9})*", sizes):
         raise UsageError("this is no input shape", where="--input", got=repr(text), expected="1x3x224x224[:dtype]")
     if colon and name not in DTYPES:
-        close = difflib.get_close_matches(name, DTYPES, n=1)
         raise UsageError(
             "no such dtype",
             where="--input",
             got=repr(name),
             expected=f"one of {', '.join(DTYPES)}",
-            fix=f"Did you mean {close[0]}?" if close else "",
+            fix=closest(name, DTYPES),
         )
     shape = tuple(map(int, sizes.split("x")))
     if math.prod(shape) > MAX_ELEMENTS:
