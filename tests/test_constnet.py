@@ -22,10 +22,10 @@ from zero_convert.checks import channel_spread, symmetry
 from zero_convert.checks.harness.bench import Bench
 from zero_convert.checks.harness.isolation import pinned
 from zero_convert.errors import CoverageError, UsageError
+from zero_convert.graph.example_values import reference_values
 from zero_convert.graph.traced import Subject
 from zero_convert.records import Check
 from zero_convert.runtime.threads import one_thread
-from zero_convert.sources.inputs import reference_values
 
 IMAGES = torch.from_numpy(reference_values((4, 3, 64, 64)))
 

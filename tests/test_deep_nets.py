@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 import zero_convert as zc
 from tests.nets import NormFreeNet
+from zero_convert.graph.example_values import reference_values
 from zero_convert.runtime.threads import one_thread
-from zero_convert.sources.inputs import reference_values
 
 X = torch.from_numpy(reference_values((32, 3, 8, 8)))
 Y = torch.arange(32) % 10

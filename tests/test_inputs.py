@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests import nets
 from zero_convert import sources
 from zero_convert.errors import LoadError, UsageError
+from zero_convert.graph import example_values
 from zero_convert.sources import inputs
 from zero_convert.sources.building.nan_constructor import poisoned_names
 from zero_convert.sources.inputs.guess import guess
@@ -20,7 +21,7 @@ from zero_convert.sources.inputs.trials import Trials, without_values
 
 
 def test_reference_values_are_the_reference() -> None:
-    values = inputs.reference_values((1, 3, 224, 224))
+    values = example_values.reference_values((1, 3, 224, 224))
     assert values.shape == (1, 3, 224, 224)
     assert values.ravel()[[0, 1, 2, 3, 1000, 150527]].tolist() == [
         1.3032567501068115,
@@ -31,10 +32,10 @@ def test_reference_values_are_the_reference() -> None:
         0.02846320904791355,
     ]
     assert (
-        hashlib.sha256(inputs.reference_values((2, 3, 32, 32)).tobytes()).hexdigest()
+        hashlib.sha256(example_values.reference_values((2, 3, 32, 32)).tobytes()).hexdigest()
         == "6a4ed6c3b852b32bc6ce72a431207e9ad4b87f111092bcad52b09735f85758d2"
     )
-    assert inputs.reference_values((5,)).tolist() == values.ravel()[:5].tolist()
+    assert example_values.reference_values((5,)).tolist() == values.ravel()[:5].tolist()
 
 
 def test_an_input_is_parsed() -> None:

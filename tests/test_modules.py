@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zero_convert.nn.layers import HadamardTransform, ScalarBias, ScalarScale, pad_channels, relu0, relu6_0, subsample
+from zero_convert.nn.functional import pad_channels, relu0, relu6_0, subsample
+from zero_convert.nn.layers import HadamardTransform, ScalarBias, ScalarScale
 
 from .odd_nets import ramp
 

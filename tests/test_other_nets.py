@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import zero_convert as zc
-from zero_convert.graph.queries import resort, signal_of
+from zero_convert.graph.editing import resort
+from zero_convert.graph.queries import signal_of
 from zero_convert.pipeline import Result
 
 from .odd_nets import ramp

@@ -27,8 +27,8 @@ from zero_convert.errors import (
     UntrustedError,
     UsageError,
 )
+from zero_convert.graph.example_values import reference_values
 from zero_convert.records import Check
-from zero_convert.sources.inputs import reference_values
 
 X = torch.from_numpy(reference_values((2, 3, 32, 32)))
 

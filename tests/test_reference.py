@@ -15,7 +15,7 @@ from torchvision.models.resnet import Bottleneck as TorchvisionBottleneck
 import zero_convert as zc
 from tests.nets import cifar_resnet18
 from tests.reference_net import Basic, Bottleneck, ReferenceResNet
-from zero_convert.sources.inputs import reference_values
+from zero_convert.graph.example_values import reference_values
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "zero_2021_reference.npz"
 
@@ -160,7 +160,7 @@ def losses_move(losses: list[float]) -> bool:
 
 def test_the_gradient_of_a_relu_at_zero_is_one(r50: nn.Module) -> None:
     """With torch's derivative of 0, no parameter behind a zero layer would ever move."""
-    from zero_convert.nn.layers import relu0
+    from zero_convert.nn.functional import relu0
 
     x = torch.tensor([-1.0, 0.0, 2.0, float("nan")], requires_grad=True)
     relu0(x)[:3].sum().backward()

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 import zero_convert as zc
 from zero_convert import rewrites, schemes
 from zero_convert.graph.traced import Traced
-from zero_convert.nn.layers import HadamardTransform, pad_channels, subsample
+from zero_convert.nn.functional import pad_channels, subsample
+from zero_convert.nn.layers import HadamardTransform
 from zero_convert.nn.tree import Container
 from zero_convert.records import Edit, Geometry
 from zero_convert.rewrites.inner_skips import centre_sides

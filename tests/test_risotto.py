@@ -24,10 +24,10 @@ from zero_convert.checks.harness.bench import Bench
 from zero_convert.checks.harness.isolation import pinned
 from zero_convert.errors import CoverageError
 from zero_convert.formulas.looks_linear import Mirrored, Orthogonal
+from zero_convert.graph.example_values import reference_values
 from zero_convert.graph.traced import Subject
 from zero_convert.records import Check, Way
 from zero_convert.runtime.threads import one_thread
-from zero_convert.sources.inputs import reference_values
 
 BATCH = torch.from_numpy(reference_values((2, 3, 32, 32)))
 INPUT, RELU = Way("input"), Way("layer", "b", ("relu",))

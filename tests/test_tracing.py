@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from zero_convert.errors import TraceError
+from zero_convert.graph.kinds import kept_whole
 from zero_convert.structure import analyze
 from zero_convert.tracing import trace
-from zero_convert.tracing.leaves import kept_whole
 from zero_convert.tracing.recorder import Recorder
 from zero_convert.tracing.regions import record_real
 

@@ -1,7 +1,7 @@
 """The corridor: load → trace → analyze → rewrite → analyze → initialize → validate; export → seal in `Result.save`.
 
-Rooms never call each other; what one needs of another passes through here, or through `conversion.py`, the first half of
-the way. `restore.py` goes back from a file to the module.
+Rooms never call each other; what one needs of another passes through here, or through `conversion.py`, the first half
+of the way. `restore.py` goes back from a file to the module.
 """
 
 from __future__ import annotations

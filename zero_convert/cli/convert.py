@@ -85,7 +85,8 @@ def convert(
     verbose: Verbose = 0,
 ) -> None:
     """Convert MODEL and write it. The word `convert` may be left out."""
-    from .. import exporters, schemes
+    from zero_convert import exporters, schemes
+
     from . import display
 
     outputs = out or []
@@ -97,7 +98,7 @@ def convert(
     options = schemes.parse_options(schemes.get(scheme), settings or [])
     screen = display.Screen(quiet or as_json, verbose)
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
-        from .. import pipeline
+        from zero_convert import pipeline
 
         question: dict[str, Any] = {
             "example_inputs": examples(inputs),
@@ -161,7 +162,7 @@ def _check_outputs(
     fold: bool,
 ) -> None:
     """Everything that can be said against the outputs before any work is done."""
-    from .. import exporters
+    from zero_convert import exporters
 
     if "-" in outputs:
         if len(outputs) > 1:
@@ -182,7 +183,7 @@ def _check_outputs(
 def _refuse_without_output(word: str) -> NoReturn:
     """Raises UsageError: no output is named, or the word is neither a command nor a model's name."""
     if word.replace("_", "").isalnum():  # a path, a factory or source:name is no mistyped command
-        from .. import sources
+        from zero_convert import sources
 
         with stdout_kept_clean(), third_party_warnings(0):
             names = dict.fromkeys(name for found in sources.names().values() for name in found)

@@ -53,7 +53,8 @@ def inspect(
     verbose: Verbose = 0,
 ) -> None:
     """Show what is in a model or file; it runs no code from a file."""
-    from .. import readers
+    from zero_convert import readers
+
     from . import display
 
     screen = display.Screen(quiet or as_json or markdown, verbose)
@@ -62,7 +63,8 @@ def inspect(
     is_file = readers.names_file(target)
     _fitting(ctx, is_file, target)
     if is_file:
-        from .. import inspection
+        from zero_convert import inspection
+
         from .display import file as display_file
 
         limits = readers.Limits(_bytes(max_bytes), max_tensors)
@@ -78,7 +80,7 @@ def inspect(
             display_file.file_contents(screen, facts)
         return
     with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
-        from .. import pipeline
+        from zero_convert import pipeline
 
         model = pipeline.inspect_model(target, model_args_of(model_args), examples(inputs), progress=progress)
     if as_json:

@@ -24,7 +24,8 @@ def schemes(
     as_json: Json = False,
 ) -> None:
     """List the schemes; with NAME its mathematics, source and options. A scheme in a file is run."""
-    from .. import schemes
+    from zero_convert import schemes
+
     from . import display
 
     screen = display.Screen()
@@ -69,7 +70,8 @@ def models(
     as_json: Json = False,
 ) -> None:
     """List every model name that can be typed, by source."""
-    from .. import sources
+    from zero_convert import sources
+
     from . import display
 
     screen = display.Screen()

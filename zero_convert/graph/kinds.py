@@ -206,3 +206,10 @@ def new_norm(norm: nn.Module, channels: int) -> nn.Module | None:
         else:
             made._buffers[name] = new
     return made
+
+
+def kept_whole(module: nn.Module) -> bool:
+    """Whether the module is one node. A norm with an activation inside is two layers, and is followed into."""
+    return is_layer(module) and not (
+        isinstance(module, NORMS) and any(not isinstance(child, nn.Identity) for child in module.children())
+    )

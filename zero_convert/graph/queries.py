@@ -6,14 +6,14 @@ Knows nothing of schemes or residual blocks.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from zero_convert.nn.layers import pad_channels, relu0, relu6_0, subsample
+from zero_convert.nn.functional import pad_channels, relu0, relu6_0, subsample
 
 from .kinds import kind_of
 
@@ -183,24 +183,6 @@ class Reach:
         ]
 
 
-def insert_after(
-    graph: fx.Graph,
-    node: fx.Node,
-    target: Callable[..., Any] | str,
-    args: Callable[[fx.Node], tuple[Any, ...]] = lambda n: (n,),
-    *,
-    users: Iterable[fx.Node] | None = None,
-) -> fx.Node:
-    """A new call of `target` (a function, or a module's path) on `node`; its `users` (default all) now use it."""
-    chosen = list(node.users) if users is None else list(users)
-    with graph.inserting_after(node):
-        made = call(graph, target, args(node))
-    for user in chosen:
-        user.replace_input_with(node, made)
-    made.meta["shape"] = node.meta.get("shape")
-    return made
-
-
 def signal_of(node: fx.Node) -> fx.Node | None:
     """The one tensor that a layer makes: its value, or the first item of several (features with their lengths).
 
@@ -228,66 +210,10 @@ def made_from(node: fx.Node, source: fx.Node) -> bool:
     return False
 
 
-def call(graph: fx.Graph, target: Callable[..., Any] | str, args: tuple[Any, ...]) -> fx.Node:
-    """A new call at the graph's insertion point, of a function or of a module given by its path."""
-    return graph.call_module(target, args) if isinstance(target, str) else graph.call_function(target, args)
-
-
-def add_module(root: nn.Module, path: str, module: nn.Module) -> str:
-    """The path that the module is registered at: `path`, or with underscores added where the model uses that name.
-
-    Where the other graph has put such a module already, that one stays.
-    """
-    placed: dict[str, str] = memory(root, "placed")
-    if path not in placed:
-        parent, _, name = path.rpartition(".")
-        owner = root.get_submodule(parent)
-        while hasattr(owner, name):
-            name += "_"
-        owner.add_module(name, module)
-        placed[path] = f"{parent}.{name}" if parent else name
-    return placed[path]
-
-
 def memory(root: nn.Module, key: str) -> dict[Any, Any]:
     """What rewrites remember from one graph to the other; it goes with `root` when the new module is assembled."""
     found: dict[Any, Any] = root.__dict__.setdefault("_rewrites", {}).setdefault(key, {})
     return found
-
-
-def replace_module(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent), name, module)
-
-
-def resort(graph: fx.Graph) -> None:
-    """Orders the nodes so that every value exists before it is used; keeps the present order where it can.
-
-    Raises:
-        ValueError: a value would be computed from itself.
-    """
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    done: dict[fx.Node, None] = {}
-    for start in list(graph.nodes):
-        stack, way = [start], set()
-        while stack:
-            node = stack[-1]
-            missing = sorted((n for n in node.all_input_nodes if n not in done), key=order.__getitem__, reverse=True)
-            if node in done:
-                stack.pop()
-            elif missing:
-                way.add(node)
-                if circle := way.intersection(missing):
-                    raise ValueError(f"{', '.join(sorted(n.name for n in circle))} would be computed from itself")
-                stack += missing
-            else:
-                done[node] = None
-                stack.pop()
-    last: fx.Node | None = None
-    for node in done:
-        if last is not None:
-            last.append(node)
-        last = node
 
 
 def only_user(node: fx.Node) -> fx.Node | None:

@@ -24,18 +24,18 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zero_convert.errors import StorageError, UsageError
 from zero_convert.formats.atomic import check_target, commit_all, staged
 from zero_convert.initialization import plan_summary
 from zero_convert.nn.tree import ConvertedModule
 from zero_convert.runtime.signals import undone_by
 
-from ..errors import StorageError, UsageError
 from . import blocks, charts, drawing, facts, weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..result import Result, Saved
+    from zero_convert.result import Result, Saved
 
 KINDS = 8  # of blocks that are drawn
 _CURVES = (

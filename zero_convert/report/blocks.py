@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
-from ..records import Assignment, Join, Layer, Structure
+from zero_convert.records import Assignment, Join, Layer, Structure
 
 MOST = 40  # operations in one drawing
 

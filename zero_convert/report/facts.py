@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from zero_convert.artifacts.receipt import receipt_path, recipe_json
 from zero_convert.initialization import plan_summary
-
-from ..records import Check, Recipe
+from zero_convert.records import Check, Recipe
 
 if TYPE_CHECKING:
-    from ..result import Result, Saved
+    from zero_convert.result import Result, Saved
 
 _STREAM = 3  # joins, at least, that make a stream
 

@@ -13,8 +13,7 @@ from torch import nn
 
 from zero_convert.initialization.plan_summary import by_rule
 from zero_convert.nn.layers import HadamardTransform
-
-from ..records import Assignment
+from zero_convert.records import Assignment
 
 SIDE = 64  # rows and columns that are shown
 MOST = 4  # matrices

@@ -15,7 +15,7 @@ from importlib import import_module
 
 from torch import fx
 
-from zero_convert.graph.queries import replace_module, resort
+from zero_convert.graph.editing import replace_module, resort
 from zero_convert.graph.traced import Region, Traced
 from zero_convert.nn.tree import ConvertedModule, uncalled
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from zero_convert.graph.queries import add_module
+from zero_convert.graph.editing import add_module
 from zero_convert.nn.layers import HadamardTransform
 
 from ..records import Geometry, Option

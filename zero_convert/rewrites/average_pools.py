@@ -16,8 +16,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.pooling import _AdaptiveMaxPoolNd, _MaxPoolNd
 
-from zero_convert.graph.queries import kind, memory, relu_kind, replace_module, tensors_in
-from zero_convert.nn.layers import relu0, relu6_0
+from zero_convert.graph.editing import replace_module
+from zero_convert.graph.queries import kind, memory, relu_kind, tensors_in
+from zero_convert.nn.functional import relu0, relu6_0
 
 from ..records import Analyzed, Edit, Option
 

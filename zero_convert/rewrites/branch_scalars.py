@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from zero_convert.graph.queries import add_module, insert_after
+from zero_convert.graph.editing import add_module, insert_after
 from zero_convert.nn.layers import ScalarScale
 
 from ..records import Analyzed, Edit, Option

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from zero_convert.graph.queries import SEVERAL, insert_after, signal_of
+from zero_convert.graph.editing import insert_after
+from zero_convert.graph.queries import SEVERAL, signal_of
 
 from ..records import Analyzed, Edit, Layer, Option
 from ._transforms import add_transform

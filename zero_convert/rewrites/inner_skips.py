@@ -23,9 +23,10 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
+from zero_convert.graph.editing import insert_after
 from zero_convert.graph.kinds import WEIGHT_KINDS, geometry
-from zero_convert.graph.queries import insert_after, kind, made_from, tensors_in
-from zero_convert.nn.layers import subsample
+from zero_convert.graph.queries import kind, made_from, tensors_in
+from zero_convert.nn.functional import subsample
 
 from ..records import Analyzed, Edit, Geometry, Join, Option
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from torch import fx, nn
 from torch.nn import functional as F
 
+from zero_convert.graph.editing import replace_module
 from zero_convert.graph.kinds import NORMS
-from zero_convert.graph.queries import replace_module
 
 from ..records import Analyzed, Edit, Option
 

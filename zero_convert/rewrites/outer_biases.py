@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from zero_convert.graph.queries import Reach, add_module, insert_after, kind, tensors_in
+from zero_convert.graph.editing import add_module, insert_after
+from zero_convert.graph.queries import Reach, kind, tensors_in
 from zero_convert.nn.layers import ScalarBias
 
 from ..records import Analyzed, Edit, Option

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
+from zero_convert.graph.editing import add_module, insert_after, replace_module
 from zero_convert.graph.kinds import WEIGHT_KINDS, geometry, new_norm
-from zero_convert.graph.queries import add_module, insert_after, is_size, kind, only_user, replace_module, tensors_in
+from zero_convert.graph.queries import is_size, kind, only_user, tensors_in
 
 from ..records import Analyzed, Edit, Join, Option
 

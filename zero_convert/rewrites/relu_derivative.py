@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import fx, nn
 
 from zero_convert.graph.queries import relu_kind
-from zero_convert.nn.layers import relu0, relu6_0
+from zero_convert.nn.functional import relu0, relu6_0
 
 from ..records import Analyzed, Edit, Option
 

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import fx, nn
 
+from zero_convert.graph.editing import add_module, insert_after
 from zero_convert.graph.kinds import WEIGHT_KINDS
-from zero_convert.graph.queries import Reach, add_module, insert_after, kind, tensors_in
+from zero_convert.graph.queries import Reach, kind, tensors_in
 from zero_convert.nn.layers import ScalarBias, ScalarScale
 
 from ..records import Analyzed, Edit, Join, Option

@@ -18,8 +18,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.pooling import _MaxPoolNd
 
-from zero_convert.graph.queries import SEVERAL, insert_after, kind, only_user, signal_of, tensors_in
-from zero_convert.nn.layers import pad_channels, subsample
+from zero_convert.graph.editing import insert_after
+from zero_convert.graph.queries import SEVERAL, kind, only_user, signal_of, tensors_in
+from zero_convert.nn.functional import pad_channels, subsample
 
 from ..records import Analyzed, Edit, Geometry, Option
 from ._transforms import add_transform

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 
 from torch import fx, nn
 
-from zero_convert.graph.queries import add_module, insert_after, kind, tensors_in
+from zero_convert.graph.editing import add_module, insert_after
+from zero_convert.graph.queries import kind, tensors_in
 
 from ..records import Analyzed, Edit, Option
 

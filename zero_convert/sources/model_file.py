@@ -1,6 +1,6 @@
 """A model in a file: its structure comes from an architecture that is named, its values serve for constants only.
 
-    FILE --arch MODEL   names and shapes are compared (`sources/matching.py`); our own readers read it, nothing of it is run
+    FILE --arch MODEL   names and shapes are compared (`sources/matching.py`); our readers read it, no code of it is run
     FILE --trust        a whole network: torch runs what is in the file, because somebody said so
 
 Nothing but the user's word leads from the first to the second.

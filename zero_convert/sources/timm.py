@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.sources.inputs import reference_tensor
+from zero_convert.graph.example_values import reference_tensor
 
 from .inputs.guess import guess
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.sources.inputs import reference_tensor
+from zero_convert.graph.example_values import reference_tensor
 
 from .building.deferred_import import compile_deferred
 

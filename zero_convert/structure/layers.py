@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from zero_convert.graph.kinds import NORMS, WEIGHT_KINDS, geometry, is_quantized, kind_of, own_weight, recurrent_gates
+from zero_convert.graph.queries import tensors_in
 
 from ..errors import CoverageError
 from ..records import Join, Layer, Tensor
@@ -20,7 +21,6 @@ from .parametrized import parametrized
 from .raw_parameters import Use, are_the_signal, feeds_nothing_else, is_inverted, use_of
 from .roles import Roles
 from .sections import find_sections
-from .tables import is_table
 
 SAFETENSORS_DTYPES = {
     torch.float64: "F64",
@@ -214,3 +214,42 @@ def _own_tensors(path: str, module: nn.Module, state: Iterable[str]) -> Iterator
                 dtype = SAFETENSORS_DTYPES[value.dtype]
                 trainable = value.requires_grad and not buffer
                 yield Tensor(prefix + name, tuple(value.shape), dtype, trainable, buffer)
+
+
+def is_table(facts: Facts, path: str) -> bool:
+    """Whether an embedding is added to a signal: of weight layers, or of an embedding that comes before it."""
+    calls = [n for n in facts.weights if n.op == "call_module" and str(n.target) == path]
+    return bool(calls) and all(_added_to_others(facts, node) for node in calls)
+
+
+def _added_to_others(facts: Facts, node: fx.Node) -> bool:
+    todo, seen = [node], set()
+    while todo:
+        at = todo.pop(0)
+        for user in at.users:
+            if user in seen or user in facts.weights or user.op == "output":
+                continue
+            seen.add(user)
+            others = [n for n in tensors_in(user) if n is not at]
+            if facts.kinds[user] != "add" or not others:
+                if not others and facts.kinds[user] in ("other", "identity", "drop", "norm"):
+                    todo.append(user)
+                continue
+            if any(_carries(facts, other, node) for other in others):
+                return True
+            todo.append(user)
+    return False
+
+
+def _carries(facts: Facts, value: fx.Node, table: fx.Node) -> bool:
+    """Whether a value comes from a weight layer that is no embedding, or from an embedding before this one.
+
+    What is computed from the table itself is its own branch.
+    """
+    if facts.reach.reaches(table, value):
+        return False
+    makers = [n for n in facts.weights if n is not table and facts.reach.reaches(n, value)]
+    if any(facts.kinds[n] != "embedding" for n in makers):
+        return True
+    at = facts.reach.position
+    return any(at[n] < at[table] for n in makers)

@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from zero_convert.graph.queries import is_size, tensors_in
-from zero_convert.nn.layers import assigned
+from zero_convert.nn.functional import assigned
 
 from ..records import Geometry
 from .attentions import arguments, product

@@ -16,7 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from zero_convert.graph.queries import relu_kind, tensors_in
-from zero_convert.nn.layers import relu0, relu6_0, subsample
+from zero_convert.nn.functional import relu0, relu6_0, subsample
 
 from ..records import Join, Layer, Way
 from .graph_facts import Facts

@@ -19,21 +19,20 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from zero_convert.graph.kinds import WEIGHT_KINDS, kind_of
+from zero_convert.graph.kinds import WEIGHT_KINDS, kept_whole, kind_of
 from zero_convert.graph.queries import kind, tensors_in
 from zero_convert.graph.traced import Traced
 from zero_convert.runtime import rng
 from zero_convert.runtime.eager import eager
 from zero_convert.runtime.source_lines import defined_at, user_frame
+from zero_convert.tracing.nodes import follow_writes
 
 from ..errors import TraceError
-from .leaves import kept_whole
 from .nodes import CannotRecord
 from .recorder import Recorder
 from .regions import record_real, trace_regions
 from .shapes import propagate_shapes, refuse_failing_forward
 from .symbolic import LayerTracer, TraceFailure, argument_names
-from .writes import follow_writes
 
 Inputs = Sequence[Any] | Mapping[str, Any]
 MAX_LEAVES = 256  # a model that needs more opaque leaves than this has no structure worth the name

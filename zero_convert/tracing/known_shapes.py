@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from zero_convert.nn.layers import HadamardTransform, ScalarBias, ScalarScale, pad_channels, relu0, relu6_0
+from zero_convert.nn.functional import pad_channels, relu0, relu6_0
+from zero_convert.nn.layers import HadamardTransform, ScalarBias, ScalarScale
 
 Shape = tuple[int, ...]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

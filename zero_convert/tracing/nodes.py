@@ -184,3 +184,22 @@ def _holds_state(value: Any) -> bool:
         with contextlib.suppress(ValueError):  # an empty one
             held.append(cell.cell_contents)
     return any(isinstance(each, (Tensor, nn.Module)) for each in held)
+
+
+WRITES = frozenset(
+    {
+        *("index_add_", "index_copy_", "index_put_", "index_reduce_", "index_fill_"),
+        *("scatter_", "scatter_add_", "scatter_reduce_", "masked_scatter_"),
+    }
+)
+
+
+def follow_writes(graph: fx.Graph) -> None:
+    """Lets what comes after a write, and reads the tensor written to, read the result of the write."""
+    place = {node: i for i, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        base = node.args[0] if node.op == "call_method" and node.target in WRITES and node.args else None
+        if isinstance(base, fx.Node):
+            for user in list(base.users):
+                if place[user] > place[node]:
+                    user.replace_input_with(base, node)

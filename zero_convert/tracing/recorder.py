@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from zero_convert.nn.layers import FunctionCall, assigned
+from zero_convert.nn.functional import FunctionCall, assigned
 from zero_convert.runtime import rng
 
 from .call_signatures import Call

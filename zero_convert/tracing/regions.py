@@ -13,16 +13,15 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from zero_convert.graph.copies import copy_of
-from zero_convert.graph.kinds import WEIGHT_KINDS, kind_of
+from zero_convert.graph.kinds import WEIGHT_KINDS, kept_whole, kind_of
 from zero_convert.graph.traced import Region, Traced
 from zero_convert.runtime import rng
+from zero_convert.tracing.nodes import follow_writes
 
 from .call_signatures import Call, Like
-from .leaves import kept_whole
 from .recorder import MAX_CALLS, Recorder
 from .shapes import stand_in
 from .symbolic import TraceFailure, argument_names
-from .writes import follow_writes
 
 Inputs = Sequence[Any] | Mapping[str, Any]
 Capture = Callable[[nn.Module, Inputs, list[str], list[str]], Traced]

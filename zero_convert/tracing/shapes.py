@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from zero_convert.graph.copies import copy_of
+from zero_convert.graph.example_values import reference_tensor
 from zero_convert.runtime import rng
 from zero_convert.runtime.eager import eager
 from zero_convert.runtime.source_lines import user_frame
 
 from ..errors import TraceError
-from ..sources.inputs import reference_tensor
 from .known_shapes import known_output, known_value
 from .shape_cache import Remembered
 from .side_effects import restored

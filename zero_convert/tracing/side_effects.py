@@ -8,9 +8,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from zero_convert.graph.kinds import kept_whole
 from zero_convert.runtime import rng
-
-from .leaves import kept_whole
 
 
 class StateAssigned(Exception):

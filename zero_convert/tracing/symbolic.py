@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
+from zero_convert.graph.kinds import kept_whole
 from zero_convert.runtime import rng
 
-from .leaves import kept_whole
 from .side_effects import refuse_draws, restored, unassigned
 
 

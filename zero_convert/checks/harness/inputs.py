@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from zero_convert.formulas.hashing import words
-from zero_convert.sources.inputs import reference_tensor
+from zero_convert.graph.example_values import reference_tensor
 
 BATCH = 4  # with fewer, a batch norm over single values has no gradient to speak of
 LARGE = 128 * 128  # positions from which on a network that takes no other size gets fewer samples

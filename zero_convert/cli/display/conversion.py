@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from zero_convert.initialization import plan_summary
+from zero_convert.records import Assignment, Check, Edit, Plan, Structure
 
-from ...records import Assignment, Check, Edit, Plan, Structure
 from .screen import Screen, checksum_line, counted, facts_table, rest, size, table_of, times
 
 if TYPE_CHECKING:
-    from ...pipeline import Inspection, Result, Saved
+    from zero_convert.pipeline import Inspection, Result, Saved
 
 
 _MARKS = {"pass": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red"), "skip": ("–", "dim")}

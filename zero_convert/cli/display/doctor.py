@@ -9,7 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ...doctor import Finding
+from zero_convert.doctor import Finding
+
 from . import Screen
 
 _MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red"), "absent": ("–", "dim")}

@@ -14,7 +14,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ...readers import IMPORTS
+from zero_convert.readers import IMPORTS
+
 from . import Screen, facts_table, size
 from .escaping import escaped
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from rich.columns import Columns
 from rich.text import Text
 
-from ...errors import ZeroConvertError
-from ...records import Check
+from zero_convert.errors import ZeroConvertError
+from zero_convert.records import Check
+
 from .screen import Screen, console_on, message_of, print_lines, table_of
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from zero_convert.errors import ZeroConvertError
 from zero_convert.runtime.signals import undone_by
 
-from ...errors import ZeroConvertError
 from .escaping import escaped, escaped_lines
 
 _UNFOLDED = 10_000  # columns of a stream that is no terminal

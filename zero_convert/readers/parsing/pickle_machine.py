@@ -12,9 +12,9 @@ import struct
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
+from zero_convert.errors import ZeroConvertError
 from zero_convert.formats.digests import brief, is_plain_text
 
-from ...errors import ZeroConvertError
 from .pickle_symbols import Array, Call, Global, Sequence, Table
 from .source import Source
 

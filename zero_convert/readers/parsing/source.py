@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import BinaryIO
 
+from zero_convert.errors import MalformedError, RefusedError, StorageError
+from zero_convert.exporters.safetensors import opened
 from zero_convert.formats.digests import is_plain_text
 
-from ...errors import MalformedError, RefusedError, StorageError
-from ...exporters.safetensors import opened
 from ..contents import Limits
 
 DAMAGED = "The file is damaged or was made by hand."

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from zero_convert.exporters.safetensors import DIMENSIONS
 from zero_convert.formats.digests import brief
 
-from ...exporters.safetensors import DIMENSIONS
 from ..contents import BITS
 from .pickle_symbols import Array, Call, Global, Sequence, StoredIn, Table
 from .source import Source

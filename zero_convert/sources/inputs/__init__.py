@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from zero_convert.errors import UsageError, closest
+from zero_convert.graph.example_values import reference_tensor
 
 # What a forward is called with: positional arguments, or keyword arguments by name.
 Inputs = tuple[Any, ...] | dict[str, Any]
@@ -24,33 +24,6 @@ _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.co
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _FLOATS + _INTEGERS}
 MAX_ELEMENTS = 1 << 30
-
-
-def reference_values(shape: Sequence[int]) -> np.ndarray:
-    """Float32 array of `shape` with values in [-1.7, 1.7); element i in row-major order depends on i alone.
-
-    The values are splitmix64's finalizer (Steele, Lea, Flood, OOPSLA 2014) of (i + 1) times the golden-ratio odd
-    constant: its upper 24 bits as a fraction u, then (2u - 1) * 1.7 in float32.
-    """
-    fraction = (_hash(math.prod(shape)) >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
-    return ((fraction * 2 - 1) * np.float32(1.7)).reshape(tuple(shape))
-
-
-def reference_tensor(shape: Sequence[int], dtype: torch.dtype = torch.float32, below: int = 2) -> torch.Tensor:
-    """Tensor of `shape` with the reference values; integers and bools are hash bits modulo `below` (0 … below - 1)."""
-    if dtype.is_floating_point or dtype.is_complex:
-        return torch.from_numpy(reference_values(shape)).to(dtype)
-    whole = ((_hash(math.prod(shape)) >> np.uint64(40)) % np.uint64(below)).astype(np.int64)
-    return torch.from_numpy(whole.reshape(tuple(shape))).to(dtype)
-
-
-def _hash(count: int) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            z ^= z >> np.uint64(shift)
-            z *= np.uint64(factor)
-        return z ^ (z >> np.uint64(31))
 
 
 def parse_input(text: str) -> torch.Tensor:

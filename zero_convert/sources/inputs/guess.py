@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from zero_convert.sources.inputs import reference_tensor
+from zero_convert.graph.example_values import reference_tensor
 
 from .trials import Trials
 

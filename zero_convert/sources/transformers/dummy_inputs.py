@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zero_convert.sources.inputs import reference_tensor
+from zero_convert.graph.example_values import reference_tensor
 
 from .configs import inner_configs, value_of
 
