@@ -17,8 +17,7 @@ from tests.hostile import CALLS, Hostile, corpus
 PROBE = """
 import json, os, sys
 from zero_convert import inspection, readers
-from zero_convert.cli import display
-from zero_convert.cli import parts
+from zero_convert.cli import display, options
 from zero_convert.cli.display import file as display_file
 from zero_convert.errors import ZeroConvertError
 folder, warm = sys.argv[1], sys.argv[2]
@@ -53,20 +52,20 @@ def look(path):  # what the command does, without its parser of arguments
         return {**facts, "exit_code": 0}
     except ZeroConvertError as error:
         display.error(error)
-        return parts.error_facts(error)
+        return options.error_facts(error)
 
 sys.addaudithook(hook)
 real = sys.stdout
 for name in sorted(os.listdir(warm)):
     sys.stdout = sys.stderr = Kept()
-    parts.print_json(look(os.path.join(warm, name)))
+    options.print_json(look(os.path.join(warm, name)))
 names = sorted(os.listdir(folder))
 armed = True
 for current in names:
     sys.stderr = sys.stdout = shown = Kept()
     facts = look(os.path.join(folder, current))
     sys.stdout = kept = Kept()
-    parts.print_json(facts)
+    options.print_json(facts)
     results[current] = ["".join(kept), "".join(shown)]
 armed = False
 json.dump([results, events], real)
