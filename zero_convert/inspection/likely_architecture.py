@@ -26,6 +26,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zero_convert.model_ref import ModelRef
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 INDEX = Path(__file__).with_name("architectures.tsv")
@@ -280,4 +282,4 @@ def _found(library: str) -> bool:
 
 
 def _installed(model: str) -> bool:
-    return _found(model.partition(":")[0])
+    return _found(ModelRef.named(model).library)

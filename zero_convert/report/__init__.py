@@ -239,7 +239,7 @@ def _html(result: Result, saved: Sequence[Saved], figures: Figures) -> str:
             {"shown": shown, "svg": drawn[f"weight-{index}"]} for index, shown in enumerate(_weights(result), 1)
         ],
         "rules": plan_summary.by_rule(result.plan.assignments),
-        "tallies": plan_summary,
+        "plan_summary": plan_summary,
         "checks": result.checks,
         "device": result.device,
         "recipe": facts.recipe_text(result.recipe),
