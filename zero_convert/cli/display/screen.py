@@ -41,6 +41,13 @@ class Screen:
         if not self.quiet:
             print_lines(self._err, lines)
 
+    def tell_first(self, findings: Sequence[object], most: int = 10) -> None:
+        """A line for each finding, of many the first and their number, unless -v asks for all."""
+        shown = findings if self.verbose else findings[:most]
+        self.tell(*(Text(f"  {finding}") for finding in shown))
+        if len(shown) < len(findings):
+            self.tell(Text.assemble("  ", rest(len(findings) - len(shown))))
+
     def give(self, *lines: RenderableType) -> None:
         """The result, on stdout."""
         print_lines(self._out, lines)
@@ -137,6 +144,11 @@ def size(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
     return f"{count} bytes"
+
+
+def rest(count: int) -> Text:
+    """What stands for the lines that are not shown."""
+    return Text(f"and {count:,} more; -v lists them", "dim")
 
 
 def cut(text: str, length: int, width: int) -> str:
