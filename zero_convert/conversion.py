@@ -29,6 +29,7 @@ from .sources.model_file import File, opened
 from .sources.programs import torchscript
 from .structure import analyze
 from .tracing import record, retrace, trace
+from .tracing.outside import Facts, is_suspicious, refuse_outside
 from .tracing.shapes import propagate_shapes, runs
 
 SHOWN = 6  # parts and decisions named in a note
@@ -159,7 +160,7 @@ def prepare(
     tell(progress, "trace", loaded.source)
     given = loaded.example_inputs or ()
     inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
-    traced = trace(loaded.module, given)
+    traced, idle = _traced(loaded, given)
     needed = _needed_inputs(loaded, traced.rung) if example_inputs is not None else ()
     outputs = {mode: _outputs(graph) for mode, graph in (("train", traced.train), ("evaluate", traced.evaluate))}
     tell(progress, "analyze", f"{len(list(traced.train.nodes))} nodes")
@@ -167,7 +168,7 @@ def prepare(
         traced = replace(traced, inside=_inside(traced, given))
     before = analyze(traced)
     kept = keep(traced) if compare else None
-    notes, captured = _capture_notes(traced), traced.captured
+    notes, captured = (*idle, *_capture_notes(traced)), traced.captured
     tell(progress, "rewrite", f"{sum(join.residual for join in before.joins)} residual joins")
     traced, edits = rewrites.apply(traced, scheme.rewrites(chosen), chosen)
     if edits and traced.whole:
@@ -196,6 +197,27 @@ def prepare(
         taken if leftovers == "keep" else {},
         original=None if kept is None else Original(kept, before),
     )
+
+
+def _traced(loaded: sources.Loaded, given: Inputs) -> tuple[Traced, tuple[str, ...]]:
+    """The model's graphs, and notes on what it holds outside of its state dict.
+
+    Raises:
+        CoverageError: its forward reads weights there.
+        TraceError: as `trace`.
+    """
+    facts = Facts(loaded.poisoned and not loaded.seeded, loaded.drawn)
+    suspicious = is_suspicious(loaded.module)
+    notes = refuse_outside(loaded.module, given, facts) if suspicious else ()
+    try:
+        traced = trace(loaded.module, given)
+    except TraceError:
+        if not suspicious:
+            refuse_outside(loaded.module, given, facts)
+        raise
+    if not suspicious and (traced.opaque or not traced.whole):  # what is inside of these no graph shows
+        notes = refuse_outside(loaded.module, given, facts)
+    return traced, notes
 
 
 def opened_file(model: str | nn.Module, arch: str | None, trust: bool) -> File | None:

@@ -22,10 +22,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from zero_convert.formulas.hashing import words
+from zero_convert.graph.results import tensors_of
 
 from .harness import isolation
 from .harness.bench import Answer, CheckContext, disable_dropout
-from .harness.inputs import Inputs, batches, moved, tensors_in
+from .harness.inputs import Inputs, batches, moved
 
 NAME = "outputs"
 QUESTION = "Are the shapes and dtypes of the outputs the original's, in training and evaluation mode?"
@@ -82,7 +83,7 @@ def returned(context: CheckContext, module: nn.Module, mode: str, inputs: Inputs
                 raise
             graph = context.subject.traced.train
             values = fx.Interpreter(module.eval(), graph=graph).run(*moved(inputs, module, context.device))
-    return tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors_in(values))
+    return tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors_of(values))
 
 
 def differs(own: Summary, expected: Summary, excused: set[tuple[int, int]]) -> bool:

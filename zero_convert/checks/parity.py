@@ -28,13 +28,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from zero_convert.graph.results import tensors_of
 from zero_convert.graph.traced import Traced
 from zero_convert.runtime import rng
 
 from ..errors import DeviceError
 from .harness import isolation
 from .harness.bench import Answer, CheckContext, OnnxFile
-from .harness.inputs import Inputs, batches, moved, tensors_in
+from .harness.inputs import Inputs, batches, moved
 from .harness.onnxruntime import SessionRun, provider_of, run, told, with_all_values
 from .harness.recorder import owner_of
 
@@ -170,7 +171,7 @@ def _numbers(e: Errors) -> dict[str, float]:
 def _arrays(values: Any, dtype: str) -> list[Array]:
     """Tensors as ONNX Runtime takes them, floating ones in the file's type; with float32 in the module's."""
     kind = None if dtype == "float32" else getattr(torch, dtype)
-    return [_array(t.to(kind) if kind and t.is_floating_point() else t) for t in tensors_in(values)]
+    return [_array(t.to(kind) if kind and t.is_floating_point() else t) for t in tensors_of(values)]
 
 
 def _array(t: Tensor) -> Array:
@@ -185,7 +186,7 @@ def _torch(context: CheckContext, given: Inputs, device: str, dtype: str) -> lis
     with isolation.kept(module), torch.no_grad():
         rng.seed(device)
         returned = context.subject.traced.call(module.eval(), values)
-    return [_array(t) for t in tensors_in(returned)]
+    return [_array(t) for t in tensors_of(returned)]
 
 
 def _module(context: CheckContext, device: str, dtype: str) -> nn.Module:
