@@ -15,6 +15,7 @@ from .artifacts import receipt
 from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .graph.copies import copy_of
 from .graph.original import keep
+from .graph.state import digest, extra_state, refuse_misnamed, settle, stored_tensors
 from .graph.traced import Original, Traced
 from .initialization.fill import initialize, taken_over, ties
 from .initialization.scheme import Scheme
@@ -110,7 +111,7 @@ class Made:
         )
 
     def recipe(self, dtype: str) -> Recipe:
-        stored = ties(self.traced.root.state_dict(keep_vars=True))
+        stored = ties(stored_tensors(self.traced.root))
         return Recipe(
             model=self.loaded.name,
             model_args=dict(self.loaded.model_args),
@@ -123,6 +124,7 @@ class Made:
             inputs=self.needed,
             scheme_source=self.found.source,
             files=self.file.digests if self.file and (self.kept or not self.loaded.name) else (),
+            extra_state={name: digest(text) for name, text in extra_state(self.traced.root).items()},
         )
 
 
@@ -175,6 +177,7 @@ def prepare(
         _same_outputs(traced, inputs, outputs, scheme, loaded.source)
     elif edits:
         traced = retrace(traced, traced.root, inputs)
+    refuse_misnamed(traced.root)
     after = analyze(traced) if edits else before
     _accepted(scheme, chosen, after, loaded.source)
     return Made(
@@ -276,7 +279,7 @@ def _single_precision(loaded: sources.Loaded) -> sources.Loaded:
     One whose forward insists on other precisions, so that it does not run in float32, stays as it is.
     """
     inputs = loaded.example_inputs
-    found = {t.dtype for t in loaded.module.state_dict().values() if t.is_floating_point()}
+    found = {t.dtype for t in stored_tensors(loaded.module).values() if t.is_floating_point()}
     if found <= {torch.float32}:
         return loaded
     if _insists(loaded.module, inputs):
@@ -387,7 +390,9 @@ def load_source(
     if (network := torchscript.lifted(loaded.module, loaded.example_inputs)) is not loaded.module:
         loaded = replace(loaded, module=network, source=sources.factory.source_of(network))
     reduced = detectors.reduce(loaded.module)
-    return replace(loaded, reduced=reduced, notes=(*loaded.notes, *detectors.told(reduced)))
+    notes = (*loaded.notes, *detectors.told(reduced), *settle(loaded.module))
+    extra_state(loaded.module)  # what cannot be named is refused before the work
+    return replace(loaded, reduced=reduced, notes=notes)
 
 
 def _outputs(graph: torch.fx.Graph) -> Outputs:

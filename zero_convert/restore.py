@@ -13,6 +13,7 @@ from . import exporters, sources
 from .artifacts import receipt
 from .conversion import Inputs, Made, cast, prepare
 from .errors import LoadError, MalformedError, UntrustedError, UsageError
+from .graph.state import EXTRA, put_extra, stateful_parts, stored_tensors
 from .initialization.fill import nan_names, ties
 from .records import Recipe
 from .result import Progress
@@ -55,7 +56,7 @@ def load(
     made, recipe = rebuilt(path, model, example_inputs, scheme=scheme, trust=trust, leftovers="keep")
     module = made.traced.root
     cast(module, recipe.dtype)
-    _fill_from(module, path, recipe, str(path))
+    _fill_from(module, path, recipe, str(path), trust)
     if nan := nan_names(module):
         raise MalformedError("values are left that the file does not hold", where=", ".join(nan[:6]), got="NaN")
     return made.release().train()
@@ -151,13 +152,18 @@ def refuse_misfit(
         )
 
 
-def _fill_from(module: nn.Module, path: str | PathLike[str], recipe: Recipe, where: str) -> None:
+def _fill_from(module: nn.Module, path: str | PathLike[str], recipe: Recipe, where: str, trust: bool) -> None:
     from safetensors.torch import load_file
 
     tensors = load_file(path)
-    state = module.state_dict(keep_vars=True)
+    state = stored_tensors(module)
     stored = set(ties(state).values())
     refuse_misfit({name: state[name] for name in stored}, tensors, recipe, where)
     with torch.no_grad():
         for name in sorted(stored):
-            state[name].copy_(tensors[name])
+            if name.rpartition(".")[2] == EXTRA:
+                stateful_parts(module)[name].set_extra_state(tensors[name])
+            else:
+                state[name].copy_(tensors[name])
+    metadata = exporters.load("safetensors").read_metadata(path)
+    put_extra(module, receipt.extra_state_from_metadata(metadata, recipe, where), recipe.extra_state, where, trust)

@@ -25,6 +25,7 @@ from .exporters import onnx, safetensors
 from .exporters.onnx import DataFile
 from .formats.atomic import Output, alone, commit_all, staged
 from .formats.digests import Written, leaf_digest, weights_digest
+from .graph.state import extra_state, stored_tensors
 from .graph.traced import Original
 from .initialization.fill import ties
 from .records import Check, Edit, Plan, Recipe, Structure
@@ -223,7 +224,7 @@ class Result:
             location = "" if data_path is None else data_path.name
             written = onnx.write(artifact, form.graph, form.entries, self._about(form), data, location)
         else:
-            written = safetensors.write(artifact, entries, receipt.metadata(self.recipe))
+            written = safetensors.write(artifact, entries, receipt.metadata(self.recipe, self._start.extra))
         onnx.settle(artifact, data, written)
         tell(progress, "seal", str(beside))
         seal.write_all(receipt.spell_receipt(self._receipt(written, kind, form)))
@@ -280,7 +281,8 @@ class Result:
             if exported.folded:
                 return written
         else:
-            written = safetensors.write(stream, self._start.entries(self.module), receipt.metadata(self.recipe))
+            about = receipt.metadata(self.recipe, self._start.extra)
+            written = safetensors.write(stream, self._start.entries(self.module), about)
         self._digest = written.weights_digest
         return written
 
@@ -297,7 +299,7 @@ class Result:
         entries = self._start.entries(self.module)
         own, folds = folded(self.module, self.graph, self._start.buffers) if fold else (self.module, None)
         self.folds = self.folds if folds is None else folds
-        stored = ties(own.state_dict(keep_vars=True))
+        stored = ties(stored_tensors(own))
         if any(edit.applied for edit in folds or ()):
             return _Exported(*graph(own, self.inputs, stored, version), _entries(own, {}), folds)
         if version not in self._graphs:
@@ -339,16 +341,19 @@ class _Start:
     Attributes:
         buffers: copies of the stored buffers.
         versions: how often each stored parameter had been written to.
+        extra: name → text of the extra state that is no tensor.
     """
 
     buffers: Mapping[str, torch.Tensor]
     versions: Mapping[str, int]
+    extra: Mapping[str, str]
 
     @classmethod
     def of(cls, module: nn.Module) -> _Start:
-        state = module.state_dict(keep_vars=True)
+        state = stored_tensors(module)
         parameters = {name: value._version for name, value in state.items() if isinstance(value, nn.Parameter)}
-        return cls({name: value.clone() for name, value in state.items() if name not in parameters}, parameters)
+        buffers = {name: value.clone() for name, value in state.items() if name not in parameters}
+        return cls(buffers, parameters, extra_state(module))
 
     def entries(self, module: nn.Module) -> list[safetensors.Entry]:
         """The tensors of the state dict, ties resolved, as the exporter takes them.
@@ -356,7 +361,7 @@ class _Start:
         Raises:
             UsageError: a parameter was written to.
         """
-        state = module.state_dict(keep_vars=True)
+        state = stored_tensors(module)
         moved = [name for name, version in self.versions.items() if state[name]._version != version]
         if moved:
             raise UsageError(
@@ -369,7 +374,7 @@ class _Start:
 
 def _entries(module: nn.Module, instead: Mapping[str, torch.Tensor]) -> list[safetensors.Entry]:
     """The tensors of a state dict, ties resolved; some of them with other values."""
-    state = module.state_dict(keep_vars=True)
+    state = stored_tensors(module)
     stored = {name: instead.get(name, state[name]) for name in dict.fromkeys(ties(state).values())}
     return [
         safetensors.Entry(name, SAFETENSORS_DTYPES[value.dtype], tuple(value.shape), partial(_bytes, value))

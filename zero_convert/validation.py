@@ -21,6 +21,7 @@ from .artifacts import receipt
 from .checks.subject import Subject
 from .conversion import Inputs, one_of
 from .errors import MalformedError, UsageError
+from .graph.state import EXTRA, put_extra, stored_tensors
 from .initialization.fill import nan_names, ties
 from .records import Check, Recipe
 from .restore import rebuilt, refuse_misfit
@@ -91,6 +92,9 @@ def validate(
     made.traced.root.train(made.training)
     tell(progress, "read", str(path))
     tensors = _read(path, kind)
+    texts = receipt.extra_state_from_metadata(exporters.load(kind).read_metadata(path), recipe, str(path))
+    if kind == "safetensors":
+        put_extra(made.traced.root, texts, recipe.extra_state, str(path), trust)
     values = _compared(made.traced.root, tensors, recipe, str(path))
     tell(progress, "validate", where)
     subject = Subject(
@@ -146,11 +150,12 @@ def _sized(path: str | PathLike[str], usual: Inputs | None) -> Inputs | None:
 
 def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, where: str) -> Check:
     """Whether the file's tensors are the module's; afterwards the module holds the file's."""
-    state = root.state_dict(keep_vars=True)
+    state = stored_tensors(root)
     stored = dict.fromkeys(ties(state).values())
     # In float32 the module is as it is written: one that insists on other precisions keeps them (`prepared.cast`).
     dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
-    expected = {name: state[name].detach().to(dtype if state[name].is_floating_point() else None) for name in stored}
+    casts = {name for name in stored if state[name].is_floating_point() and name.rpartition(".")[2] != EXTRA}
+    expected = {name: state[name].detach().to(dtype if name in casts else None) for name in stored}
     refuse_misfit(expected, tensors, recipe, where)
     different = {name: count for name in stored if (count := _unequal(tensors[name], expected[name]))}
     with torch.no_grad():

@@ -14,6 +14,7 @@ was folded, the tensors are those of the file, and the weights digest is theirs 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -41,6 +42,7 @@ from zero_convert.formats.strict_json import (
 
 RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
 DIGEST_KEY = "zero_convert.weights_digest"  # likewise, where the format lets it follow the weights
+EXTRA_KEY = "zero_convert.extra_state"  # likewise, the values of the extra state, where there is any
 FOLDED_KEY = "zero_convert.folded_from"  # instead of it, where the tensors were folded for inference
 RECEIPT_SUFFIX = ".receipt.json"
 DATA_SUFFIX = ".data"  # of the file beside an ONNX file that holds its tensors
@@ -56,6 +58,7 @@ _OPTIONAL: Mapping[str, Any] = {
     "inputs": (),
     "scheme_source": "",
     "files": (),
+    "extra_state": {},
 }  # fields that are left out at these values
 _LIMIT = 256 << 20  # bytes; a receipt of a million tensors has about 150 MB
 
@@ -250,9 +253,37 @@ def identity_from_json(obj: object, where: str, read: Callable[[object, str], re
 # ----------------------------------------------------------------------------------------------- recipe
 
 
-def metadata(recipe: records.Recipe) -> dict[str, str]:
-    """The `__metadata__` of a safetensors file; other libraries ask for `format`."""
-    return {"format": "pt", **recipe_metadata(recipe)}
+def metadata(recipe: records.Recipe, extra_state: Mapping[str, str]) -> dict[str, str]:
+    """The `__metadata__` of a safetensors file; other libraries ask for `format`.
+
+    Args:
+        extra_state: name → text of what modules keep in the state dict besides tensors.
+    """
+    extra = {EXTRA_KEY: canonical_json(dict(extra_state))} if extra_state else {}
+    return {"format": "pt", **recipe_metadata(recipe), **extra}
+
+
+def extra_state_from_metadata(metadata: Mapping[str, str], recipe: records.Recipe, where: str) -> dict[str, str]:
+    """Name → text of the extra state in an artifact; those that the artifact holds and the recipe names.
+
+    Raises:
+        MalformedError: a text is not the one that the recipe names.
+    """
+    text = metadata.get(EXTRA_KEY)
+    given = parse_json(text.encode("utf-8", "surrogatepass"), where) if text else {}
+    fields = Fields.of({EXTRA_KEY: given}, where, (EXTRA_KEY,))
+    found: dict[str, str] = dict(fields.mapping(EXTRA_KEY, is_text, "the text of an extra state"))
+    for name, value in found.items():
+        own = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+        if recipe.extra_state.get(name) != own:
+            raise MalformedError(
+                "an extra state is not the one that the recipe names",
+                where=f"{where}, {brief(name)}",
+                got=own,
+                expected=recipe.extra_state.get(name, "no such name"),
+                fix="The file was changed after it was written; convert again.",
+            )
+    return found
 
 
 def recipe_metadata(recipe: records.Recipe) -> dict[str, str]:
@@ -324,6 +355,7 @@ def recipe_from_json(obj: object, where: str = "recipe") -> records.Recipe:
         inputs=tuple(fields.take("inputs", is_texts, "a list of shapes")),
         scheme_source=fields.text("scheme_source"),
         files=tuple(fields.take("files", is_texts, "a list of digests")),
+        extra_state=fields.mapping("extra_state", is_text, "a digest"),
         format=_FORMAT,
     )
 

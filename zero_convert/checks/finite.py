@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from zero_convert.graph.state import stored_tensors
+
 from .harness.bench import Answer, CheckContext
 
 NAME = "finite"
@@ -27,7 +29,7 @@ def ask(context: CheckContext) -> Answer:
     root = context.subject.traced.root
     parameters = {name for name, _ in root.named_parameters(remove_duplicate=False)}
     wrong, values, infinite = [], 0, 0
-    for name, tensor in root.state_dict().items():
+    for name, tensor in stored_tensors(root).items():
         if not tensor.is_floating_point():
             continue
         values += tensor.numel()

@@ -26,7 +26,7 @@ _CLOSED = (
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors in a nest of containers and objects, in order; one that stands in two attributes of an object once."""
+    """The tensors in a nest of containers and objects, in order; what two attributes of an object share, once."""
     return _inside(value, 0, ())
 
 
@@ -73,6 +73,8 @@ def _attributes(value: Any) -> list[tuple[str, Any]]:
         slots = vars(base).get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else tuple(slots):
             if name not in ("__dict__", "__weakref__"):
-                name = f"_{base.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
+                name = (
+                    f"_{base.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
+                )
                 found += [(name, getattr(value, name))] if hasattr(value, name) else []
     return found

@@ -208,7 +208,8 @@ def _of_function(function: FunctionType) -> Iterator[tuple[Any, str, str]]:
         yield value, f", default of `{name}`", "function"
     for name in code.co_names:
         value = function.__globals__.get(name)
-        inside = value.values() if type(value) is dict else value if type(value) in (list, tuple) else (value,)
+        inside = list(value.values()) if isinstance(value, dict) else [value]
+        inside = list(value) if isinstance(value, (list, tuple)) else inside
         if any(isinstance(each, (Tensor, nn.Module)) for each in inside):
             yield value, f", global `{name}`", "function"
 

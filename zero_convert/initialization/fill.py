@@ -13,6 +13,7 @@ from torch import nn
 
 from zero_convert.errors import CoverageError
 from zero_convert.formulas.formula import Constant, Formula
+from zero_convert.graph.state import EXTRA, stored_tensors
 from zero_convert.graph.traced import Traced
 from zero_convert.records import Assignment, Layer, Option, Structure, Tensor
 from zero_convert.runtime.threads import one_thread
@@ -50,9 +51,7 @@ def initialize(
     Raises:
         CoverageError: tensors without a rule, or values to be kept that were drawn at random.
     """
-    state = traced.root.state_dict(keep_vars=True)
-    if strange := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise CoverageError("the state dict holds more than tensors", where=", ".join(strange[:SHOWN]))
+    state = stored_tensors(traced.root)
     first = ties(state)
     rules: dict[str, tuple[Layer, Tensor, Formula]] = {}
     missing: list[str] = []
@@ -66,6 +65,8 @@ def initialize(
         given = None if empty else scheme.fill(layer, structure, options)
         for tensor in layer.tensors:
             rule = None if given is None else given.get(tensor.local)
+            if tensor.local == EXTRA:
+                rule = Kept(tensor.shape)
             rule = Constant(tensor.shape, 0.0) if empty else rule
             if rule is None:
                 rule = {"zeros": Constant(tensor.shape, 0.0), "keep": Kept(tensor.shape)}.get(leftovers)
@@ -184,7 +185,7 @@ def _is_progression(value: torch.Tensor) -> bool:
 
 def taken_over(root: nn.Module, assignments: Iterable[Assignment]) -> list[str]:
     """Names of the buffers that keep varied values without a formula: tables, or drawn by a constructor."""
-    state = root.state_dict()
+    state = stored_tensors(root)
     return [
         a.tensor.name
         for a in assignments

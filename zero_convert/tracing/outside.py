@@ -2,8 +2,8 @@
 
 A conversion fills the state dict, and a file holds it. A layer in a plain list, or one that the forward makes anew,
 would be in neither: the file would lack weights of the network. So each is named, with what registers it. A plain
-tensor that is constant is no weight: it stays what it is. From a constructor in which random numbers are NaN, what holds
-no NaN is constant; of a module that exists already nobody can tell, unless its values are few or in order.
+tensor that is constant is no weight: it stays what it is. After a constructor in which random numbers are NaN, what
+holds no NaN is constant; of a module that exists already nobody can tell, unless its values are few or in order.
 
 What the forward never reads (a teacher in a list, a reference to a parent) is no part of the network.
 """
@@ -120,10 +120,12 @@ def _remedy(each: Outside) -> str:
         if each.weight and each.holder in ("list", "tuple", "dict"):
             kind = "ParameterDict" if each.holder == "dict" else "ParameterList"
             return f"self.{name} = nn.{kind}(…), or self.register_buffer for each tensor."
-        return "self.register_buffer(NAME, …) in the constructor, or self.NAME = nn.Parameter(…) if it is to be trained."
+        return (
+            "self.register_buffer(NAME, …) in the constructor, or self.NAME = nn.Parameter(…) if it is to be trained."
+        )
     kind = {"list": "ModuleList", "tuple": "ModuleList", "dict": "ModuleDict"}.get(each.holder)
-    if kind:
-        return f"self.{name} = nn.{kind}(…) registers the layers."
+    if container:
+        return f"self.{name} = nn.{container}(…) registers the layers."
     return "Assign the layer to an attribute of the module in the constructor: self.NAME = layer."
 
 
@@ -144,7 +146,9 @@ def _is_drawn(tensor: Tensor, trusted: bool) -> bool:
         return False
     flat = value.flatten()
     ordered = bool((flat.diff() >= 0).all()) or bool((flat.diff() <= 0).all())
-    return not ordered and len(flat.unique()) > min(FEW, flat.numel() // 2) and not bool((flat == flat.round()).all())
+    return (
+        not ordered and len(torch.unique(flat)) > min(FEW, flat.numel() // 2) and not bool((flat == flat.round()).all())
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
