@@ -30,7 +30,7 @@ from .sources.model_file import File, opened
 from .sources.programs import torchscript
 from .structure import analyze
 from .tracing import record, retrace, trace
-from .tracing.outside import Facts, is_suspicious, refuse_outside
+from .tracing.outside import Facts, equal_outside, is_suspicious, refuse_outside
 from .tracing.shapes import propagate_shapes, runs
 
 SHOWN = 6  # parts and decisions named in a note
@@ -209,8 +209,11 @@ def _traced(loaded: sources.Loaded, given: Inputs) -> tuple[Traced, tuple[str, .
         CoverageError: its forward reads weights there.
         TraceError: as `trace`.
     """
-    facts = Facts(loaded.poisoned and not loaded.seeded, loaded.drawn)
     suspicious = is_suspicious(loaded.module)
+    constant: tuple[str, ...] = ()
+    if suspicious and loaded.name and not loaded.poisoned:  # a builder is known that draws what was drawn
+        constant = equal_outside(loaded.module, sources.load(loaded.name, loaded.model_args).module)
+    facts = Facts(loaded.poisoned and not loaded.seeded, loaded.drawn, constant)
     notes = refuse_outside(loaded.module, given, facts) if suspicious else ()
     try:
         traced = trace(loaded.module, given)

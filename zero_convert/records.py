@@ -285,9 +285,9 @@ class Recipe:
     """What makes the bytes: model source, scheme, options, format version, dtype, ties.
 
     `leftovers`, `inputs`, `scheme_source`, `files` and `extra_state` are written down only where they are not the
-    default: `inputs`, as "1x3x448x448:float32", where the source's own example inputs would not do; `scheme_source`, a fingerprint, where
-    the scheme is from outside of this package; `files`, SHA-256 of each, where values or the structure came from files;
-    `extra_state`, name → SHA-256, where modules add something to the state dict that is no tensor.
+    default: `inputs`, as "1x3x448x448:float32", where the source's own example inputs would not do; `scheme_source`, a
+    fingerprint, where the scheme is from outside of this package; `files`, SHA-256 of each, where values or the
+    structure came from files; `extra_state`, name → SHA-256, where modules add to the state dict what is no tensor.
     """
 
     model: str  # the MODEL string, or "" when a live module was given and no name is known for it

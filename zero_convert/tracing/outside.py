@@ -51,10 +51,12 @@ class Facts:
     Attributes:
         trusted: NaN marks what its constructor drew, and nothing was drawn that NaN could not mark.
         drawn: names of tensors that it drew, and that cannot be NaN.
+        constant: names of plain tensors that are known to be constant.
     """
 
     trusted: bool
     drawn: Collection[str] = ()
+    constant: Collection[str] = ()
 
 
 def is_suspicious(module: nn.Module) -> bool:
@@ -123,14 +125,29 @@ def _remedy(each: Outside) -> str:
         return (
             "self.register_buffer(NAME, …) in the constructor, or self.NAME = nn.Parameter(…) if it is to be trained."
         )
-    kind = {"list": "ModuleList", "tuple": "ModuleList", "dict": "ModuleDict"}.get(each.holder)
+    container = {"list": "ModuleList", "tuple": "ModuleList", "dict": "ModuleDict"}.get(each.holder)
     if container:
         return f"self.{name} = nn.{container}(…) registers the layers."
     return "Assign the layer to an attribute of the module in the constructor: self.NAME = layer."
 
 
 def _is_weight(each: Outside, facts: Facts) -> bool:
-    return each.weight or each.name in facts.drawn or _is_drawn(each.tensor, facts.trusted)
+    return (
+        each.weight or each.name in facts.drawn or _is_drawn(each.tensor, facts.trusted or each.name in facts.constant)
+    )
+
+
+def equal_outside(module: nn.Module, twin: nn.Module) -> tuple[str, ...]:
+    """Names of the tensors outside of the state dict that another module of the same builder holds as well.
+
+    Where random numbers are NaN in the twin, none of them was drawn.
+    """
+    there = {each.name: each.tensor for each in find(twin)}
+    return tuple(
+        each.name
+        for each in find(module)
+        if not each.weight and each.name in there and torch.equal(each.tensor, there[each.name])
+    )
 
 
 def _is_drawn(tensor: Tensor, trusted: bool) -> bool:
