@@ -20,6 +20,7 @@ from zero_convert.checks.harness.channels import distinct
 from zero_convert.checks.harness.isolation import kept, pinned
 from zero_convert.checks.subject import Subject
 from zero_convert.errors import DeviceError, UsageError
+from zero_convert.formulas import PartialIdentity, Rows
 from zero_convert.initialization.fill import initialize
 from zero_convert.records import Check
 from zero_convert.structure import analyze
@@ -297,8 +298,11 @@ def test_attention_without_values_must_add_exactly_zero() -> None:
     assert (check.status, check.numbers["joins"], len(check.numbers["not_required"])) == ("pass", 1, 1)
     parameter(subject, "attention.in_proj_weight")[16, 0] = 1  # the first value
     assert answers(subject)["zero_branches"].status == "fail"
-    for name, rule in (("in_proj_weight", "identity 24×8"), ("in_proj_bias", "constant 1")):
-        rules = tuple(replace(a, rule=rule) if a.tensor.local == name else a for a in subject.assignments)
+    for name, formula in (
+        ("in_proj_weight", PartialIdentity(24, 8)),
+        ("in_proj_bias", Rows(PartialIdentity(1, 24), (24,))),
+    ):
+        rules = tuple(replace(a, formula=formula) if a.tensor.local == name else a for a in subject.assignments)
         assert "zero_branches" not in answers(replace(subject, assignments=rules))  # nothing is required any more
 
 

@@ -149,6 +149,10 @@ def test_a_dry_run_names_the_rule_of_every_tensor_and_writes_nothing(run: Run) -
     assert plan["edits"]
     text = run("net.py:Net", "--dry-run", "--input", "2x3x8x8").out
     assert all(word in text for name, rule in rules.items() for word in (*name.rsplit(".", 1), rule))
+    assert "decided by" not in text and plan["assignments"][0].keys() == {"tensor", "layer", "role", "rule"}
+    more = run("net.py:Net", "--dry-run", "-v", "--input", "2x3x8x8").out
+    assert re.search(r"layer +role +tensors +rule +decided by\n", more)
+    assert re.search(r"\nfc +head +weight .* constant 0 +scheme\n", more)
     assert _files() == before
 
 

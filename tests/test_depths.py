@@ -14,6 +14,7 @@ from zero_convert.checks.exact_parts import EXACT
 from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.channels import rank
 from zero_convert.checks.harness.isolation import pinned
+from zero_convert.formulas import Constant, Formula, Hadamard, Kernel, PartialIdentity, Patch, Rows
 from zero_convert.graph.original import filled
 from zero_convert.structure import analyze
 
@@ -170,18 +171,22 @@ def test_a_shift_that_the_next_norm_takes_away_does_not_count_among_the_ranges()
 
 
 @pytest.mark.parametrize(
-    ("rule", "columns", "expected"),
+    ("formula", "expected"),
     [
-        ("partial identity 256×64 at tap (0, 0)", "first", 65),
-        ("Hadamard 2048×784 of Sylvester 2^11, times 1/sqrt(2048)", "first", 1024),
-        ("Hadamard 2048×784 of Sylvester 2^11, spanning columns, times 1/sqrt(2048)", "spanning", None),
-        ("partial identity 4×256", None, None),
-        ("constant 0", None, None),
-        ("rows of partial identity 8×4", None, None),
+        (Kernel(PartialIdentity(256, 64), (1, 1)), 65),
+        (Kernel(Hadamard(2048, 784), ()), 1024),
+        (Patch(Hadamard(2048, 784), (28, 28)), 1024),
+        (Hadamard(2048, 784, columns="spanning"), None),
+        (Hadamard(12, 4, order="exact"), None),
+        (Kernel(PartialIdentity(8, 4), (3,), groups=2), None),
+        (Kernel(PartialIdentity(8, 4), (), transposed=True), None),
+        (PartialIdentity(4, 256), None),
+        (Constant((8, 4), 0.0), None),
+        (Rows(PartialIdentity(8, 4), (8, 4)), None),
     ],
 )
-def test_the_cap_follows_from_the_rule(rule: str, columns: str | None, expected: int | None) -> None:
-    assert cap(rule, columns) == expected
+def test_the_cap_follows_from_the_formula(formula: Formula, expected: int | None) -> None:
+    assert cap(formula) == expected
 
 
 def test_a_layer_has_as_many_different_units_as_predicted() -> None:

@@ -18,7 +18,7 @@ from zero_convert import checks
 from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.isolation import pinned
 from zero_convert.checks.subject import Subject
-from zero_convert.formulas.identities import Average, CyclicIdentity, OpposedIdentity, Unfolded
+from zero_convert.formulas import Average, CyclicIdentity, OpposedIdentity, Unfolded
 from zero_convert.records import Check
 
 E = np.float32(1e-6)

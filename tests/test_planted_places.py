@@ -19,6 +19,7 @@ from zero_convert.checks.exact_parts import ask as exact_parts
 from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.isolation import pinned
 from zero_convert.checks.subject import Subject
+from zero_convert.initialization.scheme import AsConstructed
 from zero_convert.records import Check
 from zero_convert.rewrites import inner_skips
 
@@ -166,7 +167,7 @@ def test_coverage_warns_of_little() -> None:
 def test_binary_names_what_was_kept() -> None:
     subject = subject_of(nets.tiny_resnet())
     rules = tuple(
-        replace(a, rule="kept as constructed") if a.tensor.name == "blocks.1.bn1.weight" else a
+        replace(a, formula=AsConstructed(a.tensor.shape)) if a.tensor.name == "blocks.1.bn1.weight" else a
         for a in subject.assignments
     )
     subject = replace(subject, assignments=rules)

@@ -23,7 +23,7 @@ from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.isolation import pinned
 from zero_convert.checks.subject import Subject
 from zero_convert.errors import CoverageError
-from zero_convert.formulas.looks_linear import Mirrored, Orthogonal
+from zero_convert.formulas import Mirrored, Orthogonal
 from zero_convert.graph.example_values import reference_values
 from zero_convert.records import Check, Way
 from zero_convert.runtime.threads import one_thread

@@ -26,8 +26,8 @@ from .exporters.onnx import DataFile
 from .formats.atomic import Output, alone, commit_all, staged
 from .formats.digests import Written, leaf_digest, weights_digest
 from .graph.state import extra_state, stored_tensors
+from .graph.ties import ties
 from .graph.traced import Original
-from .initialization.fill import ties
 from .records import Check, Edit, Plan, Recipe, Structure
 from .runtime.eager import eager
 from .structure import SAFETENSORS_DTYPES

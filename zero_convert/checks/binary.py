@@ -8,6 +8,7 @@ Fails on any other value.
 
 from __future__ import annotations
 
+from ..initialization.scheme import AsConstructed
 from .harness.bench import Answer, CheckContext
 
 NAME = "binary"
@@ -15,14 +16,14 @@ QUESTION = "Is every trainable value exactly 0 or 1?"
 AFTER = "zero_branches"
 LEVELS = ("quick", "full")
 NEEDS = ()
-KEPT = "kept as constructed"
+LEAST = {"trainable values": 1}
 
 
 def ask(context: CheckContext) -> Answer | None:
     subject = context.subject
     if not subject.scheme.binary:
         return None
-    kept = {a.tensor.name for a in subject.assignments if a.rule == KEPT}
+    kept = {a.tensor.name for a in subject.assignments if isinstance(a.formula, AsConstructed)}
     zeros, ones, wrong, other = 0, 0, {}, []
     for name, parameter in subject.traced.root.named_parameters():
         if not parameter.requires_grad:
@@ -48,11 +49,12 @@ def ask(context: CheckContext) -> Answer | None:
     else:
         summary = f"{zeros + ones:,} trainable values: {zeros:,} zeros, {ones:,} ones"
         summary += f"; other values kept in {', '.join(other[:4])}" if other else ""
-        remedy = "--leftovers zeros fills what no rule covers." if other else ""
+        remedy = "--uncovered zeros fills what no rule covers." if other else ""
     return Answer(
         "fail" if wrong else "warn" if other else "pass",
         summary,
         numbers,
         "0 or 1 exactly",
         remedy,
+        {"trainable values": zeros + ones},
     )

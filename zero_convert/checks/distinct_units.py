@@ -15,11 +15,10 @@ the cap again; `channels` counts what is left of it in the signal.
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import Tensor
 
+from ..formulas import Formula, Hadamard, Kernel, PartialIdentity, Patch
 from ..records import Assignment
 from .harness.bench import Answer, CheckContext
 from .harness.channels import distinct
@@ -29,10 +28,7 @@ QUESTION = "How many units of each layer that grows can be different, and are th
 AFTER = "gradient_norms"
 LEVELS = ("quick", "full")
 NEEDS = ()
-RULE = re.compile(
-    r"(?P<what>partial identity|Hadamard) (?P<m>\d+)×(?P<n>\d+)( of (?P<matrix>\w+)[^,]*, times [^,]*?)?"
-    r"( at tap \([\d, ]+\)| on flattened patches [\d×]+)?"
-)
+LEAST = {"layers": 1}
 
 
 def ask(context: CheckContext) -> Answer | None:
@@ -42,7 +38,7 @@ def ask(context: CheckContext) -> Answer | None:
     for assignment in context.subject.assignments:
         layer = layers.get(assignment.layer)
         plain = layer is not None and layer.kind in ("convolution", "linear") and assignment.tensor.local == "weight"
-        predicted = cap(assignment.rule, context.subject.options.get("columns")) if plain else None
+        predicted = cap(assignment.formula) if plain else None
         if predicted is None:
             continue
         found = _distinct_rows(context, assignment)
@@ -65,22 +61,22 @@ def ask(context: CheckContext) -> Answer | None:
         "A weight is not what its rule makes: the file is damaged or was trained, or the formula is wrong."
         if wrong
         else "",
+        {"layers": len(numbers)},
     )
 
 
-def cap(rule: str, columns: object) -> int | None:
-    """The number of distinct rows that a rule for a growing layer leaves; None for other rules and layers.
-
-    Args:
-        columns: the scheme's option of this name.
-    """
-    spelled = RULE.fullmatch(rule)
-    if spelled is None:
+def cap(formula: Formula) -> int | None:
+    """The number of distinct rows that the formula of a growing layer leaves; None for other formulas and layers."""
+    whole = isinstance(formula, Patch) or (
+        isinstance(formula, Kernel) and formula.groups == 1 and not formula.transposed
+    )
+    matrix = formula.operands[0] if whole else formula
+    if not isinstance(matrix, PartialIdentity | Hadamard) or matrix.m <= matrix.n:
         return None
-    what, m, n, sylvester = spelled["what"], int(spelled["m"]), int(spelled["n"]), spelled["matrix"] == "Sylvester"
-    if m <= n or (what == "Hadamard" and not (columns == "first" and sylvester)):
-        return None
-    return min(m, n + 1) if what == "partial identity" else min(m, 1 << (n - 1).bit_length())
+    if isinstance(matrix, PartialIdentity):
+        return min(matrix.m, matrix.n + 1)
+    sylvester = matrix.columns == "first" and matrix.matrix.paley.kind == 0
+    return min(matrix.m, 1 << (matrix.n - 1).bit_length()) if sylvester else None
 
 
 @torch.no_grad()

@@ -44,6 +44,7 @@ QUESTION = "Do torch and ONNX Runtime return the same, on the CPU and on the dev
 AFTER = "linearity"
 LEVELS = ("quick", "full")
 NEEDS = ("onnx",)
+LEAST = {"output tensors": 1, "ways": 1}
 LIMIT = 1e-4
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization"})
 
@@ -132,7 +133,7 @@ def ask(context: CheckContext) -> Answer:
     parts += [f"{way} not compared: {reason}" for way, reason in left_out.items()]
     return Answer(
         "fail" if over else "warn" if left_out else "pass",
-        f"against torch cpu: {'; '.join(parts)}",
+        f"{len(reference)} outputs against torch cpu: {'; '.join(parts)}",
         {
             "outputs": names,
             "ways": {way: [_numbers(e) for e in each] for way, each in distances.items()},
@@ -144,6 +145,7 @@ def ask(context: CheckContext) -> Answer:
         ""
         if not over
         else "Look at the node named; where all differ a little, the runtime rounds to less than float32.",
+        {"output tensors": len(reference), "ways": len(distances)},
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from zero_convert.formulas.formula import Floats, Formula
+from zero_convert.formulas import Floats, Formula
 from zero_convert.records import Join, Layer, Option, Structure
 
 Fill = Callable[[Layer, Structure, Mapping[str, Option]], Mapping[str, Formula] | None]
@@ -87,7 +87,7 @@ SEED = OptionSpec(
     "seed",
     (),
     0,
-    "key of the integer hash that every drawn value comes from",
+    "key of the integer hash that every hashed value comes from",
     Integers(0, (1 << 53) - 1),  # what every reader of JSON keeps
 )
 
@@ -134,7 +134,7 @@ class Scheme:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept(Formula):
+class AsConstructed(Formula):
     """The value that the constructor gave: a layer scale, an index table. Not for what was drawn at random.
 
     Args:

@@ -30,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 
 from zero_convert.errors import ZeroConvertError
-from zero_convert.formulas.formula import Floats, Formula
-from zero_convert.initialization.scheme import Decline, Kept, Scheme
+from zero_convert.formulas import Floats, Formula
+from zero_convert.initialization.scheme import AsConstructed, Decline, Scheme
 from zero_convert.records import Check, Layer, Option, Structure
 
 from . import _specimens
@@ -132,7 +132,7 @@ def _shapes(scheme: Scheme, name: str) -> Answer:
     wrong, count = [], 0
     for what, layer, _, given in _given(scheme):
         for t in layer.tensors:
-            if (rule := given.get(t.local)) is None or isinstance(rule, Kept):
+            if (rule := given.get(t.local)) is None or isinstance(rule, AsConstructed):
                 continue
             count += 1
             if rule.shape != t.shape:
@@ -148,7 +148,7 @@ def _windows(scheme: Scheme, name: str) -> Answer:
     wrong, count = [], 0
     for what, _, _, given in _given(scheme):
         for local, rule in given.items():
-            if isinstance(rule, Kept):
+            if isinstance(rule, AsConstructed):
                 continue
             for dtype in (np.float16, np.float32, np.float64):
                 whole, n = _whole(rule, dtype), rule.shape[0] if rule.shape else 1
@@ -221,7 +221,7 @@ def digest(scheme: Scheme) -> str:
     made = hashlib.sha256()
     for what, _, _, given in _given(scheme):
         for local in sorted(given):
-            values = b"" if isinstance(given[local], Kept) else _whole(given[local], np.float32).tobytes()
+            values = b"" if isinstance(given[local], AsConstructed) else _whole(given[local], np.float32).tobytes()
             made.update(f"{what} {local} {given[local].rule}\0".encode() + values)
     return made.hexdigest()
 
@@ -250,7 +250,7 @@ def _whole(rule: Formula, dtype: npt.DTypeLike) -> Floats:
 
 
 def _equal(one: Formula, other: Formula) -> bool:
-    if isinstance(one, Kept) or isinstance(other, Kept):
+    if isinstance(one, AsConstructed) or isinstance(other, AsConstructed):
         return one == other
     same = one.shape == other.shape and one.rule == other.rule
     return same and np.array_equal(_whole(one, np.float64), _whole(other, np.float64), equal_nan=True)

@@ -41,13 +41,18 @@ class OutOfMemory(DeviceError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a check answers: the fields of a `records.Check` without name and question, which its file declares."""
+    """What a check answers: the fields of a `records.Check` without name and question, which its file declares.
+
+    Attributes:
+        seen: what was looked at, and how much of it, in the words of the file's `LEAST`.
+    """
 
     status: str
     summary: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
     threshold: str = ""
     remedy: str = ""
+    seen: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
