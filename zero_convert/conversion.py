@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from . import rewrites, schemes, sources
 from .checks.subject import Subject
 from .errors import DeclinedError, ModelError, TraceError, UsageError
-from .graph.copies import copy_of
 from .graph.original import keep
 from .graph.state import digest, extra_state, refuse_misnamed, settle, stored_tensors
 from .graph.ties import ties
@@ -28,6 +26,7 @@ from .result import Progress, tell
 from .runtime.threads import one_thread
 from .sources.building import detectors
 from .sources.building.fingerprint import fingerprint
+from .sources.building.precision import single_precision
 from .sources.file_values import FileValues
 from .sources.inputs import parse_inputs
 from .sources.model_file import File, opened
@@ -91,7 +90,7 @@ class Conversion:
         return self.found.scheme
 
     def trace(self) -> None:
-        """The network is captured. Raises TraceError, or CoverageError where it has weights outside of its state dict."""
+        """The network is captured. Raises TraceError, and CoverageError for weights outside of the state dict."""
         loaded, given = self.loaded, self.loaded.example_inputs or ()
         self.fingerprint, self.training = fingerprint(loaded.module), loaded.module.training
         tell(self.asked.progress, "trace", loaded.source)
@@ -228,7 +227,7 @@ def _load(model: str | ModelRef | nn.Module, options: Options, folders: Sequence
         file_values, notes = file.fit(loaded.module)
         loaded = replace(loaded, notes=(*notes, *loaded.notes))
     file_values = file_values if options.uncovered == "keep" else {}
-    return Conversion(options, found, chosen, _single_precision(loaded), inputs is not None, file, file_values)
+    return Conversion(options, found, chosen, single_precision(loaded), inputs is not None, file, file_values)
 
 
 def _traced(loaded: sources.Loaded, given: Inputs) -> tuple[Traced, tuple[str, ...]]:
@@ -298,49 +297,12 @@ def _capture_notes(traced: Traced) -> tuple[str, ...]:
 def cast(module: nn.Module, dtype: str) -> None:
     """Floating tensors of the module get the dtype; complex and whole ones stay.
 
-    A module that is not in float32 by now insists on its precisions (`_single_precision`), and only another one that
+    A module that is not in float32 by now insists on its precisions (`single_precision`), and only another one that
     was asked for overrules it.
     """
     if dtype == "float32":
         return
     {"float16": nn.Module.half, "bfloat16": nn.Module.bfloat16}[dtype](module)
-
-
-def _single_precision(loaded: sources.Loaded) -> sources.Loaded:
-    """The model in float32, in which it is rewritten and checked; what is written has the dtype that was asked for.
-
-    One whose forward insists on other precisions, so that it does not run in float32, stays as it is.
-    """
-    inputs = loaded.example_inputs
-    found = {t.dtype for t in stored_tensors(loaded.module).values() if t.is_floating_point()}
-    if found <= {torch.float32}:
-        return loaded
-    if _insists(loaded.module, inputs):
-        return loaded
-    loaded.module.float()
-    return replace(loaded, example_inputs=_float(inputs))
-
-
-def _float(inputs: Inputs | None) -> Any:
-    return tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, inputs)
-
-
-def _insists(module: nn.Module, given: Inputs | None) -> bool:
-    """Whether the module runs as it is, and not in float32, whatever precision its inputs have."""
-
-    def runs(module: nn.Module, inputs: Any) -> bool:
-        try:
-            with torch.no_grad():
-                call = copy_of(module).eval()
-                call(**inputs) if isinstance(inputs, Mapping) else call(*(inputs or ()))
-        except Exception:  # whatever a forward raises
-            return False
-        return True
-
-    if not runs(module, given):
-        return False
-    single = copy_of(module).float()
-    return not runs(single, given) and not runs(single, _float(given))
 
 
 def _needed_inputs(loaded: sources.Loaded, rung: str) -> tuple[str, ...]:

@@ -304,6 +304,7 @@ class Check:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     threshold: str = ""
     remedy: str = ""
+    seen: Mapping[str, int] = field(default_factory=dict)  # what was looked at, and how much of it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -316,7 +316,13 @@ class Result:
             "platform": platform.platform(terse=True),
             "device": self.device,
             "checks": [
-                {"name": c.name, "status": c.status, "summary": c.summary, "numbers": dict(c.numbers)}
+                {
+                    "name": c.name,
+                    "status": c.status,
+                    "summary": c.summary,
+                    "numbers": dict(c.numbers),
+                    "seen": dict(c.seen),
+                }
                 for c in self.checks
             ],
         }

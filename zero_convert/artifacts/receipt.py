@@ -248,7 +248,7 @@ def identity_from_json(obj: object, where: str, read: Callable[[object, str], re
 # ----------------------------------------------------------------------------------------------- recipe
 
 
-def metadata(recipe: records.Recipe, extra_state: Mapping[str, str]) -> dict[str, str]:
+def metadata(recipe: records.Recipe, extra_state: Mapping[str, str] | None = None) -> dict[str, str]:
     """The `__metadata__` of a safetensors file; other libraries ask for `format`.
 
     Args:

@@ -155,5 +155,4 @@ def _judged(name: str, file: ModuleType, answered: Answer) -> Check:
         saw = ", ".join(f"{answered.seen.get(what, 0)} {what}" for what in less)
         needs = ", ".join(f"{file.LEAST[what]}" for what in less)
         status, summary = "skip", f"saw {saw}, and needs at least {needs}: {summary}"
-    numbers = {**answered.numbers, "seen": dict(answered.seen)} if answered.seen else answered.numbers
-    return Check(name, status, file.QUESTION, summary, numbers, answered.threshold, answered.remedy)
+    return Check(**{**vars(answered), "name": name, "question": file.QUESTION, "status": status, "summary": summary})
