@@ -161,13 +161,15 @@ def _fill_from(module: nn.Module, path: str | PathLike[str], recipe: Recipe, whe
 
     tensors = load_file(path)
     state = stored_tensors(module)
-    stored = set(ties(state).values())
+    tied = ties(state)
+    stored = set(tied.values())
     refuse_misfit({name: state[name] for name in stored}, tensors, recipe, where)
     with torch.no_grad():
         for name in sorted(stored):
-            if name.rpartition(".")[2] == EXTRA:
-                stateful_parts(module)[name].set_extra_state(tensors[name])
-            else:
+            if name.rpartition(".")[2] != EXTRA:
                 state[name].copy_(tensors[name])
+    for name, part in stateful_parts(module).items():
+        if name in tied:
+            part.set_extra_state(tensors[tied[name]])
     metadata = exporters.load("safetensors").read_metadata(path)
     put_extra(module, receipt.extra_state_from_metadata(metadata, recipe, where), recipe.extra_state, where, trust)

@@ -31,8 +31,8 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether torch's pytree takes the value apart into nothing but tensors, numbers, strings and None."""
-    plain = (Tensor, int, float, complex, bool, str, type(None))
+    """Whether torch's pytree takes the value apart into nothing but tensors, numbers and None."""
+    plain = (Tensor, int, float, bool, type(None))
     return all(isinstance(leaf, plain) for leaf in pytree.tree_leaves(value))
 
 

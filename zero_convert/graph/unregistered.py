@@ -14,7 +14,7 @@ import re
 import sys
 from collections import UserDict, UserList, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
@@ -90,9 +90,15 @@ class _Way:
     holder: str = "attribute"
     layer: str = ""
     depth: int = 0
+    function: str = ""  # where the innermost function on the way is defined
 
-    def through(self, holder: str, layer: str = "") -> _Way:
-        return _Way(self.cls, self.attribute, holder, layer or self.layer, self.depth + 1)
+    def through(self, holder: str, value: Any) -> _Way:
+        function = defined(value) if isinstance(value, FunctionType) else self.function
+        return replace(self, holder=holder, depth=self.depth + 1, function=function)
+
+    @property
+    def place(self) -> str:
+        return _assigned(self.cls, self.attribute) or self.function
 
 
 @dataclass
@@ -132,7 +138,7 @@ class _Walk:
         if isinstance(value, nn.Module):
             return self._layer(value, name, way)
         for part, key, holder in _parts(value):
-            self.value(part, f"{name}{key}", way.through(holder))
+            self.value(part, f"{name}{key}", way.through(holder, value))
         return None
 
     def _tensor(self, tensor: Tensor, name: str, way: _Way) -> None:
@@ -140,22 +146,24 @@ class _Walk:
         if made or nn.parameter.is_lazy(tensor) or not tensor.numel() or storage(tensor) in self.known:
             return
         self.known.add(storage(tensor))
-        self.found.append(
-            Outside(name, tensor, way.layer, way.holder, way.attribute, _assigned(way.cls, way.attribute))
-        )
+        self.found.append(Outside(name, tensor, way.layer, way.holder, way.attribute, way.place))
 
     def _layer(self, layer: nn.Module, name: str, way: _Way) -> None:
         if id(layer) in self.modules or isinstance(layer, torch.jit.ScriptModule):
             return
-        inner = _Way(way.cls, way.attribute, way.holder, type(layer).__qualname__, way.depth + 1)
         for path, part in layer.named_modules():
             self.modules.add(id(part))
             where = f"{name}.{path}" if path else name
-            inside = _Way(inner.cls, inner.attribute, inner.holder, type(part).__qualname__, inner.depth)
+            inside = replace(way, layer=type(part).__qualname__, depth=way.depth + 1)
             for local, tensor in (*part._parameters.items(), *part._buffers.items()):
                 if tensor is not None:
                     self._tensor(tensor, f"{where}.{local}", inside)
             self.module(part, where, type(part))
+
+
+def defined(function: FunctionType) -> str:
+    """`net.py:12` of a function."""
+    return f"{spelled(function.__code__.co_filename)}:{function.__code__.co_firstlineno}"
 
 
 def _parts(value: Any) -> Iterator[tuple[Any, str, str]]:
@@ -219,6 +227,8 @@ def _assigned(cls: type, attribute: str) -> str:
     """`net.py:12`, where a class or one of its bases assigns the attribute or defines the function."""
     pattern = re.compile(rf"(\bself\.{re.escape(attribute)}\b[^=\n]*=|\b(def\s+)?{re.escape(attribute)}\s*[(:=])(?!=)")
     for base in cls.__mro__:
+        if base.__module__.startswith("torch."):
+            break
         try:
             file, (lines, first) = inspect.getsourcefile(base), inspect.getsourcelines(base)
         except (OSError, TypeError):

@@ -113,8 +113,6 @@ class Nodes:
         if names is None:
             if isinstance(tensor, torch._subclasses.FakeTensor):
                 raise CannotRecord("a tensor appears that no call of torch's Python interface made")
-            if isinstance(tensor, nn.Parameter) and not self.real:
-                raise CannotRecord("a parameter is read that is no part of the module")
             names = [self._constant_name()]
             setattr(self.root, names[0], tensor.detach() if isinstance(tensor, nn.Parameter) else tensor)
             self.attributes[id(tensor)] = names
@@ -138,6 +136,8 @@ class Nodes:
     def argument(self, value: Any) -> Any:
         """The value as a node's argument."""
         if isinstance(value, Tensor):
+            if isinstance(value, nn.Parameter) and not self.real and id(value) not in self.attributes:
+                raise CannotRecord("a parameter is read that is no part of the module")
             return self.node(value)
         if isinstance(value, _Traced):
             return of_size(value)

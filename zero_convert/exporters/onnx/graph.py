@@ -142,11 +142,8 @@ def _prepared(module: nn.Module) -> nn.Module:
 
 
 def _returning_tensors(module: nn.Module) -> nn.Module:
-    """The module, a copy, returning the tensors inside of an object that torch's exporter does not take apart.
-
-    A converted graph returns nothing of the kind.
-    """
-    if isinstance(module, ConvertedModule):
+    """The module, a copy, returning the tensors inside of an object that torch's exporter does not take apart."""
+    if isinstance(module, ConvertedModule) and _returns_plain(module.evaluate_graph):
         return module
     forward = module.forward
 
@@ -157,6 +154,14 @@ def _returning_tensors(module: nn.Module) -> nn.Module:
 
     module.forward = plain
     return module
+
+
+def _returns_plain(graph: fx.Graph) -> bool:
+    """Whether a graph returns tensors, numbers and None, and makes no object of them."""
+    leaves = pytree.tree_leaves(graph.output_node().args[0])
+    nodes = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+    others = [leaf for leaf in leaves if not isinstance(leaf, fx.Node)]
+    return is_plain(others) and not any(isinstance(node.target, type) for node in nodes)
 
 
 @contextlib.contextmanager
