@@ -24,19 +24,24 @@ def outcome(seed: int, folder: Path) -> str:
     """ "refused", "nothing", "declined" or "converted"; asserts what has to hold of each."""
     torch.manual_seed(seed)
     scheme, net, path = SCHEMES[seed % len(SCHEMES)], Odd(seed), folder / f"{seed}.safetensors"
+    failed: list[str] = []
     try:
         result = zc.convert(net, net.inputs, scheme=scheme, device="cpu")
         failed = [check.name for check in result.failed]
         result.save(path, keep_failed=not net.nothing)
     except ZeroConvertError as error:
+        caught: ZeroConvertError | None = error
+    else:
+        caught = None
+    if caught is not None:
         assert not path.exists()
         if net.refused:
-            assert isinstance(error, CoverageError) and net.refused in error.where and error.fix, str(error)
+            assert isinstance(caught, CoverageError) and net.refused in caught.where and caught.fix, str(caught)
             return "refused"
-        if net.nothing and error.exit_code == 1:
+        if net.nothing and caught.exit_code == 1:
             assert failed == ["outputs"]
             return "nothing"
-        assert isinstance(error, ModelError) and error.exit_code == 3, str(error)
+        assert isinstance(caught, ModelError) and caught.exit_code == 3, str(caught)
         return "declined"
     assert not net.refused and not net.nothing
     assert "outputs" not in failed
