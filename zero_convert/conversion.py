@@ -28,7 +28,7 @@ from .sources.building import detectors
 from .sources.building.fingerprint import fingerprint
 from .sources.building.precision import single_precision
 from .sources.file_values import FileValues
-from .sources.inputs import parse_inputs
+from .sources.inputs import parse_inputs, spell_inputs
 from .sources.model_file import File, opened
 from .sources.programs import torchscript
 from .structure import analyze
@@ -324,11 +324,7 @@ def _needed_inputs(loaded: sources.Loaded, rung: str) -> tuple[str, ...]:
         and runs(loaded.module, usual)
     ):
         return ()
-    prefixes = [f"{name}=" for name in named] or [""] * len(values)
-    return tuple(
-        f"{prefix}{'x'.join(map(str, x.shape))}:{str(x.dtype).removeprefix('torch.')}"
-        for prefix, x in zip(prefixes, values, strict=True)
-    )
+    return spell_inputs(given, lambda inputs: runs(loaded.module, inputs))
 
 
 def _sizes(inputs: Inputs) -> list[tuple[Any, ...] | None]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -269,7 +270,8 @@ def _watched(module: nn.Module, inputs: Inputs) -> _Seen | None:
     names = {storage(each.tensor): each.name for each in outside}
     known = registered(module) | registered(twin)
     stand_in(twin)
-    with _filled(outside), restored(twin), torch.no_grad(), rng.seeded():
+    quietly = warnings.catch_warnings(action="ignore")  # tracing shows them
+    with quietly, _filled(outside), restored(twin), torch.no_grad(), rng.seeded():
         for training in (True, False):
             given = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, inputs)
             shown = {storage(x) for x in tree_flatten(given)[0] if isinstance(x, Tensor)}

@@ -187,7 +187,8 @@ def _failing(module: nn.Module, inputs: Inputs, error: BaseException) -> TraceEr
         where=f"{type(module).__qualname__} {user_frame(error, module)}".strip(),
         got=said,
         expected=f"an output for inputs of shape {shapes}",
-        fix="Give example inputs that fit the model (--input 1x3x224x224, or example_inputs= in Python).",
+        fix="Give example inputs that fit the model: --input 1x3x224x224, lengths and other numbers as --input [7,5]; "
+        'a dict or a list in Python: example_inputs=({"ids": ids, "mask": mask},).',
     )
 
 
