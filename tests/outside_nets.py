@@ -322,6 +322,16 @@ class Masks(Net):
         return x @ self.masks["low"] + x @ self.masks["high"]
 
 
+class Normalizing(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.tensor([0.485, 0.456, 0.406, 0.5, 0.1, 0.3])
+        self.std = torch.tensor([0.229, 0.224, 0.225, 0.25, 1.0, 0.2261])
+
+    def middle(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
 class Positions(Net):
     """A progression is a formula."""
 

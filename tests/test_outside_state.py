@@ -47,7 +47,18 @@ REFUSED = {
     "DrawnGlobal": ("global `GLOBAL_TABLE`", "register_buffer"),
 }
 ACCEPTED = (
-    *("References", "Mask", "Masks", "Positions", "Teacher", "Parent", "Cached", "Literals", "Tokenized"),
+    *(
+        "References",
+        "Mask",
+        "Normalizing",
+        "Masks",
+        "Positions",
+        "Teacher",
+        "Parent",
+        "Cached",
+        "Literals",
+        "Tokenized",
+    ),
     "DrawnOrder",
 )
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -40,6 +41,7 @@ from .side_effects import restored
 Inputs = Sequence[Any] | Mapping[str, Any]
 SHOWN = 4
 FEW = 16  # different values: a mask, a kernel of small numbers
+MANY, DIGITS = 256, 5  # numbers that somebody wrote out, and how long each may be
 _LITERALS = frozenset({"lift_fresh", "lift_fresh_copy", "lift"})  # of `torch.tensor(…)`
 _FOLDERS = tuple(f"{os.path.dirname(os.path.realpath(inspect.getfile(each)))}{os.sep}" for each in (torch,))
 _OURS = os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + os.sep
@@ -163,10 +165,19 @@ def _is_drawn(tensor: Tensor, trusted: bool) -> bool:
     if trusted or value.numel() < 2:
         return False
     flat = value.flatten()
+    if _is_written_out(flat):
+        return False
     ordered = bool((flat.diff() >= 0).all()) or bool((flat.diff() <= 0).all())
     return (
         not ordered and len(torch.unique(flat)) > min(FEW, flat.numel() // 2) and not bool((flat == flat.round()).all())
     )
+
+
+def _is_written_out(values: Tensor) -> bool:
+    """Whether all values are short decimal numbers, as people write them: 0.485, 0.229."""
+    distinct = torch.unique(values.float())[: MANY + 1]
+    spelled = [np.format_float_scientific(x, unique=True, trim="-").partition("e")[0] for x in distinct.numpy()]
+    return len(spelled) <= MANY and all(sum(map(str.isdigit, text)) <= DIGITS for text in spelled)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
