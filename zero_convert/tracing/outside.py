@@ -282,13 +282,13 @@ def _watched(module: nn.Module, inputs: Inputs) -> _Seen | None:
     known = registered(module) | registered(twin)
     stand_in(twin)
     quietly = warnings.catch_warnings(action="ignore")  # tracing shows them
-    with quietly, _filled(outside), restored(twin), torch.no_grad(), rng.seeded():
+    with quietly, _filled(outside), torch.no_grad(), rng.seeded():
         for training in (True, False):
             given = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, inputs)
             shown = {storage(x) for x in tree_flatten(given)[0] if isinstance(x, Tensor)}
             twin.train(training)
             try:
-                with _Reader(known | shown, names, seen):
+                with restored(twin), _Reader(known | shown, names, seen):
                     invoke(twin, given)
             except (Exception, SystemExit):  # tracing says what is wrong with it
                 continue
