@@ -152,7 +152,7 @@ def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, wh
     """Whether the file's tensors are the module's; afterwards the module holds the file's."""
     state = stored_tensors(root)
     stored = dict.fromkeys(ties(state).values())
-    # In float32 the module is as it is written: one that insists on other precisions keeps them (`prepared.cast`).
+    # In float32 the module is as it is written: one that insists on other precisions keeps them (`conversion.cast`).
     dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
     casts = {name for name in stored if state[name].is_floating_point() and name.rpartition(".")[2] != EXTRA}
     expected = {name: state[name].detach().to(dtype if name in casts else None) for name in stored}

@@ -9,7 +9,6 @@ exporter may be heavy.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Collection, Sequence
@@ -20,7 +19,7 @@ from types import ModuleType
 from zero_convert.artifacts.receipt import receipt_path
 from zero_convert.formats.atomic import check_target
 
-from ..errors import UsageError
+from ..errors import UsageError, closest
 
 
 def formats() -> tuple[str, ...]:
@@ -38,13 +37,12 @@ def format_of(path: str | PathLike[str], name: str | None = None) -> str:
     wanted = name if name is not None else PurePath(path).suffix.removeprefix(".").lower()
     if wanted in known:
         return wanted
-    close = difflib.get_close_matches(wanted, known, n=1)
     raise UsageError(
         "no such output format" if name is not None else "the suffix names no output format",
         where=str(path),
         got=repr(wanted),
         expected=" or ".join(known),
-        fix=f"Did you mean {close[0]!r}?" if close else "Change the suffix, or name the format with --format.",
+        fix=closest(wanted, known, "Change the suffix, or name the format with --format.", spell=repr),
     )
 
 

@@ -9,6 +9,7 @@ Source: ggml, docs/gguf.md. Numbers are little-endian, texts begin with their le
 from __future__ import annotations
 
 import struct
+from math import prod
 from typing import Any
 
 from zero_convert.formats.digests import brief
@@ -106,9 +107,7 @@ def read(source: Source) -> Contents:
     names: set[str] = set()
     for name, shape, kind, offset in described:
         dtype, block, width = TYPES[kind]
-        values = 1
-        for size in shape:
-            values *= size
+        values = prod(shape)
         size = values // block * width
         if name in names or values % block or offset != expected or start + offset + size > source.end:
             raise source.malformed(f"tensor {brief(name)} comes twice, or does not fit the file")
@@ -136,10 +135,7 @@ def _info(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
         raise reader.source.malformed(f"tensor {brief(name)} has too many dimensions", str(rank), "at most 8")
     sizes = [reader.number("<Q") for _ in range(rank)]
     kind, offset = reader.number("<I"), reader.number("<Q")
-    total = 1
-    for size in sizes:
-        total *= size
-    if kind not in TYPES or total >= 1 << 62:
+    if kind not in TYPES or prod(sizes) >= 1 << 62:
         raise reader.source.malformed(f"tensor {brief(name)} is of an unknown type or size", brief([kind, sizes]))
     reader.source.budget.take(600)
     return name, tuple(reversed(sizes)), kind, offset

@@ -16,11 +16,10 @@ from zero_convert.formats.digests import brief, parse_json
 from ..errors import RefusedError
 from ..exporters.safetensors import read_header
 from .contents import Contents, Storage, Tensor
-from .parsing.source import DAMAGED, Source
+from .parsing.source import DAMAGED, JSON, Source
 from .parsing.views import tied
 
 FORMAT, SHARDED = "safetensors", "sharded"
-JSON = 20  # bytes of memory that a byte of JSON may become
 
 
 def read(source: Source) -> Contents:

@@ -10,10 +10,12 @@ from typing import BinaryIO
 from zero_convert.errors import MalformedError, RefusedError, StorageError
 from zero_convert.exporters.safetensors import opened
 from zero_convert.formats.digests import is_plain_text
-from zero_convert.readers.contents import Limits
+
+from ..contents import Limits
 
 DAMAGED = "The file is damaged or was made by hand."
 PARTS = 4096  # characters of a name
+JSON = 20  # bytes of memory that a byte of JSON may become
 
 
 class Budget:

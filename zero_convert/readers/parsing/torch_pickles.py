@@ -11,8 +11,8 @@ from typing import Any
 
 from zero_convert.exporters.safetensors import DIMENSIONS
 from zero_convert.formats.digests import brief
-from zero_convert.readers.contents import BITS
 
+from ..contents import BITS
 from .pickle_symbols import Array, Call, Global, Sequence, StoredIn, Table
 from .source import Source
 

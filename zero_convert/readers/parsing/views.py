@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from zero_convert.readers.contents import BITS, Tensor
+from ..contents import BITS, Tensor
 
 
 def tied(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:

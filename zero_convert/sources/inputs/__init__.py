@@ -6,7 +6,6 @@ guesses for networks of unknown origin in `guess.py`.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zero_convert.errors import UsageError
+from zero_convert.errors import UsageError, closest
 from zero_convert.graph.example_values import reference_tensor
 
 # What a forward is called with: positional arguments, or keyword arguments by name.
@@ -45,13 +44,12 @@ def parse_input(text: str) -> torch.Tensor:
             "this is no input shape", where="--input", got=repr(text), expected="1x3x224x224[:dtype] or [7,5]"
         )
     if colon and name not in DTYPES:
-        close = difflib.get_close_matches(name, DTYPES, n=1)
         raise UsageError(
             "no such dtype",
             where="--input",
             got=repr(name),
             expected=f"one of {', '.join(DTYPES)}",
-            fix=f"Did you mean {close[0]}?" if close else "",
+            fix=closest(name, DTYPES),
         )
     shape = tuple(map(int, sizes.split("x")))
     if math.prod(shape) > MAX_ELEMENTS:
