@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.artifacts.receipt import DIGEST_KEY, FOLDED_KEY, recipe_from_metadata, recipe_json
+from zero_convert.artifacts.receipt import recipe_from_metadata, recipe_json
+from zero_convert.formats import dtypes
 from zero_convert.formats.digests import leaf_hasher, weights_digest
+from zero_convert.formats.naming import DIGEST_KEY, FOLDED_KEY
 
 from ..errors import RefusedError
-from ..exporters.safetensors import DTYPES
 from ..readers import Contents, Limits, Storage, Tensor
 from ..readers.tensor_bytes import check_crc, pieces, readable
 from .likely_architecture import likely
@@ -83,7 +84,9 @@ def survey(
 def _undigested(contents: Contents) -> str:
     own = [tensor for tensor in contents.tensors if tensor.name in contents.weights]
     for tensor in own:
-        if why := readable(tensor) or ("" if tensor.dtype in DTYPES else f"safetensors has no type {tensor.dtype}"):
+        if why := readable(tensor) or (
+            "" if dtypes.stored(tensor.dtype) else f"safetensors has no type {tensor.dtype}"
+        ):
             return f"{tensor.name}: {why}"
     return "" if own else "it holds no tensors"
 

@@ -16,8 +16,9 @@ from dataclasses import replace
 from typing import Any
 
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import DTYPES
 
-from .contents import BITS, Contents, Storage
+from .contents import Contents, Storage
 from .parsing.pickle_machine import Machine
 from .parsing.pickle_symbols import Array, Call, Table
 from .parsing.source import Source
@@ -89,7 +90,7 @@ def _storages(source: Source, archive: Archive, rebuild: Rebuild, folder: str) -
         member = archive.members.get(folder + key)
         if member is None:
             raise source.malformed("a storage is missing", brief(folder + key))
-        bits = 8 if stored.dtype is None else BITS[stored.dtype]
+        bits = 8 if stored.dtype is None else DTYPES[stored.dtype].bits
         if not member.stored:
             raise source.malformed("a storage is compressed", brief(member.name), "stored as it is")
         if 8 * member.size != bits * stored.count:

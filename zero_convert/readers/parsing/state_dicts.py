@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import DTYPES
 
-from ..contents import BITS, Contents, Storage, Tensor
+from ..contents import Contents, Storage, Tensor
 from .pickle_symbols import Array, Call, Global, Sequence, Table
 from .source import Source
 from .views import tied
@@ -77,7 +78,7 @@ def contents_of(
 
 def _tensor(name: str, array: Array, storages: Mapping[str, Storage]) -> Tensor:
     storage = None if array.storage is None else storages[array.storage.key]
-    offset = array.offset * BITS[array.dtype] // 8
+    offset = array.offset * DTYPES[array.dtype].bits // 8
     return Tensor(name, array.dtype, array.shape, array.strides, storage, offset, array.kind)
 
 

@@ -16,14 +16,13 @@ import torch
 from torch import nn
 
 from zero_convert.errors import UsageError, closest
+from zero_convert.formats.dtypes import DTYPES
 from zero_convert.graph.example_values import reference_tensor
 
 # What a forward is called with: positional arguments, or keyword arguments by name.
 Inputs = tuple[Any, ...] | dict[str, Any]
 
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64)
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _FLOATS + _INTEGERS}
+_DTYPES = {row.torch: getattr(torch, row.torch) for row in DTYPES.values() if row.torch and row.written}
 MAX_ELEMENTS = 1 << 30
 LISTED = 16  # whole numbers that a recipe spells out: lengths, offsets
 
@@ -37,24 +36,24 @@ def parse_input(text: str) -> torch.Tensor:
         UsageError: neither sizes joined by `x` nor a list of numbers, an unknown dtype, or more than 2^30 elements.
     """
     sizes, colon, name = text.strip().partition(":")
-    if sizes.startswith("[") and (not colon or name in DTYPES):
-        return _listed(sizes, text, DTYPES[name] if colon else None)
+    if sizes.startswith("[") and (not colon or name in _DTYPES):
+        return _listed(sizes, text, _DTYPES[name] if colon else None)
     if not re.fullmatch(r"[1-9][0-9]{0,9}(x[1-9][0-9]{0,9})*", sizes):
         raise UsageError(
             "this is no input shape", where="--input", got=repr(text), expected="1x3x224x224[:dtype] or [7,5]"
         )
-    if colon and name not in DTYPES:
+    if colon and name not in _DTYPES:
         raise UsageError(
             "no such dtype",
             where="--input",
             got=repr(name),
-            expected=f"one of {', '.join(DTYPES)}",
-            fix=closest(name, DTYPES),
+            expected=f"one of {', '.join(_DTYPES)}",
+            fix=closest(name, _DTYPES),
         )
     shape = tuple(map(int, sizes.split("x")))
     if math.prod(shape) > MAX_ELEMENTS:
         raise UsageError("the input is too large", where="--input", got=text, expected="at most 2^30 elements")
-    return reference_tensor(shape, DTYPES[name] if colon else torch.float32)
+    return reference_tensor(shape, _DTYPES[name] if colon else torch.float32)
 
 
 def _listed(numbers: str, text: str, dtype: torch.dtype | None) -> torch.Tensor:
@@ -85,7 +84,7 @@ def _sizes(value: torch.Tensor) -> str:
 
 
 def _values(value: torch.Tensor) -> str:
-    whole = value.dtype in _INTEGERS and value.dtype is not torch.bool
+    whole = not value.is_floating_point() and not value.is_complex() and value.dtype is not torch.bool
     if not whole or not value.ndim or not 0 < value.numel() <= LISTED:
         return _sizes(value)
     return f"{json.dumps(value.tolist(), separators=(',', ':'))}:{str(value.dtype).removeprefix('torch.')}"
