@@ -109,7 +109,7 @@ def test_extra_state_is_in_the_receipt_and_comes_back(what: str, net: type[Net],
     ]
     result.save(path)
     assert load_file(path).keys() | result.recipe.ties.keys() == {k for k, v in given.items() if isinstance(v, Tensor)}
-    told = read_receipt(f"{path}.receipt.json").recipe.extra_state
+    told = read_receipt(f"{path}.receipt.json").identity.recipe.extra_state
     assert told == {k: digest(spell(v, k)) for k, v in given.items() if not isinstance(v, Tensor)}
     other = net("another" if not isinstance(state, Tensor) else torch.zeros_like(state))
     loaded = zc.load(path, other, X, trust=True)
