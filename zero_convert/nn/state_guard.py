@@ -45,9 +45,9 @@ class _Comparison:
         found, own = metadata.get(KEY), f"za1:{self.digest}"
         if found is not None and found != own:
             errors.append(
-                f"the state is that of another architecture: got {found}, expected {own}. Its tensors may have the same "
-                "names and shapes, but the network computes something else with them. Build the network with the scheme "
-                "and options that the state was made with, or load its file with zero_convert.load."
+                f"the state is that of another architecture: got {found}, expected {own}. Names and shapes may be the "
+                "same, but the network computes something else with the values. Build the network with the scheme and "
+                "options that the state was made with, or load its file with zero_convert.load."
             )
 
 
@@ -61,8 +61,8 @@ def guard(module: nn.Module, digest: str) -> None:
         for key, hook in list(hooks.items()):
             if isinstance(getattr(hook, "hook", hook), _Stamp | _Comparison):
                 del hooks[key]
-    module.register_state_dict_post_hook(_Stamp(digest))
-    module.register_load_state_dict_pre_hook(_Comparison(digest))
+    module.register_state_dict_post_hook(_Stamp(digest))  # type: ignore[no-untyped-call]
+    module.register_load_state_dict_pre_hook(_Comparison(digest))  # type: ignore[no-untyped-call]
 
 
 def guarded_by(module: nn.Module) -> str:

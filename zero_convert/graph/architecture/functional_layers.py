@@ -1,6 +1,6 @@
 """Layers that a forward applies as a function to tensors of the state dict, described as the modules are.
 
-    F.linear(x, self.fc.weight, self.fc.bias)     is     self.fc(x)
+F.linear(x, self.fc.weight, self.fc.bias)     is     self.fc(x)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from zero_convert.records import Geometry
 
-from .leaf_descriptions import norm_layer, spelled, weight_layer
+from .leaves import norm_layer, spelled, weight_layer
 from .vocabulary import without_defaults
 
 Layer = tuple[str, dict[str, Any], dict[str, Any]]  # name, attributes, other arguments
@@ -24,7 +24,9 @@ _NORMS = frozenset({"batch_norm", "instance_norm", "group_norm", "layer_norm", "
 _STATE = ("weight", "bias", "running_mean", "running_var")
 
 
-def functional_layer(name: str, arguments: Mapping[str, Any], root: nn.Module, stored: Mapping[str, str]) -> Layer | None:
+def functional_layer(
+    name: str, arguments: Mapping[str, Any], root: nn.Module, stored: Mapping[str, str]
+) -> Layer | None:
     """The layer that a call is; None for any other call, and where its weight is computed."""
     if "input" not in arguments:
         return None

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 
+from zero_convert.graph.kinds import geometry, kind_of
 from zero_convert.nn.layers import HadamardTransform
 from zero_convert.records import Geometry
 
-from .kinds import geometry, kind_of
 from .vocabulary import snake, without_defaults
 
 Attributes = dict[str, Any]  # plain values; tensors under "tensors" as local name → name in the state dict
@@ -39,7 +39,9 @@ _EXACT = 1 << 12  # of values that are whole multiples of 1/4096, every digit is
 _NORMS: Mapping[type[nn.Module], str] = {
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm), "batch_norm"),
     **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), "instance_norm"),
-    **{nn.GroupNorm: "group_norm", nn.LayerNorm: "layer_norm", nn.RMSNorm: "rms_norm"},
+    nn.GroupNorm: "group_norm",
+    nn.LayerNorm: "layer_norm",
+    nn.RMSNorm: "rms_norm",
     nn.LocalResponseNorm: "local_response_norm",
 }
 
@@ -75,7 +77,11 @@ def weight_layer(g: Geometry, tensors: Mapping[str, str]) -> Attributes:
 def norm_layer(options: Mapping[str, Any], shape: Sequence[int] | None, tensors: Mapping[str, str]) -> Attributes:
     """A norm of torch: its options, over how many axes at the end, its tensors."""
     axes = {} if shape is None else {"axes": len(shape)}
-    return {**{k: v for k, v in options.items() if v is not None}, **axes, **({"tensors": dict(tensors)} if tensors else {})}
+    return {
+        **{k: v for k, v in options.items() if v is not None},
+        **axes,
+        **({"tensors": dict(tensors)} if tensors else {}),
+    }
 
 
 def tensors_under(module: nn.Module, path: str, stored: Mapping[str, str]) -> dict[str, str]:
@@ -107,7 +113,11 @@ def constant(value: object) -> str:
         return f"tensor {shape} {exact}"
     total = float(finite.abs().sum()) or 1.0
     ramp = torch.linspace(0, 1, len(finite), dtype=torch.float64)
-    figures = (f"{total / len(finite):.3g}", f"{_rounded(finite.sum() / total)}", f"{_rounded((ramp * finite).sum() / total)}")
+    figures = (
+        f"{total / len(finite):.3g}",
+        f"{_rounded(finite.sum() / total)}",
+        f"{_rounded((ramp * finite).sum() / total)}",
+    )
     return f"tensor {shape} nan {marks} near {' '.join(figures)}"
 
 
@@ -220,9 +230,15 @@ def _buffers(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 
 def _torch_class(module: nn.Module) -> type[nn.Module] | None:
-    return next((cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn.modules.")), None) if (
-        _of_torch(module) or kind_of(module) in ("activation", "pool") or isinstance(module, nn.modules.dropout._DropoutNd)
-    ) else None
+    return (
+        next((cls for cls in type(module).__mro__ if cls.__module__.startswith("torch.nn.modules.")), None)
+        if (
+            _of_torch(module)
+            or kind_of(module) in ("activation", "pool")
+            or isinstance(module, nn.modules.dropout._DropoutNd)
+        )
+        else None
+    )
 
 
 def _of_torch(module: nn.Module) -> bool:
@@ -252,7 +268,9 @@ def spelled(value: Any) -> Any:
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     if isinstance(value, int | float):
-        return "inf" if math.isinf(value) and value > 0 else f"{value:.9g}" if isinstance(value, float) else _whole(value)
+        return (
+            "inf" if math.isinf(value) and value > 0 else f"{value:.9g}" if isinstance(value, float) else _whole(value)
+        )
     return f"'{value}'"
 
 

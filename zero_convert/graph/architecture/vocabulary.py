@@ -21,12 +21,23 @@ PASSING = frozenset(
         *("atleast_1d", "atleast_2d", "atleast_3d", "refine_names", "as_tensor"),
     }
 )
-PERMUTING = frozenset({"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "mT", "adjoint"})
+PERMUTING = frozenset(
+    {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t", "T", "mT", "adjoint"}
+)
 # Tensors made from sizes alone: the sizes follow the input, and only a value that fills them is told.
 CREATING = frozenset(
     {
         *("zeros", "ones", "empty", "full", "arange", "eye", "zeros_like", "ones_like", "empty_like", "full_like"),
         *("new_zeros", "new_ones", "new_empty", "new_full", "rand", "randn", "rand_like", "randn_like"),
+    }
+)
+# What these compute depends on how a view has cut their input into axes.
+ALONG_AXES = frozenset(
+    {
+        *("matmul", "einsum", "scaled_dot_product_attention", "softmax", "log_softmax", "mean", "sum", "max", "min"),
+        *("amax", "amin", "std", "var", "var_mean", "norm", "normalize", "logsumexp", "argmax", "argmin", "getitem"),
+        *("select", "narrow", "chunk", "split", "unbind", "flip", "roll", "cumsum", "cumprod", "topk", "sort"),
+        *("baddbmm", "tensordot", "glu", "median", "prod", "index_select", "gather", "unfold"),
     }
 )
 DROPPING = re.compile(r"(alpha_|feature_alpha_|feature_)?dropout\d?d?|stochastic_depth|drop_path|drop_block\dd")
@@ -35,9 +46,21 @@ COMMUTATIVE = frozenset({"add", "mul", "maximum", "minimum", "logical_and", "log
 _IN_PLACE = {f"i{name}": name for name in ("add", "sub", "mul", "matmul", "pow", "mod")} | {"itruediv": "div"}
 _ALIASES = {
     **_IN_PLACE,
-    **{"truediv": "div", "true_divide": "div", "divide": "div", "multiply": "mul", "subtract": "sub"},
-    **{"concat": "cat", "concatenate": "cat", "bmm": "matmul", "mm": "matmul", "negative": "neg", "absolute": "abs"},
-    **{"clip": "clamp", "float_power": "pow", "split_with_sizes": "split", "remainder": "mod"},
+    "truediv": "div",
+    "true_divide": "div",
+    "divide": "div",
+    "multiply": "mul",
+    "subtract": "sub",
+    "concat": "cat",
+    "concatenate": "cat",
+    "bmm": "matmul",
+    "mm": "matmul",
+    "negative": "neg",
+    "absolute": "abs",
+    "clip": "clamp",
+    "float_power": "pow",
+    "split_with_sizes": "split",
+    "remainder": "mod",
 }
 _IGNORED = frozenset(
     {
@@ -55,9 +78,7 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
         ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
         (*_CONVOLUTION, "output_padding", "groups", "dilation"),
     ),
-    **dict.fromkeys(
-        ("max_pool1d", "max_pool2d", "max_pool3d"), (*_POOL, "dilation", "ceil_mode", "return_indices")
-    ),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), (*_POOL, "dilation", "ceil_mode", "return_indices")),
     "avg_pool1d": (*_POOL, "ceil_mode", "count_include_pad"),
     **dict.fromkeys(("avg_pool2d", "avg_pool3d"), (*_POOL, "ceil_mode", "count_include_pad", "divisor_override")),
     **dict.fromkeys(
@@ -98,10 +119,28 @@ _ARGUMENTS: dict[str, tuple[str, ...]] = {
     ),
 }
 _DEFAULTS: dict[str, Any] = {
-    **{"alpha": 1, "dim": 0, "dropout_p": 0.0, "is_causal": False, "enable_gqa": False, "output_padding": 0},
-    **{"ceil_mode": False, "return_indices": False, "count_include_pad": True, "divisor_override": None, "groups": 1},
-    **{"dilation": 1, "approximate": "none", "scale": None, "attn_mask": None, "negative_slope": 0.01, "beta": 1},
-    **{"threshold": 20, "value": 0, "bias": None, "padding": 0, "padding_mode": "zeros"},
+    "alpha": 1,
+    "dim": 0,
+    "dropout_p": 0.0,
+    "is_causal": False,
+    "enable_gqa": False,
+    "output_padding": 0,
+    "ceil_mode": False,
+    "return_indices": False,
+    "count_include_pad": True,
+    "divisor_override": None,
+    "groups": 1,
+    "dilation": 1,
+    "approximate": "none",
+    "scale": None,
+    "attn_mask": None,
+    "negative_slope": 0.01,
+    "beta": 1,
+    "threshold": 20,
+    "value": 0,
+    "bias": None,
+    "padding": 0,
+    "padding_mode": "zeros",
 }
 _NO_DEFAULT_DIM = frozenset({"mean", "sum", "amax", "amin", "all", "any", "argmax", "argmin", "median", "logsumexp"})
 
@@ -122,7 +161,9 @@ def changes_in_place(target: Callable[..., Any] | str, arguments: Mapping[str, A
     return in_place or arguments.get("inplace") is True or name in _IN_PLACE
 
 
-def named_arguments(target: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def named_arguments(
+    target: Callable[..., Any] | str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
     """The arguments of a call by name; those without a known name by position. Nothing is left out yet."""
     name = name_of(target)
     names = _ARGUMENTS.get(name)
@@ -141,7 +182,9 @@ def named_arguments(target: Callable[..., Any] | str, args: tuple[Any, ...], kwa
 def without_defaults(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that say something: no default value, nothing about memory, type or the number of axes."""
     kept = {key: value for key, value in arguments.items() if key not in _IGNORED}
-    kept = {key: value for key, value in kept.items() if not (key in _DEFAULTS and _same(value, _DEFAULTS[key], key, name))}
+    kept = {
+        key: value for key, value in kept.items() if not (key in _DEFAULTS and _same(value, _DEFAULTS[key], key, name))
+    }
     if kept.get("stride", 0) is None or kept.get("stride", "") == kept.get("kernel_size"):
         kept.pop("stride", None)
     return {key: value for key, value in kept.items() if value is not None}
@@ -172,7 +215,19 @@ def snake(cls: str) -> str:
 
 
 _MODULES = {
-    **{"ReLU": "relu", "ReLU6": "relu6", "LeakyReLU": "leaky_relu", "PReLU": "prelu", "RReLU": "rrelu"},
-    **{"GELU": "gelu", "SiLU": "silu", "ELU": "elu", "CELU": "celu", "SELU": "selu", "GLU": "glu"},
-    **{"LogSigmoid": "logsigmoid", "Upsample": "interpolate", "Softmax": "softmax", "LogSoftmax": "log_softmax"},
+    "ReLU": "relu",
+    "ReLU6": "relu6",
+    "LeakyReLU": "leaky_relu",
+    "PReLU": "prelu",
+    "RReLU": "rrelu",
+    "GELU": "gelu",
+    "SiLU": "silu",
+    "ELU": "elu",
+    "CELU": "celu",
+    "SELU": "selu",
+    "GLU": "glu",
+    "LogSigmoid": "logsigmoid",
+    "Upsample": "interpolate",
+    "Softmax": "softmax",
+    "LogSoftmax": "log_softmax",
 }
