@@ -270,7 +270,7 @@ def test_two_writers_at_once_leave_one_complete_file(tmp_path: Path) -> None:
 def promised(path: Path, content: bytes, size: int, sha256: str) -> None:
     with atomic_write(path, force=True) as stream:
         stream.write(content)
-        stream.promise(size, sha256)
+        stream.expect(size, sha256)
 
 
 def test_what_reads_back_as_promised_is_written_and_nothing_else_is(old: Path) -> None:

@@ -28,8 +28,10 @@ from zero_convert import report as page
 from zero_convert.cli import report as cli_report
 from zero_convert.errors import StorageError, UsageError
 from zero_convert.formats import atomic
+from zero_convert.formats.digests import FileDigest
 from zero_convert.records import Recipe
 from zero_convert.report import blocks, charts, drawing, facts, layout
+from zero_convert.saving import Saved
 
 SECTIONS = ["blocks", "depth", "weights", "rules", "checks", "recipe", "repeat"]
 HOSTILE = "<img src=x onerror=alert(1)>&\"'$\\frac{1}{0}$"
@@ -201,7 +203,7 @@ def test_names_of_a_model_never_become_markup() -> None:
 
 
 def test_texts_of_checks_and_files_are_escaped(plain: zc.Result, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved = SimpleNamespace(path=Path(f"{HOSTILE.replace('/', '')}.safetensors"), size=1, sha256="0" * 64, data=None)
+    saved = Saved(Path(f"{HOSTILE.replace('/', '')}.safetensors"), Path("x"), (FileDigest("0" * 64, 1),), "0" * 64)
     monkeypatch.setattr(plain, "device", HOSTILE)
     text = page.html(plain, [saved])  # type: ignore[list-item]
     assert "<img" not in text and text.count("&lt;img src=x") >= 3

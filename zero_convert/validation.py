@@ -16,15 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks, exporters
+from . import checks
 from .artifacts import receipt
 from .errors import MalformedError, UsageError
+from .formats import naming
+from .formats.dtypes import find
 from .graph.ties import ties
 from .initialization.constants import nan_names
 from .options import Inputs, one_of
 from .records import Check, Recipe
 from .restore import Named, rebuilt, refuse_misfit
-from .result import Progress, tell
+from .runtime.progress import Progress, tell
 
 LEVELS = ("quick", "full")
 QUESTION = "Are the file's tensors those that its recipe makes?"
@@ -82,7 +84,7 @@ def validate(
     one_of("validate", level, LEVELS)
     _refuse_incomplete(path)
     where, note = checks.resolve(device)
-    kind = exporters.format_in(path)
+    kind = naming.format_in(path)
     named = Named(model, example_inputs, scheme, trust)
     conversion, recipe = rebuilt(path, named, compare=True, progress=progress)
     sized = _sized(path, conversion.loaded.example_inputs) if kind == "onnx" and example_inputs is None else None
@@ -106,9 +108,9 @@ def validate(
 
 def _refuse_incomplete(path: str | PathLike[str]) -> None:
     """Raises UsageError for a file that its recipe alone does not make."""
-    metadata = exporters.load(exporters.format_in(path)).read_metadata(path)
+    metadata = naming.load(naming.format_in(path)).read_metadata(path)
     recipe = receipt.recipe_from_metadata(metadata, str(path))
-    if receipt.FOLDED_KEY in metadata:
+    if naming.FOLDED_KEY in metadata:
         raise UsageError(
             "a folded file has other tensors than the network of its recipe",
             where=str(path),
@@ -195,26 +197,11 @@ def _initializers(path: str | PathLike[str]) -> dict[str, Tensor]:
     found = {}
     for tensor in onnx.load(str(path)).graph.initializer:
         array = onnx.numpy_helper.to_array(tensor)
-        name = onnx.TensorProto.DataType.Name(tensor.data_type)
-        dtype = _TYPES.get(name)
-        if dtype is None:
+        row = find("onnx", tensor.data_type)
+        if row is None or row.torch is None:
+            name = onnx.TensorProto.DataType.Name(tensor.data_type)
             raise MalformedError("a tensor has a type that torch does not have", where=tensor.name, got=name)
+        dtype = getattr(torch, row.torch)
         raw = torch.frombuffer(bytearray(array.tobytes()), dtype=dtype) if array.size else torch.empty(0, dtype=dtype)
         found[tensor.name] = raw.reshape(array.shape)
     return found
-
-
-_TYPES = {
-    "FLOAT": torch.float32,
-    "FLOAT16": torch.float16,
-    "BFLOAT16": torch.bfloat16,
-    "DOUBLE": torch.float64,
-    "INT64": torch.int64,
-    "INT32": torch.int32,
-    "INT16": torch.int16,
-    "INT8": torch.int8,
-    "UINT8": torch.uint8,
-    "BOOL": torch.bool,
-    "COMPLEX64": torch.complex64,
-    "COMPLEX128": torch.complex128,
-}

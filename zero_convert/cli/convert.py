@@ -12,6 +12,7 @@ import typer
 import typer.core
 
 from ..errors import FindingError, UsageError
+from ..formats.naming import format_of
 from ..options import OUTPUT, RUN, FileOptions, Flag, Options, carried
 from . import report as report_page
 from .options import (
@@ -86,7 +87,9 @@ def convert(
         raise
     if messages.as_json:
         code = FindingError.exit_code if result.failed else 0
-        print_json({**_facts(result), "outputs": saved, "report": pages.written, "exit_code": code})
+        print_json(
+            {**_facts(result), "outputs": [one.facts() for one in saved], "report": pages.written, "exit_code": code}
+        )
     else:
         report_page.tell(screen, pages.written)
         display.saved(screen, saved, result.weights_digest)
@@ -109,11 +112,9 @@ def _plan(screen: Screen, model: str, options: Options, messages: Messages) -> N
 
 def _formats(output: Output) -> tuple[str, ...]:
     """The formats of the outputs; none where ONNX files are not the usual ones, of which parity speaks."""
-    from .. import exporters
-
     name = output.format or ("safetensors" if output.out == ("-",) else None)
     usual = not output.fold and output.opset is None
-    return tuple(exporters.format_of(path, name) for path in output.out) if usual else ()
+    return tuple(format_of(path, name) for path in output.out) if usual else ()
 
 
 def _check_outputs(model: str, output: Output, messages: Messages) -> None:
@@ -131,7 +132,7 @@ def _check_outputs(model: str, output: Output, messages: Messages) -> None:
         raise UsageError("stdout cannot take a file and a JSON object", where="--out -", got="--json")
     if sys.stdout.isatty():
         raise UsageError("a terminal cannot show a model", where="--out -", fix="Send stdout to a file or a pipe.")
-    formats = {exporters.format_of("-", output.format or "safetensors")}
+    formats = {format_of("-", output.format or "safetensors")}
     if output.external_data:
         raise UsageError("stdout takes one file only", where="--out -", got="--external-data")
     exporters.check_options(formats, output.opset, output.external_data, output.fold)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zero_convert.artifacts.receipt import BESIDE
+from zero_convert.formats.naming import BESIDE
 
 from ..errors import UsageError
 

@@ -90,7 +90,7 @@ def verify(
             row = {"sound": not answer.findings, "sha256": known.sha256, "weights_digest": known.weights_digest}
             row |= {"folded_from": answer.receipt.folded_from} if answer.receipt.folded_from else {}
             row |= {"findings": answer.findings, "exit_code": own}
-            if statement and known.data and not paths[0].is_dir():
+            if statement and len(known.files) > 1 and not paths[0].is_dir():
                 raise UsageError(
                     "a statement of one file would not cover the file of its tensors",
                     where="--statement",

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
-from zero_convert.errors import MalformedError
-
+from ..errors import MalformedError
 from .digests import is_plain_text
+from .spans import DAMAGED
 
 VARINT, EIGHT, DELIMITED, FOUR = 0, 1, 2, 5
 _LONGEST = 10  # bytes of a varint
@@ -122,9 +122,8 @@ class Message:
 
     def malformed(self, what: str, expected: str = "") -> MalformedError:
         """The error that says so, for whoever knows the schema as well."""
-        fix = "The file is damaged or was made by hand."
         return MalformedError(
-            "the file does not hold together", where=self._where, got=what, expected=expected, fix=fix
+            "the file does not hold together", where=self._where, got=what, expected=expected, fix=DAMAGED
         )
 
     def _field(self, position: int, window: bytes, at: int) -> Field:

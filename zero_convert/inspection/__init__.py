@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.artifacts.receipt import DIGEST_KEY, FOLDED_KEY, recipe_from_metadata, recipe_json
+from zero_convert.artifacts.receipt import recipe_from_metadata, recipe_json
 from zero_convert.errors import RefusedError
-from zero_convert.exporters.safetensors import DTYPES
+from zero_convert.formats import dtypes
 from zero_convert.formats.digests import leaf_hasher, weights_digest
+from zero_convert.formats.naming import DIGEST_KEY, FOLDED_KEY
 from zero_convert.readers import Contents, Limits, Storage, Tensor
 from zero_convert.readers.tensor_bytes import check_crc, pieces, readable
 
@@ -83,7 +84,9 @@ def survey(
 def _undigested(contents: Contents) -> str:
     own = [tensor for tensor in contents.tensors if tensor.name in contents.weights]
     for tensor in own:
-        if why := readable(tensor) or ("" if tensor.dtype in DTYPES else f"safetensors has no type {tensor.dtype}"):
+        if why := readable(tensor) or (
+            "" if dtypes.stored(tensor.dtype) else f"safetensors has no type {tensor.dtype}"
+        ):
             return f"{tensor.name}: {why}"
     return "" if own else "it holds no tensors"
 

@@ -10,24 +10,21 @@ Until torch 2.7 it was `serialized_exported_program.json` beside `serialized_sta
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from zero_convert.formats.digests import brief, parse_json
+from zero_convert.formats.dtypes import find
+from zero_convert.formats.safetensors import DIMENSIONS
 
-from ..exporters.safetensors import DIMENSIONS
 from . import torch_zip
-from .contents import BITS, Contents, Storage, Tensor
+from .contents import Contents, Storage, Tensor
 from .parsing.source import Source
 from .parsing.views import tied
 from .parsing.zip_archive import Archive
 from .safetensors import JSON
 
 FORMAT = "torch.export"
-TYPES = {
-    1: "U8", 2: "I8", 3: "I16", 4: "I32", 5: "I64", 6: "F16", 7: "F32", 8: "F64", 9: "C32", 10: "C64", 11: "C128",
-    12: "BOOL", 13: "BF16", 28: "U16", 29: "F8_E4M3", 30: "F8_E5M2", 31: "F8_E4M3FNUZ", 32: "F8_E5M2FNUZ",
-    33: "F8_E8M0", 34: "U32", 35: "U64",
-}  # fmt: skip # torch/_export/serde/schema.py, ScalarType
 _STRIDED = 7  # layout
 _PROGRAM = "it is a program: its loader runs a graph, and loads pickles from the file"
 
@@ -104,25 +101,23 @@ def _tensor(source: Source, archive: Archive, folder: str, name: str, entry: dic
     meta = entry.get("tensor_meta")
     try:
         assert isinstance(meta, dict)
-        dtype = TYPES[meta["dtype"]]
+        row = find("export", meta["dtype"])
+        assert row is not None
         shape, strides = (tuple(_integer(each) for each in meta[field]) for field in ("sizes", "strides"))
         offset = _integer(meta["storage_offset"])
         assert meta["layout"] == _STRIDED and len(shape) == len(strides) <= DIMENSIONS
     except (AssertionError, KeyError, TypeError, ValueError):
         raise source.malformed(f"weight {brief(name)} is described in no known way", brief(meta)) from None
     last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
-    held = 8 * member.size // BITS[dtype]
+    held = 8 * member.size // row.bits
     if not member.stored or (last >= held if 0 not in shape else offset > held) or max((0, *shape)) >= 1 << 62:
         raise source.malformed(
-            f"weight {brief(name)} does not fit its member", f"{member.size} bytes", f"{dtype} {brief(list(shape))}"
+            f"weight {brief(name)} does not fit its member", f"{member.size} bytes", f"{row.name} {brief(list(shape))}"
         )
-    values = 1
-    for size in shape:
-        values *= size
-    source.budget.take(400 + max(0, values * BITS[dtype] // 8 - member.size))
+    source.budget.take(400 + max(0, prod(shape) * row.bits // 8 - member.size))
     storage = Storage(source.path, member.begin, member.end, member.crc)
     kind = "parameter" if entry.get("is_param") is True else "buffer"
-    return Tensor(name, dtype, shape, strides, storage, offset * BITS[dtype] // 8, kind)
+    return Tensor(name, row.name, shape, strides, storage, offset * row.bits // 8, kind)
 
 
 def _integer(value: Any) -> int:

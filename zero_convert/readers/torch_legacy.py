@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import DTYPES
 
-from .contents import BITS, Contents, Storage
+from .contents import Contents, Storage
 from .parsing.pickle_machine import Machine
 from .parsing.pickle_symbols import Sequence, StoredIn, Table
 from .parsing.source import Source
@@ -56,7 +57,7 @@ def _storages(source: Source, ordered: list[StoredIn], at: int) -> dict[str, Sto
             raise source.malformed(
                 f"storage {brief(stored.key)} has another size than its tensors say", str(count), str(stored.count)
             )
-        size = count * (8 if stored.dtype is None else BITS[stored.dtype]) // 8
+        size = count * (8 if stored.dtype is None else DTYPES[stored.dtype].bits) // 8
         if size > source.end - at - 8:
             raise source.malformed("the file ends inside a storage", f"{source.end - at - 8} bytes", str(size))
         found[stored.key] = Storage(source.path, at + 8, at + 8 + size)

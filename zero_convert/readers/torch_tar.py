@@ -13,9 +13,10 @@ import tarfile
 from typing import Any
 
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import DTYPES
+from zero_convert.formats.safetensors import DIMENSIONS
 
-from ..exporters.safetensors import DIMENSIONS
-from .contents import BITS, Contents, Storage
+from .contents import Contents, Storage
 from .parsing.pickle_machine import Machine
 from .parsing.pickle_symbols import Array, Global, Sequence, StoredIn
 from .parsing.source import Source
@@ -102,9 +103,9 @@ def _storages(part: Source, rebuild: _Rebuild) -> tuple[dict[str, Storage], Mach
         dtype = STORAGES.get(kind.name) if isinstance(kind, Global) and kind.module in ("torch", "torch.cuda") else None
         at = machine.position
         count = int.from_bytes(part.read(at, 8), "little")
-        if dtype is None or key in rebuild.arrays or count * BITS[dtype] // 8 > part.end - at - 8:
+        if dtype is None or key in rebuild.arrays or count * DTYPES[dtype].bits // 8 > part.end - at - 8:
             raise part.malformed("a storage is malformed", brief(key))
-        end = at + 8 + count * BITS[dtype] // 8
+        end = at + 8 + count * DTYPES[dtype].bits // 8
         rebuild.arrays[key] = StoredIn(str(key), dtype, count)
         found[str(key)] = Storage(part.path, at + 8, end)
         part.file.seek(end)

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import DTYPES
 
 from . import _script
-from .contents import BITS, Contents, Storage, Tensor
+from .contents import Contents, Storage, Tensor
 from .parsing import state_dicts
 from .parsing.pickle_machine import Machine
 from .parsing.pickle_symbols import Array, Global
@@ -75,7 +76,7 @@ def _storages(source: Source, archive: Archive, rebuild: Rebuild, folder: str) -
         member = archive.members.get(folder + key)
         if member is None:
             raise source.malformed("a storage is missing", brief(folder + key))
-        bits = 8 if stored.dtype is None else BITS[stored.dtype]
+        bits = 8 if stored.dtype is None else DTYPES[stored.dtype].bits
         if not member.stored:
             raise source.malformed("a storage is compressed", brief(member.name), "stored as it is")
         if 8 * member.size != bits * stored.count:
@@ -127,7 +128,7 @@ def described(
 
 def _tensor(name: str, array: Array, storages: Mapping[str, Storage]) -> Tensor:
     storage = None if array.storage is None else storages[array.storage.key]
-    offset = array.offset * BITS[array.dtype] // 8
+    offset = array.offset * DTYPES[array.dtype].bits // 8
     return Tensor(name, array.dtype, array.shape, array.strides, storage, offset, array.kind)
 
 

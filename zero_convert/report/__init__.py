@@ -34,7 +34,8 @@ from . import blocks, charts, drawing, facts, weights
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from zero_convert.result import Result, Saved
+    from zero_convert.result import Result
+    from zero_convert.saving import Saved
 
 KINDS = 8  # of blocks that are drawn
 _CURVES = (

@@ -10,13 +10,15 @@ from dataclasses import fields
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.artifacts.receipt import receipt_path, recipe_json
+from zero_convert.artifacts.receipt import recipe_json
+from zero_convert.formats.naming import receipt_path
 from zero_convert.initialization.plan_summary import by_rule, rewritten_joins
 from zero_convert.options import flags
 from zero_convert.records import Check, Edit, Plan, Recipe
 
 if TYPE_CHECKING:
-    from zero_convert.result import Result, Saved
+    from zero_convert.result import Result
+    from zero_convert.saving import Saved
 
 SHOWN = 3  # names of tensors or targets in a row
 
@@ -119,14 +121,16 @@ def python(recipe: Recipe) -> str:
 
 def files(saved: Sequence[Saved]) -> list[dict[str, Any]]:
     """Name, size, SHA-256 and receipt of each file; no folder, which says nothing of what it is."""
-    rows = []
-    for one in saved:
-        rows.append(
-            {"name": one.path.name, "size": one.size, "sha256": one.sha256, "receipt": receipt_path(one.path.name).name}
-        )
-        if one.data is not None:
-            rows.append({"name": one.data.path.name, "size": one.data.size, "sha256": one.data.sha256, "receipt": ""})
-    return rows
+    return [
+        {
+            "name": path.name,
+            "size": file.size,
+            "sha256": file.sha256,
+            "receipt": "" if file.role else receipt_path(path.name).name,
+        }
+        for one in saved
+        for path, file in zip(one.paths, one.files, strict=True)
+    ]
 
 
 def depth_columns(checks: Sequence[Check]) -> Mapping[str, Mapping[str, Sequence[Any]]]:

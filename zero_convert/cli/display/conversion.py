@@ -55,18 +55,17 @@ def saved(screen: Screen, files: Sequence[Saved], digest: str) -> None:
     Without files the bytes went to stdout, and the digest is told to the reader.
     """
     for file in files:
-        beside = f", {file.data.path}, {size(file.data.size)}," if file.data else ""
+        sizes = (f"{path}, {size(each.size)}," for path, each in zip(file.paths, file.files, strict=True))
         screen.tell(
             Text.assemble(
                 ("wrote ", "green"),
-                f"{file.path}, {size(file.size)}{beside or ','} and {file.receipt_path}",
+                f"{' '.join(sizes)} and {file.receipt_path}",
                 (f"; {file.note}" if file.note else "", "dim"),
             )
         )
     for file in files:
-        screen.give(checksum_line(file.sha256, str(file.path)))
-        if file.data:
-            screen.give(checksum_line(file.data.sha256, str(file.data.path)))
+        for path, each in zip(file.paths, file.files, strict=True):
+            screen.give(checksum_line(each.sha256, str(path)))
     (screen.give if files else screen.tell)(f"# weights zc1 {digest}")
     for file in files:
         if file.folded_from:
