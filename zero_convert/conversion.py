@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_map
 from . import rewrites, schemes, sources
 from .checks.subject import Subject
 from .errors import DeclinedError, ModelError, TraceError, UsageError
+from .formats.identity import architecture_digest
+from .graph.architecture import describe_network
 from .graph.copies import copy_of
 from .graph.original import keep
 from .graph.ties import ties
@@ -21,6 +23,7 @@ from .initialization.constants import unverified_buffers
 from .initialization.fill import initialize
 from .initialization.scheme import Scheme
 from .model_ref import ModelRef
+from .nn.state_guard import guard
 from .options import Inputs, Options, carried
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .runtime.progress import Progress, tell
@@ -54,6 +57,7 @@ class Conversion:
         inputs: example inputs by position.
         traced: the network; after the rewrites the new one.
         outputs: mode → what the forward returned before the rewrites.
+        described, description: of the network before the rewrites, and after them.
         needed: example inputs as the recipe spells them, where the source's own would not do.
         joins, structure: what was found in the network before the rewrites, and after them.
         notes: what the reader of the plan should know about the capture.
@@ -73,6 +77,8 @@ class Conversion:
     inputs: tuple[Any, ...] = field(init=False)
     traced: Traced = field(init=False)
     outputs: Mapping[str, Outputs] = field(init=False)
+    described: Mapping[str, Any] = field(init=False, repr=False)
+    description: Mapping[str, Any] = field(init=False, repr=False)
     needed: tuple[str, ...] = field(init=False)
     joins: Structure = field(init=False)
     notes: tuple[str, ...] = field(init=False)
@@ -93,6 +99,7 @@ class Conversion:
         tell(self.asked.progress, "trace", loaded.source)
         self.inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
         self.traced = traced = trace(loaded.module, given)
+        self.described = self.description = describe_network(traced)
         self.needed = _needed_inputs(loaded, traced.rung) if self.given else ()
         self.outputs = {"train": _outputs(traced.train), "evaluate": _outputs(traced.evaluate)}
 
@@ -117,6 +124,8 @@ class Conversion:
             traced = retrace(traced, traced.root, self.inputs)
         self.traced, self.structure = traced, analyze(traced) if self.edits else self.joins
         _accepted(self.scheme, self.options, self.structure, self.loaded.source)
+        if self.edits:
+            self.description = describe_network(traced)
 
     def fill(self, *, write: bool) -> tuple[Assignment, ...]:
         """The rule of each tensor; with `write` its values as well, and the mode that the module was in."""
@@ -136,14 +145,23 @@ class Conversion:
             self.traced.root.train(self.training)
         return assignments
 
+    @property
+    def architecture_digest(self) -> str:
+        """`za1` of the network, hex."""
+        return architecture_digest(self.description)
+
     def subject(self, assignments: tuple[Assignment, ...]) -> Subject:
         """What the checks are asked of."""
         network = self.traced, self.structure, self.scheme, self.options
         return Subject(*network, assignments, self.inputs, self.outputs, self.original)
 
     def release(self) -> nn.Module:
-        """The rewritten module for the user; what was reduced while it was looked at is as it was made."""
+        """The rewritten module for the user; what was reduced while it was looked at is as it was made.
+
+        Its state dicts carry the architecture digest.
+        """
         detectors.restore(self.loaded.reduced)
+        guard(self.traced.root, self.architecture_digest)
         return self.traced.root
 
     def plan(self, assignments: tuple[Assignment, ...]) -> Plan:

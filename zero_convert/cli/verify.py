@@ -88,6 +88,9 @@ def verify(
             own = FindingError.exit_code if answer.findings else 0
             known = answer.receipt.written
             row = {"sound": not answer.findings, "sha256": known.sha256, "weights_digest": known.weights_digest}
+            if answer.receipt.identity.architecture_digest:
+                row["start_digest"] = answer.receipt.identity.start_digest
+                row["architecture_digest"] = answer.receipt.identity.architecture_digest
             row |= {"folded_from": answer.receipt.folded_from} if answer.receipt.folded_from else {}
             row |= {"findings": answer.findings, "exit_code": own}
             if statement and len(known.files) > 1 and not paths[0].is_dir():

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.artifacts.receipt import recipe_from_metadata, recipe_json
+from zero_convert.artifacts.receipt import architecture_from_metadata, recipe_from_metadata, recipe_json
 from zero_convert.errors import RefusedError
 from zero_convert.formats import dtypes
 from zero_convert.formats.digests import leaf_hasher, weights_digest
+from zero_convert.formats.identity import start_digest
 from zero_convert.formats.naming import DIGEST_KEY, FOLDED_KEY
 from zero_convert.readers import Contents, Limits, Storage, Tensor
 from zero_convert.readers.tensor_bytes import check_crc, pieces, readable
@@ -163,6 +164,7 @@ def facts(found: Survey) -> dict[str, Any]:
     """Everything as one JSON object."""
     contents = found.contents
     recipe = recipe_from_metadata(contents.metadata, contents.path)
+    recorded = architecture_from_metadata(contents.metadata, contents.path)
     return {
         "file": contents.path,
         "format": contents.format,
@@ -182,6 +184,8 @@ def facts(found: Survey) -> dict[str, Any]:
         "trust": list(contents.trust),
         "globals": list(contents.globals),
         "recipe": None if recipe is None else recipe_json(recipe),
+        "start_digest": start_digest(recorded, found.digest or "") or None,
+        "architecture_digest": recorded or None,
         "weights_digest": found.digest,
         "recorded_digest": contents.metadata.get(DIGEST_KEY),
         "folded_from": contents.metadata.get(FOLDED_KEY),

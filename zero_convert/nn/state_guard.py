@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-KEY = "zero_convert.architecture"
+from zero_convert.formats.naming import ARCHITECTURE_KEY as KEY
 
 
 class _Stamp:
