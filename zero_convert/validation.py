@@ -99,11 +99,8 @@ def validate(
     tensors = _read(path, kind)
     values = _compared(root, tensors, recipe, str(path))
     tell(progress, "validate", where)
-    found = (
-        _architecture(conversion, path),
-        values,
-        *checks.run(subject, level=level, device=where, train_steps=train_steps, progress=progress),
-    )
+    answers = checks.run(subject, level=level, device=where, train_steps=train_steps, progress=progress)
+    found = (values, _architecture(conversion, path), *answers)
     if kind == "onnx":
         tell(progress, "validate", f"parity on {where}")
         strict = device.startswith("cuda")

@@ -72,7 +72,9 @@ def saved(screen: Screen, files: Sequence[Saved], result: Result) -> None:
     say(f"# weights zc1 {result.weights_digest}")
     for file in files:
         if file.folded_from:
-            screen.give(f"# folded, both digests do not apply: {checksum_line('', str(file.path)).strip()}")
+            name = checksum_line("", str(file.path)).strip()
+            screen.give(f"# folded, the start digest does not apply: {name}")
+            screen.give(f"# folded, the weights digest does not apply: {name}")
     if result.original_class is not None:
         screen.tell(Text(f"{'the file' if len(files) < 2 else 'each file'} {result.original_class.sentence}", "dim"))
 
