@@ -6,7 +6,8 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,14 +17,18 @@ from rich.table import Table
 from rich.text import Text
 
 from zero_convert.errors import ZeroConvertError
-from zero_convert.initialization.plan_summary import by_rule as by_rule
-from zero_convert.initialization.plan_summary import rewritten_joins as rewritten_joins
-from zero_convert.runtime.progress import Progress
 from zero_convert.runtime.signals import undone_by
 
 from .escaping import escaped, escaped_lines
 
+if TYPE_CHECKING:
+    pass
+
+
 _UNFOLDED = 10_000  # columns of a stream that is no terminal
+
+
+Progress = Callable[[str, str], None]
 
 
 class Screen:
