@@ -33,7 +33,7 @@ LIBRARIES = {
     "safetensors": ("torch", "torchvision", "safetensors"),
     "onnx": ("torch", "torchvision", "safetensors", "onnx", "onnx_ir", "onnxscript"),
 }
-COUNTED = ("sha256", "weights_digest")
+COUNTED = ("sha256", "weights_digest", "start_digest")
 
 Digests = dict[str, dict[str, str]]
 
@@ -53,6 +53,7 @@ def safetensors(words: Sequence[str]) -> Digests:
 def onnx(words: Sequence[str]) -> Digests:
     """The same for ONNX files."""
     import zero_convert as zc
+    from tests.goldens import identity
     from zero_convert.sources.inputs import parse_input
 
     found = {}
@@ -60,7 +61,7 @@ def onnx(words: Sequence[str]) -> Digests:
         for scheme in (each for each in SCHEMES if asked(f"{model} {each}", words)):
             result = zc.convert(model, (parse_input(shape),) if shape else None, scheme=scheme, validate="none")
             written = result.write(io.BytesIO(), "onnx")
-            found[f"{model} {scheme}"] = {"sha256": written.sha256, "weights_digest": written.weights_digest}
+            found[f"{model} {scheme}"] = {"sha256": written.sha256, **identity(result)}
     return found
 
 

@@ -16,7 +16,9 @@ import pytest
 
 from zero_convert.errors import StorageError, UsageError, ZeroConvertError
 from zero_convert.formats import atomic
-from zero_convert.formats.atomic import atomic_write, check_target
+from zero_convert.formats.atomic import check_target
+
+from .sealed import atomic_write
 
 OLD, NEW = b"old" * 1000, b"new" * 100_000
 

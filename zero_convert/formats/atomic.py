@@ -160,15 +160,6 @@ def staged(path: str | PathLike[str], force: bool = False) -> Iterator[Output]:
             vanish()
 
 
-@contextlib.contextmanager
-def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[Output]:
-    """A binary stream whose bytes become the file `path` when the block ends well. Arguments and errors as `staged`."""
-    with staged(path, force) as output:
-        yield output
-        output.flush_and_verify()
-        output.commit()
-
-
 def commit_all(outputs: Sequence[Output]) -> None:
     """Give verified outputs their names, in this order; whatever comes in between, all are old or all are new.
 
@@ -286,7 +277,7 @@ def _told(path: str | PathLike[str]) -> Iterator[None]:
 
 
 def write_bytes(path: str | PathLike[str], data: bytes, force: bool = False) -> None:
-    """Write a small file as `atomic_write` does. Errors as there."""
+    """Write a small file, whole or not at all. Errors as `staged`."""
     with staged(path, force) as output:
         output.write_all(data)
         output.commit()
