@@ -125,7 +125,7 @@ def moved(case: Case, found: Mapping[str, str]) -> str:
     if found == expected:
         return ""
     parts = [f"the {what} moved" for what, name in PARTS.items() if found[name] != expected[name]]
-    lines = [f"{case.key}: {' and '.join(parts) or 'same values and network, other file'}"]
+    lines = [f"{case.key}: {' and '.join(parts) or 'same values, other file'}"]
     lines += [f"  {name}: {expected[name]} → {found[name]}" for name in expected]
     return "\n".join(
         [*lines, "  If this is meant: `python -m tests.goldens --update`, and a line in CHANGELOG.md that says why."]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zero_convert.formats.digests import canonical_json
 from zero_convert.formats.identity import architecture_digest, start_digest
 from zero_convert.graph.architecture import describe_network
-from zero_convert.graph.architecture.leaves import constant
+from zero_convert.graph.architecture.leaves import constant, describe
 from zero_convert.tracing import trace
 
 IMAGE = (2, 4, 8, 8)
@@ -197,6 +197,25 @@ def with_constant(value: Tensor) -> nn.Module:
     return module
 
 
+class OneNorm(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x / x.abs().mean()
+
+
+class OtherNorm(OneNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x / x.square().mean()
+
+
+def _self_attention(m: nn.Module, x: Tensor) -> Tensor:
+    y = x.flatten(1, 2)
+    return m.a(y, y, y, need_weights=False)[0]
+
+
 # Within a group no two networks compute the same; all of them have the same tensors unless that is the difference.
 DIFFERENT: dict[str, tuple[nn.Module, ...]] = {
     "geometry": (
@@ -279,6 +298,50 @@ DIFFERENT: dict[str, tuple[nn.Module, ...]] = {
         net(lambda m, x, o=o: F.scaled_dot_product_attention(x, m.conv(x), x, **o))  # type: ignore[misc]
         for o in ({}, {"is_causal": True}, {"scale": 0.5}, {"dropout_p": 0.1})
     ),
+    "modules of attention": tuple(
+        net(_self_attention, a=nn.MultiheadAttention(8, heads, dropout, add_zero_attn=zero, batch_first=True))
+        for heads, dropout, zero in ((1, 0.0, False), (2, 0.0, False), (2, 0.1, False), (2, 0.0, True))
+    ),
+    "recurrent": tuple(
+        net(lambda m, x: m.r(x[:, 0])[0], r=cls(8, 8, **options))
+        for cls, options in (
+            (nn.GRU, {}), (nn.LSTM, {}), (nn.RNN, {}), (nn.RNN, {"nonlinearity": "relu"}), (nn.GRU, {"num_layers": 2}),
+            (nn.GRU, {"batch_first": True}), (nn.GRU, {"bidirectional": True}), (nn.LSTM, {"proj_size": 4}),
+            (nn.GRU, {"num_layers": 2, "dropout": 0.5}), (nn.GRU, {"bias": False}),
+        )
+    ),
+    "embedding": tuple(
+        net(lambda m, x: m.e(x[:, 0, :, 0].abs().long()), e=nn.Embedding(4, 8, **options))
+        for options in ({}, {"padding_idx": 0}, {"padding_idx": 1}, {"max_norm": 1.0}, {"max_norm": 2.0})
+    ),
+    "computed weights": (
+        conv(),
+        net(lambda m, x: m.conv(x), conv=nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))),
+        net(lambda m, x: m.conv(x), conv=nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3), dim=1)),
+        net(lambda m, x: m.conv(x), conv=nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 3))),
+        net(lambda m, x: F.conv2d(x, m.conv.weight * 2, m.conv.bias)),
+        net(lambda m, x: F.conv2d(x, m.conv.weight * 3, m.conv.bias)),
+    ),
+    "classes of one's own": tuple(net(lambda m, x: m.norm(x), norm=cls(4)) for cls in (OneNorm, OtherNorm)),
+    "modes": (
+        net(lambda m, x: m.conv(x) if m.training else x), net(lambda m, x: x if m.training else m.conv(x)),
+        net(lambda m, x: m.conv(x)), net(lambda m, x: x),
+        net(lambda m, x: F.dropout(x, 0.1)), net(lambda m, x: F.dropout(x, 0.1, m.training)),
+        net(lambda m, x: F.batch_norm(x, m.bn.running_mean, m.bn.running_var)),
+        net(lambda m, x: F.batch_norm(x, m.bn.running_mean, m.bn.running_var, training=True)),
+    ),
+    "outputs": (
+        net(lambda m, x: (x, m.conv(x))), net(lambda m, x: (m.conv(x), x)), net(lambda m, x: m.conv(x)),
+        net(lambda m, x: {"a": x, "b": m.conv(x)}), net(lambda m, x: {"a": m.conv(x), "b": x}),
+    ),
+    "drawn twice or once": (
+        net(lambda m, x: F.dropout(x, 0.5) + F.dropout(x, 0.5)), net(lambda m, x: (lambda y: y + y)(F.dropout(x, 0.5))),
+    ),
+    "in place": (
+        net(_in_place), net(lambda m, x: m.conv(x) * 2), net(lambda m, x: (lambda y: F.relu(y) + y)(m.conv(x))),
+        net(lambda m, x: (lambda y: F.relu_(y) + y)(m.conv(x))),
+    ),
+    "filled": tuple(net(lambda m, x, v=v: x + torch.full_like(x, v)) for v in (1.0, 2.0)),  # type: ignore[misc]
     "constants": tuple(
         map(
             with_constant,
@@ -307,6 +370,56 @@ def test_frozen_transforms_are_told_by_order_channels_and_permutation() -> None:
         digests.append(digest(module, (2, 8, 8, 8)))
     digests.append(digest(net(lambda m, x: m.t(x[:, :8]), t=HadamardTransform(8, 0)), (2, 8, 8, 8)))
     assert len(set(digests)) == len(settings) + 1
+
+
+def test_which_input_is_read_is_told() -> None:
+    class Two(nn.Module):
+        def __init__(self, swapped: bool) -> None:
+            super().__init__()
+            self.fc, self.swapped = nn.Linear(8, 8), swapped
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.fc(b) - a if self.swapped else self.fc(a) - b
+
+    inputs = (torch.ones(2, 8), torch.ones(2, 8))
+    one, other = (architecture_digest(describe_network(trace(Two(swapped), inputs))) for swapped in (False, True))
+    assert one != other
+
+
+class Mystery(nn.Module):
+    """What no tracer can follow."""
+
+    def __init__(self, strength: float = 1.0, width: int = 4, act: nn.Module | None = None, mask: int = 0) -> None:
+        super().__init__()
+        self.strength, self.fc, self.act = strength, nn.Linear(width, width), act or nn.ReLU()
+        self.register_buffer("mask", torch.full((2,), mask), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.fc(x)) * self.strength if x.detach().numpy().sum() > 0 else x
+
+
+class OtherMystery(Mystery):
+    pass
+
+
+def test_a_module_that_is_kept_whole_is_told_by_class_and_content() -> None:
+    made = [Mystery(), Mystery(2.0), Mystery(width=5), Mystery(act=nn.GELU()), Mystery(mask=1), OtherMystery()]
+    made.append(Mystery(act=nn.LeakyReLU(0.3)))
+    names = {name: name for name in made[0].state_dict()}
+    told = [canonical_json(describe(module, "", names)) for module in made]
+    assert len(set(told)) == len(made)
+    assert told[0] == canonical_json(describe(trained(Mystery()), "", names))
+    inside = net(lambda m, x: m.odd(m.fc(x.mean((2, 3)))), odd=Mystery())
+    other = net(lambda m, x: m.odd(m.fc(x.mean((2, 3)))), odd=Mystery(2.0))
+    assert trace(inside, (torch.ones(IMAGE),)).opaque == ("odd",)
+    assert digest(inside) != digest(other)
+
+
+def trained(module: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1)
+    return module
 
 
 def test_a_tie_is_told() -> None:
