@@ -395,15 +395,14 @@ class Mystery(nn.Module):
         self.register_buffer("mask", torch.full((2,), mask), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if type(x) is not Tensor:
-            raise TypeError("plain tensors only")
-        return self.act(self.fc(x)) * self.strength
+        return self.act(self.fc(x)) * self.strength if x.detach().numpy().sum() > 0 else x
 
 
 class OtherMystery(Mystery):
     pass
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 def test_a_module_that_is_kept_whole_is_told_by_class_and_content() -> None:
     made = [Mystery(), Mystery(2.0), Mystery(width=5), Mystery(act=nn.GELU()), Mystery(mask=1), OtherMystery()]
     made.append(Mystery(act=nn.LeakyReLU(0.3)))
