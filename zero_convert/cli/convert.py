@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from dataclasses import dataclass, replace
-from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import typer.core
 
-from ..errors import FindingError, UsageError
+from ..errors import FindingError, UsageError, closest
 from ..formats.naming import format_of
 from ..options import OUTPUT, RUN, FileOptions, Flag, Options, carried
 from . import report as report_page
@@ -149,12 +147,12 @@ def _refuse_without_output(word: str) -> NoReturn:
             from . import app
 
             commands = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-            close = difflib.get_close_matches(word, [*commands, *names], n=3)
+            otherwise = "`zero-convert models` lists every name."
             raise UsageError(
                 "no such command, and no model has this name",
                 got=repr(word),
                 expected=f"a model, or one of {', '.join(commands)}",
-                fix=f"Did you mean {' or '.join(close)}?" if close else "`zero-convert models` lists every name.",
+                fix=closest(word, [*commands, *names], otherwise, most=3, comma=" or "),
             )
     raise UsageError("no output is named", expected="--out FILE", fix="Or look at the plan with --dry-run.")
 
@@ -183,16 +181,18 @@ def _facts(result: Result) -> dict[str, Any]:
 
     plan: Plan = result.plan
     rules = {
-        rule: {"tensors": len(group), "values": sum(prod(each.tensor.shape) for each in group)}
+        rule: {"tensors": len(group), "values": plan_summary.values(group)}
         for rule, group in plan_summary.by_rule(plan.assignments).items()
     }
-    residual = [join for join in plan.joins if join.residual]
     return {
         "recipe": result.recipe,
         "rung": plan.rung,
         "rungs_failed": plan.rungs_failed,
         "captured": plan.captured,
-        "joins": {"found": len(residual), "rewritten": len(plan_summary.rewritten_joins(plan))},
+        "joins": {
+            "found": len(plan_summary.residual_joins(plan.joins)),
+            "rewritten": len(plan_summary.rewritten_joins(plan)),
+        },
         "edits": plan.edits,
         "rules": rules,
         "notes": plan.notes,

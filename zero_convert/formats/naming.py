@@ -7,7 +7,6 @@ that reads its bytes}`, in pieces of whole elements: then `diff` says how far va
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from os import PathLike
 from pathlib import Path, PurePath
 from types import ModuleType
 
-from ..errors import UsageError
+from ..errors import UsageError, closest
 
 FORMATS = ("onnx", "safetensors")
 RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
@@ -53,13 +52,12 @@ def format_of(path: str | PathLike[str], name: str | None = None) -> str:
     wanted = name if name is not None else PurePath(path).suffix.removeprefix(".").lower()
     if wanted in FORMATS:
         return wanted
-    close = difflib.get_close_matches(wanted, FORMATS, n=1)
     raise UsageError(
         "no such output format" if name is not None else "the suffix names no output format",
         where=str(path),
         got=repr(wanted),
         expected=" or ".join(FORMATS),
-        fix=f"Did you mean {close[0]!r}?" if close else "Change the suffix, or name the format with --format.",
+        fix=closest(wanted, FORMATS, "Change the suffix, or name the format with --format.", spell=repr),
     )
 
 

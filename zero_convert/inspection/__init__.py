@@ -8,19 +8,19 @@ from __future__ import annotations
 import collections
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from zero_convert.artifacts.receipt import architecture_from_metadata, recipe_from_metadata, recipe_json
-from zero_convert.errors import RefusedError
 from zero_convert.formats import dtypes
 from zero_convert.formats.digests import leaf_hasher, weights_digest
 from zero_convert.formats.identity import start_digest
 from zero_convert.formats.naming import DIGEST_KEY, FOLDED_KEY
-from zero_convert.readers import Contents, Limits, Storage, Tensor
-from zero_convert.readers.tensor_bytes import check_crc, pieces, readable
 
+from ..errors import RefusedError
+from ..readers import Contents, Limits, Storage, Tensor
+from ..readers.tensor_bytes import check_crc, pieces, readable
 from .likely_architecture import likely
 
 if TYPE_CHECKING:
@@ -127,17 +127,20 @@ class _Reading:
 
 
 def _read(tensor: Tensor, hashers: list[Any], want: bool) -> Values | None:
-    describer = None
+    """Gives every byte of the tensor to the hashers; what the values are, if that is wanted."""
     if want:
-        from .tensor_values import Describer
+        from .tensor_values import describe
 
-        describer = Describer(tensor.dtype, tensor.shape)
+        return describe(tensor.dtype, tensor.shape, _hashed(tensor, hashers))
+    collections.deque(_hashed(tensor, hashers), maxlen=0)
+    return None
+
+
+def _hashed(tensor: Tensor, hashers: list[Any]) -> Iterator[memoryview]:
     for piece in pieces(tensor):
         for hasher in hashers:
             hasher.update(piece)
-        if describer is not None:
-            describer.take(piece)
-    return None if describer is None else describer.values()
+        yield piece
 
 
 def own_names(contents: Contents) -> dict[str, str]:
@@ -157,7 +160,7 @@ def own_names(contents: Contents) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# as JSON, `inspection/inspect.schema.json`
+# as JSON, `inspect.schema.json`
 
 
 def facts(found: Survey) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a reader found in a file: one record for every format. Frozen facts; no byte of a tensor is in them.
 
-A tensor's bytes stay in the file: `Storage` says where, `bytes.py` reads them through windows. Knows no format.
+A tensor's bytes stay in the file: `Storage` says where, `tensor_bytes.py` reads them through windows. Knows no format.
 """
 
 from __future__ import annotations

@@ -17,11 +17,10 @@ from zero_convert.formats.spans import DAMAGED
 
 from ..errors import RefusedError
 from .contents import Contents, Storage, Tensor
-from .parsing.source import Source
+from .parsing.source import JSON, Source
 from .parsing.views import tied
 
 FORMAT, SHARDED = "safetensors", "sharded"
-JSON = 20  # bytes of memory that a byte of JSON may become
 
 
 def read(source: Source) -> Contents:

@@ -10,6 +10,7 @@ Until torch 2.7 it was `serialized_exported_program.json` beside `serialized_sta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -17,12 +18,10 @@ from zero_convert.formats.digests import brief, parse_json
 from zero_convert.formats.dtypes import find
 from zero_convert.formats.safetensors import DIMENSIONS
 
-from . import torch_zip
 from .contents import Contents, Storage, Tensor
-from .parsing.source import Source
+from .parsing.source import JSON, Source
 from .parsing.views import tied
 from .parsing.zip_archive import Archive
-from .safetensors import JSON
 
 FORMAT = "torch.export"
 _STRIDED = 7  # layout
@@ -37,10 +36,10 @@ def is_one(archive: Archive) -> bool:
     )
 
 
-def read(source: Source, archive: Archive) -> Contents:
-    """What is in the archive."""
+def read(source: Source, archive: Archive, nested: Callable[[Source, Archive], Contents]) -> Contents:
+    """What is in the archive; `nested` reads the archives of torch.save in it."""
     if "serialized_exported_program.json" in archive.members:
-        return _read_old(source, archive)
+        return _read_old(source, archive, nested)
     folder = archive.folder()
     if archive.text(f"{folder}archive_format") != "pt2" or archive.text(f"{folder}byteorder", "little") != "little":
         raise source.malformed("the archive is of an unknown format or byte order")
@@ -59,7 +58,7 @@ def read(source: Source, archive: Archive) -> Contents:
     globals_: dict[str, None] = {}
     for member in archive.members.values():
         if member.name.endswith(".pt"):
-            inner = _nested(source, archive, member.name)
+            inner = _nested(source, archive, member.name, nested)
             globals_.update(dict.fromkeys(inner.globals))
             trust += [f"{member.name}: {reason}" for reason in inner.trust]
         elif "custom_obj_" in member.name or member.name.endswith((".so", ".cubin", ".cpp", ".py", ".pkl")):
@@ -135,19 +134,19 @@ def _no_holes(source: Source, members: list[str], tensors: list[Tensor], archive
             raise source.malformed("a member belongs to no weight", brief(name))
 
 
-def _nested(source: Source, archive: Archive, name: str) -> Contents:
+def _nested(source: Source, archive: Archive, name: str, read_one: Callable[[Source, Archive], Contents]) -> Contents:
     member = archive.members[name]
     if not member.stored:
         raise source.malformed("a member is compressed", brief(name), "stored as it is")
     inner = source.inside(member.begin, member.end, name)
     if source.read(member.begin, min(4, inner.size)) != b"PK\x03\x04":
         raise source.malformed("a member is no archive of torch.save", brief(name))
-    return torch_zip.read(inner, Archive(inner))
+    return read_one(inner, Archive(inner))
 
 
-def _read_old(source: Source, archive: Archive) -> Contents:
+def _read_old(source: Source, archive: Archive, nested: Callable[[Source, Archive], Contents]) -> Contents:
     parts = {
-        name: _nested(source, archive, name)
+        name: _nested(source, archive, name, nested)
         for name in ("serialized_state_dict.pt", "serialized_constants.pt", "serialized_example_inputs.pt")
         if name in archive.members and archive.members[name].size
     }

@@ -10,9 +10,11 @@ from typing import BinaryIO
 from zero_convert.errors import MalformedError, RefusedError
 from zero_convert.formats.digests import is_plain_text
 from zero_convert.formats.spans import DAMAGED, opened, read_span
-from zero_convert.readers.contents import Limits
+
+from ..contents import Limits
 
 PARTS = 4096  # characters of a name
+JSON = 20  # bytes of memory that a byte of JSON may become
 
 
 class Budget:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from zero_convert.formats.dtypes import DTYPES
-from zero_convert.readers.contents import Tensor
+
+from ..contents import Tensor
 
 
 def tied(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:

@@ -6,7 +6,6 @@ guesses for networks of unknown origin in `guess.py`.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zero_convert.errors import UsageError
+from zero_convert.errors import UsageError, closest
 from zero_convert.formats.dtypes import DTYPES
 from zero_convert.graph.example_values import reference_tensor
 
@@ -36,13 +35,12 @@ def parse_input(text: str) -> torch.Tensor:
     if not re.fullmatch(r"[1-9][0-9]{0,9}(x[1-9][0-9]{0,9})*", sizes):
         raise UsageError("this is no input shape", where="--input", got=repr(text), expected="1x3x224x224[:dtype]")
     if colon and name not in _DTYPES:
-        close = difflib.get_close_matches(name, _DTYPES, n=1)
         raise UsageError(
             "no such dtype",
             where="--input",
             got=repr(name),
             expected=f"one of {', '.join(_DTYPES)}",
-            fix=f"Did you mean {close[0]}?" if close else "",
+            fix=closest(name, _DTYPES),
         )
     shape = tuple(map(int, sizes.split("x")))
     if math.prod(shape) > MAX_ELEMENTS:
