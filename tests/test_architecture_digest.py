@@ -191,6 +191,13 @@ def conv(**options: object) -> nn.Module:
     return net(lambda m, x: m.conv(x), conv=nn.Conv2d(4, 4, 3, **options))  # type: ignore[arg-type]
 
 
+def with_scale(shape: tuple[int, ...], used: str, unused: str = "") -> nn.Module:
+    module = net(lambda m, x: x * getattr(m, used))
+    for name in sorted(filter(None, (used, unused))):
+        module.register_parameter(name, nn.Parameter(torch.ones(shape)))
+    return module
+
+
 def with_constant(value: Tensor) -> nn.Module:
     module = net(lambda m, x: x * m.table)
     module.register_buffer("table", value, persistent=False)
@@ -271,6 +278,8 @@ DIFFERENT: dict[str, tuple[nn.Module, ...]] = {
         Net(lambda m, x: m.a(x), a=nn.Linear(8, 8)), Net(lambda m, x: m.b(x), b=nn.Linear(8, 8)),
         Net(lambda m, x: m.a(x), a=nn.Linear(8, 8), b=nn.Linear(8, 8)), Net(lambda m, x: m.a(x), a=nn.Linear(8, 9)),
     ),
+    "shapes": tuple(with_scale(shape, "p") for shape in ((1,), (4, 1, 1), (8,), (4, 8, 8))),
+    "which tensor": (with_scale((1,), "p", "q"), with_scale((1,), "q", "p")),
     "scalars": tuple(
         net(lambda m, x, s=s: m.conv(x) * s + x) for s in (1.0, 0.5, 0.125, -1.0)  # type: ignore[misc]
     ),
@@ -340,6 +349,8 @@ DIFFERENT: dict[str, tuple[nn.Module, ...]] = {
     "in place": (
         net(_in_place), net(lambda m, x: m.conv(x) * 2), net(lambda m, x: (lambda y: F.relu(y) + y)(m.conv(x))),
         net(lambda m, x: (lambda y: F.relu_(y) + y)(m.conv(x))),
+        net(lambda m, x: (lambda y: (m.act(y), y)[1] * 3)(m.conv(x)), act=nn.ReLU(inplace=True)),
+        net(lambda m, x: (lambda y: (m.act(y), y)[1] * 3)(m.conv(x)), act=nn.ReLU()),
     ),
     "filled": tuple(net(lambda m, x, v=v: x + torch.full_like(x, v)) for v in (1.0, 2.0)),  # type: ignore[misc]
     "constants": tuple(
@@ -428,6 +439,9 @@ def test_a_tie_is_told() -> None:
     apart = Net(lambda m, x: m.b(m.a(x)), **copy.deepcopy(both))
     tied = Net(lambda m, x: m.b(m.a(x)), **copy.deepcopy(both))
     tied.b.weight = tied.a.weight
+    assert digest(apart) != digest(tied)
+    for module in (apart, tied):
+        module.way = lambda m, x: m.a(x)  # the other one is only in the state dict
     assert digest(apart) != digest(tied)
 
 

@@ -3,9 +3,9 @@
     source     the file that was converted, the model's class, or the fingerprint of its structure
     recipe     a field
     edit       one change of the architecture: its kind and site, whether it was applied, what it is made from
-    architecture   the digest of the network, where both sides have one
     tensor     missing, extra, its dtype, shape or values
     weights    the digest over all tensors
+    architecture   the digest of the network, where both sides have one
     file       size or SHA-256
 
 Compares records; reads nothing and knows no torch.
@@ -33,7 +33,7 @@ class Difference:
     """One thing that moved.
 
     Attributes:
-        kind: "source", "recipe", "edit", "architecture", "tensor", "weights" or "file".
+        kind: "source", "recipe", "edit", "tensor", "weights", "architecture" or "file".
         name: the field, edit, tensor or path.
         what: "missing", "extra" or what of it moved: "value", "values", "dtype", "shape", "sha256", …
         got: now, or in the second of two.
@@ -70,9 +70,9 @@ def compare(got: Identity, expected: Identity) -> list[Difference]:
         *_one("source", "", "fingerprint", got.fingerprint, expected.fingerprint, ("fingerprint",)),
         *(difference for difference in recipes if difference.kind != "source"),
         *_edits(got.edits, expected.edits),
-        *_architectures(got.architecture_digest, expected.architecture_digest),
         *compare_tensors(got.tensors, expected.tensors),
         *_one("weights", "", "digest", got.weights_digest, expected.weights_digest, ("weights_digest",)),
+        *_architectures(got.architecture_digest, expected.architecture_digest),
     ]
 
 

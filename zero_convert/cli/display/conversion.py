@@ -61,6 +61,8 @@ def saved(screen: Screen, files: Sequence[Saved], result: Result) -> None:
                 (f"; {file.note}" if file.note else "", "dim"),
             )
         )
+    if result.original_class is not None:
+        screen.tell(Text(f"{'the file' if len(files) < 2 else 'each file'} {result.original_class.sentence}", "dim"))
     for file in files:
         for path, each in zip(file.paths, file.files, strict=True):
             screen.give(checksum_line(each.sha256, str(path)))
@@ -69,11 +71,7 @@ def saved(screen: Screen, files: Sequence[Saved], result: Result) -> None:
     say(f"# weights zc1 {result.weights_digest}")
     for file in files:
         if file.folded_from:
-            name = checksum_line("", str(file.path)).strip()
-            screen.give(f"# folded, the start digest does not apply: {name}")
-            screen.give(f"# folded, the weights digest does not apply: {name}")
-    if result.original_class is not None:
-        screen.tell(Text(f"{'the file' if len(files) < 2 else 'each file'} {result.original_class.sentence}", "dim"))
+            screen.give(f"# folded, the weights digest does not apply: {checksum_line('', str(file.path)).strip()}")
 
 
 def plan(screen: Screen, plan: Plan, model: str, dtype: str) -> None:
