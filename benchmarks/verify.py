@@ -57,11 +57,12 @@ def plain(folder: Path, size: int) -> list[Path]:
 def model(folder: Path, size: int, external_data: bool = False) -> list[Path]:
     path = folder / "made.onnx"
     about = recipe_metadata(RECIPE)
-    places = [path, onnx.checked_data_path(path)] if external_data else [path]
+    taken = entries(size)
+    places = [path, onnx.checked_data_path(path)] if onnx.wants_data_file(taken, external_data) else [path]
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(place.open("wb")) for place in places]
-        data = (streams[1], places[1].name) if external_data else ()
-        written = onnx.write(streams[0], onnx.Graph(b"", b"", 20), entries(size), about, *data)
+        data = (streams[1], places[1].name) if len(places) > 1 else ()
+        written = onnx.write(streams[0], onnx.Graph(b"", b"", 20), taken, about, *data)
     write_receipt(path, receipt_of(written, RECIPE, file_format="onnx"))
     return places
 

@@ -165,7 +165,7 @@ def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, wh
     """Whether the file's tensors are the module's; afterwards the module holds the file's."""
     state = root.state_dict(keep_vars=True)
     stored = dict.fromkeys(ties(state).values())
-    # In float32 the module is as it is written: one that insists on other precisions keeps them (`prepared.cast`).
+    # In float32 the module is as it is written: one that insists on other precisions keeps them (`conversion.cast`).
     dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
     expected = {name: state[name].detach().to(dtype if state[name].is_floating_point() else None) for name in stored}
     refuse_misfit(expected, tensors, recipe, where)

@@ -96,27 +96,24 @@ def header_of(file: BinaryIO, where: str, spend: Callable[[int], None] = lambda 
     producer: dict[int, str] = {}
     opsets: dict[str, int] = {}
     metadata: dict[str, str] = {}
-    try:
-        for field in model.fields(1, 2, 3, 7):
-            if field.number == 1:
-                ir_version = model.integer(field)
-            elif field.number in (2, 3):
-                producer[field.number] = model.text(field, lines=True)
-            elif field.number == 7:
-                graph = model.inside(field, "graph")
-            elif field.number == 8:
-                domain, version = _opset(model.inside(field, "opset"))
-                opsets[domain] = version
-            elif field.number == 14:
-                key, value = _pair(model.inside(field, "metadata"), lines=True)
-                if key in metadata:
-                    raise model.malformed(f"the metadata {brief(key)} comes twice")
-                metadata[key] = value
-        if graph is None or not opsets:
-            raise model.malformed("no graph, or no operator set", "an ONNX model")
-        tensors, inputs, outputs, operators = _graph(graph, where, spend)
-    except OSError as error:
-        raise StorageError("cannot read the file", where=where, got=error.strerror or str(error)) from error
+    for field in model.fields(1, 2, 3, 7):
+        if field.number == 1:
+            ir_version = model.integer(field)
+        elif field.number in (2, 3):
+            producer[field.number] = model.text(field, lines=True)
+        elif field.number == 7:
+            graph = model.inside(field, "graph")
+        elif field.number == 8:
+            domain, version = _opset(model.inside(field, "opset"))
+            opsets[domain] = version
+        elif field.number == 14:
+            key, value = _pair(model.inside(field, "metadata"), lines=True)
+            if key in metadata:
+                raise model.malformed(f"the metadata {brief(key)} comes twice")
+            metadata[key] = value
+    if graph is None or not opsets:
+        raise model.malformed("no graph, or no operator set", "an ONNX model")
+    tensors, inputs, outputs, operators = _graph(graph, where, spend)
     maker = " ".join(filter(None, (producer.get(2), producer.get(3))))
     return OnnxHeader(metadata, tuple(tensors.values()), size, ir_version, opsets, inputs, outputs, operators, maker)
 

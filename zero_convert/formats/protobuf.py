@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from ..errors import MalformedError
 from .digests import is_plain_text
-from .spans import DAMAGED
+from .spans import DAMAGED, read_span
 
 VARINT, EIGHT, DELIMITED, FOUR = 0, 1, 2, 5
 _LONGEST = 10  # bytes of a varint
@@ -157,8 +157,4 @@ class Message:
     def _read(self, begin: int, size: int) -> bytes:
         if self._start <= begin and begin + size <= self._start + len(self._window):
             return self._window[begin - self._start : begin - self._start + size]
-        self._file.seek(begin)
-        data = self._file.read(size)
-        if len(data) != size:
-            raise self.malformed(f"the file ends at byte {begin + len(data)}")
-        return data
+        return read_span(self._file, begin, size, self._where)

@@ -1,4 +1,4 @@
-"""Opens files that nobody vouches for, and reads spans of them in pieces. Knows no format."""
+"""Opens untrusted files, and reads spans of them in pieces. Knows no format."""
 
 from __future__ import annotations
 
