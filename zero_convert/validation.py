@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from . import checks
 from .artifacts import receipt
 from .conversion import Conversion
-from .errors import MalformedError, UsageError
+from .errors import UsageError
+from .exporters.onnx.written import initializers, input_sizes
 from .formats import naming
-from .formats.dtypes import find
 from .graph.ties import ties
 from .initialization.constants import nan_names
 from .options import Inputs, one_of
@@ -129,17 +129,14 @@ def _refuse_incomplete(path: str | PathLike[str]) -> None:
 
 def _sized(path: str | PathLike[str], usual: Inputs | None) -> Inputs | None:
     """The usual inputs in the sizes that are fixed in an ONNX file; None where they have these, or are no match."""
-    import onnx
-
     named: dict[Any, Any] = dict(usual) if isinstance(usual, Mapping) else dict(enumerate(usual or ()))
     tensors = {name: x for name, x in named.items() if isinstance(x, Tensor)}
-    graph = onnx.load(str(path), load_external_data=False).graph
-    dims = [each.type.tensor_type.shape.dim for each in graph.input]
-    if len(dims) != len(tensors) or any(len(d) != x.ndim for d, x in zip(dims, tensors.values(), strict=True)):
+    sizes = input_sizes(path)
+    if len(sizes) != len(tensors) or any(len(own) != x.ndim for own, x in zip(sizes, tensors.values(), strict=True)):
         return None
     changed = False
-    for (name, x), wanted in zip(tensors.items(), dims, strict=True):
-        shape = [d.dim_value if d.HasField("dim_value") else size for d, size in zip(wanted, x.shape, strict=True)]
+    for (name, x), wanted in zip(tensors.items(), sizes, strict=True):
+        shape = [usual_size if own is None else own for own, usual_size in zip(wanted, x.shape, strict=True)]
         if tuple(shape) != tuple(x.shape) and x.numel():
             named[name] = x.flatten()[torch.arange(prod(shape)) % x.numel()].reshape(shape)
             changed = True
@@ -199,24 +196,7 @@ def _unequal(a: Tensor, b: Tensor) -> int:
 
 def _read(path: str | PathLike[str], kind: str) -> dict[str, Tensor]:
     if kind == "onnx":
-        return _initializers(path)
+        return initializers(path)
     from safetensors.torch import load_file
 
     return load_file(path)
-
-
-def _initializers(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of an ONNX file, those in its data file too."""
-    import onnx
-
-    found = {}
-    for tensor in onnx.load(str(path)).graph.initializer:
-        array = onnx.numpy_helper.to_array(tensor)
-        row = find("onnx", tensor.data_type)
-        if row is None or row.torch is None:
-            name = onnx.TensorProto.DataType.Name(tensor.data_type)
-            raise MalformedError("a tensor has a type that torch does not have", where=tensor.name, got=name)
-        dtype = getattr(torch, row.torch)
-        raw = torch.frombuffer(bytearray(array.tobytes()), dtype=dtype) if array.size else torch.empty(0, dtype=dtype)
-        found[tensor.name] = raw.reshape(array.shape)
-    return found
