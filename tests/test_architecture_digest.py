@@ -284,7 +284,8 @@ DIFFERENT: dict[str, tuple[nn.Module, ...]] = {
         net(lambda m, x, s=s: m.conv(x) * s + x) for s in (1.0, 0.5, 0.125, -1.0)  # type: ignore[misc]
     ),
     "axes": (
-        net(lambda m, x: x), net(lambda m, x: x.transpose(2, 3)), net(lambda m, x: x.permute(0, 2, 1, 3)), net(lambda m, x: x.transpose(1, 3)),
+        net(lambda m, x: x), net(lambda m, x: x.transpose(2, 3)), net(lambda m, x: x.permute(0, 2, 1, 3)),
+        net(lambda m, x: x.transpose(1, 3)),
         net(lambda m, x: x.flip(2)), net(lambda m, x: x.flip(3)), net(lambda m, x: x.roll(1, 2)),
         net(lambda m, x: _shuffled(x, 2)), net(lambda m, x: _shuffled(x.repeat(1, 2, 1, 1), 4)[:, :4]),
         net(lambda m, x: _shuffled(x.repeat(1, 2, 1, 1), 2)[:, :4]), net(lambda m, x: x.cumsum(1)),

@@ -12,7 +12,7 @@ from zero_convert.records import OriginalClass
 def original_class(given: Mapping[str, Any], made: Mapping[str, Any]) -> OriginalClass:
     """The answer, from the descriptions of the network as it was given and of the one that was made of it."""
     wanted = {name: (shape, stored) for name, shape, stored in given["state"]}
-    file = {name: shape for name, shape, stored in made["state"] if name == stored}
+    file = {name: shape for name, shape, stored in made["state"] if name == stored and shape is not None}
     missing = [name for name in wanted if name not in file]
     tied = [name for name in missing if wanted[name][1] in file]
     differing = [name for name in missing if name not in tied]
