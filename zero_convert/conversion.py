@@ -17,7 +17,7 @@ from .graph.copies import copy_of
 from .graph.original import keep
 from .graph.ties import ties
 from .graph.traced import Original, Traced
-from .initialization.constants import unverified_buffers
+from .initialization.constants import settle_frozen, unverified_buffers
 from .initialization.fill import initialize
 from .initialization.scheme import Scheme
 from .model_ref import ModelRef
@@ -221,6 +221,7 @@ def _load(model: str | ModelRef | nn.Module, options: Options, folders: Sequence
         file_values, notes = file.fit(loaded.module)
         loaded = replace(loaded, notes=(*notes, *loaded.notes))
     file_values = file_values if options.uncovered == "keep" else {}
+    settle_frozen(loaded.module, loaded.source, meant=loaded.poisoned or options.uncovered == "keep")
     return Conversion(options, found, chosen, _single_precision(loaded), inputs is not None, file, file_values)
 
 
@@ -267,8 +268,7 @@ def _capture_notes(traced: Traced) -> tuple[str, ...]:
 def cast(module: nn.Module, dtype: str) -> None:
     """Floating tensors of the module get the dtype; complex and whole ones stay.
 
-    A module that is not in float32 by now insists on its precisions (`_single_precision`), and only another one that
-    was asked for overrules it.
+    A module that is not in float32 by now insists on its precisions; only another one that was asked for overrules it.
     """
     if dtype == "float32":
         return
@@ -365,8 +365,8 @@ def _same_outputs(
                 expected=f"the original's outputs {outputs[mode]}",
                 fix="--scheme zero-2022 leaves the architecture as it is. Please report the model.",
             )
-    for m, training in modes.items():
-        m.training = training
+    for m in modes:
+        m.training = modes[m]
 
 
 def load_source(
