@@ -146,7 +146,7 @@ def test_a_tie_decides_over_the_rules() -> None:
 
 def test_notes_are_beside_the_formula() -> None:
     net = Net(extra=nn.Parameter(torch.ones(6)))
-    net.stem.weight.requires_grad_(False)
+    net.stem.weight.requires_grad_(False).fill_(torch.nan)  # drawn
     found = assigned(net)
     assert found["stem.weight"].notes == ("frozen",)
     assert found["stem.weight"].rule == f"{found['stem.weight'].formula.rule} (frozen)"
@@ -167,13 +167,12 @@ def formulas(of: type[Formula] = Formula) -> Iterator[type[Formula]]:
 
 
 class Attending(nn.Module):
-    """Queries, keys and values from one layer; a layer that grows, and one that is frozen."""
+    """Queries, keys and values from one layer; and layers that grow."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 2)
         self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True)
-        self.stem.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         made: Tensor = self.head(self.block(self.stem(x)))
