@@ -102,7 +102,9 @@ def haar_kernels() -> Tensor:
 
 def haar() -> nn.Module:
     """A wavelet at the front and its inverse, a transposed convolution, at the end."""
-    net = Around(nn.Conv2d(3, 12, 2, 2, groups=3, bias=False), 12, nn.ConvTranspose2d(12, 3, 2, 2, groups=3, bias=False))
+    net = Around(
+        nn.Conv2d(3, 12, 2, 2, groups=3, bias=False), 12, nn.ConvTranspose2d(12, 3, 2, 2, groups=3, bias=False)
+    )
     net.body[2] = nn.Conv2d(8, 12, 3, padding=1)
     for layer in (net.first, net.last):
         layer.weight.data.copy_(haar_kernels())
@@ -180,7 +182,11 @@ class Blur(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.stem, self.conv1, self.conv2 = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 1),
+        )
         self.blur, self.down = (nn.Conv2d(8, 8, 3, 2, 1, groups=8, bias=False) for _ in "ab")
         for layer in (self.blur, self.down):
             layer.weight.data.fill_(1 / 8)

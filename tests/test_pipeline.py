@@ -362,9 +362,9 @@ def test_the_receipt_says_what_was_done(tmp_path: Path) -> None:
     result = zc.convert(Tiny(), (X,))
     (saved,) = result.save(tmp_path / "a.safetensors")
     receipt = read_receipt(saved.receipt_path)
-    assert receipt.recipe == result.recipe and receipt.edits == result.plan.edits
+    assert receipt.identity.recipe == result.recipe and receipt.identity.edits == result.plan.edits
     assert receipt.written.sha256 == saved.sha256 and receipt.written.weights_digest == result.weights_digest
-    assert receipt.fingerprint == result.fingerprint
+    assert receipt.identity.fingerprint == result.fingerprint
     assert [c["name"] for c in receipt.run["checks"]] == [c.name for c in result.checks]
     assert stat.S_IMODE(saved.path.stat().st_mode) & 0o400
 

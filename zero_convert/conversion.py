@@ -23,7 +23,7 @@ from .initialization.scheme import Scheme
 from .model_ref import ModelRef
 from .options import Inputs, Options, carried
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
-from .result import Progress, tell
+from .runtime.progress import Progress, tell
 from .runtime.threads import one_thread
 from .sources.building import detectors
 from .sources.building.fingerprint import fingerprint
@@ -272,7 +272,7 @@ def cast(module: nn.Module, dtype: str) -> None:
     """
     if dtype == "float32":
         return
-    {"float16": nn.Module.half, "bfloat16": nn.Module.bfloat16}[dtype](module)
+    module._apply(lambda t: t.to(getattr(torch, dtype)) if t.is_floating_point() else t)  # type: ignore[no-untyped-call]
 
 
 def _single_precision(loaded: sources.Loaded) -> sources.Loaded:

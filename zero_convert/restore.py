@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import exporters, model_ref
+from . import model_ref
 from .artifacts import receipt
 from .conversion import Conversion, cast, prepare
 from .errors import LoadError, MalformedError, UsageError
+from .formats import naming
 from .graph.ties import ties
 from .initialization.constants import nan_names
 from .model_ref import ModelRef, SchemeRef
@@ -50,7 +51,7 @@ def load(
         LoadError: it names no model; and the errors of `convert`.
         UsageError: it is an ONNX file.
     """
-    if exporters.format_in(path) != "safetensors":
+    if naming.format_in(path) != "safetensors":
         raise UsageError(
             "modules are loaded from safetensors", where=str(path), fix="Convert to FILE.safetensors as well."
         )
@@ -85,7 +86,7 @@ def rebuilt(
     Errors as for `load`.
     """
     where = str(path)
-    metadata = exporters.load(exporters.format_in(path)).read_metadata(path)
+    metadata = naming.load(naming.format_in(path)).read_metadata(path)
     recipe = receipt.recipe_from_metadata(metadata, where)
     if recipe is None:
         raise MalformedError("the file has no recipe", where=where, expected="a file that zero-convert wrote")

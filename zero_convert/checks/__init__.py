@@ -17,13 +17,13 @@ No check imports another: what they share is in `harness/`. The model itself is 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from os import PathLike
 from types import ModuleType
 
 from zero_convert.runtime.eager import eager
+from zero_convert.runtime.progress import Progress, tell
 from zero_convert.runtime.threads import one_thread
 
 from ..errors import ZeroConvertError
@@ -35,7 +35,6 @@ from .harness.inputs import BATCH
 from .harness.isolation import pinned, ran_out
 from .subject import Subject
 
-Progress = Callable[[str, str], None]
 SAMPLES = (BATCH, 2, 1)  # of a batch: fewer where the device's memory is too small
 LARGE = 5_000_000  # parameters
 
@@ -128,8 +127,7 @@ def answer(name: str, context: CheckContext, progress: Progress | None = None) -
     met = {"scheme": name in context.limits, "steps": context.train_steps > 0, "onnx": context.onnx is not None}
     if context.level not in file.LEVELS or not all(met.get(need, True) for need in file.NEEDS):
         return None
-    if progress is not None:
-        progress("validate", f"{name} on {context.device}")
+    tell(progress, "validate", f"{name} on {context.device}")
     try:
         if "train" in file.NEEDS and "train" not in context.modes:
             answered: Answer | None = Answer("skip", f"does not run in training mode: {context.refused['train']}")

@@ -28,6 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from zero_convert.exporters.onnx.written import weight_outputs, with_all_values
 from zero_convert.graph.traced import Traced
 from zero_convert.runtime import rng
 
@@ -35,7 +36,7 @@ from ..errors import DeviceError
 from .harness import isolation
 from .harness.bench import Answer, CheckContext, OnnxFile
 from .harness.inputs import Inputs, batches, moved, tensors_in
-from .harness.onnxruntime import SessionRun, provider_of, run, told, with_all_values
+from .harness.onnxruntime import SessionRun, provider_of, run, told
 from .harness.recorder import owner_of
 
 NAME = "parity"
@@ -262,13 +263,7 @@ def _by_layer(
     traced: Traced, path: str | PathLike[str], values: Mapping[str, Array], own: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Layer → what torch makes behind it, and what ONNX Runtime makes, told by the name of the weight in both."""
-    import onnx
-
-    layers: dict[str, list[str]] = {}
-    for node in onnx.load(str(path), load_external_data=False).graph.node:
-        owner = next((name.rpartition(".")[0] for name in node.input if name.endswith(".weight")), "")
-        if owner and node.op_type in LAYERS:
-            layers.setdefault(owner, []).append(node.output[0])
+    layers = weight_outputs(path, LAYERS)
     reference: dict[str, Array] = {}
     mine: dict[str, Array] = {}
     for name, owner in _called(traced):

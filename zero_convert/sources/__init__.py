@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import fnmatch
 import importlib
 import sys
@@ -36,7 +35,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.errors import UsageError, ZeroConvertError
+from zero_convert.errors import UsageError, ZeroConvertError, closest
 from zero_convert.model_ref import LIBRARIES, ModelRef, installed_libraries
 from zero_convert.runtime.user_code import failing_as
 
@@ -320,16 +319,11 @@ def _unknown(ref: ModelRef) -> UsageError:
     if not library and name.endswith(".py"):
         return UsageError("a file needs the name of its factory", got=repr(name), expected="path/to/file.py:factory")
     known = dict.fromkeys(item for origin, items in names("*").items() if library in ("", origin) for item in items)
-    close = difflib.get_close_matches(name, known, n=3)
-    fix = f"Did you mean {_either(close)}?" if close else "`zero-convert models` lists every name."
+    fix = closest(name, known, "`zero-convert models` lists every name.", most=3)
     for other in LIBRARIES if not library else ():
         if not _origin(other).available():
             fix += f" {other} is not installed; `pip install {other}` adds its names."
     return UsageError("no model has this name", where=library, got=repr(name), fix=fix)
-
-
-def _either(words: Sequence[str]) -> str:
-    return " or ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _convention(module: nn.Module, model: str) -> Inputs | None:

@@ -6,7 +6,6 @@ running it: the user asked for that by typing its name. No model library is know
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
@@ -17,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from zero_convert.errors import LoadError, UsageError, ZeroConvertError
+from zero_convert.errors import LoadError, UsageError, ZeroConvertError, closest
 from zero_convert.model_ref import ModelRef
 from zero_convert.runtime.eager import uncompiled
 from zero_convert.runtime.user_code import importable, place, run_file, spell
@@ -176,10 +175,7 @@ def _attribute(module: ModuleType, path: str, place: str) -> Any:
     for part in path.split("."):
         if not hasattr(value, part):
             own = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []
-            close = difflib.get_close_matches(part, own, n=1)
-            raise UsageError(
-                "no such factory", where=place, got=repr(path), fix=f"Did you mean {close[0]}?" if close else ""
-            )
+            raise UsageError("no such factory", where=place, got=repr(path), fix=closest(part, own))
         value = getattr(value, part)
     return value
 

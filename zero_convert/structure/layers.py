@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
+from zero_convert.formats.dtypes import of_torch
 from zero_convert.graph.kinds import (
     FIXED,
     NORMS,
@@ -31,24 +31,6 @@ from .raw_parameters import Use, are_the_signal, feeds_nothing_else, is_inverted
 from .roles import Roles
 from .sections import find_sections
 
-SAFETENSORS_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.complex64: "C64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
 ATTENTION = ("query", "key", "value")
 
 
@@ -220,11 +202,11 @@ def _own_tensors(path: str, module: nn.Module, state: Iterable[str]) -> Iterator
             for name, value in (part._buffers if buffer else part._parameters).items():
                 if value is None or prefix + name not in state:
                     continue
-                if value.dtype not in SAFETENSORS_DTYPES:
+                row = of_torch(value.dtype)
+                if row is None or not row.written:
                     raise CoverageError("a tensor's type cannot be stored", where=prefix + name, got=str(value.dtype))
-                dtype = SAFETENSORS_DTYPES[value.dtype]
                 trainable = value.requires_grad and not buffer
-                yield Tensor(prefix + name, tuple(value.shape), dtype, trainable, buffer)
+                yield Tensor(prefix + name, tuple(value.shape), row.name, trainable, buffer)
 
 
 def is_table(facts: Facts, path: str) -> bool:

@@ -6,7 +6,6 @@ guesses for networks of unknown origin in `guess.py`.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from zero_convert.errors import UsageError
+from zero_convert.errors import UsageError, closest
+from zero_convert.formats.dtypes import DTYPES
 from zero_convert.graph.example_values import reference_tensor
 
 # What a forward is called with: positional arguments, or keyword arguments by name.
 Inputs = tuple[Any, ...] | dict[str, Any]
 
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64)
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _FLOATS + _INTEGERS}
+_DTYPES = {row.torch: getattr(torch, row.torch) for row in DTYPES.values() if row.torch and row.written}
 MAX_ELEMENTS = 1 << 30
 
 
@@ -36,19 +34,18 @@ def parse_input(text: str) -> torch.Tensor:
     sizes, colon, name = text.strip().partition(":")
     if not re.fullmatch(r"[1-9][0-9]{0,9}(x[1-9][0-9]{0,9})*", sizes):
         raise UsageError("this is no input shape", where="--input", got=repr(text), expected="1x3x224x224[:dtype]")
-    if colon and name not in DTYPES:
-        close = difflib.get_close_matches(name, DTYPES, n=1)
+    if colon and name not in _DTYPES:
         raise UsageError(
             "no such dtype",
             where="--input",
             got=repr(name),
-            expected=f"one of {', '.join(DTYPES)}",
-            fix=f"Did you mean {close[0]}?" if close else "",
+            expected=f"one of {', '.join(_DTYPES)}",
+            fix=closest(name, _DTYPES),
         )
     shape = tuple(map(int, sizes.split("x")))
     if math.prod(shape) > MAX_ELEMENTS:
         raise UsageError("the input is too large", where="--input", got=text, expected="at most 2^30 elements")
-    return reference_tensor(shape, DTYPES[name] if colon else torch.float32)
+    return reference_tensor(shape, _DTYPES[name] if colon else torch.float32)
 
 
 def parse_inputs(texts: Sequence[str]) -> Inputs:
