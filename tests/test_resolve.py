@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from zero_convert import checks, schemes
 from zero_convert.formulas import Constant, Formula
+from zero_convert.graph.fixed import mark
 from zero_convert.initialization.fill import initialize
-from zero_convert.initialization.resolve import RULES, TIE
+from zero_convert.initialization.resolve import FROZEN, RULES, TIE
 from zero_convert.initialization.scheme import AsConstructed, Scheme
 from zero_convert.readers import Tensor as Stored
 from zero_convert.records import Assignment
@@ -86,6 +87,18 @@ def twice() -> Twice:
     return net
 
 
+class Through(Net):
+    def between(self, x: Tensor) -> Tensor:
+        return self.extra(x)
+
+
+def through_a_frozen_matrix() -> Through:
+    net = Through(extra=nn.Linear(6, 6))
+    net.extra.weight.requires_grad_(False)
+    mark(net)
+    return net
+
+
 def without_buffers() -> Scheme:
     """A scheme that has a rule for linear layers alone."""
     scheme = schemes.get("zero-2022")
@@ -106,6 +119,8 @@ STORED = FileValues((6,), Stored("extra", "F32", (6,)))
 DECISIONS = {
     "empty layer": (lambda: Optional(extra=nn.Linear(0, 6)), {}, "extra.bias", Constant((6,), 0.0)),
     "scheme": (Net, {}, "stem.bias", Constant((6,), 0.0)),
+    FROZEN: (through_a_frozen_matrix, {}, "extra.weight", AsConstructed((6, 6))),
+    "beside fixed": (through_a_frozen_matrix, {}, "extra.bias", Constant((6,), 0.0)),
     "uncovered": (
         lambda: Zeta(extra=nn.Parameter(FACTORS.clone())), {"uncovered": "zeros"}, "extra", Constant((6,), 0.0)
     ),
