@@ -27,6 +27,7 @@ from .formats.atomic import Output, alone, commit_all, staged
 from .formats.digests import Artifact, FileDigest, Written, leaf_digest, weights_digest
 from .formats.dtypes import of_torch
 from .formats.naming import FOLDED_KEY, ROLES, format_of, receipt_path
+from .graph.state import extra_state, stored_tensors
 from .graph.ties import ties
 from .options import FileOptions
 from .records import Check, Edit, Recipe
@@ -215,13 +216,13 @@ class Writer:
         """What a file of the format is made of; with `fold` the network for ONNX is another one than `module`."""
         stored = self.entries()
         if format != "onnx":
-            return _Form(format, stored, receipt.metadata(self.recipe))
+            return _Form(format, stored, receipt.metadata(self.recipe, self._start.extra))
         from .exporters.onnx.graph import folded, graph
 
         opset, about = onnx.checked_opset(options.opset), receipt.recipe_metadata(self.recipe)
         own, folds = folded(self.module, self.graph, self._start.buffers) if options.fold else (self.module, None)
         self.folds = self.folds if folds is None else folds
-        names = ties(own.state_dict(keep_vars=True))
+        names = ties(stored_tensors(own))
         if any(edit.applied for edit in folds or ()):
             about[FOLDED_KEY] = f"zc1:{self.weights_digest}"
             network, fixed = graph(own, self.inputs, names, opset)
@@ -253,7 +254,8 @@ def run_record(device: str, checks: Sequence[Check], format: str) -> dict[str, A
         "platform": platform.platform(terse=True),
         "device": device,
         "checks": [
-            {"name": c.name, "status": c.status, "summary": c.summary, "numbers": dict(c.numbers)} for c in checks
+            {"name": c.name, "status": c.status, "summary": c.summary, "numbers": dict(c.numbers), "seen": dict(c.seen)}
+            for c in checks
         ],
     }
 
@@ -265,16 +267,19 @@ class _Start:
     Attributes:
         buffers: copies of the stored buffers.
         versions: how often each stored parameter had been written to.
+        extra: name → text of the extra state that is no tensor.
     """
 
     buffers: Mapping[str, torch.Tensor]
     versions: Mapping[str, int]
+    extra: Mapping[str, str]
 
     @classmethod
     def of(cls, module: nn.Module) -> _Start:
-        state = module.state_dict(keep_vars=True)
+        state = stored_tensors(module)
         parameters = {name: value._version for name, value in state.items() if isinstance(value, nn.Parameter)}
-        return cls({name: value.clone() for name, value in state.items() if name not in parameters}, parameters)
+        buffers = {name: value.clone() for name, value in state.items() if name not in parameters}
+        return cls(buffers, parameters, extra_state(module))
 
     def entries(self, module: nn.Module) -> list[safetensors.Entry]:
         """The tensors of the state dict, ties resolved, as the exporter takes them.
@@ -282,7 +287,7 @@ class _Start:
         Raises:
             UsageError: a parameter was written to.
         """
-        state = module.state_dict(keep_vars=True)
+        state = stored_tensors(module)
         moved = [name for name, version in self.versions.items() if state[name]._version != version]
         if moved:
             raise UsageError(
@@ -295,7 +300,7 @@ class _Start:
 
 def entries_of(module: nn.Module, instead: Mapping[str, torch.Tensor] | None = None) -> list[safetensors.Entry]:
     """The tensors of a state dict, ties resolved; those in `instead` with other values."""
-    state = module.state_dict(keep_vars=True)
+    state = stored_tensors(module)
     entries = []
     for name in dict.fromkeys(ties(state).values()):
         value = (instead or {}).get(name, state[name])

@@ -14,6 +14,7 @@ was folded, the tensors are those of the file, and the weights digest is theirs 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from zero_convert import records
 from zero_convert.errors import MalformedError, UsageError
 from zero_convert.formats import dtypes
 from zero_convert.formats.digests import FileDigest, Leaf, Written, brief, canonical_json, parse_json, weights_digest
-from zero_convert.formats.naming import RECIPE_KEY, ROLES
+from zero_convert.formats.naming import EXTRA_KEY, RECIPE_KEY, ROLES
 from zero_convert.formats.strict_json import (
     Fields,
     files_json,
@@ -213,9 +214,37 @@ def identity_from_json(obj: object, where: str, read: Callable[[object, str], re
 # ----------------------------------------------------------------------------------------------- recipe
 
 
-def metadata(recipe: records.Recipe) -> dict[str, str]:
-    """The `__metadata__` of a safetensors file; other libraries ask for `format`."""
-    return {"format": "pt", **recipe_metadata(recipe)}
+def metadata(recipe: records.Recipe, extra_state: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The `__metadata__` of a safetensors file; other libraries ask for `format`.
+
+    Args:
+        extra_state: name → text of what modules keep in the state dict besides tensors.
+    """
+    extra = {EXTRA_KEY: canonical_json(dict(extra_state))} if extra_state else {}
+    return {"format": "pt", **recipe_metadata(recipe), **extra}
+
+
+def extra_state_from_metadata(metadata: Mapping[str, str], recipe: records.Recipe, where: str) -> dict[str, str]:
+    """Name → text of the extra state in an artifact; those that the artifact holds and the recipe names.
+
+    Raises:
+        MalformedError: a text is not the one that the recipe names.
+    """
+    text = metadata.get(EXTRA_KEY)
+    given = parse_json(text.encode("utf-8", "surrogatepass"), where) if text else {}
+    fields = Fields.of({EXTRA_KEY: given}, where, (EXTRA_KEY,))
+    found: dict[str, str] = dict(fields.mapping(EXTRA_KEY, is_text, "the text of an extra state"))
+    for name, value in found.items():
+        own = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+        if recipe.extra_state.get(name) != own:
+            raise MalformedError(
+                "an extra state is not the one that the recipe names",
+                where=f"{where}, {brief(name)}",
+                got=own,
+                expected=recipe.extra_state.get(name, "no such name"),
+                fix="The file was changed after it was written; convert again.",
+            )
+    return found
 
 
 def recipe_metadata(recipe: records.Recipe) -> dict[str, str]:
@@ -283,7 +312,10 @@ def recipe_from_json(obj: object, where: str = "recipe") -> records.Recipe:
 def _defaults(record: type[records.Recipe]) -> dict[str, Any]:
     """Key in JSON → value at which a field is left out."""
     names = keys(record)
-    return {names[f.name]: f.default for f in dataclasses.fields(record) if f.name not in _ALWAYS}
+    fields = (f for f in dataclasses.fields(record) if f.name not in _ALWAYS)
+    return {
+        names[f.name]: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields
+    }
 
 
 def _field(fields: Fields, name: str, key: str, usual: Any) -> Any:
@@ -305,6 +337,7 @@ _READERS: Mapping[str, Callable[[Fields], Any]] = {
     "ties": lambda fields: fields.mapping("ties", is_text, "a tensor's name"),
     "inputs": lambda fields: tuple(fields.take("inputs", is_texts, "a list of shapes")),
     "files": lambda fields: tuple(fields.take("files", is_texts, "a list of digests")),
+    "extra_state": lambda fields: fields.mapping("extra_state", is_text, "a digest"),
     "format": lambda fields: fields.raw["format"],
 }
 

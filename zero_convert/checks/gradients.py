@@ -60,6 +60,7 @@ QUESTION = "Which step is the first to give each parameter a gradient, and does 
 AFTER = "logits"
 LEVELS = ("quick", "full")
 NEEDS = ("train",)
+LEAST = {"parameters with a gradient": 1}
 TRIALS = ((0.1, False), (0.01, True), (0.001, False), (0.001, True))  # size of the steps; on the other batch
 JUDGED = WEIGHT_KINDS - {"embedding"}  # rows of an embedding that no index names have no gradient
 SHOWN = 4
@@ -168,6 +169,7 @@ def _answer(
         numbers,
         f"alive within {limit} steps (longest branch, stem, head), or while each step wakes more",
         SILENT if silent else KEPT if dead else "",
+        {"parameters with a gradient": len(first)},
     )
 
 

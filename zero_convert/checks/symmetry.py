@@ -32,6 +32,7 @@ QUESTION = "When do identical channels part in training?"
 AFTER = "channel_spread"
 LEVELS = ("quick", "full")
 NEEDS = ("scheme", "train")
+LEAST = {"steps": 1}
 SIZES = (0.1, 0.01, 0.001)
 
 
@@ -62,6 +63,7 @@ def ask(context: CheckContext) -> Answer:
         {"spread_after_step": parts, "step_size": size, "device": context.device},
         f"parted within {limit} steps",
         INFINITE if broken else "" if parted else remedy,
+        {"steps": len(parts)},
     )
 
 

@@ -20,6 +20,7 @@ FORMATS = ("onnx", "safetensors")
 RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
 DIGEST_KEY = "zero_convert.weights_digest"  # likewise, where the format lets it follow the weights
 FOLDED_KEY = "zero_convert.folded_from"  # instead of it, where the tensors were folded for inference
+EXTRA_KEY = "zero_convert.extra_state"  # the values of the extra state, where modules keep any
 RECEIPT_SUFFIX = ".receipt.json"
 SUFFIXES: Mapping[str, str] = {"": "", "data": ".data"}  # role of a file of an artifact → added to the artifact's name
 ROLES = tuple(filter(None, SUFFIXES))  # of the files beside it that hold its tensors

@@ -10,6 +10,7 @@ from torch import nn
 
 from zero_convert.errors import CoverageError
 from zero_convert.graph.fixed import frozen_names, mark
+from zero_convert.graph.state import stored_tensors
 from zero_convert.records import Assignment, Tensor
 from zero_convert.runtime.threads import one_thread
 
@@ -48,7 +49,7 @@ def _is_progression(value: torch.Tensor) -> bool:
 
 def unverified_buffers(root: nn.Module, assignments: Iterable[Assignment]) -> list[str]:
     """Names of the buffers that keep varied values without a formula: tables, or drawn by a constructor."""
-    state = root.state_dict()
+    state = stored_tensors(root)
     return [
         a.tensor.name
         for a in assignments

@@ -14,6 +14,7 @@ from zero_convert.errors import CoverageError
 from zero_convert.formulas import Constant, Floats, Formula
 from zero_convert.graph.fixed import is_set
 from zero_convert.graph.kinds import FIXED
+from zero_convert.graph.state import EXTRA
 from zero_convert.graph.ties import ties
 from zero_convert.records import Assignment, Layer, Option, Structure, Tensor
 from zero_convert.sources.file_values import FileValues
@@ -114,6 +115,11 @@ def _buffer(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> 
     return AsConstructed(tensor.shape) if formula is None and tensor.buffer else None
 
 
+def _extra_state(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
+    """What a module's own code adds to the state dict is no weight, and nothing that is written to it stays there."""
+    return AsConstructed(tensor.shape) if tensor.local == EXTRA else None
+
+
 def _constant_read(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
     """A constant that is used in a way no rule knows: the log-std of a policy network."""
     read = formula is None and dict(layer.uses).get(tensor.local) == "read"
@@ -149,6 +155,7 @@ RULES: tuple[tuple[str, Callable[[Context, Layer, Tensor, Answer], Answer]], ...
     ("constant or else", _constant_or_else),
     ("file value", _file_value),
     ("drawn value", _drawn_value),
+    ("extra state", _extra_state),
 )
 
 

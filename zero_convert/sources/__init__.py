@@ -67,6 +67,7 @@ class Loaded:
         poisoned: whether NaN marks the values that a constructor would have drawn at random.
         lazy: names of tensors that got their shape from the example inputs.
         drawn: names of integer tensors that come from a random draw (they hold fixed values instead).
+        seeded: whether the constructor drew from a generator that was seeded instead, so that no NaN marks its values.
         notes: what the reader of the plan should know about the loading.
         reduced: what of the module is smaller while it is looked at (`detectors.py`).
     """
@@ -79,6 +80,7 @@ class Loaded:
     poisoned: bool
     lazy: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
+    seeded: bool = False
     notes: tuple[str, ...] = ()
     reduced: tuple[Setting, ...] = ()
 
@@ -131,6 +133,7 @@ def load(
         poisoned=True,
         lazy=lazy,
         drawn=poison.drawn_names(module),
+        seeded=poison.seeded,
         notes=(*poison.notes, *_lazy_notes(lazy), *said),
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from zero_convert.errors import LoadError, UsageError, ZeroConvertError, closest
 from zero_convert.model_ref import ModelRef
@@ -97,7 +97,26 @@ def checked(build: Callable[[], Any], model: str, args: Mapping[str, Any]) -> nn
             got=f"an object of type {type(made).__module__}.{type(made).__qualname__}",
             expected="an nn.Module",
         )
+    refuse_classes_of_tensors(made, model)
     return uncompiled(made)
+
+
+def refuse_classes_of_tensors(module: nn.Module, model: str) -> None:
+    """Raises LoadError for a parameter or buffer of a class of its own: what it holds no rule could write.
+
+    Quantized weights and shards are such, and what operations make of them is theirs to say.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        base = type(tensor)
+        if base not in (Tensor, nn.Parameter) and not nn.parameter.is_lazy(tensor):
+            raise LoadError(
+                "a tensor is of a class of its own",
+                where=f"{model}, {name}",
+                got=f"a {base.__module__}.{base.__qualname__}",
+                expected="a torch.Tensor or nn.Parameter",
+                fix="Convert the module before it is quantized, sharded or wrapped, or register the plain tensor "
+                "(as_subclass(torch.Tensor)).",
+            )
 
 
 def on_cpu(module: nn.Module, model: str) -> nn.Module:
@@ -138,6 +157,7 @@ def copied(module: nn.Module) -> nn.Module:
         LoadError: the module cannot be copied.
     """
     name = type(module).__qualname__
+    refuse_classes_of_tensors(module, name)
     try:
         twin = duplicate(module)
     except Exception as error:

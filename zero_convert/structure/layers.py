@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+import torch
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
@@ -21,6 +22,7 @@ from zero_convert.graph.kinds import (
     recurrent_gates,
 )
 from zero_convert.graph.queries import tensors_in
+from zero_convert.graph.state import EXTRA, stored_tensors
 
 from ..errors import CoverageError
 from ..records import Join, Layer, Tensor
@@ -66,7 +68,7 @@ class _Inventory:
         }
         owners: set[int] = set()
         found: list[tuple[int, Layer]] = []
-        state = set(facts.root.state_dict(keep_vars=True))
+        state = stored_tensors(facts.root)
         for path, module in _plain_modules(facts.root):
             _refuse_quantized(path, module)
             tensors = tuple(_own_tensors(path, module, state))
@@ -191,7 +193,7 @@ def _refuse_quantized(path: str, module: nn.Module) -> None:
         )
 
 
-def _own_tensors(path: str, module: nn.Module, state: Iterable[str]) -> Iterator[Tensor]:
+def _own_tensors(path: str, module: nn.Module, state: Mapping[str, torch.Tensor]) -> Iterator[Tensor]:
     """The module's entries of the state dict, parameters first; with those that its weight is computed from."""
     made = module.parametrizations if parametrize.is_parametrized(module) else nn.Module()
     prefix = f"{path}.parametrizations" if path else "parametrizations"
@@ -202,11 +204,18 @@ def _own_tensors(path: str, module: nn.Module, state: Iterable[str]) -> Iterator
             for name, value in (part._buffers if buffer else part._parameters).items():
                 if value is None or prefix + name not in state:
                     continue
-                row = of_torch(value.dtype)
-                if row is None or not row.written:
-                    raise CoverageError("a tensor's type cannot be stored", where=prefix + name, got=str(value.dtype))
-                trainable = value.requires_grad and not buffer
-                yield Tensor(prefix + name, tuple(value.shape), row.name, trainable, buffer)
+                yield _described(prefix + name, value, buffer)
+    extra = f"{path}.{EXTRA}" if path else EXTRA
+    if extra in state:
+        yield _described(extra, state[extra], buffer=True)
+
+
+def _described(name: str, value: torch.Tensor, buffer: bool) -> Tensor:
+    row = of_torch(value.dtype)
+    if row is None or not row.written:
+        raise CoverageError("a tensor's type cannot be stored", where=name, got=str(value.dtype))
+    trainable = value.requires_grad and not buffer
+    return Tensor(name, tuple(value.shape), row.name, trainable, buffer)
 
 
 def is_table(facts: Facts, path: str) -> bool:
