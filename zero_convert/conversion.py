@@ -18,7 +18,7 @@ from .graph.original import keep
 from .graph.state import digest, extra_state, refuse_misnamed, settle, stored_tensors
 from .graph.ties import ties
 from .graph.traced import Original, Traced
-from .initialization.constants import unverified_buffers
+from .initialization.constants import settle_frozen, unverified_buffers
 from .initialization.fill import initialize
 from .initialization.scheme import Scheme
 from .model_ref import ModelRef
@@ -246,6 +246,7 @@ def _load(model: str | ModelRef | nn.Module, options: Options, folders: Sequence
         file_values, notes = file.fit(loaded.module)
         loaded = replace(loaded, notes=(*notes, *loaded.notes))
     file_values = file_values if options.uncovered == "keep" else {}
+    settle_frozen(loaded.module, loaded.source, meant=loaded.poisoned or options.uncovered == "keep")
     return Conversion(options, found, chosen, single_precision(loaded), inputs is not None, file, file_values)
 
 
@@ -362,8 +363,8 @@ def _same_outputs(
                 expected=f"the original's outputs {outputs[mode]}",
                 fix="--scheme zero-2022 leaves the architecture as it is. Please report the model.",
             )
-    for m, training in modes.items():
-        m.training = training
+    for m in modes:
+        m.training = modes[m]
 
 
 def load_source(
