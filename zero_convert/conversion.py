@@ -12,20 +12,24 @@ from torch import nn
 from . import rewrites, schemes, sources
 from .checks.subject import Subject
 from .errors import DeclinedError, ModelError, TraceError, UsageError
+from .formats.identity import architecture_digest
+from .graph.architecture import describe_network
 from .graph.original import keep
 from .graph.state import digest, extra_state, refuse_misnamed, settle, stored_tensors
 from .graph.ties import ties
 from .graph.traced import Original, Traced
-from .initialization.constants import unverified_buffers
+from .initialization.constants import settle_frozen, unverified_buffers
 from .initialization.fill import initialize
 from .initialization.scheme import Scheme
 from .model_ref import ModelRef
+from .nn.state_guard import guard
 from .options import Inputs, Options, carried
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .runtime.progress import Progress, tell
 from .runtime.threads import one_thread
 from .sources.building import detectors
 from .sources.building.fingerprint import fingerprint
+from .sources.building.precision import cast as cast
 from .sources.building.precision import single_precision
 from .sources.file_values import FileValues
 from .sources.inputs import parse_inputs, spell_inputs
@@ -55,6 +59,7 @@ class Conversion:
         inputs: example inputs by position.
         traced: the network; after the rewrites the new one.
         outputs: mode → what the forward returned before the rewrites.
+        described, description: of the network before the rewrites, and after them.
         needed: example inputs as the recipe spells them, where the source's own would not do.
         outside: notes on what the model holds outside of its state dict.
         joins, structure: what was found in the network before the rewrites, and after them.
@@ -75,6 +80,8 @@ class Conversion:
     inputs: tuple[Any, ...] = field(init=False)
     traced: Traced = field(init=False)
     outputs: Mapping[str, Outputs] = field(init=False)
+    described: Mapping[str, Any] = field(init=False, repr=False)
+    description: Mapping[str, Any] = field(init=False, repr=False)
     needed: tuple[str, ...] = field(init=False)
     outside: tuple[str, ...] = field(init=False)
     joins: Structure = field(init=False)
@@ -97,6 +104,7 @@ class Conversion:
         self.inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
         self.traced, self.outside = _traced(loaded, given)
         traced = self.traced
+        self.described = self.description = describe_network(traced)
         self.needed = _needed_inputs(loaded, traced.rung) if self.given else ()
         self.outputs = {"train": _outputs(traced.train), "evaluate": _outputs(traced.evaluate)}
 
@@ -122,6 +130,8 @@ class Conversion:
         refuse_misnamed(traced.root)
         self.traced, self.structure = traced, analyze(traced) if self.edits else self.joins
         _accepted(self.scheme, self.options, self.structure, self.loaded.source)
+        if self.edits:
+            self.description = describe_network(traced)
 
     def fill(self, *, write: bool) -> tuple[Assignment, ...]:
         """The rule of each tensor; with `write` its values as well, and the mode that the module was in."""
@@ -141,14 +151,23 @@ class Conversion:
             self.traced.root.train(self.training)
         return assignments
 
+    @property
+    def architecture_digest(self) -> str:
+        """`za1` of the network, hex."""
+        return architecture_digest(self.description)
+
     def subject(self, assignments: tuple[Assignment, ...]) -> Subject:
         """What the checks are asked of."""
         network = self.traced, self.structure, self.scheme, self.options
         return Subject(*network, assignments, self.inputs, self.outputs, self.original)
 
     def release(self) -> nn.Module:
-        """The rewritten module for the user; what was reduced while it was looked at is as it was made."""
+        """The rewritten module for the user; what was reduced while it was looked at is as it was made.
+
+        Its state dicts carry the architecture digest.
+        """
         detectors.restore(self.loaded.reduced)
+        guard(self.traced.root, self.architecture_digest)
         return self.traced.root
 
     def plan(self, assignments: tuple[Assignment, ...]) -> Plan:
@@ -227,6 +246,7 @@ def _load(model: str | ModelRef | nn.Module, options: Options, folders: Sequence
         file_values, notes = file.fit(loaded.module)
         loaded = replace(loaded, notes=(*notes, *loaded.notes))
     file_values = file_values if options.uncovered == "keep" else {}
+    settle_frozen(loaded.module, loaded.source, meant=loaded.poisoned or options.uncovered == "keep")
     return Conversion(options, found, chosen, single_precision(loaded), inputs is not None, file, file_values)
 
 
@@ -294,17 +314,6 @@ def _capture_notes(traced: Traced) -> tuple[str, ...]:
     return (*notes, *(f"control flow {decision}" for decision in traced.decisions[:SHOWN]))
 
 
-def cast(module: nn.Module, dtype: str) -> None:
-    """Floating tensors of the module get the dtype; complex and whole ones stay.
-
-    A module that is not in float32 by now insists on its precisions (`single_precision`), and only another one that
-    was asked for overrules it.
-    """
-    if dtype == "float32":
-        return
-    module._apply(lambda t: t.to(getattr(torch, dtype)) if t.is_floating_point() else t)  # type: ignore[no-untyped-call]
-
-
 def _needed_inputs(loaded: sources.Loaded, rung: str) -> tuple[str, ...]:
     """The given example inputs as the recipe spells them, where the source's own would not do to trace the model.
 
@@ -354,8 +363,8 @@ def _same_outputs(
                 expected=f"the original's outputs {outputs[mode]}",
                 fix="--scheme zero-2022 leaves the architecture as it is. Please report the model.",
             )
-    for m, training in modes.items():
-        m.training = training
+    for m in modes:
+        m.training = modes[m]
 
 
 def load_source(

@@ -23,6 +23,7 @@ from .checks.subject import Subject
 from .conversion import cast, load_source, prepare
 from .errors import CoverageError, UsageError
 from .exporters.onnx import needs_data_file
+from .graph.architecture.original_class import original_class
 from .initialization.constants import nan_names
 from .model_ref import ModelRef
 from .options import Inputs, Options, RecipeOptions
@@ -132,6 +133,8 @@ def convert(model: str | nn.Module, options: Options) -> Result:
         inputs=conversion.loaded.example_inputs or (),
         graph=conversion.traced.evaluate if conversion.traced.whole else None,
         original=conversion.original,
+        architecture_digest=conversion.architecture_digest,
+        original_class=original_class(conversion.described, conversion.description),
     )
     if options.validate == "full" and "onnx" in options.formats:
         tell(progress, "validate", f"parity on {where}")

@@ -307,6 +307,37 @@ class Check:
     seen: Mapping[str, int] = field(default_factory=dict)  # what was looked at, and how much of it
 
 
+@dataclass(frozen=True, slots=True)
+class OriginalClass:
+    """What a file's tensors are in the class that was converted.
+
+    Attributes:
+        loads: names and shapes fit, so that `load_state_dict` raises nothing.
+        same: the class computes what the converted network computes: its architecture digest is the same.
+        differing: names that one of the two does not have, or has in another shape.
+        tied: names that the file leaves out because another name holds the same tensor.
+    """
+
+    loads: bool
+    same: bool
+    differing: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """One line for the reader."""
+        if not self.loads:
+            more = f" and {len(self.differing) - 1} more" if len(self.differing) > 1 else ""
+            return f"does not load into the original class ({self.differing[0]}{more}): use zero_convert.load"
+        how = f" with strict=False ({len(self.tied)} tied names are stored once)" if self.tied else ""
+        if self.same:
+            return f"also loads into the original class{how}, and is the same network there"
+        return (
+            f"also loads into the original class{how} without an error, and is another network there: "
+            "use zero_convert.load"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe(RecipeOptions):
     """What makes the bytes: the options that decide them, and what the conversion found.

@@ -14,7 +14,7 @@ from torch import nn
 from . import model_ref
 from .artifacts import receipt
 from .conversion import Conversion, cast, prepare
-from .errors import LoadError, MalformedError, UsageError
+from .errors import LoadError, MalformedError, MismatchError, UsageError
 from .formats import naming
 from .graph.state import EXTRA, put_extra, stateful_parts, stored_tensors
 from .graph.ties import ties
@@ -22,6 +22,11 @@ from .initialization.constants import nan_names
 from .model_ref import ModelRef, SchemeRef
 from .options import Inputs, Options, carried
 from .records import Recipe
+
+ANOTHER_NETWORK = (
+    "The model's source may have changed since, or another model, scheme or example input was named: name those it was "
+    "made from (`model=`, `example_inputs=`; --arch, --input)."
+)
 
 
 @torch.inference_mode(False)
@@ -48,6 +53,7 @@ def load(
 
     Raises:
         MalformedError: no file of ours, or its tensors do not fit the network.
+        MismatchError: the network that was rebuilt has another architecture digest than the file records.
         UntrustedError: it names a factory outside the model libraries, or a scheme's file.
         LoadError: it names no model; and the errors of `convert`.
         UsageError: it is an ONNX file.
@@ -57,6 +63,7 @@ def load(
             "modules are loaded from safetensors", where=str(path), fix="Convert to FILE.safetensors as well."
         )
     conversion, recipe = rebuilt(path, Named(model, example_inputs, scheme, trust), uncovered="keep")
+    refuse_other_architecture(conversion, path)
     module = conversion.traced.root
     cast(module, recipe.dtype)
     _fill_from(module, path, recipe, str(path), trust)
@@ -154,6 +161,25 @@ def refuse_misfit(
             got=", ".join(strange[:6]),
             expected=f"the tensors of {recipe.model or recipe.source} under {recipe.scheme}",
             fix="The model library may have changed since; name the model it was made from (`model=`, --arch).",
+        )
+
+
+def recorded_architecture(path: str | PathLike[str]) -> str:
+    """The architecture digest that an artifact carries, hex; "" of one from before there was such a digest."""
+    metadata = naming.load(naming.format_in(path)).read_metadata(path)
+    return receipt.architecture_from_metadata(metadata, str(path))
+
+
+def refuse_other_architecture(conversion: Conversion, path: str | PathLike[str]) -> None:
+    """Raises MismatchError if the network is not the one that the artifact records."""
+    known, own = recorded_architecture(path), conversion.architecture_digest
+    if known and known != own:
+        raise MismatchError(
+            "the network that was rebuilt is not the one that the file was made from",
+            where=str(path),
+            got=f"za1 {own}",
+            expected=f"za1 {known}",
+            fix=ANOTHER_NETWORK,
         )
 
 

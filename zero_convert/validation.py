@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from . import checks
 from .artifacts import receipt
+from .conversion import Conversion
 from .errors import UsageError
 from .exporters.onnx.written import initializers, input_sizes
 from .formats import naming
@@ -26,7 +27,7 @@ from .graph.ties import ties
 from .initialization.constants import nan_names
 from .options import Inputs, one_of
 from .records import Check, Recipe
-from .restore import Named, rebuilt, refuse_misfit
+from .restore import ANOTHER_NETWORK, Named, rebuilt, recorded_architecture, refuse_misfit
 from .runtime.progress import Progress, tell
 
 LEVELS = ("quick", "full")
@@ -102,7 +103,8 @@ def validate(
         put_extra(root, texts, recipe.extra_state, str(path), trust)
     values = _compared(root, tensors, recipe, str(path))
     tell(progress, "validate", where)
-    found = (values, *checks.run(subject, level=level, device=where, train_steps=train_steps, progress=progress))
+    answers = checks.run(subject, level=level, device=where, train_steps=train_steps, progress=progress)
+    found = (values, _architecture(conversion, path), *answers)
     if kind == "onnx":
         tell(progress, "validate", f"parity on {where}")
         strict = device.startswith("cuda")
@@ -145,6 +147,19 @@ def _sized(path: str | PathLike[str], usual: Inputs | None) -> Inputs | None:
     if not changed:
         return None
     return named if isinstance(usual, Mapping) else tuple(named.values())
+
+
+def _architecture(conversion: Conversion, path: str | PathLike[str]) -> Check:
+    """Whether the network that the recipe builds is the one whose digest the file records."""
+    known, own = recorded_architecture(path), conversion.architecture_digest
+    question = "Is the network that its recipe builds the one that the file records?"
+    numbers = {"recorded": known, "rebuilt": own}
+    if not known:
+        return Check("architecture", "skip", question, "the file records no architecture digest", numbers)
+    if known == own:
+        return Check("architecture", "pass", question, f"za1 {own[:16]}…", numbers, "equal digests")
+    summary = f"za1 {own[:16]}…, and the file records {known[:16]}…"
+    return Check("architecture", "fail", question, summary, numbers, "equal digests", ANOTHER_NETWORK)
 
 
 def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, where: str) -> Check:

@@ -11,7 +11,16 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from zero_convert.formats.dtypes import of_torch
-from zero_convert.graph.kinds import NORMS, WEIGHT_KINDS, geometry, is_quantized, kind_of, own_weight, recurrent_gates
+from zero_convert.graph.kinds import (
+    FIXED,
+    NORMS,
+    WEIGHT_KINDS,
+    geometry,
+    is_quantized,
+    kind_of,
+    own_weight,
+    recurrent_gates,
+)
 from zero_convert.graph.queries import tensors_in
 from zero_convert.graph.state import EXTRA, stored_tensors
 
@@ -83,6 +92,8 @@ class _Inventory:
             reason = f"inside {inside}, which tracing kept whole"
         elif what == "attention" and role == "last":
             role = "branch"  # what is last is its output projection
+        if what == FIXED:
+            return Layer(path, what, type(module).__qualname__, "trunk", tensors, reason="fixed by its constructor")
         layer = Layer(path, what, type(module).__qualname__, role, tensors, geometry(module), (), join, reason=reason)
         made = parametrized(module)
         if made is not None:
