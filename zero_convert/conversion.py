@@ -105,7 +105,7 @@ class Conversion:
         self.traced, self.outside = _traced(loaded, given)
         traced = self.traced
         self.described = self.description = describe_network(traced)
-        self.needed = _needed_inputs(loaded, traced.rung) if self.given else ()
+        self.needed = _needed_inputs(loaded, traced.capture) if self.given else ()
         self.outputs = {"train": _outputs(traced.train), "evaluate": _outputs(traced.evaluate)}
 
     def analyze(self, *, compare: bool) -> None:
@@ -174,8 +174,8 @@ class Conversion:
         return Plan(
             scheme=self.scheme.name,
             options=dict(self.options),
-            rung=self.traced.rung,
-            rungs_failed=self.traced.failed,
+            capture=self.traced.capture,
+            capture_attempts=self.traced.failed,
             joins=self.joins.joins,
             edits=self.edits,
             assignments=assignments,
@@ -314,10 +314,10 @@ def _capture_notes(traced: Traced) -> tuple[str, ...]:
     return (*notes, *(f"control flow {decision}" for decision in traced.decisions[:SHOWN]))
 
 
-def _needed_inputs(loaded: sources.Loaded, rung: str) -> tuple[str, ...]:
+def _needed_inputs(loaded: sources.Loaded, capture: str) -> tuple[str, ...]:
     """The given example inputs as the recipe spells them, where the source's own would not do to trace the model.
 
-    On the rung `fx` those do that run: its graph takes no way that sizes decide. On the others the graph is what these
+    In the capture `fx` those do that run: sizes decide no branch of its graph. In the others the graph is what these
     inputs make of the forward, so they have to be of the same sizes.
     """
     usual, given = sources.conventional_inputs(loaded), loaded.example_inputs or ()
@@ -329,7 +329,7 @@ def _needed_inputs(loaded: sources.Loaded, rung: str) -> tuple[str, ...]:
         usual is not None
         and len(usual) == len(values)
         and isinstance(usual, Mapping) == bool(named)
-        and (rung == "fx" or _sizes(usual) == _sizes(given))
+        and (capture == "fx" or _sizes(usual) == _sizes(given))
         and runs(loaded.module, usual)
     ):
         return ()

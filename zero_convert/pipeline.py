@@ -11,7 +11,7 @@ import inspect
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
@@ -51,8 +51,8 @@ class Inspection:
     name: str
     source: str
     structure: Structure
-    rung: str
-    rungs_failed: tuple[str, ...]
+    capture: str = field(metadata={"json": "rung"})
+    capture_attempts: tuple[str, ...] = field(metadata={"json": "rungs_failed"})
     parameters: int
     buffers: int
     fingerprint: str
@@ -184,8 +184,8 @@ def inspect_model(
         name=loaded.name,
         source=loaded.source,
         structure=analyze(traced),
-        rung=traced.rung,
-        rungs_failed=traced.failed,
+        capture=traced.capture,
+        capture_attempts=traced.failed,
         parameters=sum(p.numel() for p in loaded.module.parameters()),
         buffers=sum(b.numel() for b in loaded.module.buffers()),
         fingerprint=fingerprint(loaded.module),

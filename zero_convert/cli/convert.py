@@ -186,8 +186,8 @@ def _facts(result: Result) -> dict[str, Any]:
     }
     return {
         "recipe": result.recipe,
-        "rung": plan.rung,
-        "rungs_failed": plan.rungs_failed,
+        "rung": plan.capture,
+        "rungs_failed": plan.capture_attempts,
         "captured": plan.captured,
         "joins": {
             "found": len(plan_summary.residual_joins(plan.joins)),

@@ -268,7 +268,7 @@ class CheckContext:
     def _run_original(self, mode: str, candidate: Batches) -> None:
         """Runs the original forward once, so that its own checks of sizes are raised; where a graph may lack them."""
         traced, given = self.subject.traced, candidate[mode != "train"]
-        own = traced.whole and traced.rung != "fx" and not isinstance(self.module, ConvertedModule)
+        own = traced.whole and traced.capture != "fx" and not isinstance(self.module, ConvertedModule)
         if own and given is not self.subject.inputs:
             with isolation.kept(self.module), torch.no_grad():
                 self.forward(disable_dropout(self.module.train(mode == "train")), given)

@@ -100,8 +100,8 @@ def _headline(model: str, plan: Plan, dtype: str) -> str:
 
 
 def _add_capture(facts: Table, found: Plan | Inspection) -> None:
-    facts.add_row(Text("traced", "dim"), Text(f"{found.rung}, {found.captured:.1%} of the parameters captured"))
-    for line in found.rungs_failed:
+    facts.add_row(Text("traced", "dim"), Text(f"{found.capture}, {found.captured:.1%} of the parameters captured"))
+    for line in found.capture_attempts:
         facts.add_row("", Text(line, "dim"))
 
 
