@@ -329,6 +329,10 @@ DIFFERENT: dict[str, tuple[nn.Module, ...]] = {
         net(lambda m, x: m.conv(x), conv=nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))),
         net(lambda m, x: m.conv(x), conv=nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3), dim=1)),
         net(lambda m, x: m.conv(x), conv=nn.utils.parametrizations.spectral_norm(nn.Conv2d(4, 4, 3))),
+        *(
+            net(lambda m, x: m.fc(x), fc=nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8), dim=dim))
+            for dim in (0, 1)
+        ),
         net(lambda m, x: F.conv2d(x, m.conv.weight * 2, m.conv.bias)),
         net(lambda m, x: F.conv2d(x, m.conv.weight * 3, m.conv.bias)),
     ),
@@ -376,12 +380,11 @@ def test_frozen_transforms_are_told_by_order_channels_and_permutation() -> None:
 
     settings = [(8, "none", ""), (8, "permute", "a"), (8, "permute", "b"), (8, "signs", "a"), (8, "signs", "b")]
     settings += [(4, "none", ""), (6, "none", "")]
-    digests = []
-    for channels, mixing, key in settings:
-        module = net(lambda m, x: m.t(x[:, : m.t.channels]), t=HadamardTransform(channels, 2, mixing, key))
-        digests.append(digest(module, (2, 8, 8, 8)))
-    digests.append(digest(net(lambda m, x: m.t(x[:, :8]), t=HadamardTransform(8, 0)), (2, 8, 8, 8)))
-    assert len(set(digests)) == len(settings) + 1
+    made = [(channels, HadamardTransform(channels, 2, mixing, key)) for channels, mixing, key in settings]
+    made += [(8, HadamardTransform(8, 0)), (8, HadamardTransform(8, 2))]
+    made[-1][1].order = 16
+    digests = [digest(net(lambda m, x: m.t(x), t=transform), (2, size, 8, 8)) for size, transform in made]
+    assert len(set(digests)) == len(made)
 
 
 def test_which_input_is_read_is_told() -> None:
