@@ -71,7 +71,7 @@ class Made:
             self.scheme,
             self.options,
             leftovers=self.leftovers,
-            constructed=self.loaded.poisoned,
+            constructed=self.loaded.nan_filled,
             drawn=self.loaded.drawn,
             taken=self.taken,
             write=write,
@@ -99,7 +99,7 @@ class Made:
 
     def _taken_over(self, assignments: tuple[Assignment, ...]) -> tuple[str, ...]:
         """A note on values of a given module that nobody here can tell from drawn ones."""
-        names = [] if self.loaded.poisoned else taken_over(self.traced.root, assignments)
+        names = [] if self.loaded.nan_filled else taken_over(self.traced.root, assignments)
         if not names:
             return ()
         which = ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")

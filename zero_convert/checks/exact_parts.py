@@ -23,6 +23,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from zero_convert.formulas.hashing import words
 from zero_convert.graph.kinds import geometry
+from zero_convert.runtime.threads import one_thread, threads
 
 from ..records import Check, Geometry
 from .harness.bench import Bench
@@ -107,24 +108,19 @@ def _differences(bench: Bench, layer: nn.Module, g: Geometry) -> Iterator[tuple[
     """(how, the largest difference relative to the largest value) for each way that does not return the same."""
     batches = BATCHES[bench.level]
     x = _integers(layer, g, max(batches))
-    threads = torch.get_num_threads()
-    try:
-        with torch.no_grad():
-            torch.set_num_threads(1)
+    with torch.no_grad():
+        with one_thread():
             exact = copy.deepcopy(layer).double()
             right = torch.cat([exact(part) for part in torch.split(x.double(), 1)])
-            for count in THREADS:
-                torch.set_num_threads(count)
+        for count in THREADS:
+            with threads(count):
                 for batch in batches:
                     yield from _compared(f"cpu, batch {batch}, {count} threads", layer(x[:batch]), right)
-            torch.set_num_threads(threads)
-            if bench.device != "cpu":
-                there = copy.deepcopy(layer).to(bench.device)
-                for batch in batches:
-                    made = there(x[:batch].to(bench.device)).cpu()
-                    yield from _compared(f"{bench.device}, batch {batch}", made, right)
-    finally:
-        torch.set_num_threads(threads)
+        if bench.device != "cpu":
+            there = copy.deepcopy(layer).to(bench.device)
+            for batch in batches:
+                made = there(x[:batch].to(bench.device)).cpu()
+                yield from _compared(f"{bench.device}, batch {batch}", made, right)
 
 
 def _compared(how: str, made: Tensor, right: Tensor) -> Iterator[tuple[str, float]]:

@@ -179,7 +179,7 @@ def _inert(bench: Bench, silent: list[str]) -> list[str]:
             bias, weight = getattr(part, "bias", None), getattr(part, "weight", None)
             if isinstance(bias, Tensor) and isinstance(weight, Tensor) and weight.ndim > 1:
                 bias.zero_()
-    rng.seed(bench.device)
+    rng.seed()
     with torch.enable_grad():
         outputs = floats(call(module, bench.subject, moved(bench.small_inputs[0], module, bench.device)))
         made = gradients_of(outputs, module)
@@ -249,7 +249,7 @@ def _train(
     fresh = True
     while run.steps < limit or fresh:
         run.steps, known = run.steps + 1, len(run.first)
-        rng.seed(bench.device)
+        rng.seed()
         with torch.enable_grad():
             outputs = floats(call(module, bench.subject, moved(inputs, module, bench.device)))
             made = gradients_of(outputs, module)

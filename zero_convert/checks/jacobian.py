@@ -101,7 +101,7 @@ def _values(
 
     with isolation.kept(module), torch.enable_grad():
         still(module.train(mode == "train"))
-        rng.seed(bench.device)
+        rng.seed()
         try:
             Watcher(module, graph_of(bench, mode), see, instead).run(*moved(inputs, module, bench.device))
         except Exception as error:  # behind the joins: the batch of rows may not fit what comes then

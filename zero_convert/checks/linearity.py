@@ -63,5 +63,5 @@ def _returned(bench: Bench, mode: str, inputs: Inputs) -> list[Tensor]:
     module = bench.module
     with isolation.kept(module), torch.no_grad():
         still(module.train(mode == "train"))
-        rng.seed(bench.device)
+        rng.seed()
         return floats(call(module, bench.subject, moved(inputs, module, bench.device)))

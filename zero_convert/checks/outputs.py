@@ -74,7 +74,7 @@ def returned(bench: Bench, module: nn.Module, mode: str, inputs: Inputs) -> Summ
     """Shape and dtype of every tensor that a copy of the converted model returns."""
     traced = bench.subject.traced
     with torch.no_grad():
-        rng.seed(bench.device)
+        rng.seed()
         still(module.train(mode == "train"))
         values: Any
         try:

@@ -188,7 +188,7 @@ def _torch(bench: Bench, given: Inputs, device: str, dtype: str) -> list[Array]:
     module = _module(bench, device, dtype)
     values = moved(given, module, device)
     with isolation.kept(module), torch.no_grad():
-        rng.seed(device)
+        rng.seed()
         returned = bench.subject.traced.call(module.eval(), values)
     return [_array(t) for t in tensors_in(returned)]
 
@@ -260,7 +260,7 @@ def _values(bench: Bench, given: Inputs, device: str, dtype: str) -> dict[str, A
             return value
 
     with isolation.kept(module), torch.no_grad():
-        rng.seed(device)
+        rng.seed()
         Seeing(module, graph=bench.subject.traced.evaluate).run(*moved(given, module, device))
     return seen
 

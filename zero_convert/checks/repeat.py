@@ -11,9 +11,6 @@ a forward that depends on something besides its input, is the usual cause.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -36,7 +33,7 @@ def ask(bench: Bench) -> Check:
         compared += len(first)
         different |= _differences(first, second, mode)
         if bench.level == "full":
-            with _any_algorithm():
+            with isolation.any_algorithm(bench.device):
                 without |= _differences(first, _values(bench, mode), mode)
                 without |= _differences(_values(bench, mode), _values(bench, mode), mode)
     if not compared:
@@ -71,30 +68,13 @@ def _differences(first: dict[str, Tensor], second: dict[str, Tensor], mode: str)
     return found
 
 
-@contextmanager
-def _any_algorithm() -> Iterator[None]:
-    """Inside: the libraries choose their algorithms as they do by themselves, and search for the fastest."""
-    before = torch.get_deterministic_debug_mode()
-    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    attention = isolation.fused_attention()
-    isolation.set_fused_attention((True,) * len(attention))
-    isolation.deterministic(isolation.OFF)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
-    try:
-        yield
-    finally:
-        isolation.deterministic(before)
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
-        isolation.set_fused_attention(attention)
-
-
 def _values(bench: Bench, mode: str) -> dict[str, Tensor]:
     """The outputs of one run, and with `full` the gradients of all parameters; on the CPU."""
     module = bench.module
     with_gradients = bench.level == "full"
     with isolation.kept(module), torch.set_grad_enabled(with_gradients):
         module.train(mode == "train")
-        rng.seed(bench.device)
+        rng.seed()
         inputs = moved(bench.small_inputs[mode != "train"], module, bench.device)
         outputs = floats(call(module, bench.subject, inputs))
         found = {f"output {i}": t.detach().cpu() for i, t in enumerate(outputs)}

@@ -131,7 +131,7 @@ def _difference(bench: Bench, before: Traced, after: Traced) -> float:
 
 def _run(how: type[_Plain], traced: Traced, inputs: Inputs, known: set[str], device: str) -> list[Tensor]:
     module = still(traced.root.to(device).eval())
-    rng.seed(device)
+    rng.seed()
     with torch.no_grad():
         return floats(how(module, traced.evaluate, known).run(*moved(inputs, module, device)))
 

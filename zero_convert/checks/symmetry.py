@@ -69,7 +69,7 @@ def ask(bench: Bench) -> Check | None:
 def _train(bench: Bench, limit: int, size: float) -> tuple[list[float], float, str]:
     """The spread after each step up to the first that is more than 0, the largest value, and what was not finite."""
     module = bench.fresh().train()
-    rng.seed(bench.device)
+    rng.seed()
     spreads: list[float] = []
     scale = 0.0
     for _ in range(limit):

@@ -102,7 +102,7 @@ def _train(bench: Bench, steps: int, rate: float) -> _Run:
     run = _Run(rate, still(bench.fresh().train()))
     with torch.enable_grad():
         for step in range(steps + 1):
-            rng.seed(bench.device)
+            rng.seed()
             given = moved(bench.small_inputs[0], run.module, bench.device)
             outputs = [t for t in floats(call(run.module, bench.subject, given)) if t.requires_grad and t.numel()]
             if not outputs:

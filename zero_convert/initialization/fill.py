@@ -44,7 +44,7 @@ def initialize(
         drawn: names of integer tensors that a constructor drew at random.
         leftovers: "error", "zeros" or "keep" for trainable tensors without a rule.
         taken: values of a file, by name, for what would stay as it was constructed.
-        constructed: the module comes from a poisoned constructor, so that what is not NaN is a constant, and "keep"
+        constructed: the module comes from a NaN-filled construction, so that what is not NaN is a constant, and "keep"
             may keep it. Otherwise a trainable tensor is kept only if it has the same value everywhere.
 
     Raises:

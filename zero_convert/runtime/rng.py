@@ -1,73 +1,288 @@
-"""Random generators that a forward may draw from, torch's, Python's and numpy's: their states. No number is drawn."""
+"""Random generators of the calling thread: torch's, Python's and numpy's.
+
+Each of them has one default generator for the whole process, whose next number another thread may be about to draw. It
+is neither seeded nor read here. Inside `seeded` the thread has generators of its own, and what draws from a default one
+draws from them: functions of `random` and `numpy.random` wherever a module holds them (`patches.py`), and operations of
+torch as a dispatch mode sees them. A copy of a network that holds such a function holds `redirected()` instead.
+"""
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .patches import Shared, replaced
 
 SEED = 20211021  # any constant does
-
-States = tuple[Any, ...]
-
-
-def states(device: str = "cpu") -> States:
-    """The states of torch's generators for the CPU and the device, and of Python's and numpy's."""
-    own: torch.Tensor | None = None
-    if device.startswith("cuda"):
-        own = torch.cuda.get_rng_state(torch.device(device))
-    elif device == "mps":
-        own = torch.mps.get_rng_state()
-    return torch.get_rng_state(), own, random.getstate(), np.random.get_state()
+CPU = torch.device("cpu")
+_ALIASES = {"ranf": "random_sample", "sample": "random_sample", "seed": "seed"}  # functions of numpy, not methods
 
 
-def restore(before: States, device: str = "cpu") -> None:
-    """Gives the generators the states that `states` told of."""
-    torch.set_rng_state(before[0])
-    if device.startswith("cuda"):
-        torch.cuda.set_rng_state(before[1], torch.device(device))
-    elif device == "mps":
-        torch.mps.set_rng_state(before[1])
-    random.setstate(before[2])
-    np.random.set_state(before[3])
+class Generators:
+    """The generators of one block."""
+
+    def __init__(self, seed: int) -> None:
+        self._python, self._numpy, self._torch = random.Random(), np.random.RandomState(), dict[Any, torch.Generator]()
+        self._states: States | None = None  # until a number is drawn
+        self.of(CPU)
+        self.seed(seed)
+
+    def of(self, device: torch.device) -> torch.Generator:
+        """torch's generator for the device, about to draw or to be seeded."""
+        self._states = None
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        if device not in self._torch:
+            self._torch[device] = _like(device)
+            self._torch[device].manual_seed(self._torch[CPU].initial_seed())
+        return self._torch[device]
+
+    def call(self, library: str, name: str, args: Any, kwargs: Any) -> Any:
+        """What a method of Python's or numpy's generator returns."""
+        self._states = None
+        return getattr(self._python if library == "python" else self._numpy, name)(*args, **kwargs)
+
+    def seed(self, seed: int) -> None:
+        """All begin anew."""
+        self._python.seed(seed)
+        self._numpy.seed(seed)
+        self.seed_torch(seed)
+
+    def seed_torch(self, seed: int) -> None:
+        self._states = None
+        for generator in self._torch.values():
+            generator.manual_seed(seed)
+
+    def states(self) -> States:
+        if self._states is None:
+            of_torch = tuple(generator.get_state() for generator in self._torch.values())
+            self._states = States(of_torch, self._python.getstate(), self._numpy.get_state())
+        return self._states
 
 
-def seed(device: str = "cpu") -> None:
-    """The same start for every run of a module that draws numbers.
+class States(NamedTuple):
+    """The states of generators: torch's, Python's and numpy's."""
 
-    Only the generators that a forward on the device can draw from: `torch.manual_seed` would reach all devices.
-    """
-    torch.default_generator.manual_seed(SEED)
-    random.seed(SEED)
-    np.random.seed(SEED)
-    if device.startswith("cuda"):
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-        torch.cuda.default_generators[torch.device(device).index or 0].manual_seed(SEED)
-    elif device == "mps":
-        torch.mps.manual_seed(SEED)
+    torch: tuple[Any, ...]
+    python: Any
+    numpy: Any
+
+    def changed(self, before: States) -> tuple[str, ...]:
+        """Names of the libraries of which random numbers were drawn since."""
+        return tuple(name for name, one, other in zip(self._fields, self, before, strict=True) if not _same(one, other))
 
 
-def drew(before: States, after: States) -> bool:
-    """Whether a random number was drawn between two `states`."""
-    tensors = zip(before[:2], after[:2], strict=True)
-    return (
-        any(a is not None and not torch.equal(a, b) for a, b in tensors)
-        or before[2] != after[2]
-        or before[3][2] != after[3][2]
-        or not np.array_equal(before[3][1], after[3][1])
-    )
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor | np.ndarray):
+        return bool((one == other).all())
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return one is other or (len(one) == len(other) and all(map(_same, one, other)))
+    return bool(one == other)
+
+
+class _Stack(threading.local):
+    def __init__(self) -> None:
+        self.generators: list[Generators] = []
+        self.moded = False
+
+
+_stack = _Stack()
 
 
 @contextmanager
-def seeded() -> Iterator[None]:
-    """Inside: the generators of the CPU begin anew; afterwards they go on where they were."""
-    before = states()
-    seed()
-    try:
-        yield
-    finally:
-        restore(before)
+def seeded(seed: int = SEED) -> Iterator[Generators]:
+    """Inside, the calling thread has generators of its own, which begin with the seed. May be nested."""
+    own = Generators(seed)
+    with ExitStack() as stack:
+        stack.enter_context(_functions.needed())
+        if not _stack.generators:
+            for owner, name, make in _torch_functions():
+                stack.enter_context(replaced(owner, name, make))
+        if not _stack.moded:
+            stack.enter_context(_Redirecting())  # type: ignore[no-untyped-call]
+            stack.callback(setattr, _stack, "moded", False)
+            _stack.moded = True
+        _stack.generators.append(own)
+        stack.callback(_stack.generators.pop)
+        yield own
+
+
+def seed(seed: int = SEED) -> None:
+    """The generators of the innermost block begin anew. Outside of all nothing happens: default ones are not seeded."""
+    if _stack.generators:
+        _stack.generators[-1].seed(seed)
+
+
+def states() -> States:
+    """Of the generators that the calling thread draws from now: the innermost block's, or the default ones."""
+    if _stack.generators:
+        return _stack.generators[-1].states()
+    return States((torch.get_rng_state(),), random.getstate(), np.random.get_state())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# random and numpy.random
+
+
+class _Redirected:
+    """A function of `random` or `numpy.random`, which draws from the thread's own generator where there is one."""
+
+    def __init__(self, original: Callable[..., Any], library: str, name: str) -> None:
+        self._original, self._library, self._name = original, library, name
+        functools.update_wrapper(self, original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if _stack.generators:
+            return _stack.generators[-1].call(self._library, self._name, args, kwargs)
+        return self._original(*args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> _Redirected:
+        return self
+
+    def __reduce__(self) -> Any:
+        return self._original.__reduce__()
+
+
+@functools.cache
+def _redirections() -> dict[int, tuple[Any, _Redirected]]:
+    """id of a function that draws from a default generator → the function, what stands for it."""
+    found: dict[int, tuple[Any, _Redirected]] = {}
+    for library, space, owner in (
+        ("python", vars(random), random.seed.__self__),  # type: ignore[attr-defined]
+        ("numpy", vars(np.random), np.random.rand.__self__),  # type: ignore[attr-defined]
+    ):
+        for name, function in space.items():
+            alias = _ALIASES.get(name) if library == "numpy" else None
+            if alias or getattr(function, "__self__", None) is owner:
+                found[id(function)] = function, _Redirected(function, library, alias or name)
+    return found
+
+
+def redirected() -> dict[int, Any]:
+    """id of a function → what stands for it: for the memo of a deep copy."""
+    return {key: redirection for key, (_, redirection) in _redirections().items()}
+
+
+_searched: set[str] = set()
+_places: list[tuple[dict[str, Any], str]] = []  # globals of a module, and a name that stands for such a function
+
+
+def _search() -> None:
+    """Finds the modules, of those that are new, that hold such functions: `from random import random`."""
+    known = _redirections().keys()
+    for name, module in list(sys.modules.items()):
+        space = getattr(module, "__dict__", None)
+        if name not in _searched and type(space) is dict and not known.isdisjoint(map(id, space.values())):
+            _places.extend((space, key) for key, value in list(space.items()) if id(value) in known)
+    _searched.update(sys.modules)
+
+
+def _put() -> Callable[[], object]:
+    _search()
+    placed = []
+    for space, name in _places:
+        original, redirection = _redirections().get(id(space.get(name)), (None, None))
+        if redirection is not None:
+            space[name] = redirection
+            placed.append((space, name, original, redirection))
+
+    def take() -> None:
+        for space, name, original, redirection in placed:
+            if space.get(name) is redirection:
+                space[name] = original
+
+    return take
+
+
+_functions = Shared(_put)
+
+# ---------------------------------------------------------------------------------------------------------------------
+# torch
+
+
+def _like(device: torch.device) -> torch.Generator:
+    """A new generator for the device."""
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        return torch.cuda.default_generators[device.index].clone_state()
+    return torch.Generator(device)
+
+
+def _torch_functions() -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
+    """What seeds and reads torch's default generators, and what does it in this thread instead."""
+    yield torch.random, "default_generator", lambda _: _DefaultGenerator()
+    for module, name in ((torch.cuda, "manual_seed_all"), (torch.xpu, "manual_seed_all"), (torch.mps, "manual_seed")):
+        yield module, name, lambda _: lambda seed: _stack.generators[-1].seed_torch(int(seed))
+
+
+class _DefaultGenerator:
+    """The thread's own generator for the CPU, whichever that is when it is asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_stack.generators[-1].of(CPU), name)
+
+
+_PLAIN: Any = object()
+_variants: dict[Any, Any] = {}  # operation → the one that takes a generator; None: another kind of drawing
+
+
+def _variant(func: Any) -> Any:
+    """The overload of a random operation that takes a generator, None where there is none; `_PLAIN` of others."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return _PLAIN
+    names = {argument.name for argument in func._schema.arguments} | {"generator"}
+    overloads = (getattr(func.overloadpacket, name) for name in func.overloadpacket.overloads())
+    return next((o for o in (func, *overloads) if names == {a.name for a in o._schema.arguments}), None)
+
+
+class _Redirecting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Operations of the calling thread that draw from a default generator draw from the thread's own."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: nothing is compiled in here, and torch need not load torch.compile to see to that."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        variant = _variants.get(func)
+        if variant is None:
+            variant = _variants[func] = _variant(func) or func
+        return func(*args, **kwargs) if variant is _PLAIN else self._drawn(variant, args, kwargs)
+
+    def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        names = [argument.name for argument in func._schema.arguments]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        tensors = [value for value in given.values() if isinstance(value, Tensor)]
+        device = torch.device(given.get("device") or (tensors[0].device if tensors else CPU))
+        if device.type == "meta" or any(isinstance(t, FakeTensor) for t in tensors):
+            return func(*args, **kwargs)  # draws nothing
+        if func is torch.ops.aten.native_dropout.default:
+            return self._dropout(*args, **kwargs)
+        if "generator" in names:
+            index, generator = names.index("generator"), _stack.generators[-1].of(device)
+            if given.get("generator") in (None, torch.default_generator):
+                args, kwargs = args[:index] + args[index + 1 :], {**kwargs, "generator": generator}
+            return func(*args, **kwargs)
+        with self:  # of other operations
+            made = func.decompose(*args, **kwargs)
+        return func(*args, **kwargs) if made is NotImplemented else made
+
+    def _dropout(self, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+        """What `native_dropout` returns, which takes no generator."""
+        kept = torch.ones_like(x, dtype=torch.bool)
+        if train is False:
+            return x.clone(), kept
+        kept.bernoulli_(1 - p, generator=_stack.generators[-1].of(x.device))
+        return x * kept * (1 / (1 - p) if p < 1 else 0.0), kept

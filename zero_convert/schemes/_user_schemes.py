@@ -20,6 +20,7 @@ from typing import Any
 from zero_convert.errors import LoadError, UsageError, ZeroConvertError
 from zero_convert.initialization.scheme import Scheme
 from zero_convert.records import Option, Structure
+from zero_convert.runtime.messages import printed_to
 from zero_convert.runtime.user_code import canonical, importable, place, run_file, spell
 
 GROUP = "zero_convert.schemes"  # of entry points: name = package.module, or package.module:SCHEME
@@ -64,7 +65,7 @@ def from_file(name: str, folders: Sequence[str] = ()) -> Found:
         raise UsageError("no such file", where=name, fix="Give the path to the file that holds the scheme.")
     mark = fingerprint(path)
     if (path, mark) not in _run:
-        with _told(path.name, "running its file"), importable(path.parent), contextlib.redirect_stdout(sys.stderr):
+        with _told(path.name, "running its file"), importable(path.parent), printed_to(sys.stderr):
             held = getattr(run_file(path, _PREFIX), "SCHEME", None)
         _run[path, mark] = _guarded(_checked(held, path.name))
     return Found(_run[path, mark], canonical(name), mark)
@@ -82,7 +83,7 @@ def from_package(point: importlib.metadata.EntryPoint) -> Found:
         UsageError: it holds no scheme.
         LoadError: it failed.
     """
-    with _told(point.value, "importing it"), contextlib.redirect_stdout(sys.stderr):
+    with _told(point.value, "importing it"), printed_to(sys.stderr):
         held = point.load()
     spec = importlib.util.find_spec(point.module)
     mark = fingerprint(Path(spec.origin)) if spec is not None and spec.origin else ""

@@ -5,7 +5,6 @@ A leaf whose control flow depends on values cannot run on fake tensors; then the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ from zero_convert.graph.copies import copy_of
 from zero_convert.graph.example_values import reference_tensor
 from zero_convert.runtime import rng
 from zero_convert.runtime.eager import eager
+from zero_convert.runtime.messages import without_logs
 from zero_convert.runtime.source_lines import user_frame
 
 from ..errors import TraceError
@@ -89,7 +89,7 @@ def tensors_of(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
 
 
 def stand_in(module: nn.Module) -> None:
-    """Puts made-up numbers where a poisoned constructor left NaN, so that the module can run."""
+    """Puts made-up numbers where a NaN-filled construction left NaN, so that the module can run."""
     with torch.no_grad():
         for value in (*module.parameters(), *module.buffers()):
             if value.is_floating_point() and bool(torch.isnan(value).any()):
@@ -120,9 +120,9 @@ def _record(module: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
 
 @contextmanager
 def _untouched(module: nn.Module) -> Iterator[None]:
-    """Attributes, buffers and the random state of the CPU are afterwards what they were."""
+    """Attributes and buffers are afterwards what they were, and no number is drawn from a default generator."""
     saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    with torch.random.fork_rng(devices=[]), restored(module):
+    with rng.seeded(), restored(module):
         try:
             yield
         finally:
@@ -134,12 +134,8 @@ def _untouched(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """What fake tensors log when an operation fails stays off the screen: the error itself is reported."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
+    with without_logs(logger="torch._subclasses.fake_tensor"):
         yield
-    finally:
-        log.disabled = before
 
 
 FAILURES = (Exception, SystemExit)  # a forward that ends the program is one that fails

@@ -278,16 +278,16 @@ class Bench:
         graph = traced.train if mode == "train" else traced.evaluate
         with isolation.kept(module), torch.no_grad():
             still(module.train(mode == "train"))
-            rng.seed(device)
-            before = rng.states(device)
+            rng.seed()
+            before = rng.states()
             recorder = Recorder(module, graph, self.subject, counts)
             if traced.whole:
                 returned = recorder.run(*moved(given, module, device))
             else:
                 recorder.follow(*moved(given, module, device))
-                rng.seed(device)
+                rng.seed()
                 returned = call(module, self.subject, moved(given, module, device))
-            recorder.seen.random = rng.drew(before, rng.states(device))
+            recorder.seen.random = bool(rng.states().changed(before))
             recorder.seen.outputs = tuple(t.cpu() for t in floats(returned))
         return recorder.seen
 

@@ -1,10 +1,14 @@
-"""What a check must leave as it found it: random state, global switches of torch, a module's buffers and modes."""
+"""What a check must leave as it found it: random state, switches of torch, a module's buffers and modes.
+
+torch's switches are the whole process's. For a GPU they are set, and put back: what other threads compute meanwhile is
+in full float32 and deterministic too. On the CPU, where their bits would change, operations of this thread are computed
+as the switches would have it, and no switch is touched.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import warnings
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,13 +16,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from zero_convert.runtime import rng
+from zero_convert.runtime.messages import without_warnings
+from zero_convert.runtime.patches import replaced
+from zero_convert.runtime.threads import one_thread
 
-from .precision import full_float32
+from .precision import full_float32, rounds_on_cpu
 
 OFF, WARN = 0, 1  # of `torch.set_deterministic_debug_mode`
 SMALLER = frozenset({torch.float32, torch.float16, torch.bfloat16})
+# Operations of the CPU by name: sums of several threads in any order, memory as it is, products.
+_ATOMIC = frozenset({"index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put", "put", "put_"})
+_EMPTY = frozenset({"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"})
+_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
+_PRODUCTS = frozenset(
+    {
+        *("convolution", "convolution_backward", "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot"),
+        *(_ATTENTION, f"{_ATTENTION}_backward"),
+    }
+)
 
 
 @contextmanager
@@ -30,13 +48,22 @@ def pinned(device: str) -> Iterator[None]:
     attention of a GPU as it is, whose backward adds in any order: there attention is computed step by step.
     """
     kind = device.partition(":")[0]
+    with (
+        without_warnings(),
+        rng.seeded(),
+        _switches(kind) if kind != "cpu" else _operations(),
+        torch.autocast(kind, enabled=False),
+        torch.inference_mode(False),
+    ):
+        yield
+
+
+@contextmanager
+def _switches(kind: str) -> Iterator[None]:
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic, torch.get_deterministic_debug_mode(), fused_attention()
     workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    states = rng.states(device)
-    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
-        warnings.simplefilter("ignore")
-        stack.enter_context(full_float32())
+    with full_float32():
         try:
             cudnn.benchmark, cudnn.deterministic = False, True
             if kind == "cuda":
@@ -44,15 +71,90 @@ def pinned(device: str) -> Iterator[None]:
                 if workspace is None:
                     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it cuBLAS is not deterministic
             deterministic(WARN)
-            with torch.autocast(kind, enabled=False), torch.inference_mode(False):
-                yield
+            yield
         finally:
             cudnn.benchmark, cudnn.deterministic = before[:2]
             deterministic(before[2])
             set_fused_attention(before[3])
             if workspace is None:
                 os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
-            rng.restore(states, device)
+
+
+class _Chosen(threading.local):
+    any_algorithm = False
+
+
+_chosen = _Chosen()
+
+
+@contextmanager
+def _operations() -> Iterator[None]:
+    def asked(_: Any) -> Any:
+        return lambda: not _chosen.any_algorithm
+
+    with replaced(torch, "are_deterministic_algorithms_enabled", asked), _Pinned(rounds_on_cpu()):
+        yield
+
+
+@contextmanager
+def any_algorithm(device: str) -> Iterator[None]:
+    """Inside: the libraries choose their algorithms as they do by themselves, and search for the fastest."""
+    before = torch.get_deterministic_debug_mode()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    attention = fused_attention()
+    _chosen.any_algorithm = True
+    if device != "cpu":
+        set_fused_attention((True,) * len(attention))
+        deterministic(OFF)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
+    try:
+        yield
+    finally:
+        _chosen.any_algorithm = False
+        if device != "cpu":
+            deterministic(before)
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+            set_fused_attention(attention)
+
+
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: nothing is compiled in here, and torch need not load torch.compile to see to that."""
+        return False
+
+
+class _Pinned(_Mode):
+    """Operations of the CPU as deterministic algorithms and full float32 have them."""
+
+    def __init__(self, rounds: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._rounds = rounds
+        self._names: dict[Any, str] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = self._names.get(func)
+        if name is None:
+            name = self._names[func] = func.overloadpacket.__name__
+        if name in _ATOMIC and not _chosen.any_algorithm:
+            with one_thread():
+                return func(*args, **kwargs)
+        if self._rounds and name in _PRODUCTS and any(_is_float32(x) for x in args):
+            wide = tree_map(lambda x: x.double() if _is_float32(x) else x, (args, kwargs))
+            return tree_map(lambda x: x.float() if _is_double(x) else x, func(*wide[0], **wide[1]))
+        made = func(*args, **kwargs)
+        if name in _EMPTY and not _chosen.any_algorithm and made.is_floating_point():
+            made.fill_(torch.nan)  # what memory happens to hold is no answer
+        return made
+
+
+def _is_float32(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype is torch.float32
+
+
+def _is_double(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype is torch.float64
 
 
 def fused_attention() -> tuple[bool, ...]:
@@ -114,26 +216,34 @@ def _doubled(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value in SMALLER else value
 
 
-class _Double(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Every operation that names a smaller floating type is told float64."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """False: nothing is compiled in here, and torch need not load torch.compile to see to that."""
-        return False
+class _Double(_Mode):
+    """Every operation that names a smaller floating type, or none, gets float64."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = {key: _doubled(value) for key, value in (kwargs or {}).items()}
-        return func(*map(_doubled, args), **named)
+        args = tuple(map(_doubled, args))
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        if not tensors and named.get("dtype") is None and _takes_default_type(func, args):
+            named["dtype"] = torch.float64
+        made = func(*args, **named)
+        if not isinstance(made, Tensor) or made.dtype not in SMALLER:
+            return made
+        if func is torch.ops.aten.lift_fresh.default:  # of a new tensor of Python's numbers
+            return made.double()
+        if tensors and not any(x.is_floating_point() for x in tensors) and not func._schema.is_mutable:
+            return func(*(x.double() if isinstance(x, Tensor) else x for x in args), **named)
+        return made
+
+
+def _takes_default_type(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether what an operation makes of these numbers has torch's default type, where no type is given."""
+    types = [argument for argument in func._schema.arguments if argument.name == "dtype"]
+    by_value = func.overloadpacket.__name__ in ("arange", "range", "full", "scalar_tensor")
+    return bool(types) and types[0].default_value is None and not (by_value and not any(type(x) is float for x in args))
 
 
 @contextmanager
 def in_float64() -> Iterator[None]:
     """Inside: a forward that makes or casts tensors to a smaller floating type gets float64."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with _Double():  # type: ignore[no-untyped-call]
-            yield
-    finally:
-        torch.set_default_dtype(before)
+    with replaced(torch, "get_default_dtype", lambda _: lambda: torch.float64), _Double():  # type: ignore[no-untyped-call]
+        yield

@@ -62,7 +62,7 @@ def watch(
     given = bench.inputs[mode != "train"] if inputs is None else inputs
     with isolation.kept(module), torch.no_grad():
         still(module.train(mode == "train"))
-        rng.seed(device)
+        rng.seed()
         watcher = Watcher(module, graph_of(bench, mode), see)
         try:
             if exact:

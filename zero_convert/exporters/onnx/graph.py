@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +22,7 @@ from zero_convert.formulas import hadamard
 from zero_convert.graph.copies import copy_of
 from zero_convert.nn.layers import HadamardTransform
 from zero_convert.records import Edit
+from zero_convert.runtime.messages import printed_to, without_logs, without_warnings
 
 from . import Graph
 from .canonical import canonical
@@ -223,11 +222,5 @@ def _reason(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """What torch logs and prints of its own ways (whole graphs, before a failure) is no news to the user."""
-    before, said = logging.root.manager.disable, io.StringIO()
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with without_warnings(), without_logs(), printed_to(io.StringIO(), "stdout", "stderr"):
+        yield
