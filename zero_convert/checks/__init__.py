@@ -104,7 +104,7 @@ def run(
     values = sum(p.numel() for p in subject.traced.root.parameters())
     # Many small operations: a second thread would be waited for each time. In large networks it halves the gradients.
     small = level == "quick" and device == "cpu" and values < LARGE
-    with pinned(device), one_thread() if small else nullcontext():
+    with one_thread() if small else nullcontext(), pinned(device, subject.traced):
         for samples in SAMPLES:
             try:
                 found = _answers(Bench(subject, level, device, train_steps, samples), progress)
@@ -148,7 +148,7 @@ def compare_export(subject: Subject, path: str | PathLike[str], *, device: str, 
     from . import parity
 
     bench = Bench(subject, "full", device)
-    with pinned(device):
+    with pinned(device, subject.traced):
         answer = _answered(
             "parity", parity.QUESTION, bench, lambda: parity.ask_file(bench, path, dtype=dtype, strict=strict)
         )

@@ -3,7 +3,7 @@
 Each of them has one default generator for the whole process, whose next number another thread may be about to draw. It
 is neither seeded nor read here. Inside `seeded` the thread has generators of its own, and what draws from a default one
 draws from them: functions of `random` and `numpy.random` wherever a module holds them (`patches.py`), and operations of
-torch as a dispatch mode sees them. A copy of a network that holds such a function holds `redirected()` instead.
+torch by a dispatch key of the thread. A copy of a network that holds such a function holds `redirected()` instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from .patches import Shared, replaced
 
@@ -94,28 +93,28 @@ def _same(one: Any, other: Any) -> bool:
 class _Stack(threading.local):
     def __init__(self) -> None:
         self.generators: list[Generators] = []
-        self.moded = False
 
 
 _stack = _Stack()
 
 
 @contextmanager
-def seeded(seed: int = SEED) -> Iterator[Generators]:
-    """Inside, the calling thread has generators of its own, which begin with the seed. May be nested."""
-    own = Generators(seed)
+def seeded(seed: int = SEED, *, tensors: bool = True) -> Iterator[None]:
+    """Inside, the calling thread has generators of its own, which begin with the seed. May be nested.
+
+    Args:
+        tensors: whether operations of torch that draw are seen to. No others are needed where tensors have no values.
+    """
     with ExitStack() as stack:
         stack.enter_context(_functions.needed())
         if not _stack.generators:
             for owner, name, make in _torch_functions():
                 stack.enter_context(replaced(owner, name, make))
-        if not _stack.moded:
-            stack.enter_context(_Redirecting())  # type: ignore[no-untyped-call]
-            stack.callback(setattr, _stack, "moded", False)
-            _stack.moded = True
-        _stack.generators.append(own)
+        _stack.generators.append(Generators(seed))
         stack.callback(_stack.generators.pop)
-        yield own
+        if tensors:
+            stack.enter_context(_redirecting())
+        yield
 
 
 def seed(seed: int = SEED) -> None:
@@ -181,11 +180,11 @@ _places: list[tuple[dict[str, Any], str]] = []  # globals of a module, and a nam
 def _search() -> None:
     """Finds the modules, of those that are new, that hold such functions: `from random import random`."""
     known = _redirections().keys()
-    for name, module in list(sys.modules.items()):
-        space = getattr(module, "__dict__", None)
-        if name not in _searched and type(space) is dict and not known.isdisjoint(map(id, space.values())):
+    for name in set(sys.modules).difference(_searched):
+        space = getattr(sys.modules.get(name), "__dict__", None)
+        if type(space) is dict and not known.isdisjoint(map(id, space.values())):
             _places.extend((space, key) for key, value in list(space.items()) if id(value) in known)
-    _searched.update(sys.modules)
+        _searched.add(name)
 
 
 def _put() -> Callable[[], object]:
@@ -224,6 +223,13 @@ def _torch_functions() -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:
     yield torch.random, "default_generator", lambda _: _DefaultGenerator()
     for module, name in ((torch.cuda, "manual_seed_all"), (torch.xpu, "manual_seed_all"), (torch.mps, "manual_seed")):
         yield module, name, lambda _: lambda seed: _stack.generators[-1].seed_torch(int(seed))
+    yield torch.cuda, "get_rng_state", lambda _: lambda device="cuda": _own(device).get_state()
+    yield torch.cuda, "set_rng_state", lambda _: lambda state, device="cuda": _own(device).set_state(state)
+
+
+def _own(device: Any) -> torch.Generator:
+    """The thread's own generator for the device, by its number or name."""
+    return _stack.generators[-1].of(torch.device("cuda", device) if isinstance(device, int) else torch.device(device))
 
 
 class _DefaultGenerator:
@@ -233,56 +239,60 @@ class _DefaultGenerator:
         return getattr(_stack.generators[-1].of(CPU), name)
 
 
-_PLAIN: Any = object()
-_variants: dict[Any, Any] = {}  # operation → the one that takes a generator; None: another kind of drawing
+# Operations that draw from a default generator unless they are given one; all others that draw are made of these.
+_RANDOM = """
+    bernoulli bernoulli.p bernoulli.Tensor bernoulli.out bernoulli_.Tensor bernoulli_.float uniform_ normal_ random_
+    random_.from random_.to exponential_ cauchy_ log_normal_ geometric_ multinomial multinomial.out poisson binomial
+    normal.Tensor_float normal.float_Tensor normal.Tensor_Tensor normal.Tensor_float_out normal.float_Tensor_out
+    normal.Tensor_Tensor_out randperm.generator_out rrelu_with_noise rrelu_with_noise_ rrelu_with_noise.out
+    _standard_gamma _sample_dirichlet _fused_dropout native_dropout
+"""
+_KEY = "TESTING_ONLY_GenericMode"  # no tensor has it, and torch itself computes nothing for it
 
 
-def _variant(func: Any) -> Any:
-    """The overload of a random operation that takes a generator, None where there is none; `_PLAIN` of others."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
-        return _PLAIN
-    names = {argument.name for argument in func._schema.arguments} | {"generator"}
-    overloads = (getattr(func.overloadpacket, name) for name in func.overloadpacket.overloads())
-    return next((o for o in (func, *overloads) if names == {a.name for a in o._schema.arguments}), None)
+@functools.cache
+def _key() -> Any:
+    """A dispatch key under which random operations are computed by `_drawn`, and all others as if it were not there.
+
+    The set of such keys is each thread's own. Whatever is made of random operations, dropout in a recurrent layer for
+    instance, comes here as well; what draws no number costs nothing.
+    """
+    everything, random_ones = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+    everything.fallback(torch.library.fallthrough_kernel, _KEY)
+    for name in _RANDOM.split():
+        packet, _, overload = name.partition(".")
+        function = getattr(getattr(torch.ops.aten, packet, None), overload or "default", None)
+        if function is not None:  # other versions of torch may have others
+            random_ones.impl(name, functools.partial(_drawn, function), _KEY)
+    key = torch._C._dispatch_key_parse(_KEY)
+    return key, torch._C.DispatchKeySet(key), everything, random_ones  # which last as long as somebody holds them
 
 
-class _Redirecting(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Operations of the calling thread that draw from a default generator draw from the thread's own."""
+def _redirecting() -> Any:
+    """A block in which random operations of the calling thread draw from its own generators."""
+    return torch._C._IncludeDispatchKeyGuard(_key()[0])
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """False: nothing is compiled in here, and torch need not load torch.compile to see to that."""
-        return False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        variant = _variants.get(func)
-        if variant is None:
-            variant = _variants[func] = _variant(func) or func
-        return func(*args, **kwargs) if variant is _PLAIN else self._drawn(variant, args, kwargs)
-
-    def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        names = [argument.name for argument in func._schema.arguments]
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        tensors = [value for value in given.values() if isinstance(value, Tensor)]
-        device = torch.device(given.get("device") or (tensors[0].device if tensors else CPU))
+def _drawn(function: Any, *args: Any, **kwargs: Any) -> Any:
+    names = [argument.name for argument in function._schema.arguments]
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    tensors = [value for value in given.values() if isinstance(value, Tensor)]
+    device = tensors[0].device if tensors else CPU
+    with torch._C._ExcludeDispatchKeyGuard(_key()[1]):
         if device.type == "meta" or any(isinstance(t, FakeTensor) for t in tensors):
-            return func(*args, **kwargs)  # draws nothing
-        if func is torch.ops.aten.native_dropout.default:
-            return self._dropout(*args, **kwargs)
-        if "generator" in names:
-            index, generator = names.index("generator"), _stack.generators[-1].of(device)
-            if given.get("generator") in (None, torch.default_generator):
-                args, kwargs = args[:index] + args[index + 1 :], {**kwargs, "generator": generator}
-            return func(*args, **kwargs)
-        with self:  # of other operations
-            made = func.decompose(*args, **kwargs)
-        return func(*args, **kwargs) if made is NotImplemented else made
+            return function(*args, **kwargs)  # draws nothing
+        generator = _stack.generators[-1].of(device)
+        if function is torch.ops.aten.native_dropout.default:
+            return _dropout(generator, *args, **kwargs)
+        if given.get("generator") in (None, torch.default_generator):
+            given["generator"] = generator
+        return function(**given)
 
-    def _dropout(self, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
-        """What `native_dropout` returns, which takes no generator."""
-        kept = torch.ones_like(x, dtype=torch.bool)
-        if train is False:
-            return x.clone(), kept
-        kept.bernoulli_(1 - p, generator=_stack.generators[-1].of(x.device))
-        return x * kept * (1 / (1 - p) if p < 1 else 0.0), kept
+
+def _dropout(generator: torch.Generator, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    """What `native_dropout` returns, which takes no generator."""
+    kept = torch.ones_like(x, dtype=torch.bool)
+    if train is False:
+        return x.clone(), kept
+    kept.bernoulli_(1 - p, generator=generator)
+    return x * kept * (1 / (1 - p) if p < 1 else 0.0), kept

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from zero_convert.graph.traced import Traced
 from zero_convert.runtime import rng
 from zero_convert.runtime.messages import without_warnings
 from zero_convert.runtime.patches import replaced
@@ -40,18 +41,21 @@ _PRODUCTS = frozenset(
 
 
 @contextmanager
-def pinned(device: str) -> Iterator[None]:
+def pinned(device: str, traced: Traced | None = None) -> Iterator[None]:
     """Inside: full float32, deterministic algorithms, autocast off, no warnings. After: all as before, generators too.
 
     TF32 would make identity layers inexact (1e-3), and timing-based algorithm search would make runs differ. Operations
     without a deterministic kernel only warn, so that networks with them can be asked; but then torch leaves the fused
     attention of a GPU as it is, whose backward adds in any order: there attention is computed step by step.
+
+    Args:
+        traced: the network that runs inside; without it operations are seen to that it may not have, which costs time.
     """
     kind = device.partition(":")[0]
     with (
         without_warnings(),
+        _switches(kind) if kind != "cpu" else _operations(traced),
         rng.seeded(),
-        _switches(kind) if kind != "cpu" else _operations(),
         torch.autocast(kind, enabled=False),
         torch.inference_mode(False),
     ):
@@ -88,12 +92,22 @@ _chosen = _Chosen()
 
 
 @contextmanager
-def _operations() -> Iterator[None]:
+def _operations(traced: Traced | None) -> Iterator[None]:
     def asked(_: Any) -> Any:
         return lambda: not _chosen.any_algorithm
 
-    with replaced(torch, "are_deterministic_algorithms_enabled", asked), _Pinned(rounds_on_cpu()):
+    several = torch.get_num_threads() > 1 or rounds_on_cpu()
+    with (
+        replaced(torch, "are_deterministic_algorithms_enabled", asked),
+        _Pinned() if several or traced is None or _reads_memory(traced) else nullcontext(),  # type: ignore[no-untyped-call]
+    ):
         yield
+
+
+def _reads_memory(traced: Traced) -> bool:
+    """Whether the network makes tensors of what memory holds, or may do so where no graph shows it."""
+    targets = (node.target for graph in traced.graphs for node in graph.nodes)
+    return bool(traced.opaque) or any(getattr(t, "__name__", t) in _EMPTY for t in targets)
 
 
 @contextmanager
@@ -127,26 +141,16 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class _Pinned(_Mode):
     """Operations of the CPU as deterministic algorithms and full float32 have them."""
 
-    def __init__(self, rounds: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._rounds = rounds
-        self._names: dict[Any, str] = {}
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        name = self._names.get(func)
-        if name is None:
-            name = self._names[func] = func.overloadpacket.__name__
-        if name in _ATOMIC and not _chosen.any_algorithm:
-            with one_thread():
-                return func(*args, **kwargs)
-        if self._rounds and name in _PRODUCTS and any(_is_float32(x) for x in args):
-            wide = tree_map(lambda x: x.double() if _is_float32(x) else x, (args, kwargs))
-            return tree_map(lambda x: x.float() if _is_double(x) else x, func(*wide[0], **wide[1]))
-        made = func(*args, **kwargs)
-        if name in _EMPTY and not _chosen.any_algorithm and made.is_floating_point():
-            made.fill_(torch.nan)  # what memory happens to hold is no answer
-        return made
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        if name in _PRODUCTS and rounds_on_cpu() and any(map(_is_float32, args)):  # no product of float64 is rounded
+            args, kwargs = tree_map(lambda x: x.double() if _is_float32(x) else x, (args, kwargs))
+            return tree_map(lambda x: x.float() if _is_double(x) else x, func(*args, **kwargs))
+        if _chosen.any_algorithm or name not in _ATOMIC | _EMPTY:
+            return func(*args, **kwargs)
+        with one_thread():
+            made = func(*args, **kwargs)
+        return made.fill_(torch.nan) if name in _EMPTY and made.is_floating_point() else made
 
 
 def _is_float32(value: Any) -> bool:

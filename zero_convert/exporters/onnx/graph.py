@@ -22,6 +22,7 @@ from zero_convert.formulas import hadamard
 from zero_convert.graph.copies import copy_of
 from zero_convert.nn.layers import HadamardTransform
 from zero_convert.records import Edit
+from zero_convert.runtime.export import export_in_this_thread
 from zero_convert.runtime.messages import printed_to, without_logs, without_warnings
 
 from . import Graph
@@ -168,7 +169,7 @@ def _batches(inputs: Any) -> tuple[Any, Any]:
 
 def _export(module: nn.Module, inputs: Any, shapes: Any, opset: int) -> Any:
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), None)
-    with _quiet(), torch.no_grad(), _FourAxes():
+    with export_in_this_thread(), _quiet(), torch.no_grad(), _FourAxes():
         program = torch.onnx.export(
             module, args, kwargs=kwargs, dynamo=True, optimize=False, verbose=False, opset_version=opset,
             dynamic_shapes=shapes,

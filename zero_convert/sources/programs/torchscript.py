@@ -17,7 +17,8 @@ from torch import nn
 from zero_convert.errors import LoadError
 from zero_convert.graph.copies import copy_of
 from zero_convert.runtime import rng
-from zero_convert.runtime.eager import eager, fx_in_this_thread
+from zero_convert.runtime.eager import eager
+from zero_convert.runtime.export import export_in_this_thread
 from zero_convert.runtime.messages import without_logs, without_warnings
 from zero_convert.runtime.patches import replaced
 from zero_convert.runtime.user_code import spell
@@ -92,7 +93,7 @@ def _network(script: torch.jit.ScriptModule, given: tuple[Any, ...], path: str) 
         from torch._export.converter import TS2EPConverter
 
         # What torch says of its own converter is of no use to the reader.
-        with without_warnings(), without_logs(logging.WARNING), rng.seeded(), fx_in_this_thread():
+        with without_warnings(), without_logs(logging.WARNING), export_in_this_thread():
             program = TS2EPConverter(script.eval(), given).convert()
     except Exception as error:  # whatever torch says of code that it does not follow
         raise LoadError(

@@ -1,0 +1,126 @@
+"""A conversion beside other threads: what they compute, draw, print and are warned of stays what it is without it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from random import random as held  # as many files of augmentations do
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zero_convert as zc
+from zero_convert.checks.harness.isolation import in_float64, pinned
+from zero_convert.runtime import messages, rng, user_code
+from zero_convert.runtime.eager import eager
+from zero_convert.runtime.patches import replaced
+from zero_convert.runtime.threads import one_thread
+from zero_convert.sources.building.nan_constructor import nan_filled
+
+from . import nets
+from .test_random_forwards import dropping
+
+T = TypeVar("T")
+IMAGES = (torch.zeros(2, 3, 16, 16),)
+BERT = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
+
+
+def in_thread(function: Callable[[], T]) -> T:
+    """What the function returns, or raises, in a thread of its own."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# training beside conversions
+
+
+class Trained(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.drop = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(0.3)
+        self.head = nn.Linear(8, 4)
+        nn.init.trunc_normal_(self.head.weight, std=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.norm(self.conv(x)).relu().mean((2, 3))))
+
+
+def train(turn: Callable[[], object]) -> list[bytes]:
+    """200 steps with everything random and everything that a process has once; what they computed, bit for bit."""
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(5)
+    net = Trained()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    seen = [str(torch.get_num_threads()).encode()]
+    rows = torch.arange(64) % 7
+    for step in range(200):
+        turn()
+        x = torch.randn(8, 3, 8, 8) + torch.from_numpy(np.random.normal(size=(8, 3, 8, 8))).float() * held()
+        if random.random() < 0.5:
+            x = x.flip(3)
+        x = x * random.uniform(0.5, 1.5) + torch.full((8, 1, 1, 1), 0.1)
+        loss = nn.functional.cross_entropy(net(x), torch.randint(0, 4, (8,)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 10 == 0:
+            fresh = nn.Linear(7, 3)
+            nn.init.trunc_normal_(fresh.weight)
+            sums = torch.zeros(7).scatter_add_(0, rows, torch.rand(64))
+            seen += [t.detach().numpy().tobytes() for t in (fresh.weight, fresh.bias, sums, torch.zeros(2) + 0.5)]
+    return [*seen, *(t.numpy().tobytes() for t in net.state_dict().values()), str(random.getstate()).encode()]
+
+
+CONVERSIONS: dict[str, Callable[..., Any]] = {
+    "fx": partial(zc.convert, nets.tiny_resnet(), IMAGES, device="cpu"),
+    "regions": partial(zc.convert, dropping(held), (torch.ones(4, 5),), scheme="zero-2022", device="cpu"),
+    "transformers": partial(zc.convert, "transformers:bert", model_args=BERT, scheme="zero-2022", device="cpu"),
+}
+
+
+@pytest.fixture
+def eager_switching() -> Iterator[None]:
+    """Threads take turns a hundred times as often as usual, and torch has two threads for each."""
+    interval, threads = sys.getswitchinterval(), torch.get_num_threads()
+    sys.setswitchinterval(5e-5)
+    torch.set_num_threads(2)
+    yield
+    sys.setswitchinterval(interval)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("eager_switching")
+def test_a_training_beside_conversions_has_the_bits_of_the_same_training_alone() -> None:
+    alone = in_thread(lambda: train(lambda: None))
+    digests = {name: convert().weights_digest for name, convert in CONVERSIONS.items()}
+    turns = threading.Semaphore(0)
+    with ThreadPoolExecutor(1) as pool:
+        begun: list[Any] = []
+
+        def progress(step: str, detail: str) -> None:
+            if not begun:  # its thread begins amid a conversion
+                begun.append(pool.submit(train, turns.acquire))
+            turns.release(3)
+
+        for name, convert in CONVERSIONS.items():
+            result = convert(progress=progress)
+            assert result.weights_digest == digests[name] and not result.failed
+        turns.release(200)
+        beside = begun[0].result()
+    assert beside == alone
