@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import io
-import logging
-import os
 import random
-import signal
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from random import random as held  # as many files of augmentations do
 from typing import Any, TypeVar
 
@@ -25,12 +17,6 @@ import torch
 from torch import Tensor, nn
 
 import zero_convert as zc
-from zero_convert.checks.harness.isolation import in_float64, pinned
-from zero_convert.runtime import messages, rng, user_code
-from zero_convert.runtime.eager import eager
-from zero_convert.runtime.patches import replaced
-from zero_convert.runtime.threads import one_thread
-from zero_convert.sources.building.nan_constructor import nan_filled
 
 from . import nets
 from .test_random_forwards import dropping

@@ -165,7 +165,7 @@ def test_a_converted_module_trains() -> None:
     module = zc.convert(tiny_resnet(), (IMAGE,), validate="none").module.train()
     optimizer = torch.optim.SGD(module.parameters(), 0.02, momentum=0.9)
     losses = []
-    for _ in range(20):
+    for _ in range(30):
         optimizer.zero_grad()
         loss = F.cross_entropy(module(IMAGE), torch.tensor([1, 3]))
         loss.backward()

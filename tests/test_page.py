@@ -28,6 +28,7 @@ from zero_convert import report as page
 from zero_convert.cli import report as cli_report
 from zero_convert.errors import StorageError, UsageError
 from zero_convert.formats import atomic
+from zero_convert.records import Recipe
 from zero_convert.report import blocks, charts, drawing, facts, layout
 
 SECTIONS = ["blocks", "depth", "weights", "rules", "checks", "recipe", "repeat"]
@@ -38,7 +39,8 @@ HOSTILE = "<img src=x onerror=alert(1)>&\"'$\\frac{1}{0}$"
 def _few_checks() -> Iterator[None]:
     """Those that the page draws and warns of; the others have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checks, "CHECKS", ("outputs", "channels", "precision", "signal"))
+        drawn = ("outputs", "channels", "precision", "signal")
+        patch.setattr(checks, "FILES", {name: checks.FILES[name] for name in drawn})
         yield
 
 
@@ -386,13 +388,13 @@ def test_the_heat_map_of_a_frozen_transform_is_its_matrix(bottleneck: zc.Result)
 
 
 def test_the_command_quotes_what_a_shell_would_read() -> None:
-    recipe = SimpleNamespace(
+    recipe = Recipe(
         model="my nets/n.py:f;rm", scheme="zero-2022", options={"c": "paper"}, model_args={"a": "x y", "n": 3},
-        inputs=(), dtype="float16", leftovers="keep",
+        dtype="float16", uncovered="keep", ties={}, source="n.f",
     )  # fmt: skip
-    assert facts.command(recipe, ["a b.onnx"]) == (  # type: ignore[arg-type]
+    assert facts.command(recipe, ["a b.onnx"]) == (
         "zero-convert 'my nets/n.py:f;rm' --scheme zero-2022 --set c=paper --model-arg 'a=x y' --model-arg n=3 "
-        "--dtype float16 --leftovers keep --out 'a b.onnx'"
+        "--dtype float16 --uncovered keep --out 'a b.onnx'"
     )
 
 
@@ -434,10 +436,10 @@ def test_a_layer_of_several_matrices_says_what_each_of_them_became() -> None:
     result = zc.convert(Net(), (torch.zeros(2, 5, 6),))
     scene = blocks.Scene(result.module, result.graph, result.structure, result.plan.assignments)
     found = blocks.kinds(None, scene, result.plan.joins)
-    rules = {box.kind: box.rule for kind in found for box in kind.after or ()}
-    assert rules["attention"] == "identity 8×8; constant 0" and blocks.rule_kind(rules["attention"]) == "other"
-    assert rules["GRU"] == "constant 0; identity 8×8"
-    assert {rules["linear"], rules["layer norm"]} == {"constant 0", "constant 1"}
+    boxes = {box.kind: (box.rule, box.mark) for kind in found for box in kind.after or ()}
+    assert boxes["attention"] == ("identity 8×8; constant 0", "other")
+    assert boxes["GRU"] == ("constant 0; identity 8×8", "other")
+    assert {boxes["linear"], boxes["layer norm"]} == {("constant 0", "zero"), ("constant 1", "plain")}
     twice = next(kind for kind in found if len(kind.names) > 1)
     assert twice.names == ("layers.0", "layers.1") and twice.others == ("layers.1",)
     assert blocks.Kind(("a", "a", "b", "b"), None, None).others == ("b",)

@@ -11,7 +11,7 @@ import pytest
 
 from zero_convert import schemes
 from zero_convert.errors import UsageError
-from zero_convert.formulas.formula import Formula
+from zero_convert.formulas import Formula
 from zero_convert.initialization.scheme import SEED
 from zero_convert.records import Geometry, Join, Layer, Option, Structure, Tensor, Way
 
@@ -279,7 +279,7 @@ def test_a_schemes_text_has_its_fixed_parts(scheme: str) -> None:
 )
 def test_wrong_options_are_refused_with_the_nearest_right_one(pairs: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        schemes.parse_options(schemes.get("zero-2021"), pairs)
+        schemes.complete_options(schemes.get("zero-2021"), schemes.read_pairs(pairs))
 
 
 SEEDED = schemes.Scheme("seeded", "", "", (SEED,), lambda options: (), lambda layer, structure, options: None)

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Option = str | int | float | bool
+from .options import Option as Option
+from .options import RecipeOptions
+
+if TYPE_CHECKING:
+    from .formulas import Formula
+
+NOT_IN_JSON = {"json": False}  # of a field that `--json` leaves out
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +228,7 @@ class Edit:
     anew, and locks hold none.
 
     Attributes:
-        rewrite: its kind: file name under rewrites/.
+        rewrite: its kind: `NAME` of a file under rewrites/.
         target: its site: module path or node it is about; "*" for the whole network.
         action: a sentence.
         applied: False for one that was declined.
@@ -241,12 +247,32 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """The rule that gave one tensor its values."""
+    """What one tensor gets, and why.
+
+    Attributes:
+        rule: formula and notes in words, for people: "partial identity 64×256 at tap (0, 0) (frozen)".
+        formula: of its values; a marker where it keeps those of its constructor, or is tied to another tensor.
+        decided_by: the name of a rule in `initialization/resolve.py`.
+        notes: "frozen", "unused: …".
+    """
 
     tensor: Tensor
     layer: str
     role: str
-    rule: str  # spelled formula, "partial identity 64×256 at tap (0, 0)"
+    rule: str = field(init=False)
+    formula: Formula = field(metadata=NOT_IN_JSON)
+    decided_by: str = field(metadata=NOT_IN_JSON)
+    notes: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
+
+    def __post_init__(self) -> None:
+        notes = f" ({', '.join(self.notes)})" if self.notes else ""
+        object.__setattr__(self, "rule", self.formula.rule + notes)
+
+    @property
+    def kind(self) -> str:
+        """The rule without its sizes: what a summary counts together."""
+        kind = self.formula.kind
+        return self.rule if kind == self.formula.rule else kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,24 +306,26 @@ class Check:
     remedy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What makes the bytes: model source, scheme, options, format version, dtype, ties.
+@dataclass(frozen=True, kw_only=True)
+class Recipe(RecipeOptions):
+    """What makes the bytes: the options that decide them, and what the conversion found.
 
-    `leftovers`, `inputs`, `scheme_source` and `files` are written down only where they are not the default: `inputs`,
-    as "1x3x448x448:float32", where the source's own example inputs would not do; `scheme_source`, a fingerprint, where
-    the scheme is from outside of this package; `files`, SHA-256 of each, where values or the structure came from files.
+    `uncovered` ("leftovers" in JSON), `inputs`, `scheme_source` and `files` are written down only where they are not
+    the default.
+
+    Attributes:
+        model: the MODEL string, or "" when a live module was given and no name is known for it.
+        ties: alias name → the name that is stored.
+        source: class of the model, "torchvision.models.resnet.ResNet".
+        inputs: where the source's own example inputs would not do.
+        scheme_source: a fingerprint, where the scheme is from outside of this package.
+        files: SHA-256 of each, where values or the structure came from files.
+        format: version of the recipe's format.
     """
 
-    model: str  # the MODEL string, or "" when a live module was given and no name is known for it
-    model_args: Mapping[str, Any]
-    scheme: str
-    options: Mapping[str, Option]
-    dtype: str  # "float32", …
-    ties: Mapping[str, str]  # alias name → the name that is stored
-    source: str  # class of the model, "torchvision.models.resnet.ResNet"
-    leftovers: str = "error"
-    inputs: tuple[str, ...] = ()
+    model: str
+    ties: Mapping[str, str]
+    source: str
     scheme_source: str = ""
     files: tuple[str, ...] = ()
     format: int = 1

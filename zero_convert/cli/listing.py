@@ -50,13 +50,13 @@ def schemes(
 
 
 def _test_scheme(screen: Screen, name: str | None, as_json: bool) -> None:
-    from zero_convert.schemes import _conformance
+    from zero_convert import schemes
 
     from . import display
 
     if name is None:
         raise UsageError("no scheme to test", where="--test", fix="`zero-convert schemes --test ./mine.py`, or a name.")
-    found = _conformance.examine(name)
+    found = schemes.examine(name)
     code = FindingError.exit_code if any(check.status == "fail" for check in found) else 0
     if as_json:
         print_json({"scheme": name, "tests": found, "exit_code": code})
@@ -76,7 +76,9 @@ def models(
 
     screen = display.Screen()
     with stdout_kept_clean(), third_party_warnings(0):
-        names = sources.names(pattern)
+        names, broken = sources.names(pattern), sources.broken()
+    for name, error in broken.items():
+        screen.tell(f"{name} is installed, and fails: {error}")
     if not any(names.values()):
         raise UsageError(
             "no model name matches", where="models", got=repr(pattern), fix="Without a pattern all are listed."

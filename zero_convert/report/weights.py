@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from zero_convert.formulas.formula import FAMILIES, Formula
 from zero_convert.initialization.plan_summary import by_rule
 from zero_convert.nn.layers import HadamardTransform
 from zero_convert.records import Assignment
@@ -45,7 +46,7 @@ def chosen(module: nn.Module, assignments: Sequence[Assignment]) -> tuple[Shown,
             found.append(_shown(name, "frozen Hadamard transform, no parameter", _transform(one)))
             break
     groups = by_rule(assignments)
-    for rule in sorted(groups, key=lambda rule: ("adamard" not in rule, "identity" not in rule)):
+    for rule in sorted(groups, key=lambda rule: FAMILIES.index(_innermost(groups[rule][0].formula).family)):
         for each in groups[rule]:
             value = state.get(each.tensor.name)
             if value is None or value.ndim < 2 or not value.is_floating_point() or min(value.shape[:2]) < 4:
@@ -56,6 +57,12 @@ def chosen(module: nn.Module, assignments: Sequence[Assignment]) -> tuple[Shown,
         if len(found) == MOST:
             break
     return tuple(found)
+
+
+def _innermost(formula: Formula) -> Formula:
+    """The first matrix in it that is not 0."""
+    inside = (_innermost(operand) for operand in formula.operands if not operand.is_zero)
+    return next(inside, formula)
 
 
 def _transform(one: HadamardTransform) -> torch.Tensor:

@@ -1,6 +1,6 @@
-"""Running a file of Python that is the user's, and saying where in it something went wrong.
+"""Running a file of Python that is the user's, what installed packages offer, and where in it something went wrong.
 
-For factories of models and for schemes. Whoever calls this was asked for it by the user. No torch here.
+For models and for schemes. Whoever calls this was asked for it by the user. No torch here.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zero_convert.errors import UsageError
+from zero_convert.errors import LoadError, UsageError, ZeroConvertError
 
 from .patches import Shared
 
-
-def is_file(name: str) -> bool:
-    """Whether a scheme's name is that of a file, whose code runs when the scheme is asked for."""
-    return name.endswith(".py")
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
-def canonical(name: str) -> str:
-    """The name as recipes hold it: of a file without folders, so that it means the same on every machine."""
-    return PurePosixPath(name.replace("\\", "/")).name if is_file(name) else name
+def offered(group: str) -> dict[str, EntryPoint]:
+    """Name → entry point of what installed packages offer in a group, sorted. Runs none of them."""
+    import importlib.metadata
+
+    return {point.name: point for point in sorted(importlib.metadata.entry_points(group=group), key=lambda p: p.name)}
 
 
 def run_file(path: Path, prefix: str) -> ModuleType:
@@ -76,6 +76,22 @@ _folders = _Folders()
 _beside = Shared(_put)
 
 
+@contextmanager
+def failing_as(what: str, where: str) -> Iterator[None]:
+    """What the code of a user or of another package raises, as a LoadError that names it.
+
+    Args:
+        what: "scheme" or "source".
+        where: which, and what of it.
+    """
+    try:
+        yield
+    except ZeroConvertError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"the {what} failed", where=where, got=spell(error) + place(error)) from error
+
+
 def spell(error: BaseException) -> str:
     """ "ValueError: what it says", in one line."""
     text = " ".join(str(error).split())
@@ -86,7 +102,7 @@ def place(error: BaseException) -> str:
     """ " at file:line" of the last frame that is the user's; else of the library's last one; "" if all are ours."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {os.path.basename(error.filename)}:{error.lineno}"
-    ours = str(Path(__file__).parent)
+    ours = str(Path(__file__).parents[1])
     libraries = [sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((ours, "<"))]
     inside = [f for f in frames if not f.filename.startswith(tuple(libraries))] or frames

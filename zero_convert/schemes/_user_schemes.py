@@ -6,22 +6,22 @@ functions raise is told as the scheme's failure, with the line. No torch here.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zero_convert.errors import LoadError, UsageError, ZeroConvertError
+from zero_convert.errors import UsageError
 from zero_convert.initialization.scheme import Scheme
+from zero_convert.model_ref import SchemeRef
 from zero_convert.records import Option, Structure
 from zero_convert.runtime.messages import printed_to
-from zero_convert.runtime.user_code import canonical, importable, place, run_file, spell
+from zero_convert.runtime.user_code import failing_as, importable, offered, run_file
 
 GROUP = "zero_convert.schemes"  # of entry points: name = package.module, or package.module:SCHEME
 _PREFIX = "zero_convert_scheme_"  # sys.modules names of the files we run
@@ -59,21 +59,23 @@ def from_file(name: str, folders: Sequence[str] = ()) -> Found:
         UsageError: no such file, or it holds no scheme.
         LoadError: it failed.
     """
-    places = (Path(name), *(Path(folder) / canonical(name) for folder in folders))
+    own = SchemeRef(name).canonical
+    places = (Path(name), *(Path(folder) / own for folder in folders))
     path = next((each.resolve() for each in places if each.is_file()), None)
     if path is None:
         raise UsageError("no such file", where=name, fix="Give the path to the file that holds the scheme.")
     mark = fingerprint(path)
     if (path, mark) not in _run:
-        with _told(path.name, "running its file"), importable(path.parent), printed_to(sys.stderr):
+        running = failing_as("scheme", f"{path.name}, running its file")
+        with running, importable(path.parent), printed_to(sys.stderr):
             held = getattr(run_file(path, _PREFIX), "SCHEME", None)
         _run[path, mark] = _guarded(_checked(held, path.name))
-    return Found(_run[path, mark], canonical(name), mark)
+    return Found(_run[path, mark], own, mark)
 
 
 def installed() -> dict[str, importlib.metadata.EntryPoint]:
     """Name → entry point of the schemes that installed packages offer, sorted. Runs none of them."""
-    return {point.name: point for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name)}
+    return offered(GROUP)
 
 
 def from_package(point: importlib.metadata.EntryPoint) -> Found:
@@ -83,19 +85,18 @@ def from_package(point: importlib.metadata.EntryPoint) -> Found:
         UsageError: it holds no scheme.
         LoadError: it failed.
     """
-    with _told(point.value, "importing it"), printed_to(sys.stderr):
+    with failing_as("scheme", f"{point.value}, importing it"), printed_to(sys.stderr):
         held = point.load()
     spec = importlib.util.find_spec(point.module)
     mark = fingerprint(Path(spec.origin)) if spec is not None and spec.origin else ""
     return Found(_guarded(_checked(getattr(held, "SCHEME", held), point.value)), point.name, mark)
 
 
+@functools.cache
 def known_rewrites() -> tuple[str, ...]:
-    """Names of the rewrites that a scheme may ask for: the files of that room, none of them imported."""
-    found = importlib.util.find_spec(str(__package__))
-    assert found is not None and found.submodule_search_locations is not None
-    files = Path(found.submodule_search_locations[0], "rewrites").glob("[!_]*.py")
-    return tuple(sorted(file.stem for file in files))
+    """Names of the rewrites that a scheme may ask for: the `NAME` in each file of that room, read without torch."""
+    texts = [file.read_text("utf-8") for file in Path(__file__).parents[1].glob("rewrites/[!_]*.py")]
+    return tuple(sorted(name for text in texts for name in re.findall(r'^NAME = "(\w+)"$', text, re.M)))
 
 
 def _checked(held: object, where: str) -> Scheme:
@@ -130,17 +131,7 @@ def _told_by(scheme: str, name: str, function: Callable[..., Any]) -> Callable[.
     @functools.wraps(function)
     def outer(*args: Any) -> Any:
         about = getattr(args[0], "name", "") if args and not isinstance(args[0], Structure) else ""
-        with _told(scheme, f"its {name}{f' of {about}' if about else ''}"):
+        with failing_as("scheme", f"{scheme}, its {name}{f' of {about}' if about else ''}"):
             return function(*args)
 
     return outer
-
-
-@contextlib.contextmanager
-def _told(where: str, what: str) -> Iterator[None]:
-    try:
-        yield
-    except ZeroConvertError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise LoadError("the scheme failed", where=f"{where}, {what}", got=spell(error) + place(error)) from error

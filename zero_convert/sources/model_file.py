@@ -15,19 +15,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from zero_convert import readers
+from zero_convert import model_ref, readers
 from zero_convert.artifacts.receipt import recipe_from_metadata
-from zero_convert.errors import LoadError, UntrustedError, UsageError
+from zero_convert.errors import LoadError, UsageError
 from zero_convert.formats.digests import brief, sha256_file
-from zero_convert.initialization.fill import ties
+from zero_convert.graph.ties import ties
 from zero_convert.inspection.likely_architecture import likely
+from zero_convert.model_ref import ModelRef
 from zero_convert.readers import IMPORTS, Contents, torch_export, torch_zip
 from zero_convert.runtime.messages import without_warnings
 from zero_convert.runtime.user_code import place, spell
 from zero_convert.structure import SAFETENSORS_DTYPES
 
 from . import matching, programs
-from .file_values import Taken
+from .file_values import FileValues
 
 _SHOWN = 4  # globals, models or names in a message
 
@@ -53,7 +54,7 @@ class File:
         beside = dict.fromkeys(t.storage.path for t in self.contents.tensors if t.storage is not None)
         return tuple(map(sha256_file, dict.fromkeys((self.contents.path, *beside))))
 
-    def fit(self, module: nn.Module) -> tuple[Mapping[str, Taken], tuple[str, ...]]:
+    def fit(self, module: nn.Module) -> tuple[Mapping[str, FileValues], tuple[str, ...]]:
         """Name in the module → the file's value; and what is to be said of it.
 
         Raises:
@@ -71,8 +72,8 @@ class File:
         if not found.whole:
             raise self._unfit(found)
         known = {first[name]: own[key] for name, key in found.names.items()}
-        taken = {n: Taken(tuple(v.shape), known[first[n]]) for n, v in state.items() if first[n] in known}
-        return taken, (*self.notes, *_said(self.contents, found))
+        values = {n: FileValues(tuple(v.shape), known[first[n]]) for n, v in state.items() if first[n] in known}
+        return values, (*self.notes, *_said(self.contents, found))
 
     def _unfit(self, found: matching.Fit) -> LoadError:
         model = self.model if isinstance(self.model, str) else "the network in it"
@@ -108,14 +109,15 @@ def opened(path: str, arch: str | None, trust: bool) -> File:
             expected="--arch MODEL, the architecture that they belong to",
             fix=_origin(contents) or f"{_guess(contents) or 'Any MODEL will do that has these names and shapes'}.",
         )
-    if not trust:
-        raise UntrustedError(
-            "loading the network in this file means running what is in it",
-            where=path,
-            got=f"{what}: {_reasons(contents)}",
-            expected="--arch MODEL: the structure from there, and nothing of the file is run",
-            fix=". ".join(filter(None, (_guess(contents), "--trust runs it, if you know who made it."))),
-        )
+    model_ref.refuse_untrusted(
+        ModelRef("file", path=path),
+        trust,
+        "loading the network in this file means running what is in it",
+        where=path,
+        got=f"{what}: {_reasons(contents)}",
+        expected="--arch MODEL: the structure from there, and nothing of the file is run",
+        fix=". ".join(filter(None, ("" if trust else _guess(contents), "--trust runs it, if you know who made it."))),
+    )
     module, inputs = _loaded(contents)
     return File(contents, module, (f"file {path} ({what}) was trusted: {_reasons(contents)}",), inputs)
 
