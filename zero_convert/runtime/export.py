@@ -38,7 +38,7 @@ def export_in_this_thread() -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(fx_in_this_thread())
-        stack.enter_context(rng.seeded(tensors=False))
+        stack.enter_context(rng.seeded(operations=False))
         for module in ("torch.export._trace", "torch._dynamo.functional_export"):
             stack.enter_context(_replaced(sys.modules.get(module), "_compiling_state_context", whole))
         # It switches oneDNN off, of which decompositions ask Python, and backends that no fake tensor reaches.

@@ -99,11 +99,11 @@ _stack = _Stack()
 
 
 @contextmanager
-def seeded(seed: int = SEED, *, tensors: bool = True) -> Iterator[None]:
+def seeded(seed: int = SEED, *, operations: bool = True) -> Iterator[None]:
     """Inside, the calling thread has generators of its own, which begin with the seed. May be nested.
 
     Args:
-        tensors: whether operations of torch that draw are seen to. No others are needed where tensors have no values.
+        operations: False while torch exports, which computes nothing, and asks for a kernel at each dispatch key.
     """
     with ExitStack() as stack:
         stack.enter_context(_functions.needed())
@@ -112,8 +112,8 @@ def seeded(seed: int = SEED, *, tensors: bool = True) -> Iterator[None]:
                 stack.enter_context(replaced(owner, name, make))
         _stack.generators.append(Generators(seed))
         stack.callback(_stack.generators.pop)
-        if tensors:
-            stack.enter_context(_redirecting())
+        if operations:
+            stack.enter_context(torch._C._IncludeDispatchKeyGuard(_key()[0]))
         yield
 
 
@@ -239,12 +239,13 @@ class _DefaultGenerator:
         return getattr(_stack.generators[-1].of(CPU), name)
 
 
-# Operations that draw from a default generator unless they are given one; all others that draw are made of these.
+# Operations that draw; all others that draw are made of these. Of the first every overload, also without a generator.
+_FACTORIES = "rand rand_like randn randn_like randint randint_like randperm"
 _RANDOM = """
     bernoulli bernoulli.p bernoulli.Tensor bernoulli.out bernoulli_.Tensor bernoulli_.float uniform_ normal_ random_
     random_.from random_.to exponential_ cauchy_ log_normal_ geometric_ multinomial multinomial.out poisson binomial
-    normal.Tensor_float normal.float_Tensor normal.Tensor_Tensor normal.Tensor_float_out normal.float_Tensor_out
-    normal.Tensor_Tensor_out randperm.generator_out rrelu_with_noise rrelu_with_noise_ rrelu_with_noise.out
+    normal.float_float normal.Tensor_float normal.float_Tensor normal.Tensor_Tensor normal.Tensor_float_out
+    normal.float_Tensor_out normal.Tensor_Tensor_out rrelu_with_noise rrelu_with_noise_ rrelu_with_noise.out
     _standard_gamma _sample_dirichlet _fused_dropout native_dropout
 """
 _KEY = "TESTING_ONLY_GenericMode"  # no tensor has it, and torch itself computes nothing for it
@@ -259,25 +260,40 @@ def _key() -> Any:
     """
     everything, random_ones = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     everything.fallback(torch.library.fallthrough_kernel, _KEY)
-    for name in _RANDOM.split():
+    for name in (*_factories(), *_RANDOM.split()):
         packet, _, overload = name.partition(".")
         function = getattr(getattr(torch.ops.aten, packet, None), overload or "default", None)
         if function is not None:  # other versions of torch may have others
-            random_ones.impl(name, functools.partial(_drawn, function), _KEY)
+            random_ones.impl(name, functools.partial(_drawn, function, _with_generator(function)), _KEY)
     key = torch._C._dispatch_key_parse(_KEY)
+    torch._ops._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS.append(key)
+    for operator in torch._ops._higher_order_ops.values():
+        operator.fallthrough(key)
     return key, torch._C.DispatchKeySet(key), everything, random_ones  # which last as long as somebody holds them
 
 
-def _redirecting() -> Any:
-    """A block in which random operations of the calling thread draw from its own generators."""
-    return torch._C._IncludeDispatchKeyGuard(_key()[0])
+def _factories() -> Iterator[str]:
+    for packet in _FACTORIES.split():
+        for overload in getattr(torch.ops.aten, packet).overloads():
+            yield packet if overload == "default" else f"{packet}.{overload}"
 
 
-def _drawn(function: Any, *args: Any, **kwargs: Any) -> Any:
-    names = [argument.name for argument in function._schema.arguments]
-    given = {**dict(zip(names, args, strict=False)), **kwargs}
+def _with_generator(function: Any) -> Any:
+    """The overload of the same arguments and a generator; the function itself where there is none, or it is that."""
+
+    def named(overload: Any) -> dict[str, str]:
+        return {argument.name: str(argument.type) for argument in overload._schema.arguments}
+
+    wanted = named(function) | {"generator": "Optional[Generator]"}
+    overloads = (getattr(function.overloadpacket, name) for name in function.overloadpacket.overloads())
+    return next((overload for overload in overloads if named(overload) == wanted), function)
+
+
+def _drawn(function: Any, overload: Any, *args: Any, **kwargs: Any) -> Any:
+    """What the function returns for numbers of the thread's own generator, which the overload takes."""
+    given = {**dict(zip((a.name for a in function._schema.arguments), args, strict=False)), **kwargs}
     tensors = [value for value in given.values() if isinstance(value, Tensor)]
-    device = tensors[0].device if tensors else CPU
+    device = torch.device(given.get("device") or (tensors[0].device if tensors else CPU))
     with torch._C._ExcludeDispatchKeyGuard(_key()[1]):
         if device.type == "meta" or any(isinstance(t, FakeTensor) for t in tensors):
             return function(*args, **kwargs)  # draws nothing
@@ -286,7 +302,7 @@ def _drawn(function: Any, *args: Any, **kwargs: Any) -> Any:
             return _dropout(generator, *args, **kwargs)
         if given.get("generator") in (None, torch.default_generator):
             given["generator"] = generator
-        return function(**given)
+        return overload(**given)
 
 
 def _dropout(generator: torch.Generator, x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Traced:
     modes = {m: m.training for m in module.modules()}
     failed: list[str] = []
     try:
-        with rng.seeded(tensors=False):
+        with rng.seeded():
             return _symbolic(module, example_inputs, failed) or _ladder(module, example_inputs, failed)
     finally:
         for m, mode in modes.items():

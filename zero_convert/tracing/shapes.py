@@ -103,7 +103,7 @@ def example_output(mode: FakeTensorMode, module: nn.Module, args: Sequence[Any],
     def real(value: Any) -> Any:
         return reference_tensor(value.shape, value.dtype) if isinstance(value, torch.Tensor) else value
 
-    with unset_fake_temporarily(), torch.no_grad(), _untouched(module, values=True):
+    with unset_fake_temporarily(), torch.no_grad(), _untouched(module):
         twin = copy_of(module)
         stand_in(twin)
         returned = twin(*tree_map(real, tuple(args)), **tree_map(real, dict(kwargs)))
@@ -119,10 +119,10 @@ def _record(module: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
 
 
 @contextmanager
-def _untouched(module: nn.Module, *, values: bool = False) -> Iterator[None]:
+def _untouched(module: nn.Module) -> Iterator[None]:
     """Attributes and buffers are afterwards what they were, and no number is drawn from a default generator."""
     saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    with rng.seeded(tensors=values), restored(module):
+    with rng.seeded(), restored(module):
         try:
             yield
         finally:
@@ -253,7 +253,7 @@ def propagate_shapes(module: nn.Module, graph: fx.Graph, example_inputs: Sequenc
     except FAILURES:  # the reason that counts is the one that real tensors give
         pass
     try:
-        with torch.no_grad(), _untouched(module, values=True):
+        with torch.no_grad(), _untouched(module):
             _record(module, graph, [x.clone() if isinstance(x, torch.Tensor) else x for x in example_inputs])
     except FAILURES as in_graph:
         error = _own_error(module, example_inputs) or in_graph

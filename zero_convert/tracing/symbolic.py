@@ -121,7 +121,7 @@ class LayerTracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         self._named = {id(value): (name, value) for name, value in (*root.named_parameters(), *root.named_buffers())}
         try:
-            with restored(root), unassigned(root), rng.seeded():
+            with restored(root), unassigned(root):
                 before = rng.states()
                 graph = super().trace(root, concrete_args)
                 refuse_draws(before, "")

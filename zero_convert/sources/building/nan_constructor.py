@@ -343,7 +343,7 @@ def _on_meta(value: Any) -> Any:
 @contextmanager
 def _generators(fill: NanFill) -> Iterator[None]:
     """Python's and numpy's generators begin with 0; a note says which was used."""
-    with rng.seeded(0, tensors=False):  # those are filled here
+    with rng.seeded(0):
         before = rng.states()
         try:
             yield
