@@ -1,15 +1,20 @@
-"""A conversion beside other threads: what they compute, draw, print and are warned of stays what it is without it."""
+"""A conversion beside other threads: a training has the bits that it has alone, several conversions their bytes."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 import random
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from random import random as held  # as many files of augmentations do
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,17 +25,10 @@ import zero_convert as zc
 
 from . import nets
 from .test_random_forwards import dropping
+from .test_thread_blocks import behaviour, in_thread, process
 
-T = TypeVar("T")
 IMAGES = (torch.zeros(2, 3, 16, 16),)
 BERT = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
-
-
-def in_thread(function: Callable[[], T]) -> T:
-    """What the function returns, or raises, in a thread of its own."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(function).result()
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # training beside conversions
@@ -110,3 +108,88 @@ def test_a_training_beside_conversions_has_the_bits_of_the_same_training_alone()
         turns.release(200)
         beside = begun[0].result()
     assert beside == alone
+
+
+@pytest.mark.usefixtures("eager_switching")
+def test_a_training_beside_an_export_has_the_bits_of_the_same_training_alone(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    results = [zc.convert(nets.tiny_resnet(), IMAGES, validate="none") for _ in range(2)]
+    results[0].save(tmp_path / "alone.onnx")
+    alone, ended = in_thread(lambda: train(lambda: None)), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        runs = pool.submit(lambda: [train(lambda: None) for _ in iter(ended.is_set, True)])
+        results[1].save(tmp_path / "beside.onnx")
+        ended.set()
+    assert runs.result() and all(run == alone for run in runs.result())
+    assert (tmp_path / "beside.onnx").read_bytes() == (tmp_path / "alone.onnx").read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# several conversions
+
+
+def bytes_of(name: str, **arguments: Any) -> str:
+    stream = io.BytesIO()
+    CONVERSIONS[name](**arguments).write(stream)
+    return hashlib.sha256(stream.getvalue()).hexdigest()
+
+
+@pytest.mark.usefixtures("eager_switching")
+@pytest.mark.parametrize(("threads", "conversions"), [(2, 2), (4, 8)])
+def test_conversions_in_several_threads_make_the_bytes_that_each_makes_alone(threads: int, conversions: int) -> None:
+    names = [list(CONVERSIONS)[number % 3] for number in range(conversions)]
+    alone = {name: bytes_of(name, validate="none") for name in CONVERSIONS}
+    with ThreadPoolExecutor(threads) as pool:  # none of them is the main thread
+        beside = list(pool.map(partial(bytes_of, validate="none"), names))
+    assert beside == [alone[name] for name in names]
+
+
+def test_a_conversion_may_begin_another() -> None:
+    digests: dict[str, str] = {}
+
+    def progress(step: str, detail: str) -> None:
+        digests.setdefault("inner", "")
+        if not digests["inner"]:
+            digests["inner"] = CONVERSIONS["transformers"](validate="none").weights_digest
+
+    outer = CONVERSIONS["fx"](validate="none", progress=progress).weights_digest
+    assert outer == CONVERSIONS["fx"](validate="none").weights_digest
+    assert digests["inner"] == CONVERSIONS["transformers"](validate="none").weights_digest
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks on this system")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_process_converts_while_its_parent_does() -> None:
+    """As a worker of a training's DataLoader, whose parent's other thread holds the locks."""
+    reading, writing = os.pipe()
+    entered, over = threading.Event(), threading.Event()
+
+    def progress(step: str, detail: str) -> None:
+        entered.set()
+        over.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(CONVERSIONS["fx"], validate="none", progress=progress)
+        entered.wait()
+        child = os.fork()
+        if not child:
+            os.write(writing, str(behaviour()["weights"]).encode() + b" " + nn.Linear.__name__.encode())
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        over.set()
+        assert answer.result().weights_digest
+    assert status == 0 and os.read(reading, 10_000).decode() == f"{behaviour()['weights']} Linear"
+
+
+def test_an_interrupt_ends_a_conversion_and_leaves_nothing_behind() -> None:
+    before, steps = process(), list[str]()
+
+    def progress(step: str, detail: str) -> None:
+        steps.append(step)
+        if detail.startswith("channels"):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        CONVERSIONS["fx"](progress=progress)
+    assert steps[-1] == "validate" and process() == before
+    assert in_thread(partial(CONVERSIONS["fx"], validate="none")).weights_digest  # no lock is held

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from zero_convert.runtime.patches import one_at_a_time
+
 from . import exporters, model_ref
 from .artifacts import receipt
 from .conversion import Conversion, cast, prepare
@@ -22,6 +24,7 @@ from .options import Inputs, Options, carried
 from .records import Recipe
 
 
+@one_at_a_time()
 @torch.inference_mode(False)
 def load(
     path: str | PathLike[str],

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from zero_convert.runtime.patches import one_at_a_time
+
 from . import exporters
 from .artifacts import receipt
 from .errors import CheckError, UsageError
@@ -142,6 +144,7 @@ class Result:
             self._digest = weights_digest(leaves)
         return self._digest
 
+    @one_at_a_time()
     def save(
         self,
         path: str | PathLike[str],
@@ -252,6 +255,7 @@ class Result:
             folded_from=self.weights_digest if exported and exported.folded else "",
         )
 
+    @one_at_a_time()
     def write(
         self,
         stream: Any,

@@ -60,22 +60,23 @@ _filter = functools.cache(_Filter)
 
 def _watch() -> Callable[[], object]:
     """`warnings.catch_warnings` of another thread ends with the list of filters that it began with: ours return."""
-    leave = warnings.catch_warnings.__exit__
+    module: Any = warnings
+    mutated = module._filters_mutated  # called after each change of the filters
 
-    def left(block: Any, *error: Any) -> None:
-        leave(block, *error)
+    def watched() -> None:
+        mutated()
         for each in list(_present):
             each.insert()
 
     def take() -> None:
-        if warnings.catch_warnings.__exit__ is left:
-            warnings.catch_warnings.__exit__ = leave  # type: ignore[method-assign]
+        if module._filters_mutated is watched:
+            module._filters_mutated = mutated
 
-    warnings.catch_warnings.__exit__ = left  # type: ignore[method-assign]
+    module._filters_mutated = watched
     return take
 
 
-_watched = Shared(_watch)
+_watched = Shared(_watch) if hasattr(warnings, "_filters_mutated") else Shared(lambda: lambda: None)
 
 
 @contextmanager

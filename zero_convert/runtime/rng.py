@@ -300,7 +300,7 @@ def _drawn(function: Any, overload: Any, *args: Any, **kwargs: Any) -> Any:
         generator = _stack.generators[-1].of(device)
         if function is torch.ops.aten.native_dropout.default:
             return _dropout(generator, *args, **kwargs)
-        if given.get("generator") in (None, torch.default_generator):
+        if getattr(given.get("generator"), "_cdata", None) in (None, torch.default_generator._cdata):
             given["generator"] = generator
         return overload(**given)
 
