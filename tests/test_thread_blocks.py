@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
 import random
 import signal
@@ -25,6 +26,7 @@ from torch import nn
 from zero_convert.checks.harness.isolation import in_float64, pinned
 from zero_convert.runtime import messages, rng, user_code
 from zero_convert.runtime.eager import eager
+from zero_convert.runtime.export import export_in_this_thread
 from zero_convert.runtime.patches import replaced
 from zero_convert.runtime.threads import one_thread
 from zero_convert.sources.building.nan_constructor import nan_filled
@@ -271,3 +273,38 @@ def test_what_another_thread_compiled_stays_compiled() -> None:
         assert not runs
         in_thread(lambda: net(torch.ones(1, 2)))
         assert len(runs) == 1
+
+
+def seen() -> list[Any]:
+    """What `torch.export` changes, as the calling thread sees it."""
+    compiler, backends = torch.compiler, torch.backends
+    flags = [compiler.is_compiling(), compiler.is_exporting(), torch.onnx.is_in_onnx_export()]
+    flags += [backends.mkldnn.enabled, backends.cudnn.enabled, backends.nnpack.is_available()]
+    largest = max([torch.tensor([1.0]), torch.tensor([2.0])])
+    torch.rand(1)
+    return [*map(bool, flags), repr(math.pow(2, 3)), largest.tolist(), nn.Flatten()(torch.zeros(1, 1)).shape]
+
+
+def test_another_thread_sees_nothing_of_an_export() -> None:
+    pytest.importorskip("onnxscript")
+    here: list[list[bool]] = []
+    there: list[list[Any]] = []
+
+    class Looks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            compiler = torch.compiler
+            here.append(
+                [*map(bool, (compiler.is_compiling(), compiler.is_exporting(), torch.onnx.is_in_onnx_export()))]
+            )
+            there.append(in_thread(seen))
+            return x + 1
+
+    before, state = seen(), torch.get_rng_state()
+    with export_in_this_thread(), torch.no_grad():
+        torch.onnx.export(Looks().eval(), (torch.zeros(2),), dynamo=True, verbose=False, optimize=False)
+    assert here and all(flags == [True, True, True] for flags in here)
+    assert there == [before] * len(here) and seen() == before
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    torch.rand(len(here) + 1)
+    assert torch.equal(torch.get_rng_state(), after), "the draws of other threads, and no others"

@@ -55,7 +55,9 @@ class _Filter:
 
 
 _present: list[_Filter] = []
-_filter = functools.cache(_Filter)
+
+
+_filter: Any = functools.cache(_Filter)
 
 
 def _watch() -> Callable[[], object]:

@@ -74,8 +74,9 @@ class _Place(Shared):
         of_class = isinstance(before, classmethod | types.ClassMethodDescriptorType)
         if of_class:
             self.original = lambda cls, *args, **kwargs: before.__get__(None, cls)(*args, **kwargs)
-        dispatcher = _function(self.original, self.own) if callable(self.original) else _Value(self.original, self.own)
-        placed = classmethod(dispatcher) if of_class else dispatcher
+        placed: Any = _function(self.original, self.own) if callable(self.original) else _Value(self.original, self.own)
+        if of_class:
+            placed = classmethod(placed)
         _hold(self.owner, self.name, placed)
 
         def take() -> None:

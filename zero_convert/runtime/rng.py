@@ -258,8 +258,9 @@ def _key() -> Any:
     The set of such keys is each thread's own. Whatever is made of random operations, dropout in a recurrent layer for
     instance, comes here as well; what draws no number costs nothing.
     """
-    everything, random_ones = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
-    everything.fallback(torch.library.fallthrough_kernel, _KEY)
+    library: Any = torch.library
+    everything, random_ones = library.Library("_", "IMPL"), library.Library("aten", "IMPL")
+    everything.fallback(library.fallthrough_kernel, _KEY)
     for name in (*_factories(), *_RANDOM.split()):
         packet, _, overload = name.partition(".")
         function = getattr(getattr(torch.ops.aten, packet, None), overload or "default", None)
@@ -267,7 +268,8 @@ def _key() -> Any:
             random_ones.impl(name, functools.partial(_drawn, function, _with_generator(function)), _KEY)
     key = torch._C._dispatch_key_parse(_KEY)
     torch._ops._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS.append(key)
-    for operator in torch._ops._higher_order_ops.values():
+    operators: Any = torch._ops._higher_order_ops.values()
+    for operator in operators:
         operator.fallthrough(key)
     return key, torch._C.DispatchKeySet(key), everything, random_ones  # which last as long as somebody holds them
 
@@ -300,7 +302,8 @@ def _drawn(function: Any, overload: Any, *args: Any, **kwargs: Any) -> Any:
         generator = _stack.generators[-1].of(device)
         if function is torch.ops.aten.native_dropout.default:
             return _dropout(generator, *args, **kwargs)
-        if getattr(given.get("generator"), "_cdata", None) in (None, torch.default_generator._cdata):
+        default: Any = torch.default_generator
+        if getattr(given.get("generator"), "_cdata", None) in (None, default._cdata):
             given["generator"] = generator
         return overload(**given)
 

@@ -46,10 +46,12 @@ def threads(count: int) -> Iterator[None]:
         openmp(before)
 
 
-def one_thread() -> Any:
-    """A block or decorator with one thread.
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A block, or a decorated function, with one thread.
 
     For fills and sums over many tensors: they are bound by memory, so a second thread gains nothing, and on a busy
     machine every tensor waits for it.
     """
-    return threads(1)
+    with threads(1):
+        yield

@@ -68,8 +68,13 @@ class _Folders(threading.local):
 
 def _put() -> Callable[[], object]:
     index = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
-    sys.meta_path.insert(index, _folders)  # type: ignore[arg-type]
-    return lambda: _folders in sys.meta_path and sys.meta_path.remove(_folders)  # type: ignore[func-returns-value, arg-type, comparison-overlap]
+    sys.meta_path.insert(index, _folders)
+
+    def take() -> None:
+        if _folders in sys.meta_path:
+            sys.meta_path.remove(_folders)
+
+    return take
 
 
 _folders = _Folders()

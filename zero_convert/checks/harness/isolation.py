@@ -138,7 +138,7 @@ class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
 
-class _Pinned(_Mode):
+class _Pinned(_Mode):  # type: ignore[no-untyped-call]
     """Operations of the CPU as deterministic algorithms and full float32 have them."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -220,7 +220,7 @@ def _doubled(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value in SMALLER else value
 
 
-class _Double(_Mode):
+class _Double(_Mode):  # type: ignore[no-untyped-call]
     """Every operation that names a smaller floating type, or none, gets float64."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
