@@ -141,7 +141,7 @@ class Conversion:
             self.scheme,
             self.options,
             uncovered=self.asked.uncovered,
-            constructed=self.loaded.poisoned,
+            constructed=self.loaded.nan_filled,
             drawn=self.loaded.drawn,
             file_values=self.file_values,
             write=write,
@@ -185,7 +185,7 @@ class Conversion:
 
     def _unverified_buffers(self, assignments: tuple[Assignment, ...]) -> tuple[str, ...]:
         """A note on values of a given module that nobody here can tell from drawn ones."""
-        names = [] if self.loaded.poisoned else unverified_buffers(self.traced.root, assignments)
+        names = [] if self.loaded.nan_filled else unverified_buffers(self.traced.root, assignments)
         if not names:
             return ()
         which = ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
@@ -246,7 +246,7 @@ def _load(model: str | ModelRef | nn.Module, options: Options, folders: Sequence
         file_values, notes = file.fit(loaded.module)
         loaded = replace(loaded, notes=(*notes, *loaded.notes))
     file_values = file_values if options.uncovered == "keep" else {}
-    settle_frozen(loaded.module, loaded.source, meant=loaded.poisoned or options.uncovered == "keep")
+    settle_frozen(loaded.module, loaded.source, meant=loaded.nan_filled or options.uncovered == "keep")
     return Conversion(options, found, chosen, single_precision(loaded), inputs is not None, file, file_values)
 
 
@@ -259,9 +259,9 @@ def _traced(loaded: sources.Loaded, given: Inputs) -> tuple[Traced, tuple[str, .
     """
     suspicious = is_suspicious(loaded.module)
     constant: tuple[str, ...] = ()
-    if suspicious and loaded.name and not loaded.poisoned:  # a builder is known that draws what was drawn
+    if suspicious and loaded.name and not loaded.nan_filled:  # a builder is known that draws what was drawn
         constant = equal_outside(loaded.module, sources.load(loaded.name, loaded.model_args).module)
-    facts = Facts(loaded.poisoned and not loaded.seeded, loaded.drawn, constant)
+    facts = Facts(loaded.nan_filled and not loaded.seeded, loaded.drawn, constant)
     notes = refuse_outside(loaded.module, given, facts) if suspicious else ()
     try:
         traced = trace(loaded.module, given)

@@ -18,6 +18,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 import torch
 from torch import nn
 
+from zero_convert.runtime.patches import one_at_a_time
+
 from . import checks
 from .checks.subject import Subject
 from .conversion import cast, load_source, prepare
@@ -86,6 +88,7 @@ def _by_keywords(
 
 
 @_by_keywords(Options)
+@one_at_a_time()
 @torch.inference_mode(False)
 def convert(model: str | nn.Module, options: Options) -> Result:
     """The model rewritten for the scheme, every parameter filled by a closed formula, and checked.
@@ -157,6 +160,7 @@ def _parity(result: Result, subject: Subject, *, device: str, strict: bool) -> C
 
 
 @_by_keywords(Options)
+@one_at_a_time()
 @torch.inference_mode(False)
 def plan(model: str | nn.Module, options: Options) -> Plan:
     """Every edit and every tensor's rule, without writing a value. Arguments and errors as for `convert`.
@@ -167,6 +171,7 @@ def plan(model: str | nn.Module, options: Options) -> Plan:
     return conversion.plan(conversion.fill(write=False))
 
 
+@one_at_a_time()
 @torch.inference_mode(False)
 def inspect_model(
     model: str | nn.Module,

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from zero_convert.runtime.patches import one_at_a_time
+
 from . import model_ref
 from .artifacts import receipt
 from .conversion import Conversion, cast, prepare
@@ -29,6 +31,7 @@ ANOTHER_NETWORK = (
 )
 
 
+@one_at_a_time()
 @torch.inference_mode(False)
 def load(
     path: str | PathLike[str],

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from zero_convert.runtime.patches import one_at_a_time
+
 from . import exporters
 from .errors import CheckError
 from .exporters.safetensors import Entry
@@ -81,6 +83,7 @@ class Result:
         """What became of each norm and transform, once a file has been folded; the same every time."""
         return self._writer.folds
 
+    @one_at_a_time()
     def save(
         self,
         path: str | PathLike[str],
@@ -123,6 +126,7 @@ class Result:
         options = FileOptions(force=force, format=format, opset=opset, external_data=external_data, fold=fold)
         return self._writer.save(paths, options, self.run_record, beside, progress)
 
+    @one_at_a_time()
     def write(
         self,
         stream: Any,

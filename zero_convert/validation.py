@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zero_convert.runtime.patches import one_at_a_time
+
 from . import checks
 from .artifacts import receipt
 from .conversion import Conversion
@@ -54,6 +56,7 @@ class Validation:
         return tuple(check for check in self.checks if check.status == "fail")
 
 
+@one_at_a_time()
 @torch.inference_mode(False)
 def validate(
     path: str | PathLike[str],
