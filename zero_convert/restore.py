@@ -66,10 +66,10 @@ def load(
             "modules are loaded from safetensors", where=str(path), fix="Convert to FILE.safetensors as well."
         )
     conversion, recipe = rebuilt(path, Named(model, example_inputs, scheme, trust), uncovered="keep")
-    refuse_other_architecture(conversion, path)
     module = conversion.traced.root
     cast(module, recipe.dtype)
     _fill_from(module, path, recipe, str(path), trust)
+    refuse_other_architecture(conversion, path)
     if nan := nan_names(module):
         raise MalformedError("values are left that the file does not hold", where=", ".join(nan[:6]), got="NaN")
     return conversion.release().train()
