@@ -358,17 +358,35 @@ whole_formulas = st.one_of(
         st.sampled_from("uv"),
         st.integers(0, 1),
     ),
+    st.builds(
+        lambda make, shape: make(tuple(shape), 0.5, 3, "h"),
+        st.sampled_from([Bell, f.Uniform, f.Signs]),
+        st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    ),
 )
 
 
 @settings(max_examples=300, deadline=None)
 @given(whole_formulas, st.sampled_from([np.float16, np.float32, np.float64]), st.data())
-def test_a_window_is_bit_for_bit_a_part_of_the_whole(formula: Formula, dtype: type, data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, formula.shape[0]))
-    stop = data.draw(st.integers(start, formula.shape[0]))
-    window = formula.window(start, stop, dtype)
-    assert window.dtype == dtype
-    assert window.tobytes() == values(formula, dtype)[start:stop].tobytes()
+def test_a_block_is_bit_for_bit_a_part_of_the_whole(formula: Formula, dtype: type, data: st.DataObject) -> None:
+    ranges = [
+        (start, data.draw(st.integers(start, size)))
+        for size in formula.shape[: data.draw(st.integers(1, len(formula.shape)))]
+        for start in [data.draw(st.integers(0, size))]
+    ]
+    block = formula.block(ranges, dtype)
+    assert block.dtype == dtype
+    assert block.tobytes() == values(formula, dtype)[tuple(slice(*pair) for pair in ranges)].tobytes()
+    if len(ranges) == 1:
+        assert block.tobytes() == formula.window(*ranges[0], dtype).tobytes()
+
+
+def test_every_formula_is_asked_for_blocks() -> None:
+    """No class of the package is left out of the test above."""
+    text = Path(__file__).read_text("utf-8")
+    asked = set(re.findall(r"\w+", text[text.index("sized = st.one_of") : text.index("def test_a_block_is")]))
+    named = {name for name in f.__all__ if isinstance(kind := getattr(f, name), type) and issubclass(kind, Formula)}
+    assert named - asked == {"Formula", "Matrix", "SizedMatrix"}
 
 
 @settings(deadline=None)
@@ -391,8 +409,11 @@ def test_a_wrong_array_a_missing_row_and_a_tap_outside_the_kernel_are_usage_erro
         PartialIdentity(2, 2).fill(np.zeros((2, 3), dtype=np.float32))
     with pytest.raises(UsageError):
         PartialIdentity(2, 2).fill(np.zeros((2, 2), dtype=np.int64))
-    with pytest.raises(UsageError, match="within 0:2"):
+    with pytest.raises(UsageError, match=r"got 1:3; expected within 2×2"):
         PartialIdentity(2, 2).window(1, 3)
+    for ranges in ([(0, 1), (1, 3)], [(2, 1)], [(0, 1)] * 3, [(-1, 1)]):
+        with pytest.raises(UsageError, match="this block does not exist"):
+            PartialIdentity(2, 2).block(ranges)
     with pytest.raises(UsageError):
         Kernel(PartialIdentity(2, 2), (3,), tap=(3,))
     with pytest.raises(UsageError):
