@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from zero_convert.runtime.patches import one_at_a_time
 
@@ -19,7 +20,9 @@ from .errors import CheckError
 from .exporters.safetensors import Entry
 from .formats.digests import Written
 from .formats.identity import start_digest
+from .graph.state import hidden_buffers, stored_tensors
 from .graph.traced import Original
+from .initialization.scheme import AsConstructed
 from .options import FileOptions
 from .records import Check, Edit, OriginalClass, Plan, Recipe, Structure
 from .runtime.progress import Progress
@@ -43,6 +46,9 @@ class Result:
         original: graph and structure of the network before the rewrites, for reports; None for `validate="none"`.
         architecture_digest: `za1` of the network, 64 hex digits: what it computes with its weights, whatever they are.
         original_class: whether the file also loads into the class that was converted, and what it is there.
+        constructed: the values that no formula gives, by name: those kept as constructed, and buffers that no state
+            dict has.
+        dtypes: of the stored tensors.
     """
 
     module: nn.Module
@@ -57,9 +63,15 @@ class Result:
     original: Original | None = field(default=None, repr=False)
     architecture_digest: str = ""
     original_class: OriginalClass | None = None
+    constructed: Mapping[str, Tensor] = field(init=False, repr=False)
+    dtypes: Mapping[str, torch.dtype] = field(init=False, repr=False)
     _writer: Writer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        state = stored_tensors(self.module)
+        kept = [a.tensor.name for a in self.plan.assignments if isinstance(a.formula, AsConstructed)]
+        self.constructed = {n: state[n].detach().clone() for n in kept} | hidden_buffers(self.module)
+        self.dtypes = {name: value.dtype for name, value in state.items()}
         network = self.plan.edits, self.inputs, self.graph, self.architecture_digest
         self._writer = Writer(self.module, self.recipe, self.fingerprint, *network)
 

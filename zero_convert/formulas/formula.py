@@ -96,7 +96,7 @@ class Formula(ABC):
         self.write(out, (0,) * len(self.shape))
 
     def block(self, ranges: Sequence[tuple[int, int]], dtype: npt.DTypeLike = np.float32) -> Floats:
-        """The values within (start, stop) of the first axes, bit-equal to the same part of `fill`; later axes are whole.
+        """The values within (start, stop) of the first axes, bit-equal to that part of `fill`; later axes are whole.
 
         Raises:
             UsageError: the block is not within the tensor.

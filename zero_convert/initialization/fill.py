@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+import numpy as np
 import torch
 
 from zero_convert.formulas import Constant, Formula
@@ -53,13 +54,23 @@ def initialize(
 
 
 def _write(target: torch.Tensor, formula: Formula) -> None:
-    if isinstance(formula, FileValues):
-        target.copy_(formula.values())
-    elif isinstance(formula, Constant):
-        target.fill_(formula.value)
-    elif target.is_contiguous() and target.device.type == "cpu" and target.dtype in (torch.float32, torch.float64):
+    numbers = isinstance(formula, FileValues | Constant)
+    if (
+        not numbers
+        and target.is_contiguous()
+        and target.device.type == "cpu"
+        and target.dtype in (torch.float32, torch.float64)
+    ):
         formula.fill(target.detach().numpy())
     else:
-        values = torch.empty(target.shape, dtype=torch.float32)
-        formula.fill(values.numpy())
-        target.copy_(values)
+        target.copy_(block(formula, tuple((0, size) for size in target.shape), target.dtype))
+
+
+def block(formula: Formula, ranges: tuple[tuple[int, int], ...], dtype: torch.dtype) -> torch.Tensor:
+    """The values of a formula within (start, stop) of each axis, as a tensor of this type that is filled holds them."""
+    if isinstance(formula, FileValues):
+        return formula.values()[tuple(slice(*pair) for pair in ranges)].to(dtype)
+    if isinstance(formula, Constant):
+        return torch.full([stop - start for start, stop in ranges], formula.value, dtype=dtype)
+    values = formula.block(ranges, np.float64 if dtype is torch.float64 else np.float32)
+    return torch.from_numpy(values).to(dtype)
