@@ -26,6 +26,7 @@ from .hadamard import Indices, index_array
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.int64]
+SHORT = 64  # rows in a run that are made one by one
 FAMILIES = ("hadamard", "identity", "other")  # of matrices; the first of those that a formula is made of is its own
 
 
@@ -147,25 +148,34 @@ class Matrix(Formula):
         """The values of this float type at rows i and columns j.  # (r, 1), (1, c) → what broadcasts to (r, c)"""
 
     def write(self, out: Floats, corner: tuple[int, ...]) -> None:
-        i, j = (np.arange(start, start + size) for start, size in zip(corner, out.shape, strict=True))
-        out[...] = self.values(i[:, None], j[None], out.dtype)
+        self.write_columns(out, corner[0], np.arange(corner[1], corner[1] + out.shape[1]))
+
+    def write_columns(self, out: Floats, row: int, cols: Integers) -> None:
+        """Set out to the rows from `row` on, at any columns.  # (rows, len(cols))"""
+        out[...] = self.values(np.arange(row, row + len(out))[:, None], cols[None], out.dtype)
 
     def entries(self, rows: Indices, cols: Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
         """The values at rows × cols, any index sets.  # (len(rows), len(cols))
 
-        Rows that come again are made once, and ranges of rows and columns as `write` makes them.
+        Rows that come again are made once, and long runs of rows as `write` makes them.
         """
         i, j = index_array(rows), index_array(cols)
         out: Floats = np.empty((len(i), len(j)), dtype)
         if not out.size:
             return out
-        if _is_range(i) and _is_range(j):
-            self.write(out, (int(i[0]), int(j[0])))
-            return out
         distinct, place = np.unique(i, return_inverse=True)
         if len(distinct) < len(i):
             return self.entries(distinct, j, dtype)[place]
-        out[...] = self.values(i[:, None], j[None], out.dtype)
+        begins = np.flatnonzero(np.diff(i, prepend=i[0] - 2) != 1)
+        if len(begins) * SHORT > len(i):
+            out[...] = self.values(i[:, None], j[None], out.dtype)
+            return out
+        together = bool((np.diff(j) == 1).all())
+        for begin, end in zip(begins, [*begins[1:], len(i)], strict=True):
+            if together:
+                self.write(out[begin:end], (int(i[begin]), int(j[0])))
+            else:
+                self.write_columns(out[begin:end], int(i[begin]), j)
         return out
 
 
@@ -214,10 +224,6 @@ def block_indices(shape: Sequence[int], block: Sequence[int], corner: Sequence[i
         return np.zeros(1, np.int64)
     axes = np.ix_(*(np.arange(start, start + size) for start, size in zip(corner, block, strict=True)))
     return np.ravel_multi_index(axes, tuple(shape)).reshape(-1)
-
-
-def _is_range(indices: Integers) -> bool:
-    return int(indices[-1]) - int(indices[0]) == len(indices) - 1 and bool((np.diff(indices) == 1).all())
 
 
 def indicator(where: npt.NDArray[np.bool_], dtype: np.dtype[Any], value: float = 1.0) -> Floats:

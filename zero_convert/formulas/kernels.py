@@ -72,8 +72,11 @@ class Kernel(Formula):
         target: Floats = out[at_tap]
         m, n = self.matrix.shape
         rows, cols = (np.arange(start, start + size) for start, size in zip(corner, target.shape, strict=False))
-        if self.groups == 1 and not self.transposed:
-            self.matrix.write(target, corner[:2])
+        if self.groups == 1:
+            first, second = corner[:2]
+            self.matrix.write(
+                target.T if self.transposed else target, (second, first) if self.transposed else (first, second)
+            )
         elif self.transposed:
             target[...] = self.matrix.entries(cols, rows % n, out.dtype).T
         else:

@@ -254,10 +254,10 @@ class Blanked(Matrix):
     def rule(self) -> str:
         return f"{self.matrix.rule}, row {self.row} is 0"
 
-    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
-        self.matrix.write(out, corner)
-        if 0 <= self.row - corner[0] < len(out):
-            out[self.row - corner[0]] = 0
+    def write_columns(self, out: Floats, row: int, cols: Integers) -> None:
+        self.matrix.write_columns(out, row, cols)
+        if 0 <= self.row - row < len(out):
+            out[self.row - row] = 0
 
     def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
         return np.where(i == self.row, dtype.type(0), self.matrix.values(i, j, dtype))
