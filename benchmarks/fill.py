@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from zero_convert.formulas.formula import Hadamard
+from zero_convert.formulas import Hadamard
 
 Weight = npt.NDArray[np.float32]
 

@@ -30,7 +30,7 @@ from benchmarks.onnx_exact import exact_part
 from zero_convert.exporters import onnx as exporter
 from zero_convert.exporters.onnx.graph import folded, graph
 from zero_convert.formats.digests import sha256_file
-from zero_convert.initialization.fill import ties
+from zero_convert.graph.ties import ties
 from zero_convert.result import _entries
 
 MODELS = ("resnet18", "resnet50", "mobilenet_v2", "convnext_tiny", "vit_b_16", "transformers:bert")

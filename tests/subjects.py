@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from zero_convert import checks
-from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.isolation import pinned
+from zero_convert.checks.subject import Subject
 from zero_convert.conversion import prepare
-from zero_convert.graph.traced import Subject
 from zero_convert.records import Check
 
 IMAGES = torch.zeros(1, 3, 32, 32)
@@ -31,7 +31,7 @@ def subject_of(net: nn.Module, *inputs: Any, scheme: str = "zero-2021", **option
 def ask(name: str, subject: Subject, level: str = "quick", train_steps: int | None = None) -> Check | None:
     """The answer of one check on the CPU."""
     with pinned("cpu"):
-        return checks._answer(name, Bench(subject, level, "cpu", train_steps))
+        return checks.answer(name, CheckContext(subject, level, "cpu", train_steps))
 
 
 def parameter(subject: Subject, name: str) -> Tensor:

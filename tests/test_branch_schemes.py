@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 import zero_convert as zc
 from zero_convert import schemes
 from zero_convert.errors import CoverageError
-from zero_convert.formulas.hashed import Bell
+from zero_convert.formulas import Bell
 from zero_convert.records import Geometry, Join, Layer, Structure
 from zero_convert.records import Tensor as Entry
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zero_convert import schemes
-from zero_convert.graph.traced import Subject
+from zero_convert.checks.subject import Subject
 from zero_convert.initialization.fill import initialize
 from zero_convert.structure import analyze
 from zero_convert.tracing import trace

@@ -14,9 +14,10 @@ from torch import Tensor, fx, nn
 import zero_convert as zc
 from zero_convert import schemes
 from zero_convert.checks import outputs
-from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.inputs import BATCH, batches, crops, floats, mapped, moved
-from zero_convert.graph.traced import Subject, Traced
+from zero_convert.checks.subject import Subject
+from zero_convert.graph.traced import Traced
 from zero_convert.records import Structure
 
 from . import nets
@@ -98,8 +99,8 @@ def test_images_in_nests_are_seen_and_cropped_but_tokens_are_not() -> None:
 def test_large_images_come_in_small_batches(norm: nn.Module, samples: int) -> None:
     """Only a batch norm needs a second sample; 136×136 is the only size this network takes."""
     net = nn.Sequential(norm, nn.AvgPool2d(17), nn.Flatten(), nn.Linear(64, 3))
-    bench = Bench(convert(net, torch.zeros(1, 1, 136, 136), "zero-2022"), "quick", "cpu")
-    assert bench.inputs[0][0].shape[0] == samples
+    context = CheckContext(convert(net, torch.zeros(1, 1, 136, 136), "zero-2022"), "quick", "cpu")
+    assert context.inputs[0][0].shape[0] == samples
 
 
 class Multiples(nn.Module):
@@ -118,8 +119,8 @@ class Multiples(nn.Module):
 def test_what_the_forward_says_to_cropped_images_counts_where_a_graph_would_take_them() -> None:
     subject = convert(Multiples(), torch.zeros(1, 3, 224, 224), "zero-2022")
     assert subject.traced.rung == "values"
-    bench = Bench(subject, "quick", "cpu")
-    assert [bench.inputs[0][0].shape[-1], bench.small_inputs[0][0].shape[-1]] == [96, 64]
+    context = CheckContext(subject, "quick", "cpu")
+    assert [context.inputs[0][0].shape[-1], context.small_inputs[0][0].shape[-1]] == [96, 64]
 
 
 def test_a_copy_of_the_inputs_is_given_so_that_a_forward_may_write_to_them() -> None:
@@ -314,8 +315,8 @@ def test_a_recording_that_cannot_be_followed_to_its_end_is_looked_at_as_far_as_i
     with graph.inserting_before(output):
         output.args = (graph.call_function(torch.reshape, (output.args[0], (7, 7))),)
     with pytest.raises(RuntimeError, match="invalid for input"):
-        Bench(subject, "quick", "cpu")._measure("train", subject.traced.root, (subject.inputs,) * 2, "cpu")
-    run = Bench(recording(subject), "quick", "cpu").run("train")
+        CheckContext(subject, "quick", "cpu")._measure("train", subject.traced.root, (subject.inputs,) * 2, "cpu")
+    run = CheckContext(recording(subject), "quick", "cpu").run("train")
     assert "invalid for input" in run.stopped
     assert list(run.heads) == ["head"]
     assert [tuple(t.shape) for t in run.outputs] == [(BATCH, 3)]
@@ -392,7 +393,7 @@ def test_a_network_for_positive_numbers_is_looked_at_with_the_examples_own() -> 
     subject = convert(Logarithm(), torch.linspace(0.5, 2, 24).reshape(4, 6), "zero-2022")
     found = answers(subject)
     assert not [check for check in found.values() if check.status == "fail"]
-    assert Bench(subject, "quick", "cpu").inputs[0] is subject.inputs
+    assert CheckContext(subject, "quick", "cpu").inputs[0] is subject.inputs
     with torch.no_grad():
         subject.traced.root.get_parameter("first.bias").fill_(torch.nan)
     assert answers(subject)["finite"].status == "fail"

@@ -9,6 +9,7 @@ import torch
 
 from zero_convert import checks
 from zero_convert.checks.harness import isolation
+from zero_convert.checks.harness.bench import CheckContext
 
 from . import nets
 from .subjects import subject_of
@@ -20,28 +21,28 @@ def storages(module):
 
 def test_on_the_processor_the_runs_that_change_no_weight_share_them() -> None:
     subject = subject_of(nets.tiny_resnet())
-    bench = checks.Bench(subject, "quick", "cpu")
-    assert storages(bench.module) == storages(subject.traced.root)
-    assert not {id(p) for p in bench.module.parameters()} & {id(p) for p in subject.traced.root.parameters()}
-    assert not storages(bench.fresh()) & storages(subject.traced.root)
-    assert not storages(bench.copy_on("cpu")) & storages(subject.traced.root)
+    context = CheckContext(subject, "quick", "cpu")
+    assert storages(context.module) == storages(subject.traced.root)
+    assert not {id(p) for p in context.module.parameters()} & {id(p) for p in subject.traced.root.parameters()}
+    assert not storages(context.fresh()) & storages(subject.traced.root)
+    assert not storages(context.copy_on("cpu")) & storages(subject.traced.root)
 
 
 def test_the_copy_in_float64_goes_when_its_runs_are_done() -> None:
-    bench = checks.Bench(subject_of(nets.tiny_resnet()), "quick", "cpu")
-    copy = weakref.ref(bench.exact)
+    context = CheckContext(subject_of(nets.tiny_resnet()), "quick", "cpu")
+    copy = weakref.ref(context.exact)
     with isolation.pinned("cpu"):
-        assert bench.exact_run("train") is not None
+        assert context.exact_run("train") is not None
         assert copy() is not None
-        assert bench.exact_run("evaluate") is not None
+        assert context.exact_run("evaluate") is not None
     gc.collect()
     assert copy() is None
 
 
 def test_quick_checks_keep_no_gradient() -> None:
     subject = subject_of(nets.tiny_resnet())
-    bench = checks.Bench(subject, "quick", "cpu")
+    context = CheckContext(subject, "quick", "cpu")
     with isolation.pinned("cpu"), torch.enable_grad():
-        assert checks._answer("gradient_norms", bench) is not None
-    assert all(p.grad is None for p in bench.module.parameters())
-    assert not bench.found["depths own"].backward and bench.found["depths own"].weights
+        assert checks.answer("gradient_norms", context) is not None
+    assert all(p.grad is None for p in context.module.parameters())
+    assert not context.measured["depths own"].backward and context.measured["depths own"].weights

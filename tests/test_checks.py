@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zero_convert import checks, rewrites, schemes
-from zero_convert.checks import channels, precision
-from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.channels import distinct
 from zero_convert.checks.harness.isolation import kept, pinned
+from zero_convert.checks.subject import Subject
 from zero_convert.errors import DeviceError, UsageError
-from zero_convert.graph.traced import Subject
+from zero_convert.formulas import PartialIdentity, Rows
 from zero_convert.initialization.fill import initialize
 from zero_convert.records import Check
 from zero_convert.structure import analyze
@@ -78,7 +78,7 @@ def parameter(subject: Subject, name: str) -> Tensor:
 def test_no_check_fails_on_a_sound_conversion(make: Callable[[], nn.Module], inputs: Tensor, scheme: str) -> None:
     found = answers(convert(make(), inputs, scheme))
     assert {name: check.summary for name, check in found.items() if check.status == "fail"} == {}
-    assert [name for name in checks.CHECKS if name in found] == list(found)
+    assert [name for name in checks.FILES if name in found] == list(found)
     assert {"outputs", "finite", "gradients", "repeat", "channels", "precision"} <= set(found)
     assert ("binary" in found) == ("logits" in found) == (scheme == "zero-2021")
 
@@ -183,7 +183,7 @@ def test_a_run_leaves_the_copy_that_the_next_one_uses_as_it_was() -> None:
 def test_random_numbers_in_a_forward_are_the_same_in_every_run() -> None:
     subject = convert(Everything(), torch.zeros(2, 3, 16, 16), "zero-2022")
     with pinned("cpu"):
-        first, second = (Bench(subject, "quick", "cpu").run("train") for _ in range(2))
+        first, second = (CheckContext(subject, "quick", "cpu").run("train") for _ in range(2))
     assert first.random
     assert all(torch.equal(a, b) for a, b in zip(first.outputs, second.outputs, strict=True))
 
@@ -193,7 +193,8 @@ def test_the_progress_names_each_check_and_the_device() -> None:
     checks.run(
         convert(nets.mlp(), torch.zeros(1, 20)), level="quick", device="cpu", progress=lambda *step: told.append(step)
     )
-    assert told == [("validate", f"{name} on cpu") for name in checks.CHECKS]
+    left_out = {*checks.SCHEME_CHECKS, "skips", "training", "parity"}  # with quick, no steps of training and no file
+    assert told == [("validate", f"{name} on cpu") for name in checks.FILES if name not in left_out]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -297,8 +298,11 @@ def test_attention_without_values_must_add_exactly_zero() -> None:
     assert (check.status, check.numbers["joins"], len(check.numbers["not_required"])) == ("pass", 1, 1)
     parameter(subject, "attention.in_proj_weight")[16, 0] = 1  # the first value
     assert answers(subject)["zero_branches"].status == "fail"
-    for name, rule in (("in_proj_weight", "identity 24×8"), ("in_proj_bias", "constant 1")):
-        rules = tuple(replace(a, rule=rule) if a.tensor.local == name else a for a in subject.assignments)
+    for name, formula in (
+        ("in_proj_weight", PartialIdentity(24, 8)),
+        ("in_proj_bias", Rows(PartialIdentity(1, 24), (24,))),
+    ):
+        rules = tuple(replace(a, formula=formula) if a.tensor.local == name else a for a in subject.assignments)
         assert "zero_branches" not in answers(replace(subject, assignments=rules))  # nothing is required any more
 
 
@@ -441,10 +445,10 @@ def test_amplified_rounding_noise_is_found() -> None:
 def test_channels_that_are_constant_up_to_rounding_are_counted() -> None:
     net = nn.Sequential(nn.BatchNorm1d(32), nn.Linear(32, 4))
     with pinned("cpu"):
-        bench = Bench(convert(net, torch.zeros(4, 32), "zero-2022"), "quick", "cpu")
-        bench.inputs[0][0][:, :24] = 1.0  # 24 of 32 channels
-        bench._runs.clear()
-        check = channels.ask(bench)
+        context = CheckContext(convert(net, torch.zeros(4, 32), "zero-2022"), "quick", "cpu")
+        context.inputs[0][0][:, :24] = 1.0  # 24 of 32 channels
+        context._runs.clear()
+        check = checks.answer("channels", context)
     assert (check.status, check.numbers["layers"]["0"]["low_variance"]) == ("warn", 24)
 
 
@@ -531,8 +535,8 @@ def test_resnet50_shows_the_known_weakness_and_its_remedy(
     torchvision = pytest.importorskip("torchvision")
     subject = convert(torchvision.models.resnet50(), torch.zeros(1, 3, 224, 224), mixing=mixing)
     with pinned("cpu"):
-        bench = Bench(subject, "quick", "cpu")
-        signal, rounding = channels.ask(bench), precision.ask(bench)
+        context = CheckContext(subject, "quick", "cpu")
+        signal, rounding = (checks.answer(name, context) for name in ("channels", "precision"))
     assert least <= signal.numbers["heads"]["fc"][0] <= most
     assert signal.numbers["heads"]["fc"][1] == 2048
     assert constant[0] <= signal.numbers["worst_low_variance"] <= constant[1]

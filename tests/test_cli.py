@@ -149,6 +149,10 @@ def test_a_dry_run_names_the_rule_of_every_tensor_and_writes_nothing(run: Run) -
     assert plan["edits"]
     text = run("net.py:Net", "--dry-run", "--input", "2x3x8x8").out
     assert all(word in text for name, rule in rules.items() for word in (*name.rsplit(".", 1), rule))
+    assert "decided by" not in text and plan["assignments"][0].keys() == {"tensor", "layer", "role", "rule"}
+    more = run("net.py:Net", "--dry-run", "-v", "--input", "2x3x8x8").out
+    assert re.search(r"layer +role +tensors +rule +decided by\n", more)
+    assert re.search(r"\nfc +head +weight .* constant 0 +scheme\n", more)
     assert _files() == before
 
 
@@ -309,7 +313,7 @@ def test_a_defect_of_ours_ends_with_70_and_shows_where_with_vv(run: Run, monkeyp
     def broken() -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr("zero_convert.schemes.names", broken)
+    monkeypatch.setattr("zero_convert.schemes._schemes", broken)
     calm, loud = run("schemes"), run("-vv", "net.py:Net", *OUT)
     assert (calm.code, loud.code) == (70, 70)
     assert "Traceback" not in calm.err

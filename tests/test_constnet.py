@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,22 +16,21 @@ import zero_convert as zc
 from tests import nets
 from tests.test_checks import answers, convert
 from tests.test_schemes import conv, fill, layer, linear, tensor
-from zero_convert import schemes
-from zero_convert.checks import channel_spread, symmetry
-from zero_convert.checks.harness.bench import Bench
+from zero_convert import checks, schemes
+from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.isolation import pinned
+from zero_convert.checks.subject import Subject
 from zero_convert.errors import CoverageError, UsageError
 from zero_convert.graph.example_values import reference_values
-from zero_convert.graph.traced import Subject
 from zero_convert.records import Check
 from zero_convert.runtime.threads import one_thread
 
 IMAGES = torch.from_numpy(reference_values((4, 3, 64, 64)))
 
 
-def asked(room: ModuleType, subject: Subject) -> Check:
+def asked(check: str, subject: Subject) -> Check:
     with pinned("cpu"), one_thread():
-        found = room.ask(Bench(subject, "quick", "cpu"))
+        found = checks.answer(check, CheckContext(subject, "quick", "cpu"))
     assert found is not None
     return found
 
@@ -122,7 +120,7 @@ def test_every_nonzero_weight_has_rank_one(net: str) -> None:
 
 @pytest.mark.parametrize("net", ["resnet18", "pre-activation", "norm-free", "bottleneck"])
 def test_the_check_finds_every_place_equal(net: str) -> None:
-    found = asked(channel_spread, convert(REAL[net](), IMAGES[:1], "constnet"))
+    found = asked("channel_spread", convert(REAL[net](), IMAGES[:1], "constnet"))
     assert found.status == "pass" and set(found.numbers["spread"].values()) == {0.0}
     assert (
         len(found.numbers["spread"]) >= {"resnet18": 48, "pre-activation": 18, "norm-free": 10, "bottleneck": 26}[net]
@@ -133,7 +131,7 @@ def test_one_value_that_differs_is_found() -> None:
     subject = convert(nets.PreActivationResNet(), IMAGES[:1], "constnet")
     with torch.no_grad():
         subject.traced.root.get_parameter("body.0.conv1.weight")[3, 2, 1, 1] *= 1.01
-    found = asked(channel_spread, subject)
+    found = asked("channel_spread", subject)
     assert found.status == "fail"
     assert found.numbers["spread"]["stem"] == 0 and found.numbers["spread"]["body_0_conv1"] > 0
 
@@ -153,7 +151,7 @@ class Two(nn.Module):
 
 
 def test_concatenated_signals_are_not_held_to_it() -> None:
-    found = asked(channel_spread, convert(Two(), IMAGES[:1], "constnet"))
+    found = asked("channel_spread", convert(Two(), IMAGES[:1], "constnet"))
     assert found.status == "pass" and set(found.numbers["spread"]) == {"a", "b", "mix"}
 
 
@@ -162,9 +160,9 @@ def test_concatenated_signals_are_not_held_to_it() -> None:
 
 @pytest.mark.parametrize("net", ["pre-activation", "norm-free"])
 def test_channels_never_part_on_a_cpu_and_do_from_the_second_step_with_dropout(net: str) -> None:
-    still = asked(symmetry, convert(REAL[net](), IMAGES[:1], "constnet"))
+    still = asked("symmetry", convert(REAL[net](), IMAGES[:1], "constnet"))
     assert still.status == "warn" and still.numbers["spread_after_step"] == [0.0] * 5
-    broken = asked(symmetry, convert(REAL[net](), IMAGES[:1], "constnet", break_symmetry="dropout:0.01"))
+    broken = asked("symmetry", convert(REAL[net](), IMAGES[:1], "constnet", break_symmetry="dropout:0.01"))
     assert broken.status == "pass"
     first, *rest = broken.numbers["spread_after_step"]
     assert first == 0 and rest[-1] > 0

@@ -23,7 +23,7 @@ from .subjects import IMAGES
 
 pytestmark = pytest.mark.slow
 
-# `_sessions` without its package, which imports torch, whose own CUDA libraries would take the place of the stub's.
+# The sessions without their package, which imports torch, whose own CUDA libraries would take the place of the stub's.
 SESSION = """
 import json, sys, types
 from pathlib import Path
@@ -32,7 +32,7 @@ import zero_convert
 checks = types.ModuleType("zero_convert.checks")
 checks.__path__ = [str(Path(zero_convert.__file__).parent / "checks")]
 sys.modules["zero_convert.checks"] = checks
-from zero_convert.checks import _sessions
+from zero_convert.checks.harness import onnxruntime as sessions
 from zero_convert.errors import DeviceError
 path, strict = sys.argv[1:]
 kinds = [value.type.tensor_type for value in onnx.load(path).graph.input]
@@ -41,7 +41,7 @@ zeros = [
     for kind in kinds
 ]
 try:
-    answer = _sessions.run(path, zeros, "cuda:0", strict=strict == "strict")
+    answer = sessions.run(path, zeros, "cuda:0", strict=strict == "strict")
     said = {"provider": answer.provider, "placement": dict(answer.placement), "fallen": answer.fallen}
 except DeviceError as error:
     said = {"got": error.got, "fix": error.fix}
@@ -72,7 +72,7 @@ def stub(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 
 def session(path: Path, environment: Mapping[str, str], strict: bool = True) -> Any:
-    """What `_sessions.run` says in a process of its own."""
+    """What `sessions.run` says in a process of its own."""
     command = [sys.executable, "-c", SESSION, str(path), "strict" if strict else "lenient"]
     done = subprocess.run(command, env=dict(environment), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

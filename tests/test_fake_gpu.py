@@ -21,12 +21,12 @@ import zero_convert as zc
 from zero_convert import checks
 from zero_convert.checks.exact_parts import ask as exact_parts
 from zero_convert.checks.harness import isolation
-from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.depths import depths
 from zero_convert.checks.harness.isolation import pinned
 from zero_convert.checks.harness.precision import full_float32
+from zero_convert.checks.subject import Subject
 from zero_convert.errors import DeviceError
-from zero_convert.graph.traced import Subject
 from zero_convert.records import Check
 
 from . import nets
@@ -113,9 +113,9 @@ def test_no_switch_rounds_inside_and_each_is_as_it_was_afterwards(owner: Any, na
 def test_tf32_which_a_gpu_begins_with_is_found_and_off_in_the_checks() -> None:
     subject = subject_of(nets.tiny_resnet())
     with fake_gpu() as fake:
-        rounded = exact_parts(Bench(subject, "quick", "cuda:0"))
+        rounded = exact_parts(CheckContext(subject, "quick", "cuda:0"))
         with pinned("cuda:0"):
-            exact = exact_parts(Bench(subject, "quick", "cuda:0"))
+            exact = exact_parts(CheckContext(subject, "quick", "cuda:0"))
     assert rounded is not None and exact is not None
     assert (rounded.status, exact.status) == ("fail", "pass") and fake.calls
     assert all("cuda:0" in how for how in rounded.numbers["different"])
@@ -127,7 +127,7 @@ def test_attention_whose_gradient_adds_in_any_order_is_found_and_not_used(fused:
     with fake_gpu(), pinned("cuda:0"):
         if fused:
             isolation.set_fused_attention((True, True, True))
-        found = checks._answer("repeat", Bench(subject, "full", "cuda:0"))
+        found = checks.answer("repeat", CheckContext(subject, "full", "cuda:0"))
     assert found is not None and found.status == ("fail" if fused else "pass"), found.summary
     assert isolation.fused_attention() == (True, True, True)
 
@@ -136,10 +136,10 @@ def test_attention_whose_gradient_adds_in_any_order_is_found_and_not_used(fused:
 
 
 def test_what_a_check_has_looked_at_is_given_back() -> None:
-    bench = Bench(subject_of(nets.tiny_resnet()), "quick", "cpu")
-    assert depths(bench, "own") is not None
-    module = weakref.ref(bench.module)
-    del bench
+    context = CheckContext(subject_of(nets.tiny_resnet()), "quick", "cpu")
+    assert depths(context, "own") is not None
+    module = weakref.ref(context.module)
+    del context
     gc.collect()
     assert module() is None
 
@@ -153,7 +153,7 @@ def test_a_batch_that_does_not_fit_becomes_smaller_and_nothing_is_left_there() -
             fake.watch()
             with pinned("cuda:0"):
                 for name in ("outputs", "finite", "signal"):
-                    checks._answer(name, Bench(subject, "quick", "cuda:0", None, samples))
+                    checks.answer(name, CheckContext(subject, "quick", "cuda:0", None, samples))
             gc.collect()
             peaks.append(fake.peak)
         assert fake.taken(device) == 0

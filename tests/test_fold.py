@@ -24,7 +24,7 @@ from zero_convert.cli import main
 from zero_convert.exporters import onnx as exporter
 from zero_convert.exporters.onnx.fold import _transformed
 from zero_convert.exporters.onnx.graph import folded, graph
-from zero_convert.initialization.fill import ties
+from zero_convert.graph.ties import ties
 from zero_convert.nn.layers import HadamardTransform
 
 

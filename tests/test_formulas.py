@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
+import inspect
 import math
+import pkgutil
+import re
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zero_convert.formulas as f
 from zero_convert.errors import UsageError
-from zero_convert.formulas.formula import Codes, Constant, Formula, Hadamard, Kernel, PartialIdentity, Patch, Stack
-from zero_convert.formulas.placement import Spread
+from zero_convert.formulas import (
+    Bell,
+    Codes,
+    Constant,
+    EinsumWeight,
+    Formula,
+    Hadamard,
+    Kernel,
+    PartialIdentity,
+    Patch,
+    Repeated,
+    Sections,
+    Stack,
+    WeightNormV,
+    Zeros,
+)
+from zero_convert.initialization.scheme import AsConstructed
 
 EXPANSIONS = [96, 192, 320, 384, 768, 1280, 1536, 3072]
 
@@ -93,10 +116,20 @@ def test_patches_are_flattened_as_channel_row_column() -> None:
 
 def test_outputs_and_inputs_of_several_axes_are_counted_the_last_one_fastest() -> None:
     matrix = Hadamard(6, 4)
-    spread = values(Spread(matrix, (2, 2, 5, 3, 2), ("in", "out", "stack", "out", "in")))
+    spread = values(EinsumWeight(matrix, (2, 2, 5, 3, 2), ("in", "out", "stack", "out", "in")))
     dense = values(matrix)
     for i, o, s, p, j in np.ndindex(spread.shape):
         assert spread[i, o, s, p, j] == dense[3 * o + p, 2 * i + j]
+
+
+def test_a_cyclic_identity_is_the_one_typed_by_hand() -> None:
+    cyclic = f.CyclicIdentity(5, 3, 2.0)
+    assert values(cyclic).tolist() == [[2, 0, 0], [0, 2, 0], [0, 0, 2], [2, 0, 0], [0, 2, 0]]
+    assert cyclic.rule == "cyclic identity 5×3, times 2"
+    distinct = f.CyclicIdentity(6, 3, distinct=True)
+    assert values(distinct).tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]
+    assert distinct.rule == "identity 6×3, wrapped around"
+    assert values(f.CyclicIdentity(4, 1, distinct=True)).tolist() == [[1]] * 4
 
 
 def test_stacks_follow_one_another_and_scalars_are_scalars() -> None:
@@ -106,6 +139,48 @@ def test_stacks_follow_one_another_and_scalars_are_scalars() -> None:
     assert stack.rule == "stack of identity 2×2; constant 0; Hadamard 2×2 of Sylvester 2^1, times 1/sqrt(2)"
     assert values(Constant((), 0.1)).tolist() == np.float32(0.1)
     assert Constant((), 0.1).window(0, 0).shape == ()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a formula is
+
+
+@pytest.mark.parametrize(
+    ("formula", "zero"),
+    [
+        (Constant((2, 2), 0.0), True),
+        (Constant((2, 2), 1e-30), False),
+        (Kernel(Zeros(2, 2), (3,)), True),
+        (Kernel(Sections((Zeros(1, 2), PartialIdentity(1, 2)), ((0, 1), (1, 1))), ()), False),
+        (Stack((Constant((2, 2), 0.0), Zeros(2, 2))), True),
+        (Stack((Constant((2, 2), 0.0), PartialIdentity(2, 2))), False),
+        (Repeated(Kernel(Zeros(2, 2), ()), (3,)), True),
+        (WeightNormV(Zeros(2, 2)), False),
+        (AsConstructed((2, 2), Constant((2, 2), 0.0)), False),
+        (Bell((2, 2), 0.0, 0, "w"), False),
+    ],
+)
+def test_a_formula_that_says_it_is_zero_is(formula: Formula, zero: bool) -> None:
+    """One that does not may be zero all the same."""
+    assert formula.is_zero is zero
+    assert not zero or not values(formula).any()
+
+
+def test_sections_of_rows_are_found_wherever_they_are_placed() -> None:
+    query, key = PartialIdentity(2, 4), Zeros(2, 4)
+    sections = Sections((query, key), ((0, 2), (1, 2)))
+    for formula in (sections, Kernel(sections, (), transposed=True), Stack((query, key)), Repeated(sections, (3,))):
+        assert formula.parts == (query, key)
+    assert Kernel(Sections((query,), ((0, 2),)), ()).parts == (query,)
+    plain = Kernel(query, (1,))
+    assert plain.parts == (plain,)
+    assert list(Stack((Kernel(query, ()), WeightNormV(key))).leaves()) == [query, key]
+
+
+def test_the_kind_of_a_formula_has_no_sizes() -> None:
+    kinds = {formula.kind for formula in (Kernel(PartialIdentity(4, 2), (3,)), PartialIdentity(9, 8))}
+    assert kinds == {"partial identity"}
+    assert Constant((3, 3), 0.0).kind == "constant 0" and Bell((2, 3), 0.25, 7, "w").kind == "bell-shaped"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -216,26 +291,48 @@ def test_an_odd_exponent_keeps_its_root_of_two(m: int, n: int, k: int) -> None:
 # Windows
 
 sizes = st.integers(1, 40)
-matrices = st.one_of(
-    st.builds(PartialIdentity, sizes, sizes),
+flags = st.booleans()
+sized = st.one_of(
+    st.builds(f.PartialIdentity, sizes, sizes),
+    st.builds(f.CyclicIdentity, sizes, sizes, st.sampled_from([1.0, 1e-6, 2**0.5]), flags),
+    st.builds(f.OpposedIdentity, sizes, sizes, st.sampled_from([1.0, 1e-6])),
+    st.builds(f.Average, sizes, sizes),
+    st.builds(f.Zeros, sizes, sizes),
     st.builds(
-        Hadamard,
+        f.Hadamard,
         sizes,
         sizes,
         st.none(),
         st.sampled_from(["first", "spanning"]),
         st.sampled_from(["sylvester", "exact"]),
     ),
-    st.builds(Codes, sizes, sizes),
+    st.builds(f.Codes, sizes, sizes, st.integers(0, 1)),
+    st.builds(f.BinaryCodes, sizes, sizes),
+    st.builds(f.Orthogonal, sizes, sizes, st.just(3), st.just("a")),
+    st.builds(f.Selection, sizes, sizes, st.just(3), st.just("a"), flags, flags),
 )
+derived = (
+    lambda a: f.Blanked(a, a.m // 2),
+    lambda a: f.Sections((a, f.Zeros(4, a.n)), ((1, 1), (0, a.m // 2), (1, 3), (0, a.m - a.m // 2))),
+    lambda a: f.Product(a, (f.Selection(9, a.m, 0, "p"), f.Selection(12, 9, 0, "q"))),
+    lambda a: f.Difference(a, f.Orthogonal(a.m, a.n, 3, "b")),
+    f.Rotated,
+    lambda a: f.Padded(a, a.m + 3),
+    lambda a: f.Scatter(f.Orthogonal(a.m, a.m, 3, "b"), f.Selection(a.m, a.m + 2, 0, "e", signed=False), a.m + a.n),
+    lambda a: f.Mirrored(a, half=True),
+    lambda a: f.Mirrored(a, rest=f.PartialIdentity(a.m, a.n)),
+    f.PairInput,
+    lambda a: f.MergePairs(a, half=True),
+)
+matrices = st.one_of(sized, st.builds(lambda make, matrix: make(matrix), st.sampled_from(derived), sized))
 
 
 @st.composite
-def spreads(draw: st.DrawFn) -> Spread:
+def spreads(draw: st.DrawFn) -> EinsumWeight:
     axes = tuple(draw(st.lists(st.sampled_from(["out", "in", "stack"]), min_size=1, max_size=5)))
     shape = tuple(draw(st.integers(1, 4)) for _ in axes)
     m, n = (math.prod(size for size, own in zip(shape, axes, strict=True) if own == what) for what in ("out", "in"))
-    return Spread(Hadamard(m, n), shape, axes)
+    return EinsumWeight(Hadamard(m, n), shape, axes)
 
 
 kernels = st.lists(st.integers(1, 3), max_size=3).map(tuple)
@@ -246,6 +343,20 @@ whole_formulas = st.one_of(
     st.builds(lambda m, n, k: Patch(Hadamard(m, n * math.prod(k)), k), sizes, st.integers(1, 3), kernels),
     st.builds(
         lambda a, b, n: Stack((Hadamard(a, n), PartialIdentity(b, n), Constant((a, n), 0.5))), sizes, sizes, sizes
+    ),
+    st.builds(lambda a, *rest: f.Unfolded(f.MergePairs(a), (2,), *rest), matrices, st.integers(1, 3), flags, flags),
+    st.builds(lambda a: f.Rows(f.PairInput(a), (2, a.m, a.n)), matrices),
+    st.builds(f.Repeated, matrices, st.just((2, 3)), flags),
+    st.builds(f.Masked, matrices, st.just(((0, 1), (3, 5))), st.integers(0, 1)),
+    st.builds(lambda *shape: f.BilinearDiagonal(shape), sizes, st.integers(1, 5), st.integers(1, 5)),
+    st.builds(lambda a, axis: f.WeightNormV(Kernel(a, (3,)), axis), matrices, st.integers(0, 1)),
+    st.builds(lambda a, axis, unit: f.WeightNormG(Kernel(a, (3,)), axis, unit), matrices, st.integers(0, 1), flags),
+    st.builds(
+        lambda m, n, side, axis: f.SpectralNormVector(Kernel(Hadamard(m, n), (3,)), side, axis),
+        sizes,
+        sizes,
+        st.sampled_from("uv"),
+        st.integers(0, 1),
     ),
 )
 
@@ -262,9 +373,7 @@ def test_a_window_is_bit_for_bit_a_part_of_the_whole(formula: Formula, dtype: ty
 
 @settings(deadline=None)
 @given(matrices, st.data())
-def test_entries_are_the_chosen_rows_and_columns(
-    matrix: PartialIdentity | Hadamard | Codes, data: st.DataObject
-) -> None:
+def test_entries_are_the_chosen_rows_and_columns(matrix: f.Matrix, data: st.DataObject) -> None:
     rows = np.array(data.draw(st.lists(st.integers(0, matrix.m - 1), min_size=1, max_size=9)))
     cols = np.array(data.draw(st.lists(st.integers(0, matrix.n - 1), min_size=1, max_size=9)))
     assert np.array_equal(matrix.entries(rows, cols), values(matrix)[np.ix_(rows, cols)])
@@ -292,3 +401,34 @@ def test_a_wrong_array_a_missing_row_and_a_tap_outside_the_kernel_are_usage_erro
         Patch(PartialIdentity(2, 7), (2, 2))
     with pytest.raises(UsageError):
         Stack((PartialIdentity(2, 2), PartialIdentity(2, 3)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The package
+
+
+def test_every_public_formula_is_offered_and_described_by_the_package() -> None:
+    modules = [importlib.import_module(f"{f.__name__}.{info.name}") for info in pkgutil.iter_modules(f.__path__)]
+    made = {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and issubclass(value, Formula) and value.__module__ == module.__name__
+    }
+    assert made - {"Hashed"} <= set(f.__all__)
+    described = set(re.findall(r"\w+", f.__doc__ or "")) | {"Floats", "Integers"}
+    assert set(f.__all__) <= described
+    assert {module.__name__.rpartition(".")[2] for module in modules} <= described
+
+
+def test_formulas_know_numpy_and_nothing_of_torch_models_or_schemes() -> None:
+    allowed = {"numpy", "zero_convert.errors", *sys.stdlib_module_names}
+    for path in Path(f.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level != 1:
+                names = [node.module or ""]
+            else:
+                continue
+            assert {name if name in allowed else name.partition(".")[0] for name in names} <= allowed, path.name

@@ -15,7 +15,7 @@ import zero_convert as zc
 from zero_convert import checks, cli
 from zero_convert.checks.exact_parts import ask as exact_parts
 from zero_convert.checks.harness import onnxruntime
-from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.isolation import pinned
 from zero_convert.errors import DeviceError
 
@@ -81,7 +81,7 @@ def test_tf32_is_found_where_it_is_on(cuda: str) -> None:
         pytest.skip("this GPU has no TF32")
     try:
         switch.fp32_precision = "tf32"
-        found = exact_parts(Bench(subject, "full", cuda))
+        found = exact_parts(CheckContext(subject, "full", cuda))
     finally:
         switch.fp32_precision = before
     assert found is not None and found.status == "fail"
@@ -148,7 +148,7 @@ def test_a_batch_that_does_not_fit_becomes_smaller(cuda: str) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(cuda)
         with pinned(cuda):
-            checks._answers(Bench(subject, "full", cuda, None, samples), None)
+            checks.answers(CheckContext(subject, "full", cuda, None, samples))
         return torch.cuda.max_memory_reserved(cuda)
 
     between = (taken(4) + taken(1)) / 2

@@ -14,11 +14,11 @@ from torchvision import models
 from tests import nets
 from tests.test_checks import answers, convert
 from tests.test_schemes import conv, fill, linear
-from zero_convert.checks import branch_bound
-from zero_convert.checks.harness.bench import Bench
+from zero_convert import checks
+from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.isolation import pinned
-from zero_convert.formulas.identities import Average, CyclicIdentity, OpposedIdentity, Unfolded
-from zero_convert.graph.traced import Subject
+from zero_convert.checks.subject import Subject
+from zero_convert.formulas import Average, CyclicIdentity, OpposedIdentity, Unfolded
 from zero_convert.records import Check
 
 E = np.float32(1e-6)
@@ -151,7 +151,7 @@ def test_rows_sum_to_zero_and_entries_are_zero_epsilon_or_tau(net: str, order: s
 
 def bound(subject: Subject) -> Check | None:
     with pinned("cpu"):
-        return branch_bound.ask(Bench(subject, "quick", "cpu"))
+        return checks.answer("branch_bound", CheckContext(subject, "quick", "cpu"))
 
 
 @pytest.mark.parametrize("net", REAL)

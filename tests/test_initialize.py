@@ -9,7 +9,9 @@ from torch import Tensor, nn
 import zero_convert as zc
 from zero_convert import schemes
 from zero_convert.errors import CoverageError
-from zero_convert.initialization.fill import _is_progression, initialize, nan_names, ties
+from zero_convert.graph.ties import ties
+from zero_convert.initialization.constants import _is_progression, nan_names
+from zero_convert.initialization.fill import initialize
 from zero_convert.structure import analyze
 from zero_convert.tracing import trace
 

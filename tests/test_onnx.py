@@ -33,7 +33,7 @@ from zero_convert.exporters import onnx as exporter
 from zero_convert.exporters import safetensors
 from zero_convert.exporters.onnx.graph import _Transform, graph
 from zero_convert.formats.digests import sha256_file
-from zero_convert.initialization.fill import ties
+from zero_convert.graph.ties import ties
 from zero_convert.nn.layers import HadamardTransform
 from zero_convert.structure import SAFETENSORS_DTYPES
 

@@ -8,7 +8,9 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ import zero_convert as zc
 from zero_convert import cli, schemes
 from zero_convert.artifacts.lock import read_lock
 from zero_convert.errors import LoadError, MalformedError, UntrustedError, UsageError
+from zero_convert.formulas import Kernel
 from zero_convert.schemes import _conformance
 
 from .nets import mlp, tiny_resnet
@@ -219,7 +222,7 @@ def test_a_package_offers_schemes_by_name(
 
 
 def findings(name: str, *only: str) -> dict[str, str]:
-    return {check.name: check.summary for check in _conformance.examine(name, only) if check.status == "fail"}
+    return {check.name: check.summary for check in schemes.examine(name, only) if check.status == "fail"}
 
 
 @pytest.mark.parametrize(
@@ -232,11 +235,7 @@ def test_our_own_schemes_keep_the_contract(name: str) -> None:
 BREACHES = {
     "text": ("Mathematics. W", "W", "Mathematics"),
     "options": ('"small", "how large', '"medium", "how large', "size=medium is read as None"),
-    "facts": (
-        "from zero_convert.formulas.hashed",
-        "import random\nfrom zero_convert.formulas.hashed",
-        "imports random",
-    ),
+    "facts": ("from zero_convert.formulas", "import random\nfrom zero_convert.formulas", "imports random"),
     "covered": (
         "for t in layer.tensors\n    }",
         'for t in layer.tensors if t.local != "bias"\n    }',
@@ -272,6 +271,15 @@ class Own(Formula):
         COUNT[0] += 1
         out[...] = BODY
 """
+
+
+def test_a_matrix_of_your_own_is_its_value_at_a_row_and_a_column() -> None:
+    names: dict[str, Any] = {"__name__": __name__}
+    exec(block("matrix"), names)
+    own = names["Checkerboard"](3, 2)
+    assert own.entries(range(3), np.array([1, 0])).tolist() == [[1, 0], [0, 1], [1, 0]]
+    assert Kernel(own, (3,), groups=2).window(2, 4).tolist() == [[[0, 0, 0], [0, 1, 0]], [[0, 0, 0], [0, 1, 0]]]
+    assert own.rule == "checkerboard 3×2"
 
 
 @pytest.mark.parametrize(

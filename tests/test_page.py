@@ -38,7 +38,8 @@ HOSTILE = "<img src=x onerror=alert(1)>&\"'$\\frac{1}{0}$"
 def _few_checks() -> Iterator[None]:
     """Those that the page draws and warns of; the others have tests of their own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checks, "CHECKS", ("outputs", "channels", "precision", "signal"))
+        drawn = ("outputs", "channels", "precision", "signal")
+        patch.setattr(checks, "FILES", {name: checks.FILES[name] for name in drawn})
         yield
 
 
@@ -434,10 +435,10 @@ def test_a_layer_of_several_matrices_says_what_each_of_them_became() -> None:
     result = zc.convert(Net(), (torch.zeros(2, 5, 6),))
     scene = blocks.Scene(result.module, result.graph, result.structure, result.plan.assignments)
     found = blocks.kinds(None, scene, result.plan.joins)
-    rules = {box.kind: box.rule for kind in found for box in kind.after or ()}
-    assert rules["attention"] == "identity 8×8; constant 0" and blocks.rule_kind(rules["attention"]) == "other"
-    assert rules["GRU"] == "constant 0; identity 8×8"
-    assert {rules["linear"], rules["layer norm"]} == {"constant 0", "constant 1"}
+    boxes = {box.kind: (box.rule, box.mark) for kind in found for box in kind.after or ()}
+    assert boxes["attention"] == ("identity 8×8; constant 0", "other")
+    assert boxes["GRU"] == ("constant 0; identity 8×8", "other")
+    assert {boxes["linear"], boxes["layer norm"]} == {("constant 0", "zero"), ("constant 1", "plain")}
     twice = next(kind for kind in found if len(kind.names) > 1)
     assert twice.names == ("layers.0", "layers.1") and twice.others == ("layers.1",)
     assert blocks.Kind(("a", "a", "b", "b"), None, None).others == ("b",)

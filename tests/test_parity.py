@@ -16,11 +16,12 @@ import torch
 import zero_convert as zc
 from zero_convert import checks
 from zero_convert.checks import parity
-from zero_convert.checks.harness import onnxruntime as _sessions
+from zero_convert.checks.harness import onnxruntime as sessions
+from zero_convert.checks.harness.bench import CheckContext, OnnxFile
 from zero_convert.checks.harness.onnxruntime import CPU, CUDA, placed
 from zero_convert.checks.parity import errors, first_beyond
+from zero_convert.checks.subject import Subject
 from zero_convert.errors import DeviceError
-from zero_convert.graph.traced import Subject
 from zero_convert.records import Check
 
 from . import nets
@@ -153,7 +154,7 @@ def test_no_batch_norm_is_fused_in_our_sessions(exported: tuple[Subject, Path], 
     kinds = [sum(n.op_type == "BatchNormalization" for n in model.graph.node) for model in (fused, plain)]
     assert kinds[0] < kinds[1], "the runtime still fuses"
     given = [np.zeros((1, 3, 32, 32), np.float32)]
-    ran = _sessions.run(path, given).placement[CPU]
+    ran = sessions.run(path, given).placement[CPU]
     assert ran >= len([n for n in plain.graph.node if n.op_type in ("Conv", "BatchNormalization")]), "ours does not"
 
 
@@ -165,7 +166,7 @@ def test_a_session_that_falls_back_to_the_cpu_is_an_error(exported: tuple[Subjec
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(DeviceError, match="does not compute on this device") as caught:
-        _sessions.run(exported[1], [np.zeros((1, 3, 32, 32), np.float32)], "cuda:0")
+        sessions.run(exported[1], [np.zeros((1, 3, 32, 32), np.float32)], "cuda:0")
     assert caught.value.exit_code == 5 and "doctor" in caught.value.fix
 
 
@@ -211,22 +212,22 @@ def test_what_a_session_says_is_not_believed_where_its_profile_says_otherwise(
     exported: tuple[Subject, Path], fake: type[FakeSession], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(DeviceError, match=r"nodes that ran on the CPU: /Conv_\d+ \(Conv\)"):
-        _sessions.run(exported[1], ZEROS, "cuda:1")
+        sessions.run(exported[1], ZEROS, "cuda:1")
     assert capsys.readouterr().out == ""
-    answer = _sessions.run(exported[1], ZEROS, "cuda:1", strict=False)
+    answer = sessions.run(exported[1], ZEROS, "cuda:1", strict=False)
     assert answer.provider == CUDA and answer.fallen and set(answer.placement) == {CPU}
 
 
 def test_a_session_on_another_provider_is_an_error(exported: tuple[Subject, Path], fake: type[FakeSession]) -> None:
     fake.real = (CPU,)
     with pytest.raises(DeviceError, match="a session on CPUExecutionProvider"):
-        _sessions.run(exported[1], ZEROS, "cuda:0")
+        sessions.run(exported[1], ZEROS, "cuda:0")
 
 
 def test_tf32_search_and_optimizations_are_off_and_the_index_is_kept(
     exported: tuple[Subject, Path], fake: type[FakeSession]
 ) -> None:
-    _sessions.run(exported[1], ZEROS, "cuda:1", strict=False)
+    sessions.run(exported[1], ZEROS, "cuda:1", strict=False)
     ((name, settings),), options = fake.made
     assert name == CUDA
     assert settings == {"device_id": "1", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
@@ -240,9 +241,9 @@ def test_a_runtime_without_the_provider_is_an_error_that_names_what_it_has(
 
     monkeypatch.setattr(sys.modules["onnxruntime"], "get_available_providers", lambda: [CPU])
     with pytest.raises(DeviceError, match="providers CPUExecutionProvider"):
-        _sessions.run(exported[1], ZEROS, "cuda:0")
+        sessions.run(exported[1], ZEROS, "cuda:0")
     with pytest.raises(DeviceError, match="no provider for this device"):
-        _sessions.run(exported[1], ZEROS, "mps")
+        sessions.run(exported[1], ZEROS, "mps")
 
 
 def test_arithmetic_on_shapes_may_run_on_the_cpu_but_no_floating_tensor() -> None:
@@ -263,17 +264,18 @@ def test_auto_leaves_out_what_fell_back_and_a_named_device_does_not(
     """Four ways, the two of a GPU played by the CPU."""
     subject, path = exported
     real = parity._torch
-    monkeypatch.setattr(parity, "_torch", lambda bench, given, device, dtype: real(bench, given, "cpu", dtype))
-    bench = checks.Bench(subject, "full", "cpu")
-    bench.device = "cuda:0"
-    check = parity.ask_file(bench, path, strict=False)
+    monkeypatch.setattr(parity, "_torch", lambda context, given, device, dtype: real(context, given, "cpu", dtype))
+    context = CheckContext(subject, "full", "cpu", onnx=OnnxFile(path, "float32", strict=False))
+    context.device = "cuda:0"
+    check = parity.ask(context)
     assert check.status == "warn" and "cuda:0 not compared" in check.summary
     assert list(check.numbers["ways"]) == ["onnxruntime cpu", "torch cuda:0"]
     assert check.numbers["ways"]["torch cuda:0"][0]["max"] == 0
+    context.onnx = OnnxFile(path, "float32", strict=True)
     with pytest.raises(DeviceError):
-        parity.ask_file(bench, path, strict=True)
-    monkeypatch.setattr(_sessions, "placed", lambda events, provider: ({provider: len(events)}, []))
-    check = parity.ask_file(bench, path, strict=True)
+        parity.ask(context)
+    monkeypatch.setattr(sessions, "placed", lambda events, provider: ({provider: len(events)}, []))
+    check = parity.ask(context)
     assert check.status == "pass" and list(check.numbers["ways"])[-1] == "onnxruntime cuda:0"
     assert check.numbers["placement"]["cuda:0"].keys() == {CUDA}
 

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zero_convert import checks
-from zero_convert.checks.harness import bench, recorder
+from zero_convert.checks.harness import recorder
+from zero_convert.checks.subject import Subject
 from zero_convert.errors import DeviceError
-from zero_convert.graph.traced import Subject
+from zero_convert.graph.traced import Traced
 from zero_convert.rewrites import out_of_place
 
 from . import nets
@@ -60,7 +61,7 @@ IN_WEIGHTS: list[tuple[str, str, dict[str, str], Plant, str, str]] = [
     ("a head that is not 0", "logits", {}, written("linear.bias", (0,), 1), "fail", "quick"),
     ("an output of another size", "outputs", {}, cut, "fail", "quick"),
     ("an output of another type", "outputs", {}, doubled, "fail", "quick"),
-    ("a corrupted row", "caps", {"scheme": "zero-2022"}, corrupted_row, "fail", "quick"),
+    ("a corrupted row", "distinct_units", {"scheme": "zero-2022"}, corrupted_row, "fail", "quick"),
 ]
 
 
@@ -272,12 +273,12 @@ def test_a_gradient_that_is_noise_is_warned_of(column: str, expected: str) -> No
 
 def full_above(monkeypatch: pytest.MonkeyPatch, samples: int, error: BaseException) -> None:
     """A device that has room for so many samples."""
-    call = bench.call
+    call = Traced.call
 
-    def limited(module: nn.Module, subject: Subject, values: tuple[Any, ...]) -> Any:
+    def limited(self: Traced, module: nn.Module, values: tuple[Any, ...]) -> Any:
         if len(values[0]) > samples:
             raise error
-        return call(module, subject, values)
+        return call(self, module, values)
 
     real = recorder.Recorder.run_node
 
@@ -287,7 +288,7 @@ def full_above(monkeypatch: pytest.MonkeyPatch, samples: int, error: BaseExcepti
             raise error
         return value
 
-    monkeypatch.setattr(bench, "call", limited)
+    monkeypatch.setattr(Traced, "call", limited)
     monkeypatch.setattr(recorder.Recorder, "run_node", run_node)
 
 

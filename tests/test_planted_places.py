@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zero_convert.checks.exact_parts import ask as exact_parts
-from zero_convert.checks.harness.bench import Bench
+from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.isolation import pinned
-from zero_convert.graph.traced import Subject
+from zero_convert.checks.subject import Subject
+from zero_convert.initialization.scheme import AsConstructed
 from zero_convert.records import Check
 from zero_convert.rewrites import inner_skips
 
@@ -130,9 +131,9 @@ FAULTS: dict[str, tuple[Callable[[], nn.Module], str, Plant, str]] = {
     "logits: in evaluation": (nets.tiny_resnet, "zero-2021", behind("linear", lambda x: x + 1, False), "linear return"),
     "logits: a NaN": (nets.tiny_resnet, "zero-2021", written("linear.bias", torch.nan, (9,)), "up to nan"),
     "logits: the second head": (Heads, "zero-2021", written("other.bias", 1.0), "other returns up to 1"),
-    "caps: a row twice": (wide, "zero-2022", doubled_row, "7 different rows instead of 8 at 0"),
-    "caps: a bias": (wide, "zero-2022", another_bias, "9 different rows instead of 8 at 0"),
-    "caps: a row of a partial identity": (
+    "distinct_units: a row twice": (wide, "zero-2022", doubled_row, "7 different rows instead of 8 at 0"),
+    "distinct_units: a bias": (wide, "zero-2022", another_bias, "9 different rows instead of 8 at 0"),
+    "distinct_units: a row of a partial identity": (
         nets.tiny_resnet, "zero-2021", written("blocks.1.shortcut.0.weight", 2.0, (12, 0, 0, 0)), "10 different"
     ),
 }  # fmt: skip
@@ -166,7 +167,7 @@ def test_coverage_warns_of_little() -> None:
 def test_binary_names_what_was_kept() -> None:
     subject = subject_of(nets.tiny_resnet())
     rules = tuple(
-        replace(a, rule="kept as constructed") if a.tensor.name == "blocks.1.bn1.weight" else a
+        replace(a, formula=AsConstructed(a.tensor.shape)) if a.tensor.name == "blocks.1.bn1.weight" else a
         for a in subject.assignments
     )
     subject = replace(subject, assignments=rules)
@@ -267,7 +268,7 @@ def kernels(net: nn.Module, kind: str, off: float) -> Check:
         return made + off * made.abs().max() if name == kind else made
 
     with fake_gpu(distort=distort), pinned("cuda:0"):
-        found = exact_parts(Bench(subject, "full", "cuda:0"))
+        found = exact_parts(CheckContext(subject, "full", "cuda:0"))
     assert found is not None
     return found
 

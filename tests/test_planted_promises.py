@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zero_convert.checks import norm_per_depth
-from zero_convert.graph.traced import Subject
+from zero_convert.checks.subject import Subject
 
 from . import nets
 from .subjects import ask, parameter, subject_of, with_gradient
@@ -335,7 +335,7 @@ def test_a_promise_that_a_recording_does_not_show_to_the_end_is_warned_of(
 def test_norm_per_depth_warns_of_lengths_that_were_not_followed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a network of which only parts are captured."""
     watch = norm_per_depth.watch
-    monkeypatch.setattr(norm_per_depth, "watch", lambda *a, **k: watch(*a, **k) or "RuntimeError: no further")
+    monkeypatch.setattr(norm_per_depth, "watch", lambda *a, **k: (watch(*a, **k)[0], "RuntimeError: no further"))
     found = ask("norm_per_depth", subject_of(PostActivationNet(), IMAGES, scheme="risotto"))
     assert found is not None and (found.status, "stopped early: Runtime" in found.summary) == ("warn", True), found
 

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from zero_convert.checks.harness import onnxruntime as _sessions
+from zero_convert.checks.harness import onnxruntime as sessions
 from zero_convert.checks.harness.onnxruntime import CPU, CUDA, placed
 from zero_convert.errors import DeviceError
 
@@ -98,7 +98,7 @@ def test_a_provider_that_fails_is_an_error_with_its_reason_and_no_session_on_the
 ) -> None:
     play(monkeypatch, **{when: f"{PLACE}CUDA failure 101: invalid device ordinal ; GPU=-1 ; hostname=h ; line=280 ; "})
     with pytest.raises(DeviceError) as caught:
-        _sessions.run(model, ZEROS, "cuda:7", strict=strict)
+        sessions.run(model, ZEROS, "cuda:7", strict=strict)
     assert caught.value.got == "CUDA failure 101: invalid device ordinal" and "cuda:7" in str(caught.value)
     assert capsys.readouterr().out == "", "ONNX Runtime says on stdout that it falls back"
 
@@ -107,18 +107,18 @@ def test_a_provider_that_fails_is_an_error_with_its_reason_and_no_session_on_the
 def test_a_device_whose_memory_is_too_small_says_so(model: str, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     play(monkeypatch, **{when: f"{PLACE}CUDA failure 2: out of memory ; GPU=0 ; hostname=h"})
     with pytest.raises(DeviceError, match="memory is too small"):
-        _sessions.run(model, ZEROS, "cuda:0")
+        sessions.run(model, ZEROS, "cuda:0")
 
 
 def test_a_profile_that_names_no_node_proves_nothing(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, silent=True)
     with pytest.raises(DeviceError, match="a profile that names no node on it"):
-        _sessions.run(model, ZEROS, "cuda:0")
+        sessions.run(model, ZEROS, "cuda:0")
 
 
 def test_what_a_model_does_wrong_is_no_matter_of_the_device(model: str) -> None:
     with pytest.raises(Exception, match="Got invalid dimensions") as caught:
-        _sessions.run(model, [np.zeros((5, 3), np.float32)], "cpu")
+        sessions.run(model, [np.zeros((5, 3), np.float32)], "cpu")
     assert not isinstance(caught.value, DeviceError)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zero_convert.formulas.roots import inverse_root
+from zero_convert.formulas import inverse_root
 
 
 @pytest.mark.parametrize(("n", "q", "value"), [(1, 7, 1.0), (4, 2, 0.5), (16, 4, 0.5), (8, 3, 0.5), (4, 1, 0.25)])

@@ -11,7 +11,7 @@ import pytest
 
 from zero_convert import schemes
 from zero_convert.errors import UsageError
-from zero_convert.formulas.formula import Formula
+from zero_convert.formulas import Formula
 from zero_convert.initialization.scheme import SEED
 from zero_convert.records import Geometry, Join, Layer, Option, Structure, Tensor, Way
 

@@ -15,16 +15,17 @@ from .artifacts import receipt
 from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .graph.copies import copy_of
 from .graph.original import keep
+from .graph.ties import ties
 from .graph.traced import Original, Traced
-from .initialization.fill import initialize, taken_over, ties
+from .initialization.constants import unverified_buffers
+from .initialization.fill import initialize
 from .initialization.scheme import Scheme
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .result import Progress, tell
 from .runtime.threads import one_thread
 from .sources.building import detectors
 from .sources.building.fingerprint import fingerprint
-from .sources.file_values import RULE as TAKEN
-from .sources.file_values import Taken
+from .sources.file_values import FileValues
 from .sources.model_file import File, opened
 from .sources.programs import torchscript
 from .structure import analyze
@@ -56,7 +57,7 @@ class Made:
     notes: tuple[str, ...]  # what the reader of the plan should know about the capture
     captured: float  # of the model as given
     file: File | None = None
-    taken: Mapping[str, Taken] = field(default_factory=dict)
+    file_values: Mapping[str, FileValues] = field(default_factory=dict)
     kept: bool = False  # whether values of the file are in the module
     original: Original | None = None  # where it was asked for
 
@@ -73,10 +74,10 @@ class Made:
             leftovers=self.leftovers,
             constructed=self.loaded.poisoned,
             drawn=self.loaded.drawn,
-            taken=self.taken,
+            file_values=self.file_values,
             write=write,
         )
-        self.kept = any(each.rule.startswith(TAKEN) for each in assignments)
+        self.kept = any(isinstance(a.formula, FileValues) for a in assignments)
         return assignments
 
     def release(self) -> nn.Module:
@@ -93,13 +94,13 @@ class Made:
             joins=self.joins.joins,
             edits=self.edits,
             assignments=assignments,
-            notes=(*self.loaded.notes, *self.notes, *self.joins.notes, *self._taken_over(assignments)),
+            notes=(*self.loaded.notes, *self.notes, *self.joins.notes, *self._unverified_buffers(assignments)),
             captured=self.captured,
         )
 
-    def _taken_over(self, assignments: tuple[Assignment, ...]) -> tuple[str, ...]:
+    def _unverified_buffers(self, assignments: tuple[Assignment, ...]) -> tuple[str, ...]:
         """A note on values of a given module that nobody here can tell from drawn ones."""
-        names = [] if self.loaded.poisoned else taken_over(self.traced.root, assignments)
+        names = [] if self.loaded.poisoned else unverified_buffers(self.traced.root, assignments)
         if not names:
             return ()
         which = ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
@@ -149,10 +150,10 @@ def prepare(
     if file and example_inputs is None:
         example_inputs = file.inputs
     loaded = load_source(file.model if file else model, model_args, example_inputs, progress, folders)
-    taken: Mapping[str, Taken] = {}
+    file_values: Mapping[str, FileValues] = {}
     if file:
         tell(progress, "compare", "names and shapes of the file")
-        taken, said = file.fit(loaded.module)
+        file_values, said = file.fit(loaded.module)
         loaded = replace(loaded, notes=(*said, *loaded.notes))
     loaded = _single_precision(loaded)
     mark, training = fingerprint(loaded.module), loaded.module.training
@@ -193,7 +194,7 @@ def prepare(
         notes,
         captured,
         file,
-        taken if leftovers == "keep" else {},
+        file_values if leftovers == "keep" else {},
         original=None if kept is None else Original(kept, before),
     )
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .formulas import Formula
 
 Option = str | int | float | bool
+NOT_IN_JSON = {"json": False}  # of a field that `--json` leaves out
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +226,7 @@ class Edit:
     anew, and locks hold none.
 
     Attributes:
-        rewrite: its kind: file name under rewrites/.
+        rewrite: its kind: `NAME` of a file under rewrites/.
         target: its site: module path or node it is about; "*" for the whole network.
         action: a sentence.
         applied: False for one that was declined.
@@ -241,12 +245,32 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """The rule that gave one tensor its values."""
+    """What one tensor gets, and why.
+
+    Attributes:
+        rule: the formula in words and the notes, "partial identity 64×256 at tap (0, 0) (frozen)": for people only.
+        formula: of its values; a marker where it keeps those of its constructor or file, or is another tensor.
+        decided_by: name of the rule of `initialization/resolve.py` that led to the formula.
+        notes: what else the plan says of it: "frozen", "unused: …".
+    """
 
     tensor: Tensor
     layer: str
     role: str
-    rule: str  # spelled formula, "partial identity 64×256 at tap (0, 0)"
+    rule: str = field(init=False)
+    formula: Formula = field(metadata=NOT_IN_JSON)
+    decided_by: str = field(metadata=NOT_IN_JSON)
+    notes: tuple[str, ...] = field(default=(), metadata=NOT_IN_JSON)
+
+    def __post_init__(self) -> None:
+        notes = f" ({', '.join(self.notes)})" if self.notes else ""
+        object.__setattr__(self, "rule", self.formula.rule + notes)
+
+    @property
+    def kind(self) -> str:
+        """The rule without its sizes: what a summary counts together."""
+        kind = self.formula.kind
+        return self.rule if kind == self.formula.rule else kind
 
 
 @dataclass(frozen=True, slots=True)

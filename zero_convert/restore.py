@@ -13,7 +13,8 @@ from . import exporters, sources
 from .artifacts import receipt
 from .conversion import Inputs, Made, cast, prepare
 from .errors import LoadError, MalformedError, UntrustedError, UsageError
-from .initialization.fill import nan_names, ties
+from .graph.ties import ties
+from .initialization.constants import nan_names
 from .records import Recipe
 from .result import Progress
 from .runtime import user_code

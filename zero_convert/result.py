@@ -25,8 +25,8 @@ from .exporters import onnx, safetensors
 from .exporters.onnx import DataFile
 from .formats.atomic import Output, alone, commit_all, staged
 from .formats.digests import Written, leaf_digest, weights_digest
+from .graph.ties import ties
 from .graph.traced import Original
-from .initialization.fill import ties
 from .records import Check, Edit, Plan, Recipe, Structure
 from .runtime.eager import eager
 from .structure import SAFETENSORS_DTYPES

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from . import checks, exporters
 from .artifacts import receipt
+from .checks.subject import Subject
 from .conversion import Inputs, one_of
 from .errors import MalformedError, UsageError
-from .graph.traced import Subject
-from .initialization.fill import nan_names, ties
+from .graph.ties import ties
+from .initialization.constants import nan_names
 from .records import Check, Recipe
 from .restore import rebuilt, refuse_misfit
 from .result import Progress, tell

@@ -1,82 +1,58 @@
 """Validate: read-only questions about a converted model, answered with numbers. One question a file.
 
-Every file has one function `ask(bench) -> Check | None` (None where the question does not arise); its docstring is
-the check's published meaning. `_bench.py` makes the copies and runs that they share, `_recorder.py` looks at a run,
-`_inputs.py` is what they are fed, `_guard.py` keeps random states and torch's switches, `_rounding.py` those for
-float32, `_device.py` finds the device. The model itself is never run and never written to.
+Every public file but `subject.py` is a check, whatever the file is called. Its docstring is the check's published
+meaning, and it declares
 
-    coverage       what share of the parameters is in captured graphs
-    outputs        the same shapes and dtypes as the original's
-    finite         no NaN, no infinity
-    zero_branches  branches that must add exactly 0 do
-    binary         every trainable value is 0 or 1, where the scheme says so
-    logits         a head whose values are all 0 returns exactly 0
-    gradients      which step first gives each parameter a gradient
-    repeat         the same bits when run again
-    channels       distinct, repeated and constant channels
-    precision      how far float32 is from float64
-    signal         signal, gradient and distinct channels by depth, original and converted
-    gradient_norms the size of each parameter's first gradient, and how far float64's is
-    caps           how many units of a layer can be different
-    exact_parts    layers of 0 and ±1 return the same integers in every batch, thread and device
-    skips          without the inserted skips the network is the original
-    training       the loss falls on a batch that is seen again and again
+    NAME        the published name
+    QUESTION    the published question
+    AFTER       the name of the check that it follows; "" for the first
+    LEVELS      the levels at which it is asked, of "quick" and "full"
+    NEEDS       what has to be there. Without "scheme" (a limit in `Scheme.checks`), "steps" (of training, asked for) or
+                "onnx" (a file) it is not asked; without "train" (the network runs in training mode) it is skipped
+    ask(context) -> Answer | None       None where the question does not arise
 
-Asked of ONNX files:
-
-    parity         torch and ONNX Runtime, on the CPU and on the device, return the same
-
-Asked only where the scheme promises something, in `Scheme.checks`:
-
-    branch_bound   no branch adds more than a limit
-    channel_spread all channels are identical
-    symmetry       whether and when identical channels part in training
-    norm_per_depth the length of the signal stays the same through the blocks
-    jacobian       the singular values of the blocks are 0 or 1
-    linearity      f(x + y) = f(x) + f(y)
+No check imports another: what they share is in `harness/`. The model itself is never run and never written to.
 """
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from os import PathLike
+from types import ModuleType
 
-from zero_convert.graph.traced import Subject
 from zero_convert.runtime.eager import eager
 from zero_convert.runtime.threads import one_thread
 
 from ..errors import ZeroConvertError
 from ..records import Check
-from .harness.bench import Bench, OutOfMemory
+from .harness.bench import Answer, CheckContext, OnnxFile, OutOfMemory
 from .harness.device import release
 from .harness.device import resolve as resolve
 from .harness.inputs import BATCH
 from .harness.isolation import pinned, ran_out
+from .subject import Subject
 
 Progress = Callable[[str, str], None]
 SAMPLES = (BATCH, 2, 1)  # of a batch: fewer where the device's memory is too small
-CHECKS = (
-    "coverage",
-    "outputs",
-    "finite",
-    "zero_branches",
-    "binary",
-    "logits",
-    "gradients",
-    "repeat",
-    "channels",
-    "precision",
-    "signal",
-    "gradient_norms",
-    "caps",
-    "exact_parts",
-    "skips",
-    "training",
-)
 LARGE = 5_000_000  # parameters
-PROMISES = ("branch_bound", "channel_spread", "symmetry", "norm_per_depth", "jacobian", "linearity")
+
+
+def _files() -> dict[str, ModuleType]:
+    """Name → file of the check, in the order in which they are asked: each after its `AFTER`, else by name."""
+    public = (info.name for info in pkgutil.iter_modules(__path__) if not info.ispkg and info.name != "subject")
+    files = {file.NAME: file for file in (import_module(f".{name}", __name__) for name in public)}
+
+    def position(name: str) -> int:
+        return 1 + position(files[name].AFTER) if files[name].AFTER else 0
+
+    return {name: files[name] for name in sorted(files, key=lambda name: (position(name), name))}
+
+
+FILES = _files()
+SCHEME_CHECKS = tuple(name for name, file in FILES.items() if "scheme" in file.NEEDS)
 
 
 @eager()
@@ -88,7 +64,7 @@ def run(
     train_steps: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Check, ...]:
-    """The answers, in the order of `CHECKS` and `PROMISES`. The subject is left as it was, bit for bit.
+    """The answers, in the order of `FILES`. The subject is left as it was, bit for bit.
 
     Args:
         level: "quick" (small images, a few seconds) or "full" (images as large as the example, gradients repeated)
@@ -107,30 +83,19 @@ def run(
     with pinned(device), one_thread() if small else nullcontext():
         for samples in SAMPLES:
             try:
-                found = _answers(Bench(subject, level, device, train_steps, samples), progress)
+                answered = answers(CheckContext(subject, level, device, train_steps, samples), progress)
             except OutOfMemory as error:
                 if samples == SAMPLES[-1]:
                     raise
-                told = error.got
+                reason = error.got
             else:
                 break
             release(device)
     if samples == SAMPLES[0]:
-        return tuple(found)
+        return tuple(answered)
     question = "Does a batch of the usual size fit into the device's memory?"
-    summary = f"{told}: all checks were asked again with {samples}"
-    return (*found, Check("memory", "warn", question, summary, {"samples": samples}, f"{SAMPLES[0]} samples"))
-
-
-def _answers(bench: Bench, progress: Progress | None) -> list[Check]:
-    found = []
-    for name in (*CHECKS, *(name for name in PROMISES if bench.promised(name) is not None)):
-        if progress is not None:
-            progress("validate", f"{name} on {bench.device}")
-        check = _answer(name, bench)
-        if check is not None:
-            found.append(check)
-    return found
+    summary = f"{reason}: all checks were asked again with {samples}"
+    return (*answered, Check("memory", "warn", question, summary, {"samples": samples}, f"{SAMPLES[0]} samples"))
 
 
 @eager()
@@ -145,33 +110,37 @@ def compare_export(subject: Subject, path: str | PathLike[str], *, device: str, 
     Raises:
         DeviceError: ONNX Runtime fell back to the CPU, or the device's memory is too small.
     """
-    from . import parity
-
-    bench = Bench(subject, "full", device)
+    context = CheckContext(subject, "full", device, onnx=OnnxFile(path, dtype, strict))
     with pinned(device):
-        answer = _answered(
-            "parity", parity.QUESTION, bench, lambda: parity.ask_file(bench, path, dtype=dtype, strict=strict)
-        )
-    assert answer is not None, "parity always has an answer"
-    return answer
+        parity = answer("parity", context)
+    assert parity is not None, "parity always has an answer"
+    return parity
 
 
-def _answer(name: str, bench: Bench) -> Check | None:
-    room = import_module(f".{name}", __name__)
-    return _answered(name, room.QUESTION, bench, lambda: room.ask(bench))
+def answers(context: CheckContext, progress: Progress | None = None) -> list[Check]:
+    """The answers of all checks that are asked."""
+    return [check for name in FILES if (check := answer(name, context, progress)) is not None]
 
 
-def _answered(name: str, question: str, bench: Bench, ask: Callable[[], Check | None]) -> Check | None:
-    """The check's answer. A question that ends in an error of the network is answered with "fail"."""
+def answer(name: str, context: CheckContext, progress: Progress | None = None) -> Check | None:
+    """The check's answer; None where it is not asked. An error of the network is answered with "fail"."""
+    file = FILES[name]
+    met = {"scheme": name in context.limits, "steps": context.train_steps > 0, "onnx": context.onnx is not None}
+    if context.level not in file.LEVELS or not all(met.get(need, True) for need in file.NEEDS):
+        return None
+    if progress is not None:
+        progress("validate", f"{name} on {context.device}")
     try:
-        return ask()
+        if "train" in file.NEEDS and "train" not in context.modes:
+            answered: Answer | None = Answer("skip", f"does not run in training mode: {context.refused['train']}")
+        else:
+            answered = file.ask(context)
     except ZeroConvertError:
         raise
     except (Exception, SystemExit) as error:
         if ran_out(error):
-            raise bench.out_of_memory() from error
+            raise context.out_of_memory() from error
         line = (str(error).strip().splitlines() or [""])[0]
-        told = f"could not be answered: {type(error).__name__}: {line}"[:300]
-        return Check(
-            name, "fail", question, told, remedy="The network stops there. --input gives other example inputs."
-        )
+        summary = f"could not be answered: {type(error).__name__}: {line}"[:300]
+        answered = Answer("fail", summary, remedy="The network stops there. --input gives other example inputs.")
+    return None if answered is None else Check(name=name, question=file.QUESTION, **vars(answered))

@@ -8,18 +8,21 @@ Fails on any other value.
 
 from __future__ import annotations
 
-from ..records import Check
-from .harness.bench import Bench
+from ..initialization.scheme import AsConstructed
+from .harness.bench import Answer, CheckContext
 
+NAME = "binary"
 QUESTION = "Is every trainable value exactly 0 or 1?"
-KEPT = "kept as constructed"
+AFTER = "zero_branches"
+LEVELS = ("quick", "full")
+NEEDS = ()
 
 
-def ask(bench: Bench) -> Check | None:
-    subject = bench.subject
+def ask(context: CheckContext) -> Answer | None:
+    subject = context.subject
     if not subject.scheme.binary:
         return None
-    kept = {a.tensor.name for a in subject.assignments if a.rule == KEPT}
+    kept = {a.tensor.name for a in subject.assignments if isinstance(a.formula, AsConstructed)}
     zeros, ones, wrong, other = 0, 0, {}, []
     for name, parameter in subject.traced.root.named_parameters():
         if not parameter.requires_grad:
@@ -46,10 +49,8 @@ def ask(bench: Bench) -> Check | None:
         summary = f"{zeros + ones:,} trainable values: {zeros:,} zeros, {ones:,} ones"
         summary += f"; other values kept in {', '.join(other[:4])}" if other else ""
         remedy = "--leftovers zeros fills what no rule covers." if other else ""
-    return Check(
-        "binary",
+    return Answer(
         "fail" if wrong else "warn" if other else "pass",
-        QUESTION,
         summary,
         numbers,
         "0 or 1 exactly",

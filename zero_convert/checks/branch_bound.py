@@ -11,48 +11,43 @@ Fails if a branch adds more than 1.001 times its limit, for rounding.
 
 from __future__ import annotations
 
-from torch import Tensor, fx
+from torch import fx
 
 from zero_convert.graph.queries import Reach, kind
 
-from ..records import Check, Join
-from .harness.bench import Bench
+from ..records import Join
+from .harness.bench import Answer, CheckContext
 from .harness.recorder import largest, most
-from .harness.watch import graph_of, nothing, watch
+from .harness.watch import unseen, watch
 
+NAME = "branch_bound"
 QUESTION = "Does every residual branch add no more than its limit?"
+AFTER = "training"
+LEVELS = ("quick", "full")
+NEEDS = ("scheme",)
 ROUNDING = 1.001  # of the value and of its opposite
 REMEDY = "Its last layer is not what the scheme makes (--dry-run names the rules), or something behind it adds."
 
 
-def ask(bench: Bench) -> Check | None:
-    factor = bench.promised("branch_bound")
-    joins = [join for join in bench.subject.structure.joins if join.residual]
-    if factor is None or not joins:
+def ask(context: CheckContext) -> Answer | None:
+    factor = context.limits[NAME]
+    joins = [join for join in context.subject.structure.joins if join.residual]
+    if not joins:
         return None
     shares: dict[str, float] = {}
     stopped = ""
-    for mode in bench.modes:
-        graph = graph_of(bench, mode)
-        ends = {join: found for join in joins if (found := _ends(bench, graph, join))}
-        seen: dict[str, float] = {}
-        wanted = {
-            n.name for found in ends.values() for end, branch, _ in found for n in (end.all_input_nodes[0], branch)
-        }
-
-        def see(n: fx.Node, value: Tensor, wanted: set[str] = wanted, seen: dict[str, float] = seen) -> None:
-            if n.name in wanted:
-                seen[n.name] = largest(value)
-
-        stopped = watch(bench, mode, see) or stopped
-        for join, found in ends.items():
+    for mode in context.modes:
+        ends = {join: ends for join in joins if (ends := _ends(context, context.graph(mode), join))}
+        nodes = {n for parts in ends.values() for end, branch, _ in parts for n in (end.all_input_nodes[0], branch)}
+        seen, ended = watch(context, mode, lambda n, value: largest(value), nodes=nodes)
+        stopped = ended or stopped
+        for join, parts in ends.items():
             if join.branch_node in seen:
-                limit = sum(factor * gain * seen.get(end.all_input_nodes[0].name, 0.0) for end, _, gain in found)
+                limit = sum(factor * gain * seen.get(end.all_input_nodes[0].name, 0.0) for end, _, gain in parts)
                 share = seen[join.branch_node] / limit if limit else float(seen[join.branch_node] > 0) * 2
                 shares[join.node] = most((share, shares.get(join.node, 0.0)))
     if not shares:
-        otherwise = "none ends in a layer that starts close to 0"
-        return nothing(bench, "branch_bound", QUESTION, stopped, "branch", otherwise)
+        return unseen(context, stopped, "branch", "none ends in a layer that starts close to 0")
     wrong = {node: share for node, share in shares.items() if not share <= ROUNDING}
     if wrong:
         worst = max(wrong, key=wrong.__getitem__)
@@ -61,10 +56,8 @@ def ask(bench: Bench) -> Check | None:
         summary = f"{len(shares)} branches add at most {max(shares.values()):.3g} times their limit"
         summary += f"; {len(joins) - len(shares)} joins were not judged" if len(shares) < len(joins) else ""
         summary += f", the recording ends early: {stopped}" if stopped else ""
-    return Check(
-        "branch_bound",
+    return Answer(
         "fail" if wrong else "warn" if stopped else "pass",
-        QUESTION,
         summary,
         {"shares_of_the_limit": shares, "factor": factor},
         f"{factor:g} times what the last layer reads, 2/sqrt(eps) times more behind a norm",
@@ -72,22 +65,22 @@ def ask(bench: Bench) -> Check | None:
     )
 
 
-def _ends(bench: Bench, graph: fx.Graph, join: Join) -> list[tuple[fx.Node, fx.Node, float]]:
+def _ends(context: CheckContext, graph: fx.Graph, join: Join) -> list[tuple[fx.Node, fx.Node, float]]:
     """The branch's last layers, its end, and how much larger the norms in between may make a value."""
-    root, nodes = bench.subject.traced.root, {n.name: n for n in graph.nodes}
+    root, nodes = context.subject.traced.root, {n.name: n for n in graph.nodes}
     branch = nodes.get(join.branch_node)
-    last = [x for x in bench.subject.structure.layers if x.role == "last" and x.join == join.index]
+    last = [x for x in context.subject.structure.layers if x.role == "last" and x.join == join.index]
     own = {x.name for x in last if not x.stilled and not x.clipped}
     called = [n for n in graph.nodes if n.op == "call_module" and n.target in own]
     if branch is None or not called:
         return []
     reach = Reach(graph)
-    found = []
+    ends = []
     for node in called:
         gain = 1.0
         for n in (node, *reach.between(node, branch)) if node is not branch else ():
             if kind(n, root) == "norm":
                 eps = getattr(root.get_submodule(str(n.target)), "eps", None) or 1e-5
                 gain *= 2 / float(eps) ** 0.5
-        found.append((node, branch, gain))
-    return found
+        ends.append((node, branch, gain))
+    return ends

@@ -15,43 +15,34 @@ same order.
 
 from __future__ import annotations
 
-from torch import Tensor, fx
+from .harness.bench import Answer, CheckContext
+from .harness.recorder import most
+from .harness.watch import SPREAD_SIDES, spreads, unseen
 
-from ..records import Check
-from ._spread import SIDES, Spreads
-from .harness.bench import Bench
-from .harness.recorder import largest, most
-from .harness.watch import nothing, watch
-
+NAME = "channel_spread"
 QUESTION = "Are all channels of every layer identical at the start?"
+AFTER = "branch_bound"
+LEVELS = ("quick", "full")
+NEEDS = ("scheme",)
 ROUNDING = 1e-5
 REMEDY = "Its layer starts with other values (--dry-run names the rules), or does not treat all channels alike."
 
 
-def ask(bench: Bench) -> Check | None:
-    limit = bench.promised("channel_spread")
-    if limit is None:
-        return None
+def ask(context: CheckContext) -> Answer:
+    limit = context.limits[NAME]
     worst: dict[str, float] = {}
     rounding: dict[str, float] = {}
-    scale, stopped, inputs = 0.0, "", bench.fitting(SIDES)
-    for mode in bench.modes:
-        spreads = Spreads(bench, mode)
-        sizes: dict[str, float] = {}
-
-        def see(n: fx.Node, value: Tensor, spreads: Spreads = spreads, sizes: dict[str, float] = sizes) -> None:
-            spreads.see(n, value)
-            sizes[n.name] = largest(value)
-
-        stopped = watch(bench, mode, see, inputs=inputs[mode != "train"]) or stopped
-        for node, spread in spreads.judged().items():
+    scale, stopped, inputs = 0.0, "", context.fitting(SPREAD_SIDES)
+    for mode in context.modes:
+        apart, sizes, ended = spreads(context, mode, inputs[mode != "train"])
+        stopped = ended or stopped
+        for node, spread in apart.items():
             worst[node] = max(spread, worst.get(node, 0.0))
             scale = max(scale, sizes[node])
             if spread > limit:
                 rounding[node] = most((spread / max(sizes[node], 1e-30), rounding.get(node, 0.0)))
     if not worst:
-        otherwise = "none reads all channels of its input"
-        return nothing(bench, "channel_spread", QUESTION, stopped, "layer", otherwise)
+        return unseen(context, stopped, "layer", "none reads all channels of its input")
     wrong = [node for node, share in rounding.items() if not share <= ROUNDING]
     if rounding:
         node = (wrong or list(rounding))[0]
@@ -63,10 +54,8 @@ def ask(bench: Bench) -> Check | None:
         summary = f"spread exactly 0 at {len(worst)} places (values up to {scale:.3g})"
     summary += f"; the recording ends early: {stopped}" if stopped else ""
     status = "fail" if wrong else "warn" if rounding or stopped else "pass"
-    return Check(
-        "channel_spread",
+    return Answer(
         status,
-        QUESTION,
         summary,
         {"spread": worst, "largest": scale},
         f"a spread of {limit:g}",

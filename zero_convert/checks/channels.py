@@ -15,24 +15,23 @@ leaves, and it trains well; less has another cause. The remedy depends on the sc
 
 from __future__ import annotations
 
-from zero_convert.graph.traced import Subject
-
-from ..records import Check
-from .harness.bench import Bench
+from .harness.bench import Answer, CheckContext
 from .harness.channels import Channels
+from .harness.remedies import FEW, remedy
 
+NAME = "channels"
 QUESTION = "How many channels are distinct, duplicate or of almost no variance?"
-FEW = 0.5  # part of a head's features
+AFTER = "repeat"
+LEVELS = ("quick", "full")
+NEEDS = ("train",)
 MANY = 0.5  # part of a norm's channels
 SMALL = 16  # norms over fewer channels are not judged
 
 
-def ask(bench: Bench) -> Check:
-    if "train" not in bench.modes:
-        return Check("channels", "skip", QUESTION, f"does not run in training mode: {bench.refused['train']}")
-    seen = bench.run("train")
-    exact = bench.reading_run()
-    roles = {layer.name: layer.role for layer in bench.subject.structure.layers}
+def ask(context: CheckContext) -> Answer:
+    seen = context.run("train")
+    exact = context.reading_run()
+    roles = {layer.name: layer.role for layer in context.subject.structure.layers}
     heads = {name: c for name, c in exact.reads.items() if roles[name] == "head"}
     norms = {name: c for name, c in seen.returns.items() if c.zero < c.total and c.total >= SMALL}
     worst = max(norms, key=lambda name: _low(norms[name]), default="")
@@ -48,10 +47,8 @@ def ask(bench: Bench) -> Check:
         parts.append(
             f"up to {low:.0%} near-zero-variance channels of a norm ({worst})" if low else "none of low variance"
         )
-    return Check(
-        "channels",
+    return Answer(
         "warn" if warn else "pass",
-        QUESTION,
         "; ".join(parts) or "no head and no norm to look at",
         {
             "heads": {name: [c.distinct, c.total] for name, c in heads.items()},
@@ -60,7 +57,7 @@ def ask(bench: Bench) -> Check:
             "layers": {name: _numbers(c) for name, c in (*exact.reads.items(), *seen.returns.items())},
         },
         f"at least {FEW:.0%} distinct features, less than {MANY:.0%} of a norm's channels below a variance of 1e-6",
-        (remedy(bench.subject) or "No option of this scheme makes them different; another scheme does.")
+        (remedy(context.subject) or "No option of this scheme makes them different; another scheme does.")
         if warn
         else "",
     )
@@ -78,15 +75,3 @@ def _numbers(channels: Channels) -> dict[str, int]:
 
 def _low(channels: Channels) -> float:
     return channels.low_variance / max(1, channels.total)
-
-
-def remedy(subject: Subject) -> str:
-    """What the scheme offers against repeated channels, by the options it has."""
-    options = subject.options
-    if options.get("mixing") == "none":
-        return "--set mixing=permute (or signs) gives the frozen transforms different inputs."
-    if options.get("break_symmetry") == "none":
-        return "--set break_symmetry=dropout:0.01 lets equal channels part."
-    if options.get("columns") == "first":
-        return "--set columns=spanning makes all rows of a Hadamard weight distinct."
-    return ""

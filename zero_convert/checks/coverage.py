@@ -21,16 +21,19 @@ from zero_convert.graph.kinds import WEIGHT_KINDS, kind_of
 from zero_convert.graph.traced import Traced
 from zero_convert.nn.tree import ConvertedModule
 
-from ..records import Check
-from .harness.bench import Bench
+from .harness.bench import Answer, CheckContext
 
+NAME = "coverage"
 QUESTION = "What share of the parameters is inside a captured graph, and can joins hide in the rest?"
+AFTER = ""
+LEVELS = ("quick", "full")
+NEEDS = ()
 SHOWN = 3
 LITTLE = 0.5
 
 
-def ask(bench: Bench) -> Check:
-    traced = bench.subject.traced
+def ask(context: CheckContext) -> Answer:
+    traced = context.subject.traced
     sizes = {id(p): p.numel() for p in traced.root.parameters()}
     inside = {path: traced.root.get_submodule(path) for path in _opaque(traced)}
     opaque = {id(p) for module in inside.values() for p in module.parameters()}
@@ -58,10 +61,8 @@ def ask(bench: Bench) -> Check:
         summary += f" and {len(hiding) - SHOWN} more" if len(hiding) > SHOWN else ""
     little = share < LITTLE and len(weight_layers(traced.root)) > 1
     fix = "Give what branches on values a module of its own, so that only that is kept whole."
-    return Check(
-        "coverage",
+    return Answer(
         "warn" if hiding or little else "pass",
-        QUESTION,
         summary,
         {
             "parameters": total,
@@ -103,8 +104,8 @@ def _read(traced: Traced) -> Iterator[nn.Parameter]:
 
 def weight_layers(module: nn.Module) -> list[str]:
     """Paths in the module of the layers with weights; a layer inside a known one does not count again."""
-    found: list[str] = []
+    paths: list[str] = []
     for path, m in module.named_modules():
-        if kind_of(m) in WEIGHT_KINDS and not any(path.startswith(f"{outer}.") or not outer for outer in found):
-            found.append(path)
-    return found
+        if kind_of(m) in WEIGHT_KINDS and not any(path.startswith(f"{outer}.") or not outer for outer in paths):
+            paths.append(path)
+    return paths

@@ -24,10 +24,14 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from zero_convert.formulas.hashing import words
 from zero_convert.graph.kinds import geometry
 
-from ..records import Check, Geometry
-from .harness.bench import Bench
+from ..records import Geometry
+from .harness.bench import Answer, CheckContext
 
+NAME = "exact_parts"
 QUESTION = "Do layers of zeros and ones return exactly the same on integers for every batch size, thread and device?"
+AFTER = "distinct_units"
+LEVELS = ("quick", "full")
+NEEDS = ()
 EXACT = 1 << 24  # from here on float32 does not hold every integer
 LARGEST = 4095
 BATCHES = {"quick": (1, 7), "full": (1, 2, 7, 32)}
@@ -39,48 +43,46 @@ REMEDY = (
 WINOGRAD = 1e-5  # of the largest value
 
 
-def ask(bench: Bench) -> Check | None:
-    asked = _layers(bench)
+def ask(context: CheckContext) -> Answer | None:
+    asked = _layers(context)
     if not asked:
         return None
     wrong: dict[str, float] = {}
     excused: dict[str, float] = {}
     for name, layer, g in asked:
-        for how, off in _differences(bench, layer, g):
+        for how, off in _differences(context, layer, g):
             kernel = max(g.kernel, default=1) > 1 and how.startswith("cuda")
             (excused if kernel and off < WINOGRAD else wrong)[f"{name} {how}"] = off
-    batches = ", ".join(map(str, BATCHES[bench.level]))
+    batches = ", ".join(map(str, BATCHES[context.level]))
     ways = f"batches of {batches}, {THREADS[0]} and {THREADS[-1]} threads"
-    ways += f", cpu and {bench.device}" if bench.device != "cpu" else ""
-    told = wrong or excused
+    ways += f", cpu and {context.device}" if context.device != "cpu" else ""
+    differences = wrong or excused
     summary = f"{len(asked)} layers equal for {ways}"
-    if told:
-        worst = max(told, key=told.__getitem__)
-        summary = f"{len(told)} differences, up to {told[worst]:.2g} of the largest value: {worst}"
-    return Check(
-        "exact_parts",
+    if differences:
+        worst = max(differences, key=differences.__getitem__)
+        summary = f"{len(differences)} differences, up to {differences[worst]:.2g} of the largest value: {worst}"
+    return Answer(
         "fail" if wrong else "warn" if excused else "pass",
-        QUESTION,
         summary,
         {"layers": [name for name, _, _ in asked], "different": wrong, "excused": excused},
         "equal values",
-        REMEDY if told else "",
+        REMEDY if differences else "",
     )
 
 
-def _layers(bench: Bench) -> list[tuple[str, nn.Module, Geometry]]:
+def _layers(context: CheckContext) -> list[tuple[str, nn.Module, Geometry]]:
     """One layer of each size with weights of 0 and ±1, as a float32 copy on the CPU."""
-    found: dict[tuple[object, ...], tuple[str, nn.Module, Geometry]] = {}
-    for name, module in bench.subject.traced.root.named_modules():
+    smallest: dict[tuple[object, ...], tuple[str, nn.Module, Geometry]] = {}
+    for name, module in context.subject.traced.root.named_modules():
         if type(module).__module__.partition(".")[0] != "torch" or not isinstance(module, _ConvNd | nn.Linear):
             continue
         g = geometry(module)
         if g is None or nn.utils.parametrize.is_parametrized(module) or module._forward_pre_hooks:
             continue
-        key: tuple[object, ...] = (type(module), g.kernel if bench.level == "quick" else g)
-        if (key not in found or _size(g) < _size(found[key][2])) and _plain(module):
-            found[key] = (name, module, g)
-    return [(name, _with_values(name, module), g) for name, module, g in found.values()]
+        key: tuple[object, ...] = (type(module), g.kernel if context.level == "quick" else g)
+        if (key not in smallest or _size(g) < _size(smallest[key][2])) and _plain(module):
+            smallest[key] = (name, module, g)
+    return [(name, _with_values(name, module), g) for name, module, g in smallest.values()]
 
 
 def _plain(module: nn.Module) -> bool:
@@ -103,9 +105,9 @@ def _with_values(name: str, module: nn.Module) -> nn.Module:
     return own.eval()
 
 
-def _differences(bench: Bench, layer: nn.Module, g: Geometry) -> Iterator[tuple[str, float]]:
+def _differences(context: CheckContext, layer: nn.Module, g: Geometry) -> Iterator[tuple[str, float]]:
     """(how, the largest difference relative to the largest value) for each way that does not return the same."""
-    batches = BATCHES[bench.level]
+    batches = BATCHES[context.level]
     x = _integers(layer, g, max(batches))
     threads = torch.get_num_threads()
     try:
@@ -118,19 +120,19 @@ def _differences(bench: Bench, layer: nn.Module, g: Geometry) -> Iterator[tuple[
                 for batch in batches:
                     yield from _compared(f"cpu, batch {batch}, {count} threads", layer(x[:batch]), right)
             torch.set_num_threads(threads)
-            if bench.device != "cpu":
-                there = copy.deepcopy(layer).to(bench.device)
+            if context.device != "cpu":
+                there = copy.deepcopy(layer).to(context.device)
                 for batch in batches:
-                    made = there(x[:batch].to(bench.device)).cpu()
-                    yield from _compared(f"{bench.device}, batch {batch}", made, right)
+                    values = there(x[:batch].to(context.device)).cpu()
+                    yield from _compared(f"{context.device}, batch {batch}", values, right)
     finally:
         torch.set_num_threads(threads)
 
 
-def _compared(how: str, made: Tensor, right: Tensor) -> Iterator[tuple[str, float]]:
-    expected, made = right[: len(made)], made.double()
-    if not torch.equal(made, expected):
-        yield how, float((made - expected).abs().max() / expected.abs().max().clamp(min=1))
+def _compared(how: str, values: Tensor, right: Tensor) -> Iterator[tuple[str, float]]:
+    expected, values = right[: len(values)], values.double()
+    if not torch.equal(values, expected):
+        yield how, float((values - expected).abs().max() / expected.abs().max().clamp(min=1))
 
 
 def _integers(layer: nn.Module, g: Geometry, batch: int) -> Tensor:

@@ -13,15 +13,18 @@ import math
 import torch
 from torch import Tensor
 
-from ..records import Check
-from .harness.bench import Bench
+from .harness.bench import Answer, CheckContext
 
+NAME = "finite"
 QUESTION = "Is every value of the state dict and of the outputs finite?"
+AFTER = "outputs"
+LEVELS = ("quick", "full")
+NEEDS = ()
 OUTPUT = "the output"
 
 
-def ask(bench: Bench) -> Check:
-    root = bench.subject.traced.root
+def ask(context: CheckContext) -> Answer:
+    root = context.subject.traced.root
     parameters = {name for name, _ in root.named_parameters(remove_duplicate=False)}
     wrong, values, infinite = [], 0, 0
     for name, tensor in root.state_dict().items():
@@ -35,25 +38,23 @@ def ask(bench: Bench) -> Check:
         else:
             infinite += int(torch.isinf(tensor).sum())
     magnitudes = {}
-    for mode in bench.modes:
-        outputs = bench.run(mode).outputs
+    for mode in context.modes:
+        outputs = context.run(mode).outputs
         if not all(bool(torch.isfinite(t).all()) for t in outputs):
             wrong.append(f"{OUTPUT} in {mode} mode")
         else:
             magnitudes[mode] = max((float(t.abs().max()) for t in outputs if t.numel()), default=0.0)
-    refusal = bench.refusal()
+    refusal = context.refusal()
     summary = f"{values:,} values and all outputs are finite"
     if refusal:
         summary = f"{values:,} values are finite, and no output was seen: it {refusal}"
     if wrong:
         summary = f"NaN or infinity in {', '.join(wrong[:4])}{' …' if len(wrong) > 4 else ''}"
-    return Check(
-        "finite",
+    return Answer(
         "fail" if wrong else "warn" if refusal else "pass",
-        QUESTION,
         summary,
         {"values": values, "not_finite": wrong, "infinite_in_buffers": infinite, "largest_output": magnitudes}
-        | ({"refused": dict(bench.refused)} if bench.refused else {}),
+        | ({"refused": dict(context.refused)} if context.refused else {}),
         "no NaN, no infinity",
         _remedy(wrong),
     )

@@ -1,11 +1,11 @@
 """How large is the gradient of each parameter at the start, and is it the one that float64 finds?
 
-One batch in training mode, dropout off; what goes back is a fixed direction at what the heads read (see `_depths.py`),
-so that a head that starts at 0 does not hide the rest. Compared is the Euclidean norm; with `full` the same is done in
-float64 on the CPU, and the difference of the two gradients is taken relative to the one in float64. A batch norm over a
-channel that is constant up to rounding multiplies noise by 1/sqrt(eps) = 316 on the way forward and again on the way
-back: there the gradient that training follows is noise. A bias that a norm takes away again has no gradient but
-rounding, and is left out.
+One batch in training mode, dropout off; what goes back is a fixed direction at what the heads read (see
+`harness/depths.py`), so that a head that starts at 0 does not hide the rest. Compared is the Euclidean norm; with
+`full` the same is done in float64 on the CPU, and the difference of the two gradients is taken relative to the one in
+float64. A batch norm over a channel that is constant up to rounding multiplies noise by 1/sqrt(eps) = 316 on the way
+forward and again on the way back: there the gradient that training follows is noise. A bias that a norm takes away
+again has no gradient but rounding, and is left out.
 
 Fails if a gradient is not finite. Warns if a gradient differs by more than 1 % from float64 (rounding alone stays below
 1e-4; gradients below 1e-6 of the largest are not judged), or if among the weights of two and more dimensions the
@@ -22,34 +22,34 @@ import math
 
 from torch import Tensor
 
-from ..records import Check
-from .channels import remedy
-from .gradients import INFINITE, cancelled_biases
-from .harness.bench import Bench
+from .harness.bench import Answer, CheckContext
 from .harness.depths import Depths, depths, length, rounded
-from .precision import CANCELS
+from .harness.remedies import CANCELS, INFINITE, remedy
+from .harness.training import cancelled_biases
 
+NAME = "gradient_norms"
 QUESTION = "How large is the first gradient of each parameter, and how far from that in float64?"
+AFTER = "signal"
+LEVELS = ("quick", "full")
+NEEDS = ("train",)
 LIMIT = 0.01
 RANGE = 1e4  # of the weights
 SMALL = 1e-6  # of the largest norm
 
 
-def ask(bench: Bench) -> Check | None:
-    if "train" not in bench.modes:
-        return Check("gradient_norms", "skip", QUESTION, f"does not run in training mode: {bench.refused['train']}")
-    own = depths(bench, "own")
+def ask(context: CheckContext) -> Answer | None:
+    own = depths(context, "own")
     if own is None or not own.weights:
         return None
-    cancelled = cancelled_biases(bench.subject)
+    cancelled = cancelled_biases(context.subject)
     names = [name for name in own.weights if name not in cancelled]
-    exact = depths(bench, "exact") if bench.level == "full" and not bench.run("train").random else None
+    exact = depths(context, "exact") if context.level == "full" and not context.run("train").random else None
     far = _differences(names, own, exact) if exact is not None and exact.backward else {}
     broken = [name for name in names if not math.isfinite(own.weights[name])]
     norms = {name: own.weights[name] for name in names if own.weights[name] > 0}
     over = [name for name, value in far.items() if not value <= LIMIT]
     most, least = max(norms, key=norms.__getitem__, default=""), min(norms, key=norms.__getitem__, default="")
-    axes = {name: parameter.ndim for name, parameter in bench.subject.traced.root.named_parameters()}
+    axes = {name: parameter.ndim for name, parameter in context.subject.traced.root.named_parameters()}
     judged = [value for name, value in norms.items() if axes[name] > 1]
     ratio = max(judged) / min(judged) if judged else 1.0
     if broken:
@@ -66,10 +66,8 @@ def ask(bench: Bench) -> Check | None:
         worst = max(far, key=far.__getitem__)
         summary += f"; up to {far[worst]:.2g} of it off float64 ({worst})"
     status = "fail" if broken else "warn" if over or ratio > RANGE else "pass"
-    return Check(
-        "gradient_norms",
+    return Answer(
         status,
-        QUESTION,
         summary,
         {
             "parameter": names,
@@ -78,14 +76,14 @@ def ask(bench: Bench) -> Check | None:
             "difference_to_float64": rounded(far.get(name) for name in names),
         },
         f"finite; at most {LIMIT:.0%} off float64; weights within a factor of {RANGE:.0e}",
-        _remedy(bench, bool(broken), bool(over)) if status != "pass" else "",
+        _remedy(context, bool(broken), bool(over)) if status != "pass" else "",
     )
 
 
-def _remedy(bench: Bench, broken: bool, over: bool) -> str:
+def _remedy(context: CheckContext, broken: bool, over: bool) -> str:
     if broken:
         return INFINITE
-    return remedy(bench.subject) or (CANCELS if over else "An optimizer that scales each gradient, as Adam does.")
+    return remedy(context.subject) or (CANCELS if over else "An optimizer that scales each gradient, as Adam does.")
 
 
 def _differences(names: list[str], own: Depths, exact: Depths) -> dict[str, float]:

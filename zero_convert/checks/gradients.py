@@ -1,31 +1,31 @@
 """At which step does each parameter first get a gradient?
 
-A layer at zero gives what stands before it no gradient, so some parameters have to wait until others have moved. A
-copy is trained on one batch of the check's inputs with hashed classes, until every parameter has had a nonzero gradient
-or as many steps were made as the longest branch has weight layers, plus one each for stem and head, and a further step
-woke no other parameter: later than that is never. Dropout is off. In each step every parameter moves by 0.1 in the
-direction of its own gradient, measured in the Euclidean norm; so a norm layer after a zero layer, which amplifies
-gradients by 1/sqrt(eps) = 316, cannot blow up the run, and no matrix grows by more than 0.1 in the spectral norm.
+A layer at zero passes no gradient back, so some parameters get one only after others have moved. A copy is trained on
+one batch of the check's inputs with hashed classes, dropout off, until every parameter has had a nonzero gradient. It
+makes as many steps as the longest branch has weight layers, plus one each for stem and head, and goes on while each
+step reaches a new parameter; a parameter not reached by then is reported as dead. In each step every parameter moves by
+0.1, in the Euclidean norm, against its own gradient: a norm layer after a zero layer, which amplifies gradients by
+1/sqrt(eps) = 316, cannot make the run diverge, and no matrix grows by more than 0.1 in the spectral norm.
 
-A nonzero gradient in any run proves a parameter alive; a run without one proves little: a step that is too large can
-push every unit of a ReLU below 0 for all inputs (SqueezeNet under zero-2022 is silent after five steps of 0.1), and a
-narrow layer, or a batch norm over two values, may be silent for the few inputs of one batch. So if a weight seems dead,
-or a gradient overflows after the first step, the training is repeated from the same start: with steps of 0.01 on a
-larger batch of other values, with steps of 0.001 on the first batch, and then on the other, until no doubt is left.
-What is dead in all of these is called dead; the first step told of a parameter is the earliest of all.
+A nonzero gradient in any run proves a parameter alive. A run without one proves little: too large a step can push every
+unit of a ReLU below 0 for all inputs (SqueezeNet under zero-2022 outputs zero after five steps of 0.1), and a narrow
+layer, or a batch norm over two values, may output zero for the few inputs of one batch. So if a weight seems dead, or a
+gradient overflows after the first step, the training is repeated from the same start until every parameter is decided:
+with steps of 0.01 on a larger batch of other values, with steps of 0.001 on the first batch, and then on the other.
+A parameter that is dead in all of these is dead; the first step reported for another is the earliest of all.
 
-"Nonzero" is exact. A bias directly before a batch norm is subtracted again by it; what gradient it shows is rounding,
-and it is listed as "cancelled". A parameter that the output does not depend on in training mode is listed as "unused".
+"Nonzero" is exact. A bias directly before a batch norm is subtracted again by it, its gradient is rounding, and it is
+listed as "cancelled". A parameter that the output does not depend on in training mode is listed as "unused".
 
-A weight whose gradient is exactly 0 for matrices of no structure at all, hashed numbers everywhere, is dead in the
-network and not in its start (the first self-attention of DETR's decoder reads zeros, whatever the weights are): it is
-listed as "inert". Biases are 0 there, and factors as they are.
+A weight whose gradient is exactly 0 even for hashed matrices is dead in the network and not in its start (the first
+self-attention of DETR's decoder reads zeros, whatever the weights are): it is listed as "inert". Biases are 0 there,
+and factors as they are.
 
-A gate with few hidden units reads few channels, and a ReLU behind them is closed for good if these are negative, or 0,
-in all inputs of the check. A weight of a gate that gets a gradient when the dead weights start with the opposite sign,
-or read the next channel with either sign, is listed as "closed": it is the inputs that decide, and the rest of the
-network learns without the gate. The direction of a kernel (`weight_norm`) has no gradient where the inputs reach a
-single value of it: such a weight is as alive as its length.
+A gate with few hidden units reads few channels, and a ReLU behind them stays closed if these are negative, or 0, in all
+inputs of the check. A weight of a gate that gets a gradient when the dead weights start with the opposite sign, or read
+the next channel with either sign, is listed as "closed": the inputs decide, and the rest of the network learns without
+the gate. The direction of a kernel (`weight_norm`) has no gradient where the inputs reach a single value of it: such a
+weight is as alive as its length.
 
 Fails if a weight of a convolution, linear or attention layer stays dead, or a gradient is not finite. Warns if another
 parameter stays dead, if a gate is closed, or if no output depends on any parameter.
@@ -39,29 +39,27 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.instancenorm import _InstanceNorm
+from torch import Tensor
 
 from zero_convert.formulas.hashing import words
 from zero_convert.graph.kinds import WEIGHT_KINDS
-from zero_convert.graph.queries import Reach, only_user
-from zero_convert.graph.traced import Subject
-from zero_convert.runtime import rng
+from zero_convert.graph.queries import Reach
 
-from ..records import Check
-from ._steps import largest_of, move
-from .harness.bench import Bench, call, still
-from .harness.inputs import Inputs, floats, moved
+from .harness.bench import Answer, CheckContext, disable_dropout
+from .harness.inputs import Inputs, floats
 from .harness.isolation import ran_out
-from .harness.training import gradients_of
+from .harness.remedies import INFINITE
+from .harness.training import cancelled_biases, gradients_of, step
+from .subject import Subject
 
+NAME = "gradients"
 QUESTION = "Which step is the first to give each parameter a gradient, and does any parameter stay dead?"
+AFTER = "logits"
+LEVELS = ("quick", "full")
+NEEDS = ("train",)
 TRIALS = ((0.1, False), (0.01, True), (0.001, False), (0.001, True))  # size of the steps; on the other batch
 JUDGED = WEIGHT_KINDS - {"embedding"}  # rows of an embedding that no index names have no gradient
 SHOWN = 4
-INFINITE = "Something behind these has an infinite derivative: a root, a logarithm or a quotient at 0."
 
 
 @dataclass
@@ -83,21 +81,19 @@ class _Run:
     steps: int = 0
 
 
-def ask(bench: Bench) -> Check:
-    subject = bench.subject
-    if "train" not in bench.modes:
-        return Check("gradients", "skip", QUESTION, f"does not run in training mode: {bench.refused['train']}")
+def ask(context: CheckContext) -> Answer:
+    subject = context.subject
     trained = [name for name, p in subject.traced.root.named_parameters() if p.requires_grad]
     if not trained:
-        return Check("gradients", "skip", QUESTION, "nothing is trainable")
-    if not bench.run("train").outputs:
-        return Check("gradients", "skip", QUESTION, "no floating tensor is returned in training mode")
+        return Answer("skip", "nothing is trainable")
+    if not context.run("train").outputs:
+        return Answer("skip", "no floating tensor is returned in training mode")
     cancelled, limit, weights = cancelled_biases(subject), longest_branch(subject) + 2, _weights(subject)
     lengths = _lengths(subject)
-    runs = _trainings(bench, trained, weights, cancelled, limit, lengths)
+    runs = _trainings(context, trained, weights, cancelled, limit, lengths)
     if runs[0].broken and (runs[0].steps == 1 or all(run.broken for run in runs)):
-        return Check(
-            "gradients", "fail", QUESTION,
+        return Answer(
+            "fail",
             f"gradient not finite in step {runs[0].steps}: {_some(runs[0].broken)}",
             {"steps": runs[0].steps, "step_sizes": [run.size for run in runs], "not_finite": runs[0].broken},
             "finite gradients",
@@ -105,8 +101,8 @@ def ask(bench: Bench) -> Check:
         )  # fmt: skip
     seen = {name for run in runs for name in run.first} | set(runs[0].unused) | cancelled
     weights -= {name for name, length in lengths.items() if length in seen}
-    inert = _inert(bench, [name for name in trained if name in weights - seen])
-    closed = _closed(bench, {*trained} & weights - seen - {*inert}, limit)
+    inert = _inert(context, [name for name in trained if name in weights - seen])
+    closed = _closed(context, {*trained} & weights - seen - {*inert}, limit)
     return _answer(trained, runs, cancelled, limit, weights, inert, closed)
 
 
@@ -118,18 +114,18 @@ def _answer(
     weights: set[str],
     inert: list[str],
     closed: list[str],
-) -> Check:
+) -> Answer:
     steps = {name: [run.first[name] for run in runs if name in run.first] for name in trained}
-    first = {name: min(found) for name, found in steps.items() if found}
+    first = {name: min(reached) for name, reached in steps.items() if reached}
     unused = runs[0].unused
     dead = [n for n in trained if n not in first and n not in unused and n not in cancelled and n not in inert]
     serious = [name for name in dead if name in weights and name not in closed]
     when = Counter(first.values())
-    made = max(run.steps for run in runs)
+    count = max(run.steps for run in runs)
     numbers = {
         "first_step": first,
         "parameters_by_step": {str(step): when[step] for step in sorted(when)},
-        "steps": made,
+        "steps": count,
         "step_sizes": [run.size for run in runs],
         "limit": limit,
         "dead": dead,
@@ -140,7 +136,7 @@ def _answer(
     }
     alive = ", ".join(f"{count} from step {step}" for step, count in sorted(when.items()))
     summary = f"parameters with a gradient: {alive or 'none'}"
-    summary += f"; {len(dead)} dead after {made} steps: {_some(serious or dead)}" if dead else "; none stays dead"
+    summary += f"; {len(dead)} dead after {count} steps: {_some(serious or dead)}" if dead else "; none stays dead"
     if closed:
         summary += f"; {len(closed)} of them in gates that these inputs leave closed"
     if not dead and len(runs) > 1:
@@ -152,10 +148,8 @@ def _answer(
         summary += f"; {len(inert)} without a gradient whatever the weights are: {_some(inert)}"
     if cancelled:
         summary += f"; {len(cancelled)} biases cancelled by the norm after them"
-    return Check(
-        "gradients",
+    return Answer(
         "fail" if serious else "warn" if dead or not first else "pass",
-        QUESTION,
         summary,
         numbers,
         f"alive within {limit} steps (longest branch, stem, head), or while each step wakes more",
@@ -163,11 +157,11 @@ def _answer(
     )
 
 
-def _inert(bench: Bench, silent: list[str]) -> list[str]:
+def _inert(context: CheckContext, silent: list[str]) -> list[str]:
     """Those of the silent parameters that have no gradient for hashed weights either."""
     if not silent:
         return []
-    module = still(bench.fresh().train())
+    module = disable_dropout(context.fresh().train())
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1 and parameter.requires_grad and parameter.is_floating_point():
@@ -179,16 +173,14 @@ def _inert(bench: Bench, silent: list[str]) -> list[str]:
             bias, weight = getattr(part, "bias", None), getattr(part, "weight", None)
             if isinstance(bias, Tensor) and isinstance(weight, Tensor) and weight.ndim > 1:
                 bias.zero_()
-    rng.seed(bench.device)
     with torch.enable_grad():
-        outputs = floats(call(module, bench.subject, moved(bench.small_inputs[0], module, bench.device)))
-        made = gradients_of(outputs, module)
-    return [name for name in silent if (g := made.get(name)) is None or not bool(torch.count_nonzero(g))]
+        gradients = gradients_of(floats(context.forward(module, context.small_inputs[0])), module)
+    return [name for name in silent if (g := gradients.get(name)) is None or not bool(torch.count_nonzero(g))]
 
 
-def _closed(bench: Bench, dead: set[str], limit: int) -> list[str]:
+def _closed(context: CheckContext, dead: set[str], limit: int) -> list[str]:
     """Those of the dead weights that stand in gates, and have a gradient once the dead weights are others."""
-    roles = {a.tensor.name: a.role for a in bench.subject.assignments}
+    roles = {a.tensor.name: a.role for a in context.subject.assignments}
     gates = {name for name in dead if roles[name].startswith("gate")}
     if not gates:
         return []
@@ -198,7 +190,7 @@ def _closed(bench: Bench, dead: set[str], limit: int) -> list[str]:
         def change(weight: Tensor, sign: int = sign, channel: int = channel) -> Tensor:
             return sign * weight.roll(channel, 1)
 
-        run = _train(bench, bench.small_inputs[0], size, gates - alive, limit, changed=dead, change=change)
+        run = _train(context, context.small_inputs[0], size, gates - alive, limit, changed=dead, change=change)
         alive |= run.first.keys()
         if gates <= alive:
             break
@@ -206,18 +198,23 @@ def _closed(bench: Bench, dead: set[str], limit: int) -> list[str]:
 
 
 def _trainings(
-    bench: Bench, trained: list[str], weights: set[str], cancelled: set[str], limit: int, lengths: Mapping[str, str]
+    context: CheckContext,
+    trained: list[str],
+    weights: set[str],
+    cancelled: set[str],
+    limit: int,
+    lengths: Mapping[str, str],
 ) -> list[_Run]:
-    """One training, and where it leaves a doubt the repetitions until there is none."""
+    """One training, and its repetitions until every parameter is decided."""
     runs: list[_Run] = []
     wanted = set(trained) - cancelled
     for size, other in TRIALS:
         try:
-            run = _train(bench, bench.other_inputs if other else bench.small_inputs[0], size, wanted, limit)
+            run = _train(context, context.other_inputs if other else context.small_inputs[0], size, wanted, limit)
         except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:
             if not other or ran_out(error):
                 raise
-            run = _train(bench, bench.small_inputs[0], size, wanted, limit)  # it takes no other batch
+            run = _train(context, context.small_inputs[0], size, wanted, limit)  # it takes no other batch
         runs.append(run)
         wanted -= {*run.first, *run.unused}
         doubtful = {name for name in wanted & weights if lengths.get(name, name) in wanted}
@@ -227,7 +224,7 @@ def _trainings(
 
 
 def _train(
-    bench: Bench,
+    context: CheckContext,
     inputs: Inputs,
     size: float,
     wanted: set[str],
@@ -240,31 +237,23 @@ def _train(
     The parameters `changed` start as what `change` makes of them.
     """
     run = _Run(size)
-    module = still(bench.fresh().train())
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    module = disable_dropout(context.fresh().train())
     with torch.no_grad():
-        for name, parameter in named:
+        for name, parameter in module.named_parameters():
             if name in changed:
                 parameter.copy_(change(parameter))
     fresh = True
     while run.steps < limit or fresh:
         run.steps, known = run.steps + 1, len(run.first)
-        rng.seed(bench.device)
         with torch.enable_grad():
-            outputs = floats(call(module, bench.subject, moved(inputs, module, bench.device)))
-            made = gradients_of(outputs, module)
+            magnitudes = step(floats(context.forward(module, inputs)), module, size)
         if run.steps == 1:
-            run.unused = [name for name, g in made.items() if g is None]
-        for name, parameter in named:
-            gradient = made[name]
-            largest = largest_of(gradient)
-            if not largest < float("inf"):
+            run.unused = [name for name, value in magnitudes.items() if value is None]
+        for name, value in magnitudes.items():
+            if not (value or 0.0) < float("inf"):
                 run.broken.append(name)
-            elif gradient is not None and largest > 0:
-                if name in wanted:
-                    run.first.setdefault(name, run.steps)
-                move(parameter, gradient, largest, size)
-        made.clear()  # before the next step makes others
+            elif value and name in wanted:
+                run.first.setdefault(name, run.steps)
         fresh = len(run.first) > known
         if run.broken or wanted <= {*run.first, *run.unused}:
             break
@@ -288,22 +277,6 @@ def longest_branch(subject: Subject) -> int:
     return most
 
 
-def cancelled_biases(subject: Subject) -> set[str]:
-    """Biases whose layer is read by a batch or instance norm alone, which subtracts the mean again."""
-    root, found = subject.traced.root, set()
-    for node in subject.traced.train.nodes:
-        user = only_user(node) if node.op == "call_module" else None
-        if user is None or user.op != "call_module":
-            continue
-        module, norm = root.get_submodule(str(node.target)), root.get_submodule(str(user.target))
-        bias = getattr(module, "bias", None)
-        if not isinstance(norm, _BatchNorm | _InstanceNorm) or not isinstance(module, _ConvNd | nn.Linear):
-            continue
-        if isinstance(bias, nn.Parameter) and bias.requires_grad:
-            found.add(f"{node.target}.bias")
-    return found
-
-
 def _weights(subject: Subject) -> set[str]:
     kinds = {layer.name: layer.kind for layer in subject.structure.layers}
     return {a.tensor.name for a in subject.assignments if kinds.get(a.layer) in JUDGED and len(a.tensor.shape) > 1}
@@ -311,13 +284,13 @@ def _weights(subject: Subject) -> set[str]:
 
 def _lengths(subject: Subject) -> dict[str, str]:
     """The direction of each weight that is kept as a length and a direction → the length."""
-    found = {}
+    lengths = {}
     for layer in subject.structure.layers:
         meanings = dict(layer.parameters)
         by_meaning = {meanings.get(tensor.local, ""): tensor.name for tensor in layer.tensors}
         if {"g", "v"} <= by_meaning.keys():
-            found[by_meaning["v"]] = by_meaning["g"]
-    return found
+            lengths[by_meaning["v"]] = by_meaning["g"]
+    return lengths
 
 
 def _some(names: list[str]) -> str:

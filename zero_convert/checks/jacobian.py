@@ -20,54 +20,55 @@ from torch import Tensor, fx
 from zero_convert.formulas.hashing import words
 from zero_convert.runtime import rng
 
-from ..records import Check, Join
-from ._pairs import axis_of, halves, residual_joins
+from ..records import Join
 from .harness import isolation
-from .harness.bench import Bench, still
-from .harness.inputs import moved
-from .harness.watch import Watcher, graph_of
+from .harness.bench import Answer, CheckContext, disable_dropout
+from .harness.inputs import Inputs, moved
+from .harness.watch import Watcher, axis_of, halves, residual_joins
 
+NAME = "jacobian"
 QUESTION = "Are all singular values of the residual blocks' Jacobian 0 or 1?"
+AFTER = "norm_per_depth"
+LEVELS = ("quick", "full")
+NEEDS = ("scheme",)
 SIDES = (8, 16, 32, 48, 64)
 REMEDY = "The check norm_per_depth names the first block that changes the length of the signal."
 ROWS = 512
 WORK = 6e9  # rows times parameters
 
 
-def ask(bench: Bench) -> Check | None:
-    limit = bench.promised("jacobian")
-    mode = next(iter(reversed(bench.modes)), "")
-    joins = residual_joins(bench, mode) if mode else []
-    if limit is None or not joins:
+def ask(context: CheckContext) -> Answer | None:
+    limit = context.limits[NAME]
+    mode = next(iter(reversed(context.modes)), "")
+    joins = residual_joins(context, mode) if mode else []
+    if not joins:
         return None
     (first, start, _), (last, _, end) = joins[0], joins[-1]
-    inputs = tuple(x[:1] if isinstance(x, Tensor) else x for x in bench.fitting(SIDES)[mode != "train"])
-    seen = _values(bench, mode, inputs, {}, (start, end))
+    inputs = tuple(x[:1] if isinstance(x, Tensor) else x for x in context.fitting(SIDES)[mode != "train"])
+    seen = _values(context, mode, inputs, {}, (start, end))
     if len(seen) < 2:
-        return Check("jacobian", "skip", QUESTION, "the joins are not reached in one run")
-    read, made = seen[start.name].detach(), seen[end.name]
-    rows = _pairs(bench, last, made).numel()
-    size = sum(p.numel() for p in bench.module.parameters())
+        return Answer("skip", "the joins are not reached in one run")
+    first_value, last_value = seen[start.name].detach(), seen[end.name]
+    rows = _pairs(context, last, last_value).numel()
+    size = sum(p.numel() for p in context.module.parameters())
     if rows > ROWS or rows * size > WORK:
-        return Check("jacobian", "skip", QUESTION, f"{rows} rows for {size:,} parameters are too many")
-    axis = axis_of(bench, first, read.ndim)
-    pairs = _hashed(_pairs(bench, first, read)).repeat_interleave(rows, 0).requires_grad_()
+        return Answer("skip", f"{rows} rows for {size:,} parameters are too many")
+    axis = axis_of(context, first, first_value.ndim)
+    pairs = _hashed(_pairs(context, first, first_value)).repeat_interleave(rows, 0).requires_grad_()
     both = torch.cat([pairs, -pairs], axis)
     with torch.enable_grad():
-        both = both.relu() if bool((read >= 0).all()) else both
-        carried = _pairs(bench, last, _values(bench, mode, inputs, {start.name: both}, (end,))[end.name])
+        both = both.relu() if bool((first_value >= 0).all()) else both
+        carried = _pairs(context, last, _values(context, mode, inputs, {start.name: both}, (end,))[end.name])
         (jacobian,) = torch.autograd.grad(carried.reshape(rows, -1).diagonal().sum(), pairs)
     if not bool(torch.isfinite(jacobian).all()):
         summary = f"the Jacobian is not finite ({len(joins)} blocks, from {start.name} to {end.name})"
-        return Check("jacobian", "fail", QUESTION, summary, {}, f"within {limit:g} of 0 or 1", REMEDY)
+        return Answer("fail", summary, {}, f"within {limit:g} of 0 or 1", REMEDY)
     values = torch.linalg.svdvals(jacobian.reshape(rows, -1).cpu().double())
     off = float(torch.minimum(values.abs(), (values - 1).abs()).max())
     ones = int((values > 0.5).sum())
     wrong = off > limit or ones == 0
-    return Check(
-        "jacobian",
+    return Answer(
         "fail" if wrong else "pass",
-        QUESTION,
         f"{ones} singular values are 1, {len(values) - ones} are 0, up to {off:.2g} "
         f"({rows}×{jacobian[0].numel()}, {len(joins)} blocks; {float(values.min()):.6g} … {float(values.max()):.6g})",
         {"off": off, "ones": ones, "zeros": len(values) - ones, "largest": float(values.max())},
@@ -83,16 +84,16 @@ def _hashed(like: Tensor) -> Tensor:
     return torch.from_numpy(values).reshape(like.shape).to(like)
 
 
-def _pairs(bench: Bench, join: Join, value: Tensor) -> Tensor:
-    one, other = halves(value, axis_of(bench, join, value.ndim))
+def _pairs(context: CheckContext, join: Join, value: Tensor) -> Tensor:
+    one, other = halves(value, axis_of(context, join, value.ndim))
     return one - other
 
 
 def _values(
-    bench: Bench, mode: str, inputs: tuple[object, ...], instead: dict[str, Tensor], wanted: tuple[fx.Node, ...]
+    context: CheckContext, mode: str, inputs: Inputs, instead: dict[str, Tensor], wanted: tuple[fx.Node, ...]
 ) -> dict[str, Tensor]:
     """Values of nodes in one run, and their graph of derivatives; without those that it does not reach."""
-    module, names = bench.module, {node.name for node in wanted}
+    module, names = context.module, {node.name for node in wanted}
     seen: dict[str, Tensor] = {}
 
     def see(n: fx.Node, value: Tensor) -> None:
@@ -100,10 +101,10 @@ def _values(
             seen[n.name] = value
 
     with isolation.kept(module), torch.enable_grad():
-        still(module.train(mode == "train"))
-        rng.seed(bench.device)
+        disable_dropout(module.train(mode == "train"))
+        rng.seed(context.device)
         try:
-            Watcher(module, graph_of(bench, mode), see, instead).run(*moved(inputs, module, bench.device))
+            Watcher(module, context.graph(mode), see, instead).run(*moved(inputs, module, context.device))
         except Exception as error:  # behind the joins: the batch of rows may not fit what comes then
             if len(seen) < len(names) or isolation.ran_out(error):
                 raise

@@ -13,45 +13,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zero_convert.runtime import rng
-
-from ..records import Check
 from .harness import isolation
-from .harness.bench import Bench, call, still
-from .harness.inputs import Inputs, batches, floats, moved
+from .harness.bench import Answer, CheckContext, disable_dropout
+from .harness.inputs import Inputs, batches, floats
 from .harness.recorder import largest, most
 
-ROUNDING = 64  # units of float32's rounding, of the inputs' size
-
+NAME = "linearity"
 QUESTION = "Is the network linear, f(x + y) = f(x) + f(y)?"
+AFTER = "jacobian"
+LEVELS = ("quick", "full")
+NEEDS = ("scheme",)
+ROUNDING = 64  # units of float32's rounding, of the inputs' size
 REMEDY = "A bias, a norm, or a ReLU whose channels are no mirrored pairs: --dry-run lists edits and rules."
 
 
-def ask(bench: Bench) -> Check | None:
-    limit = bench.promised("linearity")
-    if limit is None:
-        return None
-    if refusal := bench.refusal():
-        return Check("linearity", "skip", QUESTION, refusal)
+def ask(context: CheckContext) -> Answer:
+    limit = context.limits[NAME]
+    if refusal := context.refusal():
+        return Answer("skip", refusal)
     off: dict[str, float] = {}
     scale = size = 0.0
-    for mode in bench.modes:
-        x = bench.inputs[mode != "train"]
+    for mode in context.modes:
+        x = context.inputs[mode != "train"]
         if not all(isinstance(value, Tensor) and value.is_floating_point() for value in x):
-            return Check("linearity", "skip", QUESTION, "inputs that cannot be added")
+            return Answer("skip", "inputs that cannot be added")
         y = batches(x, None, samples=None, variant=1)[0]
-        fx, fy = _returned(bench, mode, x), _returned(bench, mode, y)
-        both = _returned(bench, mode, tuple(a + b for a, b in zip(x, y, strict=True)))
+        fx, fy = _returned(context, mode, x), _returned(context, mode, y)
+        both = _returned(context, mode, tuple(a + b for a, b in zip(x, y, strict=True)))
         scale = most((scale, *(largest(t) for t in both)))
         size = max(size, *(largest(t) for t in (*x, *y)))
         off[mode] = most(largest(t - a - b) for t, a, b in zip(both, fx, fy, strict=True))
     allowed = max(limit * scale, ROUNDING * torch.finfo(torch.float32).eps * size)
     wrong = any(not value <= allowed for value in off.values())
     summary = "outputs of x + y differ from the sum by " + ", ".join(f"{v:.2g} in mode {m}" for m, v in off.items())
-    return Check(
-        "linearity",
+    return Answer(
         "fail" if wrong else "pass",
-        QUESTION,
         f"{summary} (outputs up to {scale:.3g})",
         {"off": off, "largest": scale},
         f"{limit:g} of the largest output",
@@ -59,9 +55,7 @@ def ask(bench: Bench) -> Check | None:
     )
 
 
-def _returned(bench: Bench, mode: str, inputs: Inputs) -> list[Tensor]:
-    module = bench.module
+def _returned(context: CheckContext, mode: str, inputs: Inputs) -> list[Tensor]:
+    module = context.module
     with isolation.kept(module), torch.no_grad():
-        still(module.train(mode == "train"))
-        rng.seed(bench.device)
-        return floats(call(module, bench.subject, moved(inputs, module, bench.device)))
+        return floats(context.forward(disable_dropout(module.train(mode == "train")), inputs))

@@ -7,25 +7,28 @@ Fails on any magnitude above 0. Warns of a head that cannot be looked at, becaus
 
 from __future__ import annotations
 
-from ..records import Check
-from .harness.bench import Bench
+from .harness.bench import Answer, CheckContext
 from .harness.recorder import most
 from .harness.zero_branches import all_zero, rules_of
 
+NAME = "logits"
 QUESTION = "Are the logits of a head that starts at zero exactly 0?"
+AFTER = "binary"
+LEVELS = ("quick", "full")
+NEEDS = ()
 
 SHOWN = 3
 
 
-def ask(bench: Bench) -> Check | None:
-    rules = rules_of(bench.subject)
-    layers = bench.subject.structure.layers
+def ask(context: CheckContext) -> Answer | None:
+    rules = rules_of(context.subject)
+    layers = context.subject.structure.layers
     heads = [layer.name for layer in layers if layer.role == "head" and all_zero(rules.get(layer.name, ()))]
     if not heads:
         return None
     seen: dict[str, dict[str, float]] = {}
-    for mode in bench.modes:
-        for name, value in bench.run(mode).logits.items():
+    for mode in context.modes:
+        for name, value in context.run(mode).logits.items():
             if name in heads:
                 seen.setdefault(name, {})[mode] = value
     wrong = [name for name, values in seen.items() if any(value != 0 for value in values.values())]
@@ -39,12 +42,12 @@ def ask(bench: Bench) -> Check | None:
         else "no head was reached"
     )
     numbers = {"heads": seen, "not_reached": missed}
-    stopped = bench.stopped() if missed else ""
+    stopped = context.stopped() if missed else ""
     summary += f"; {_some(missed)} not reached" if missed else ""
     summary += f", because the recording ends early: {stopped}" if stopped else ""
     status = "fail" if wrong or (missed and not stopped) else "warn" if missed else "pass"
     remedy = "Its weights or biases are not 0 (--dry-run names the rules), or its input is not finite." if wrong else ""
-    return Check("logits", status, QUESTION, summary, numbers, "exactly 0", remedy)
+    return Answer(status, summary, numbers, "exactly 0", remedy)
 
 
 def _some(names: list[str]) -> str:

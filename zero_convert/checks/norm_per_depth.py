@@ -12,61 +12,39 @@ a pair are not 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, fx
 
-from ..records import Check, Join
-from ._pairs import axis_of, channels_first, halves, residual_joins
 from .harness import isolation
-from .harness.bench import Bench
+from .harness.bench import Answer, CheckContext
 from .harness.recorder import most
-from .harness.watch import watch
+from .harness.watch import axis_of, channels_first, halves, residual_joins, watch
 
+NAME = "norm_per_depth"
 QUESTION = "Does every residual block keep the length of the signal?"
+AFTER = "symmetry"
+LEVELS = ("quick", "full")
+NEEDS = ("scheme",)
 EXACT = 1e-12
 REMEDY = "A layer of that block is not what the scheme makes (see --dry-run), or a norm or activation stands in it."
 
 
-def ask(bench: Bench) -> Check | None:
-    limit = bench.promised("norm_per_depth")
-    if limit is None or not any(join.residual for join in bench.subject.structure.joins):
+def ask(context: CheckContext) -> Answer | None:
+    limit = context.limits[NAME]
+    if not any(join.residual for join in context.subject.structure.joins):
         return None
-    if refusal := bench.refusal():
-        return Check("norm_per_depth", "skip", QUESTION, refusal)
+    if refusal := context.refusal():
+        return Answer("skip", refusal)
     ratios: dict[str, dict[str, float]] = {}
     overlap, stopped = 0.0, ""
-    for mode in bench.modes:
+    for mode in context.modes:
         for exact in (False, True):
-            lengths: dict[str, float] = {}
-            shapes: dict[str, tuple[int, ...]] = {}
-            both: dict[str, float] = {}
-            wanted = {n.name: join for join, fork, node in residual_joins(bench, mode) for n in (fork, node)}
-
-            def see(
-                n: fx.Node,
-                value: Tensor,
-                wanted: Mapping[str, Join] = wanted,
-                lengths: dict[str, float] = lengths,
-                shapes: dict[str, tuple[int, ...]] = shapes,
-                both: dict[str, float] = both,
-            ) -> None:
-                if n.name in wanted:
-                    join = wanted[n.name]
-                    sides = halves(value, axis_of(bench, join, value.ndim))
-                    lengths[n.name] = float(torch.linalg.vector_norm(isolation.wide(torch.stack(sides))))
-                    shapes[n.name] = tuple(value.shape)
-                    both[n.name] = float(torch.minimum(*sides).max() / max(float(torch.stack(sides).max()), 1e-30))
-
-            stopped = watch(bench, mode, see, exact=exact) or stopped
-            found = _ratios(bench, mode, lengths, shapes)
             key = f"{mode}, {'float64' if exact else 'own precision'}"
-            ratios[key] = found
-            overlap = most((overlap, *both.values()))
-    worst = {key: most(abs(value - 1) for value in found.values()) for key, found in ratios.items()}
+            ratios[key], both, ended = _ratios(context, mode, exact)
+            overlap, stopped = most((overlap, both)), ended or stopped
+    worst = {key: most(abs(value - 1) for value in values.values()) for key, values in ratios.items()}
     limits = {key: EXACT if "float64" in key else limit for key in ratios}
-    off = [node for key, found in ratios.items() for node, value in found.items() if not abs(value - 1) <= limits[key]]
+    off = [node for key, values in ratios.items() for node in values if not abs(values[node] - 1) <= limits[key]]
     crossed = not overlap <= limit
     blocks = max(map(len, ratios.values()), default=0)
     summary = f"{blocks} blocks, length ratio 1 ± " + ", ".join(f"{value:.2g} ({key})" for key, value in worst.items())
@@ -74,10 +52,8 @@ def ask(bench: Bench) -> Check | None:
     summary += f"; both sides of a pair up to {overlap:.2g} at once" if crossed else ""
     summary += f"; stopped early: {stopped}" if stopped else ""
     status = "fail" if off or crossed else "warn" if stopped else "pass"
-    return Check(
-        "norm_per_depth",
+    return Answer(
         status,
-        QUESTION,
         summary,
         {"ratios": ratios, "both_sides": overlap},
         f"1 ± {limit:g}, in float64 ± {EXACT:g}",
@@ -85,21 +61,29 @@ def ask(bench: Bench) -> Check | None:
     )
 
 
-def _ratios(
-    bench: Bench, mode: str, lengths: Mapping[str, float], shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, float]:
-    """Join → its length over that before the first block of its stage."""
-    found: dict[str, float] = {}
+def _ratios(context: CheckContext, mode: str, exact: bool) -> tuple[dict[str, float], float, str]:
+    """Join → its length over that before the first block of its stage; overlap of pairs; why the run ended early."""
+    joins = residual_joins(context, mode)
+    nodes = {n: join for join, fork, node in joins for n in (fork, node)}
+
+    def look(n: fx.Node, value: Tensor) -> tuple[float, float, tuple[int, ...]]:
+        """The length, how large both sides of a pair are at once, and the shape."""
+        sides = halves(value, axis_of(context, nodes[n], value.ndim))
+        both = float(torch.minimum(*sides).max() / max(float(torch.stack(sides).max()), 1e-30))
+        return float(torch.linalg.vector_norm(isolation.wide(torch.stack(sides)))), both, tuple(value.shape)
+
+    seen, stopped = watch(context, mode, look, nodes=nodes, exact=exact)
+    ratios: dict[str, float] = {}
     reference, previous = 0.0, ""
-    for join, fork, node in residual_joins(bench, mode):
-        if fork.name not in lengths or node.name not in lengths:
+    for join, fork, node in joins:
+        if fork.name not in seen or node.name not in seen:
             continue
-        before, after = (channels_first(bench, join, shapes[n.name]) for n in (fork, node))
+        before, after = (channels_first(context, join, seen[n.name][2]) for n in (fork, node))
         if before[1:] != after[1:] or after[0] < before[0]:
             previous = ""
             continue
-        way = bench.subject.structure.layer(join.branch[0]).way
-        reference = reference if way is not None and previous and way.name == previous else lengths[fork.name]
-        found[join.node] = lengths[node.name] / reference if reference else float("nan")
+        way = context.subject.structure.layer(join.branch[0]).way
+        reference = reference if way is not None and previous and way.name == previous else seen[fork.name][0]
+        ratios[join.node] = seen[node.name][0] / reference if reference else float("nan")
         previous = node.name
-    return found
+    return ratios, most(both for _, both, _ in seen.values()), stopped

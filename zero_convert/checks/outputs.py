@@ -22,14 +22,16 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from zero_convert.formulas.hashing import words
-from zero_convert.runtime import rng
 
-from ..records import Check
 from .harness import isolation
-from .harness.bench import Bench, call, still
+from .harness.bench import Answer, CheckContext, disable_dropout
 from .harness.inputs import Inputs, batches, moved, tensors_in
 
+NAME = "outputs"
 QUESTION = "Are the shapes and dtypes of the outputs the original's, in training and evaluation mode?"
+AFTER = "coverage"
+LEVELS = ("quick", "full")
+NEEDS = ()
 SCALES = (1.0, 4.0, 0.25)  # of the weights in the copies: scores pass or miss a limit
 SHOWN = 6
 FINDING = frozenset({"nonzero", "argwhere", "masked_select", "nms", "batched_nms", "unique", "unique_consecutive"})
@@ -37,81 +39,78 @@ FINDING = frozenset({"nonzero", "argwhere", "masked_select", "nms", "batched_nms
 Summary = tuple[tuple[tuple[int, ...], str], ...]
 
 
-def ask(bench: Bench) -> Check:
-    traced, wrong, described, free = bench.subject.traced, [], "", {}
-    for mode, expected in bench.subject.outputs.items():
+def ask(context: CheckContext) -> Answer:
+    traced, wrong, described, free = context.subject.traced, [], "", {}
+    for mode, expected in context.subject.outputs.items():
         if mode == "train" and traced.train is traced.evaluate:
             continue
-        module = bench.module
+        module = context.module
         with isolation.kept(module):
-            found = returned(bench, module, mode, bench.subject.inputs)
-        described = spell(found)
-        if found != tuple(expected):
-            excused = sizes_of_values(bench, mode, found)
-            if differs(found, expected, excused):
-                graph = traced.train if mode == "train" else traced.evaluate
-                excused |= {(index, 0) for index in _found_items(graph) if index < len(found) and found[index][0]}
-            if differs(found, expected, excused):
+            own = returned(context, module, mode, context.subject.inputs)
+        described = spell(own)
+        if own != tuple(expected):
+            excused = sizes_of_values(context, mode, own)
+            if differs(own, expected, excused):
+                rows = _found_items(context.graph(mode))
+                excused |= {(index, 0) for index in rows if index < len(own) and own[index][0]}
+            if differs(own, expected, excused):
                 wrong.append(f"{mode} mode: {described} instead of {spell(expected)}")
             free[mode] = sorted(excused)
-    told = f"{described}, as the original"
+    summary = f"{described}, as the original"
     if any(free.values()):
         count = max(map(len, free.values()))
-        told += f"; {count} size{'s depend' if count > 1 else ' depends'} on values and need not agree"
-    return Check(
-        "outputs",
+        summary += f"; {count} size{'s depend' if count > 1 else ' depends'} on values and need not agree"
+    return Answer(
         "fail" if wrong else "pass",
-        QUESTION,
-        "; ".join(wrong) or told,
-        {"outputs": {mode: [list(shape) for shape, _ in of] for mode, of in bench.subject.outputs.items()}}
+        "; ".join(wrong) or summary,
+        {"outputs": {mode: [list(shape) for shape, _ in of] for mode, of in context.subject.outputs.items()}}
         | ({"sizes_of_values": free} if free else {}),
         "equal shapes and dtypes",
         "An edit changed what comes out: --dry-run lists the edits; --scheme zero-2022 makes none." if wrong else "",
     )
 
 
-def returned(bench: Bench, module: nn.Module, mode: str, inputs: Inputs) -> Summary:
+def returned(context: CheckContext, module: nn.Module, mode: str, inputs: Inputs) -> Summary:
     """Shape and dtype of every tensor that a copy of the converted model returns."""
-    traced = bench.subject.traced
     with torch.no_grad():
-        rng.seed(bench.device)
-        still(module.train(mode == "train"))
+        disable_dropout(module.train(mode == "train"))
         values: Any
         try:
-            values = call(module, bench.subject, moved(inputs, module, bench.device))
+            values = context.forward(module, inputs)
         except ValueError as error:
             if mode != "train" or "more than 1 value per channel" not in str(error):
                 raise
-            values = fx.Interpreter(module.eval(), graph=traced.train).run(*moved(inputs, module, bench.device))
+            graph = context.subject.traced.train
+            values = fx.Interpreter(module.eval(), graph=graph).run(*moved(inputs, module, context.device))
     return tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors_in(values))
 
 
-def differs(found: Summary, expected: Summary, excused: set[tuple[int, int]]) -> bool:
+def differs(own: Summary, expected: Summary, excused: set[tuple[int, int]]) -> bool:
     """Whether more than the excused sizes, (tensor, axis), are different."""
-    if [(len(shape), dtype) for shape, dtype in found] != [(len(shape), dtype) for shape, dtype in expected]:
+    if [(len(shape), dtype) for shape, dtype in own] != [(len(shape), dtype) for shape, dtype in expected]:
         return True
     return any(
         a != b and (index, axis) not in excused
-        for index, ((own, _), (other, _)) in enumerate(zip(found, expected, strict=True))
-        for axis, (a, b) in enumerate(zip(own, other, strict=True))
+        for index, ((shape, _), (other, _)) in enumerate(zip(own, expected, strict=True))
+        for axis, (a, b) in enumerate(zip(shape, other, strict=True))
     )
 
 
-def sizes_of_values(bench: Bench, mode: str, found: Summary) -> set[tuple[int, int]]:
+def sizes_of_values(context: CheckContext, mode: str, own: Summary) -> set[tuple[int, int]]:
     """(tensor, axis) of the sizes that change with weights and inputs whose shapes do not change."""
     excused = set()
-    module = bench.fresh()
+    module = context.fresh()
     for variant, scale in enumerate(SCALES):
         _refill(module, variant, scale)
-        inputs = batches(bench.subject.inputs, None, samples=None, variant=variant)[0]
+        inputs = batches(context.subject.inputs, None, samples=None, variant=variant)[0]
         try:
-            other = returned(bench, module, mode, inputs)
+            other = returned(context, module, mode, inputs)
         except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:  # made-up values need not make sense
             if isolation.ran_out(error):
                 raise
             continue
-        if [len(shape) for shape, _ in other] == [len(shape) for shape, _ in found]:
-            sizes = enumerate(zip(found, other, strict=True))
+        if [len(shape) for shape, _ in other] == [len(shape) for shape, _ in own]:
+            sizes = enumerate(zip(own, other, strict=True))
             excused |= {
                 (index, axis) for index, ((a, _), (b, _)) in sizes for axis, size in enumerate(a) if size != b[axis]
             }
@@ -151,5 +150,6 @@ def _refill(module: nn.Module, variant: int, scale: float) -> None:
 
 def spell(shapes: Summary) -> str:
     """ "1×1000 float32, …"."""
-    told = [f"{'×'.join(map(str, shape)) or 'scalar'} {dtype}" for shape, dtype in shapes]
-    return ", ".join(told[:SHOWN]) + (f" and {len(told) - SHOWN} more" if len(told) > SHOWN else "") or "nothing"
+    spelled = [f"{'×'.join(map(str, shape)) or 'scalar'} {dtype}" for shape, dtype in shapes]
+    more = f" and {len(spelled) - SHOWN} more" if len(spelled) > SHOWN else ""
+    return ", ".join(spelled[:SHOWN]) + more or "nothing"

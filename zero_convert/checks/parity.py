@@ -32,14 +32,17 @@ from zero_convert.graph.traced import Traced
 from zero_convert.runtime import rng
 
 from ..errors import DeviceError
-from ..records import Check
 from .harness import isolation
-from .harness.bench import Bench
+from .harness.bench import Answer, CheckContext, OnnxFile
 from .harness.inputs import Inputs, batches, moved, tensors_in
-from .harness.onnxruntime import Answer, provider_of, run, told, with_all_values
+from .harness.onnxruntime import SessionRun, provider_of, run, told, with_all_values
 from .harness.recorder import owner_of
 
+NAME = "parity"
 QUESTION = "Do torch and ONNX Runtime return the same, on the CPU and on the device?"
+AFTER = "linearity"
+LEVELS = ("quick", "full")
+NEEDS = ("onnx",)
 LIMIT = 1e-4
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization"})
 
@@ -76,70 +79,62 @@ def errors(value: Array, reference: Array) -> Errors:
     return Errors(float(far.max()), float(far.mean()), float(np.median(far)), float(share.max()))
 
 
-def ask_file(bench: Bench, path: str | PathLike[str], *, dtype: str = "float32", strict: bool) -> Check:
-    """The answer for the ONNX file at `path`, which holds the network of the bench.
-
-    Args:
-        dtype: of the file's tensors.
-        strict: the device was named, so ONNX Runtime has to compute there.
-
-    Raises:
-        DeviceError: it does not.
-    """
+def ask(context: CheckContext) -> Answer:
+    file = context.onnx
+    assert file is not None, "a need of this check"
+    dtype, strict = file.dtype, file.strict
     if dtype == "bfloat16":
-        return Check("parity", "skip", QUESTION, "NumPy, and so ONNX Runtime in Python, has no bfloat16")
+        return Answer("skip", "NumPy, and so ONNX Runtime in Python, has no bfloat16")
     limit = max(LIMIT, 64 * torch.finfo(getattr(torch, dtype)).eps)
-    given, reference = _asked(bench, dtype)
-    fed = _arrays(moved(given, bench.subject.traced.root, "cpu"), dtype)
+    given, reference = _asked(context, dtype)
+    fed = _arrays(moved(given, context.subject.traced.root, "cpu"), dtype)
     names: list[str] = []
     ways: dict[str, Callable[[], Sequence[Array]]] = {}
-    answers: dict[str, Answer] = {}
+    answers: dict[str, SessionRun] = {}
 
     def runtime(device: str) -> Sequence[Array]:
-        answers[device] = answer = run(path, fed, device, strict=strict or device == "cpu")
+        answers[device] = answer = run(file.path, fed, device, strict=strict or device == "cpu")
         names[:] = names or list(answer.outputs)
         return list(answer.outputs.values())
 
     ways["onnxruntime cpu"] = lambda: runtime("cpu")
-    if bench.device != "cpu":
-        ways[f"torch {bench.device}"] = lambda: _torch(bench, given, bench.device, dtype)
-        ways[f"onnxruntime {bench.device}"] = lambda: runtime(bench.device)
-    found: dict[str, list[Errors]] = {}
+    if context.device != "cpu":
+        ways[f"torch {context.device}"] = lambda: _torch(context, given, context.device, dtype)
+        ways[f"onnxruntime {context.device}"] = lambda: runtime(context.device)
+    distances: dict[str, list[Errors]] = {}
     left_out: dict[str, str] = {}
     for way, compute in ways.items():
         try:
-            made = compute()
+            values = compute()
         except DeviceError as error:
             if strict or way == "onnxruntime cpu":
                 raise
             left_out[way] = error.got
             continue
-        answer = answers.get(bench.device) if way.startswith("onnxruntime") and bench.device != "cpu" else None
-        if answer is not None and (answer.fallen or answer.provider != provider_of(bench.device)):
+        answer = answers.get(context.device) if way.startswith("onnxruntime") and context.device != "cpu" else None
+        if answer is not None and (answer.fallen or answer.provider != provider_of(context.device)):
             left_out[way] = told(answer.fallen) if answer.fallen else f"it ran on {answer.provider}"
             continue
-        found[way] = [errors(a, b) for a, b in zip(made, reference, strict=False)]
-        if len(made) != len(reference):
-            found[way] = [Errors(*[float("inf")] * 4)]
+        distances[way] = [errors(a, b) for a, b in zip(values, reference, strict=False)]
+        if len(values) != len(reference):
+            distances[way] = [Errors(*[float("inf")] * 4)]
         elif not any(b.any() for b in reference):
-            inner = [errors(b, a) for a, b in zip(*_inside(bench, path, given, fed, way, dtype), strict=True)]
-            found[way] += [max(inner, key=lambda e: e.tolerance)] if inner else []
-    if any(len(each) > len(reference) for each in found.values()):
+            inner = [errors(b, a) for a, b in zip(*_inside(context, file, given, fed, way), strict=True)]
+            distances[way] += [max(inner, key=lambda e: e.tolerance)] if inner else []
+    if any(len(each) > len(reference) for each in distances.values()):
         names.append("layers")
-    over = [way for way, each in found.items() if any(not e.tolerance <= limit for e in each)]
-    first = {way: _first(bench, path, given, fed, way, limit, dtype) for way in over}
-    worst = {way: max((e.tolerance for e in each), default=0.0) for way, each in found.items()}
-    said = [f"{way} within {value:.2g}" for way, value in worst.items()]
-    said += [f"{way} first beyond the limit at {node}" for way, node in first.items() if node]
-    said += [f"{way} not compared: {reason}" for way, reason in left_out.items()]
-    return Check(
-        "parity",
+    over = [way for way, each in distances.items() if any(not e.tolerance <= limit for e in each)]
+    first = {way: _first(context, file, given, fed, way, limit) for way in over}
+    worst = {way: max((e.tolerance for e in each), default=0.0) for way, each in distances.items()}
+    parts = [f"{way} within {value:.2g}" for way, value in worst.items()]
+    parts += [f"{way} first beyond the limit at {node}" for way, node in first.items() if node]
+    parts += [f"{way} not compared: {reason}" for way, reason in left_out.items()]
+    return Answer(
         "fail" if over else "warn" if left_out else "pass",
-        QUESTION,
-        f"against torch cpu: {'; '.join(said)}",
+        f"against torch cpu: {'; '.join(parts)}",
         {
             "outputs": names,
-            "ways": {way: [_numbers(e) for e in each] for way, each in found.items()},
+            "ways": {way: [_numbers(e) for e in each] for way, each in distances.items()},
             "first_node": first,
             "left_out": left_out,
             "placement": {device: dict(answer.placement) for device, answer in answers.items()},
@@ -151,21 +146,21 @@ def ask_file(bench: Bench, path: str | PathLike[str], *, dtype: str = "float32",
     )
 
 
-def _asked(bench: Bench, dtype: str) -> tuple[Inputs, list[Array]]:
+def _asked(context: CheckContext, dtype: str) -> tuple[Inputs, list[Array]]:
     """Inputs, and what torch returns for them on the CPU: made-up ones, or the example's where these lead nowhere."""
-    own = bench.subject.inputs
-    made = batches(bench.example, None, samples=None)[0]
+    own = context.subject.inputs
+    varied = batches(context.example, None, samples=None)[0]
     try:
-        reference = _torch(bench, made, "cpu", dtype)
+        reference = _torch(context, varied, "cpu", dtype)
     except Exception as error:  # values that the network is not for: offsets that begin elsewhere than at 0
         if isolation.ran_out(error):
             raise
-        return own, _torch(bench, own, "cpu", dtype)
+        return own, _torch(context, own, "cpu", dtype)
     if not all(np.isfinite(value).all() for value in reference):
-        usual = _torch(bench, own, "cpu", dtype)
+        usual = _torch(context, own, "cpu", dtype)
         if all(np.isfinite(value).all() for value in usual):
             return own, usual
-    return made, reference
+    return varied, reference
 
 
 def _numbers(e: Errors) -> dict[str, float]:
@@ -183,61 +178,59 @@ def _array(t: Tensor) -> Array:
     return made
 
 
-def _torch(bench: Bench, given: Inputs, device: str, dtype: str) -> list[Array]:
+def _torch(context: CheckContext, given: Inputs, device: str, dtype: str) -> list[Array]:
     """The outputs of torch in evaluation mode, in the file's precision."""
-    module = _module(bench, device, dtype)
+    module = _module(context, device, dtype)
     values = moved(given, module, device)
     with isolation.kept(module), torch.no_grad():
         rng.seed(device)
-        returned = bench.subject.traced.call(module.eval(), values)
+        returned = context.subject.traced.call(module.eval(), values)
     return [_array(t) for t in tensors_in(returned)]
 
 
-def _module(bench: Bench, device: str, dtype: str) -> nn.Module:
+def _module(context: CheckContext, device: str, dtype: str) -> nn.Module:
     key = f"parity {device} {dtype}"
-    if key not in bench.found:
-        made = bench.copy_on(device)
-        bench.found[key] = (made if dtype == "float32" else made.to(getattr(torch, dtype))).eval()
-    found: nn.Module = bench.found[key]
-    return found
+    if key not in context.measured:
+        copy = context.copy_on(device)
+        context.measured[key] = (copy if dtype == "float32" else copy.to(getattr(torch, dtype))).eval()
+    module: nn.Module = context.measured[key]
+    return module
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # the first node that differs
 
 
-def _first(
-    bench: Bench, path: str | PathLike[str], given: Inputs, fed: Sequence[Array], way: str, limit: float, dtype: str
-) -> str:
+def _first(context: CheckContext, file: OnnxFile, given: Inputs, fed: Sequence[Array], way: str, limit: float) -> str:
     """The first node on this way that is beyond the limit; "" where none can be named."""
     if way.startswith("torch") or way == "onnxruntime cpu":
-        return first_beyond(*_compared(bench, path, given, fed, way, dtype), limit)
-    content, made = with_all_values(path)
-    named = [(node or value, value) for node, value in made]
-    runs = (run(content, fed, device, strict=False).outputs for device in ("cpu", bench.device))
-    reference, mine = ({n: made[v] for n, v in named if isinstance(made.get(v), np.ndarray)} for made in runs)
+        return first_beyond(*_compared(context, file, given, fed, way), limit)
+    content, values = with_all_values(file.path)
+    named = [(node or value, value) for node, value in values]
+    runs = (run(content, fed, device, strict=False).outputs for device in ("cpu", context.device))
+    reference, mine = ({n: values[v] for n, v in named if isinstance(values.get(v), np.ndarray)} for values in runs)
     return first_beyond(reference, mine, limit)
 
 
 def _inside(
-    bench: Bench, path: str | PathLike[str], given: Inputs, fed: Sequence[Array], way: str, dtype: str
+    context: CheckContext, file: OnnxFile, given: Inputs, fed: Sequence[Array], way: str
 ) -> tuple[list[Array], list[Array]]:
     """Floating values in between, of torch on the CPU and of the way."""
-    reference, mine = _compared(bench, path, given, fed, way, dtype)
+    reference, mine = _compared(context, file, given, fed, way)
     both = [name for name in reference if name in mine and reference[name].dtype.kind == "f"]
     return [reference[name] for name in both], [mine[name] for name in both]
 
 
 def _compared(
-    bench: Bench, path: str | PathLike[str], given: Inputs, fed: Sequence[Array], way: str, dtype: str
+    context: CheckContext, file: OnnxFile, given: Inputs, fed: Sequence[Array], way: str
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """What torch makes on the CPU and what the way makes, by node; where the way is ONNX Runtime's, by layer."""
-    values = _values(bench, given, "cpu", dtype)
+    values = _values(context, given, "cpu", file.dtype)
     device = way.partition(" ")[2]
     if way.startswith("torch"):
-        return values, _values(bench, given, device, dtype)
-    own = run(with_all_values(path)[0], fed, device, strict=False).outputs
-    return _by_layer(bench.subject.traced, path, values, own)
+        return values, _values(context, given, device, file.dtype)
+    own = run(with_all_values(file.path)[0], fed, device, strict=False).outputs
+    return _by_layer(context.subject.traced, file.path, values, own)
 
 
 def first_beyond(reference: Mapping[str, Array], values: Mapping[str, Array], limit: float) -> str:
@@ -248,9 +241,9 @@ def first_beyond(reference: Mapping[str, Array], values: Mapping[str, Array], li
     return ""
 
 
-def _values(bench: Bench, given: Inputs, device: str, dtype: str) -> dict[str, Array]:
+def _values(context: CheckContext, given: Inputs, device: str, dtype: str) -> dict[str, Array]:
     """Node → its value in torch."""
-    module, seen = _module(bench, device, dtype), dict[str, Array]()
+    module, seen = _module(context, device, dtype), dict[str, Array]()
 
     class Seeing(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
@@ -261,7 +254,7 @@ def _values(bench: Bench, given: Inputs, device: str, dtype: str) -> dict[str, A
 
     with isolation.kept(module), torch.no_grad():
         rng.seed(device)
-        Seeing(module, graph=bench.subject.traced.evaluate).run(*moved(given, module, device))
+        Seeing(module, graph=context.subject.traced.evaluate).run(*moved(given, module, device))
     return seen
 
 

@@ -16,31 +16,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..records import Check
-from .channels import remedy
-from .harness.bench import Bench
+from .harness.bench import Answer, CheckContext
 from .harness.recorder import most
+from .harness.remedies import CANCELS, remedy
 
+NAME = "precision"
 QUESTION = "How much does the model's own precision differ from float64?"
+AFTER = "channels"
+LEVELS = ("quick", "full")
+NEEDS = ()
 LIMIT = 1e-3
-CANCELS = "Look for a norm or a large factor behind a sum that cancels."
 MODES = {"train": "training", "evaluate": "evaluation"}
 
 
-def ask(bench: Bench) -> Check:
-    dtypes = {p.dtype for p in bench.module.parameters() if p.is_floating_point()}
+def ask(context: CheckContext) -> Answer:
+    dtypes = {p.dtype for p in context.module.parameters() if p.is_floating_point()}
     dtype = min(dtypes, key=lambda d: torch.finfo(d).bits, default=torch.float32)
     limit = max(LIMIT, 64 * torch.finfo(dtype).eps)
     numbers: dict[str, dict[str, float]] = {}
-    untold: dict[str, list[str]] = {}  # why → modes
-    for mode in bench.modes:
-        own = bench.run(mode)
+    left_out: dict[str, list[str]] = {}  # why → modes
+    for mode in context.modes:
+        own = context.run(mode)
         if own.random:
-            untold.setdefault("which draws random numbers", []).append(mode)
+            left_out.setdefault("which draws random numbers", []).append(mode)
             continue
-        exact = bench.exact_run(mode)
+        exact = context.exact_run(mode)
         if exact is None:
-            untold.setdefault(f"which does not run in float64 ({bench.not_exact})", []).append(mode)
+            left_out.setdefault(f"which does not run in float64 ({context.not_exact})", []).append(mode)
             continue
         both = [name for name in own.heads if name in exact.heads]  # values may decide which layers run
         features = _difference([own.heads[n] for n in both], [exact.heads[n] for n in both])
@@ -57,20 +59,18 @@ def ask(bench: Bench) -> Check:
         for mode, n in numbers.items()
         if not (n["features"] <= limit * n["largest_feature"] and n["outputs"] <= limit * n["largest_output"])
     ]
-    told = [
+    parts = [
         f"{n['features'] or n['outputs']:.1e} in {MODES[mode]} mode "
         f"(values up to {n['largest_feature'] or n['largest_output']:.2g})"
         for mode, n in numbers.items()
     ]
-    told += [f"not compared in {' and '.join(MODES[m] for m in modes)} mode, {why}" for why, modes in untold.items()]
-    return Check(
-        "precision",
+    parts += [f"not compared in {' and '.join(MODES[m] for m in modes)} mode, {why}" for why, modes in left_out.items()]
+    return Answer(
         "warn" if over else "pass" if numbers else "skip",
-        QUESTION,
-        f"{name} differs from float64 by {', '.join(told)}" if numbers else "; ".join(told) or bench.refusal(),
+        f"{name} differs from float64 by {', '.join(parts)}" if numbers else "; ".join(parts) or context.refusal(),
         {"dtype": name, **numbers},
         f"at most {limit:.0e} of the largest value",
-        (remedy(bench.subject) or CANCELS) if over else "",
+        (remedy(context.subject) or CANCELS) if over else "",
     )
 
 

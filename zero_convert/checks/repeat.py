@@ -17,43 +17,43 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from zero_convert.runtime import rng
-
-from ..records import Check
 from .harness import isolation
-from .harness.bench import Bench, call
-from .harness.inputs import floats, moved
+from .harness.bench import Answer, CheckContext
+from .harness.inputs import floats
+from .harness.recorder import same_bits
 from .harness.training import gradients_of
 
+NAME = "repeat"
 QUESTION = "Are two runs on the same input equal bit for bit?"
+AFTER = "gradients"
+LEVELS = ("quick", "full")
+NEEDS = ()
 REMEDY = "Look for an operator without a deterministic kernel, a generator of its own, or a forward that remembers."
 
 
-def ask(bench: Bench) -> Check:
+def ask(context: CheckContext) -> Answer:
     different, without, compared = dict[str, float](), dict[str, float](), 0
-    for mode in bench.modes:
-        first, second = (_values(bench, mode) for _ in range(2))
+    for mode in context.modes:
+        first, second = (_values(context, mode) for _ in range(2))
         compared += len(first)
         different |= _differences(first, second, mode)
-        if bench.level == "full":
+        if context.level == "full":
             with _any_algorithm():
-                without |= _differences(first, _values(bench, mode), mode)
-                without |= _differences(_values(bench, mode), _values(bench, mode), mode)
+                without |= _differences(first, _values(context, mode), mode)
+                without |= _differences(_values(context, mode), _values(context, mode), mode)
     if not compared:
-        return Check("repeat", "skip", QUESTION, bench.refusal() or "no floating tensor is returned")
+        return Answer("skip", context.refusal() or "no floating tensor is returned")
     worst = ", ".join(f"{name} by {value:.3g}" for name, value in list(different.items())[:4])
-    told = ""
-    if bench.level == "full":
-        told = f"; without deterministic algorithms {len(without) or 'none'} differ" + (
+    free = ""
+    if context.level == "full":
+        free = f"; without deterministic algorithms {len(without) or 'none'} differ" + (
             f", up to {max(without.values()):.3g}" if without else ""
         )
-    return Check(
-        "repeat",
+    return Answer(
         "fail" if different else "pass",
-        QUESTION,
-        (f"two runs differ: {worst}" if different else f"{compared} tensors equal bit for bit, run twice") + told,
+        (f"two runs differ: {worst}" if different else f"{compared} tensors equal bit for bit, run twice") + free,
         {"tensors": compared, "different": different}
-        | ({"different_without_determinism": without} if bench.level == "full" else {}),
+        | ({"different_without_determinism": without} if context.level == "full" else {}),
         "equal bits",
         REMEDY if different else "",
     )
@@ -61,14 +61,14 @@ def ask(bench: Bench) -> Check:
 
 def _differences(first: dict[str, Tensor], second: dict[str, Tensor], mode: str) -> dict[str, float]:
     """What has other bits → by how much at most; NaN where it is not there or has another shape."""
-    found = {}
+    differences = {}
     for name, a in first.items():
         b = second.get(name)
         if b is None or a.shape != b.shape:
-            found[f"{name} in {mode} mode"] = float("nan")
+            differences[f"{name} in {mode} mode"] = float("nan")
         elif not same_bits(a, b):
-            found[f"{name} in {mode} mode"] = float((a - b).abs().max())
-    return found
+            differences[f"{name} in {mode} mode"] = float((a - b).abs().max())
+    return differences
 
 
 @contextmanager
@@ -88,27 +88,15 @@ def _any_algorithm() -> Iterator[None]:
         isolation.set_fused_attention(attention)
 
 
-def _values(bench: Bench, mode: str) -> dict[str, Tensor]:
+def _values(context: CheckContext, mode: str) -> dict[str, Tensor]:
     """The outputs of one run, and with `full` the gradients of all parameters; on the CPU."""
-    module = bench.module
-    with_gradients = bench.level == "full"
+    module = context.module
+    with_gradients = context.level == "full"
     with isolation.kept(module), torch.set_grad_enabled(with_gradients):
-        module.train(mode == "train")
-        rng.seed(bench.device)
-        inputs = moved(bench.small_inputs[mode != "train"], module, bench.device)
-        outputs = floats(call(module, bench.subject, inputs))
-        found = {f"output {i}": t.detach().cpu() for i, t in enumerate(outputs)}
+        outputs = floats(context.forward(module.train(mode == "train"), context.small_inputs[mode != "train"]))
+        values = {f"output {i}": t.detach().cpu() for i, t in enumerate(outputs)}
         if with_gradients:
             for name, g in gradients_of(outputs, module).items():
                 if g is not None:
-                    found[f"gradient of {name}"] = g.cpu()
-    return found
-
-
-def same_bits(a: Tensor, b: Tensor) -> bool:
-    """Whether shape and bits are the same: a NaN is like itself, and 0 is not like -0."""
-    return a.shape == b.shape and torch.equal(_bytes(a), _bytes(b))
-
-
-def _bytes(t: Tensor) -> Tensor:
-    return t.contiguous().reshape(-1).view(torch.uint8)
+                    values[f"gradient of {name}"] = g.cpu()
+    return values

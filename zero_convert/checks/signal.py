@@ -2,10 +2,10 @@
 
 One batch in training mode, dropout off. What every weight layer reads and what every residual join returns is looked
 at, in order of execution: the root mean square of its values (`activation`) and of the gradient that comes back there
-(`gradient`; see `_depths.py` for what is sent back; 0 in front of a layer that starts at 0), how many of its channels
-are different (two that differ by less than 1e-7 of the largest value count as one), repeat another one, or vary by less
-than 1e-6, and the numerical rank of the matrix channels × positions with the largest that it could have (singular
-values above 1e-6 of the largest; 128 positions at most).
+(`gradient`; see `harness/depths.py` for what is sent back; 0 in front of a layer that starts at 0), how many of its
+channels are different (two that differ by less than 1e-7 of the largest value count as one), repeat another one, or
+vary by less than 1e-6, and the numerical rank of the matrix channels × positions with the largest that it could have
+(singular values above 1e-6 of the largest; 128 positions at most).
 
 Channels of the converted network are counted in float64, so that rounding noise makes none different; in the model's
 own precision where it does not run in float64. The original is the network before the rewrites with He's weights,
@@ -22,24 +22,25 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..records import Check
-from .channels import FEW, remedy
-from .harness.bench import Bench
+from .harness.bench import Answer, CheckContext
 from .harness.channels import Channels
 from .harness.depths import Depths, depths, rounded
+from .harness.remedies import FEW, remedy
 
+NAME = "signal"
 QUESTION = "How do signal, gradient and distinct channels change with depth?"
+AFTER = "precision"
+LEVELS = ("quick", "full")
+NEEDS = ("train",)
 RANGE = 1e4
 
 
-def ask(bench: Bench) -> Check | None:
-    if "train" not in bench.modes:
-        return Check("signal", "skip", QUESTION, f"does not run in training mode: {bench.refused['train']}")
-    seen = depths(bench, "own")
+def ask(context: CheckContext) -> Answer | None:
+    seen = depths(context, "own")
     if seen is None or not seen.names:
         return None
-    _count(bench, seen)
-    original = depths(bench, "original")
+    _count(context, seen)
+    original = depths(context, "original")
     numbers: dict[str, Any] = {"converted": _columns(seen)}
     if original is not None and original.names:
         numbers["original"] = _columns(original)
@@ -66,23 +67,21 @@ def ask(bench: Bench) -> Check | None:
     repeated = any(c.distinct < FEW * c.total for c in seen.channels)  # constant behind a norm, which amplifies them
     broken_by = "Look at what stands between the first of these and the depth before it."
     lengths = "Lengths that grow or shrink so much with depth need warm-up or a norm."
-    return Check(
-        "signal",
+    return Answer(
         "fail" if broken else "warn" if warn else "pass",
-        QUESTION,
         summary,
         numbers,
         f"finite; largest over smallest at most {RANGE:.0e}",
-        broken_by if broken else ((remedy(bench.subject) if repeated else "") or lengths) if warn else "",
+        broken_by if broken else ((remedy(context.subject) if repeated else "") or lengths) if warn else "",
     )
 
 
-def _count(bench: Bench, seen: Depths) -> None:
+def _count(context: CheckContext, seen: Depths) -> None:
     """Fills in the channels, as the run in float64 saw them; -1 for a depth that it did not come to."""
-    counted = bench.reading_run().signal
+    counted = context.reading_run().signal
     unknown = Channels(-1, -1, -1, -1), (-1, -1)
-    found = [counted.get(name, unknown) for name in seen.names]
-    seen.channels, seen.rank = [channels for channels, _ in found], [rank for _, rank in found]
+    counts = [counted.get(name, unknown) for name in seen.names]
+    seen.channels, seen.rank = [channels for channels, _ in counts], [rank for _, rank in counts]
 
 
 def _columns(seen: Depths) -> dict[str, list[Any]]:
@@ -97,7 +96,7 @@ def _columns(seen: Depths) -> dict[str, list[Any]]:
         "duplicate": [c.total - c.distinct for c in seen.channels],
         "zero": [c.zero for c in seen.channels],
         "low_variance": [c.low_variance for c in seen.channels],
-        "rank": [found for found, _ in seen.rank],
+        "rank": [rank for rank, _ in seen.rank],
         "rank_limit": [most for _, most in seen.rank],
     }
 

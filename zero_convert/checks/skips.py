@@ -8,7 +8,7 @@ reads what it read before, the outputs must be those of before. Where a rewrite 
 that joins earlier, another order of norm and activation, a norm taken out), the network has no such reading, and the
 rewrite is listed as not readable.
 
-Fails on any different bit. It is asked with `full`, for networks that were captured as a whole.
+Fails on any different bit. It is asked of networks that were captured as a whole.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from zero_convert.graph.queries import kind
 from zero_convert.graph.traced import Original, Traced
 from zero_convert.runtime import rng
 
-from ..records import Check
-from .harness.bench import Bench, still
+from .harness.bench import Answer, CheckContext, disable_dropout
 from .harness.inputs import Inputs, floats, moved
-from .harness.recorder import most
-from .repeat import same_bits
+from .harness.recorder import most, same_bits
 
+NAME = "skips"
 QUESTION = "Without the inserted skips, does the rewritten network compute what the original does, bit for bit?"
+AFTER = "exact_parts"
+LEVELS = ("full",)
+NEEDS = ()
 SAME = frozenset({"out_of_place", "norm_modules", "relu_derivative"})
 INSERTED = frozenset(
     {
@@ -43,23 +45,23 @@ INSERTED = frozenset(
 LEFT_OUT = frozenset({"transform", "bias", "scale", "drop"})  # kinds of inserted modules that hand on what they read
 
 
-def ask(bench: Bench) -> Check | None:
-    original = bench.subject.original
-    names = bench.subject.scheme.rewrites(bench.subject.options)
-    if bench.level != "full" or original is None or not original.traced.whole or not names:
+def ask(context: CheckContext) -> Answer | None:
+    original = context.subject.original
+    names = context.subject.scheme.rewrites(context.subject.options)
+    if original is None or not original.traced.whole or not names:
         return None
     equal: list[str] = []
     wrong: dict[str, float] = {}
     unreadable: dict[str, str] = {}
-    before = _rewritten(bench, original, ())
+    before = _rewritten(context, original, ())
     for index, name in enumerate(names):
-        after = _rewritten(bench, original, names[: index + 1])
+        after = _rewritten(context, original, names[: index + 1])
         if name in SAME or name in INSERTED:
             reason = "" if name in SAME else _moved(before, after)
             if reason:
                 unreadable[name] = reason
             else:
-                off = _difference(bench, before, after)
+                off = _difference(context, before, after)
                 if off == 0:
                     equal.append(name)
                 else:
@@ -75,10 +77,8 @@ def ask(bench: Bench) -> Check | None:
         summary = "no rewrite allows this reading"
     if unreadable:
         summary += f"; no such reading for {', '.join(unreadable)}"
-    return Check(
-        "skips",
+    return Answer(
         "fail" if wrong else "pass" if equal else "skip",
-        QUESTION,
         summary,
         {"equal": equal, "different": wrong, "not_readable": unreadable},
         "equal bits",
@@ -86,7 +86,7 @@ def ask(bench: Bench) -> Check | None:
     )
 
 
-def _rewritten(bench: Bench, original: Original, names: tuple[str, ...]) -> Traced:
+def _rewritten(context: CheckContext, original: Original, names: tuple[str, ...]) -> Traced:
     """A copy of the original with hashed values in every parameter, after these rewrites."""
     copied = keep(original.traced)
     assert copied is not None, "it was copied before"
@@ -96,7 +96,7 @@ def _rewritten(bench: Bench, original: Original, names: tuple[str, ...]) -> Trac
             if parameter.is_floating_point() and parameter.ndim < 2 and parameter.numel():
                 steps = torch.arange(parameter.numel(), dtype=torch.float32) % 17
                 parameter.copy_(((steps + 8) / 16).reshape(parameter.shape))
-    return rewrites.apply(full, names, bench.subject.options)[0]
+    return rewrites.apply(full, names, context.subject.options)[0]
 
 
 def _moved(before: Traced, after: Traced) -> str:
@@ -118,19 +118,19 @@ def _behind(node: fx.Node, there: dict[str, fx.Node]) -> fx.Node:
     return node
 
 
-def _difference(bench: Bench, before: Traced, after: Traced) -> float:
+def _difference(context: CheckContext, before: Traced, after: Traced) -> float:
     """The largest difference of the outputs; 0 for equal bits, infinity for other shapes."""
-    inputs = bench.small_inputs[1]
-    first = _run(_Plain, before, inputs, set(), bench.device)
+    inputs = context.small_inputs[1]
+    first = _run(_Plain, before, inputs, set(), context.device)
     known = {node.name for node in before.evaluate.nodes}
-    second = _run(_Without, after, inputs, known, bench.device)
+    second = _run(_Without, after, inputs, known, context.device)
     if [t.shape for t in first] != [t.shape for t in second]:
         return float("inf")
     return most(float((a - b).abs().max()) for a, b in zip(first, second, strict=True) if not same_bits(a, b))
 
 
 def _run(how: type[_Plain], traced: Traced, inputs: Inputs, known: set[str], device: str) -> list[Tensor]:
-    module = still(traced.root.to(device).eval())
+    module = disable_dropout(traced.root.to(device).eval())
     rng.seed(device)
     with torch.no_grad():
         return floats(how(module, traced.evaluate, known).run(*moved(inputs, module, device)))

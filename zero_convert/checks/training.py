@@ -21,19 +21,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from zero_convert.runtime import rng
-
-from ..records import Check
-from .harness.bench import Bench, call, still
+from .harness.bench import Answer, CheckContext, disable_dropout
 from .harness.channels import rank
 from .harness.depths import length, rounded
 from .harness.depths import run as look
-from .harness.inputs import floats, moved
+from .harness.inputs import floats
 from .harness.training import loss
 
+NAME = "training"
 QUESTION = "Does the loss fall in training, without a NaN, and in how many directions do the weights move?"
+AFTER = "skips"
+LEVELS = ("quick", "full")
+NEEDS = ("steps", "train")
 RATES = (0.1, 0.01, 0.001)
-STEPS = 10  # with `full`, where nobody says how many
 
 
 @dataclass
@@ -52,22 +52,20 @@ class _Run:
         return self.finite and len(self.losses) > 1 and self.losses[-1] < self.losses[0]
 
 
-def ask(bench: Bench) -> Check | None:
-    steps = bench.train_steps if bench.train_steps is not None else STEPS if bench.level == "full" else 0
-    if not steps:
-        return None
-    if "train" not in bench.modes or not bench.run("train").outputs:
-        return Check("training", "skip", QUESTION, "nothing to train: no floating output in training mode")
+def ask(context: CheckContext) -> Answer:
+    steps = context.train_steps
+    if not context.run("train").outputs:
+        return Answer("skip", "nothing to train: no floating output in training mode")
     runs: list[_Run] = []
     for rate in RATES:
-        runs.append(_train(bench, steps, rate))
+        runs.append(_train(context, steps, rate))
         if not runs[-1].losses:
-            return Check("training", "skip", QUESTION, "no output depends on a parameter")
+            return Answer("skip", "no output depends on a parameter")
         if runs[-1].fell:
             break
     run = next((r for r in runs if r.fell), next((r for r in runs if r.finite), runs[-1]))
-    ranks = _ranks(bench, run.module)
-    before, after = (_distinct(bench, module) for module in (bench.module, run.module))
+    ranks = _ranks(context, run.module)
+    before, after = (_distinct(context, module) for module in (context.module, run.module))
     told = f"loss {run.losses[0]:.4g} → {run.losses[-1]:.4g} in {steps} steps of rate {run.rate:g}"
     if not run.finite:
         told = "loss or gradient not finite: " + ", ".join(
@@ -79,10 +77,8 @@ def ask(bench: Bench) -> Check | None:
     if moved_most and run.finite:
         found, most = ranks[moved_most]
         told += f"; W_t - W_0 has rank {found} of {most} at most ({moved_most})"
-    return Check(
-        "training",
+    return Answer(
         "pass" if run.fell else "fail",
-        QUESTION,
         told,
         {
             "rate": run.rate,
@@ -98,13 +94,12 @@ def ask(bench: Bench) -> Check | None:
     )
 
 
-def _train(bench: Bench, steps: int, rate: float) -> _Run:
-    run = _Run(rate, still(bench.fresh().train()))
+def _train(context: CheckContext, steps: int, rate: float) -> _Run:
+    run = _Run(rate, disable_dropout(context.fresh().train()))
     with torch.enable_grad():
         for step in range(steps + 1):
-            rng.seed(bench.device)
-            given = moved(bench.small_inputs[0], run.module, bench.device)
-            outputs = [t for t in floats(call(run.module, bench.subject, given)) if t.requires_grad and t.numel()]
+            returned = floats(context.forward(run.module, context.small_inputs[0]))
+            outputs = [t for t in returned if t.requires_grad and t.numel()]
             if not outputs:
                 return run
             value = loss(outputs)
@@ -130,8 +125,8 @@ def _step(module: nn.Module, value: Tensor, rate: float) -> float:
 
 
 @torch.no_grad()
-def _ranks(bench: Bench, trained: nn.Module) -> dict[str, tuple[int, int]]:
-    start = dict(bench.module.named_parameters())
+def _ranks(context: CheckContext, trained: nn.Module) -> dict[str, tuple[int, int]]:
+    start = dict(context.module.named_parameters())
     return {
         name: rank((after - start[name]).detach().flatten(1))
         for name, after in trained.named_parameters()
@@ -139,8 +134,8 @@ def _ranks(bench: Bench, trained: nn.Module) -> dict[str, tuple[int, int]]:
     }
 
 
-def _distinct(bench: Bench, module: nn.Module) -> list[int]:
+def _distinct(context: CheckContext, module: nn.Module) -> list[int]:
     """Different channels at each depth; the depths are those of the check `signal`."""
-    subject = bench.subject
-    seen = look(module, subject.traced.train, subject.structure, bench.small_inputs[0], bench.device, "channels")
+    subject = context.subject
+    seen = look(module, subject.traced.train, subject.structure, context.small_inputs[0], context.device, "channels")
     return [channels.distinct for channels in seen.channels]

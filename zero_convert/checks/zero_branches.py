@@ -13,21 +13,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..records import Check, Join
-from .harness.bench import Bench
+from ..records import Join
+from .harness.bench import Answer, CheckContext
 from .harness.recorder import most
 from .harness.zero_branches import zero_joins
 
+NAME = "zero_branches"
 QUESTION = "Does each residual branch that starts at zero contribute exactly 0 to its join?"
+AFTER = "finite"
+LEVELS = ("quick", "full")
+NEEDS = ()
 
 
-def ask(bench: Bench) -> Check | None:
-    required, free = zero_joins(bench.subject)
+def ask(context: CheckContext) -> Answer | None:
+    required, free = zero_joins(context.subject)
     if not required:
         return None
     seen: dict[str, float] = {}
-    for mode in bench.modes:
-        branches = bench.run(mode).branches
+    for mode in context.modes:
+        branches = context.run(mode).branches
         for join in required:
             if join.index in branches:
                 seen[join.node] = most((seen.get(join.node, 0.0), branches[join.index]))
@@ -47,13 +51,13 @@ def ask(bench: Bench) -> Check | None:
         summary = f"{len(seen)} branches add exactly 0"
         summary += f"; {len(free)} residual joins start with a branch of their own" if free else ""
         summary += f"; {len(missed)} joins were not reached" if missed else ""
-    stopped = bench.stopped() if missed else ""
+    stopped = context.stopped() if missed else ""
     summary += f", because the recording ends early: {stopped}" if stopped else ""
     status = "fail" if wrong or (missed and not stopped) else "warn" if missed else "pass"
     remedy = (
         "Its last layer is not 0 (--dry-run names the rules), or something behind it adds, writes in place or fills."
     )
-    return Check("zero_branches", status, QUESTION, summary, numbers, "exactly 0", remedy if wrong else "")
+    return Answer(status, summary, numbers, "exactly 0", remedy if wrong else "")
 
 
 def _behind(joins: Sequence[Join], node: str) -> str:

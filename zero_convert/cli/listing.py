@@ -50,13 +50,13 @@ def schemes(
 
 
 def _test_scheme(screen: Screen, name: str | None, as_json: bool) -> None:
-    from zero_convert.schemes import _conformance
+    from zero_convert import schemes
 
     from . import display
 
     if name is None:
         raise UsageError("no scheme to test", where="--test", fix="`zero-convert schemes --test ./mine.py`, or a name.")
-    found = _conformance.examine(name)
+    found = schemes.examine(name)
     code = FindingError.exit_code if any(check.status == "fail" for check in found) else 0
     if as_json:
         print_json({"scheme": name, "tests": found, "exit_code": code})

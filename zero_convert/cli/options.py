@@ -167,7 +167,8 @@ def print_json(value: Mapping[str, Any]) -> None:
 def plain(value: Any) -> Any:
     """Records, mappings and sequences as JSON has them; a number that JSON cannot hold is spelled as a string."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        shown = [field.name for field in fields(value) if field.metadata.get("json", True)]
+        return {name: plain(getattr(value, name)) for name in shown}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

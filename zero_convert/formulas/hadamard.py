@@ -2,7 +2,7 @@
 
 Every entry is a function of its row and column index, so any window of rows and any set of columns can be had without
 making the rest. Integers only: no dense product, no BLAS or LAPACK, no libm; numpy does the bit operations. Scales and
-floating point appear in one place, `ExactHadamard.write`, which flips sign bits. This room knows nothing of layers,
+floating point appear in one place, `ExactHadamard.write`, which flips sign bits. This file knows nothing of layers,
 kernels or torch; `formulas/formula.py` turns its matrices into weights.
 
 A Hadamard matrix H of order m has entries ±1 and H·Hᵀ = m·I. All matrices here are normalised: row 0 and column 0 are
@@ -41,7 +41,8 @@ def ceil_log2(number: int) -> int:
     return (number - 1).bit_length()
 
 
-def _array(indices: Indices) -> npt.NDArray[np.int64]:
+def index_array(indices: Indices) -> npt.NDArray[np.int64]:
+    """The indices as an array.  # (len(indices),) int64"""
     if isinstance(indices, range):
         return np.arange(indices.start, indices.stop, indices.step, dtype=np.int64)
     return np.asarray(indices, dtype=np.int64)
@@ -64,7 +65,7 @@ def sylvester(rows: Indices, cols: Indices) -> Signs:
     Any index sets, in any order, with repetitions. A contiguous `range` of rows is made by copying a tile of 64 rows
     under the signs of its first row: i = t + s with disjoint bits gives H[i] = H[t]·H[s].
     """
-    i, j = _array(rows), _array(cols)
+    i, j = index_array(rows), index_array(cols)
     if isinstance(rows, range) and rows.step == 1 and len(rows) > 64:
         tile = sylvester(np.arange(64), j)
         out = np.empty((len(rows), len(j)), dtype=np.int8)
@@ -136,7 +137,7 @@ class Paley:
 
     def entries(self, rows: Indices, cols: Indices) -> Signs:
         """The ±1 window [rows, cols].  # (len(rows), len(cols)) int8"""
-        i, j = _array(rows), _array(cols)
+        i, j = index_array(rows), index_array(cols)
         if self.kind == 0:
             return np.ones((len(i), len(j)), dtype=np.int8)
         zero = np.zeros(1, dtype=np.int64)
@@ -198,7 +199,7 @@ class ExactHadamard:
         """The ±1 window H[rows, cols], any index sets below `order`.  # (len(rows), len(cols)) int8"""
         if self.paley.kind == 0:
             return sylvester(rows, cols)
-        i, j = _array(rows), _array(cols)
+        i, j = index_array(rows), index_array(cols)
         mask = (1 << self.power) - 1
         return self.paley.entries(i >> self.power, j >> self.power) * sylvester(i & mask, j & mask)
 
@@ -211,7 +212,7 @@ class ExactHadamard:
         fitting = max(1, min(len(out), TILE_BYTES // (len(cols) * out.itemsize)))
         tile_rows = 1 << min(self.power, fitting.bit_length() - 1)
         bits = np.dtype(f"u{out.itemsize}")
-        j, mask = _array(cols), (1 << self.power) - 1
+        j, mask = index_array(cols), (1 << self.power) - 1
         # Columns p·2^power + s share the Paley factor's column p: few of its columns occur, each many times.
         high, place = np.unique(j >> self.power, return_inverse=True)
         tile = (self.entries(range(tile_rows), j) * out.dtype.type(magnitude)).astype(out.dtype, copy=False).view(bits)
@@ -308,25 +309,6 @@ def columns(m: int, n: int, kind: str = "first", order: str = "sylvester") -> np
     result = np.sort(np.concatenate([chosen, unused[: n - len(chosen)]]))
     result.flags.writeable = False
     return result
-
-
-def distinct_rows_cap(m: int, n: int, kind: str = "first", order: str = "sylvester") -> int:
-    """How many of the m rows of the m×n weight differ.
-
-    Sylvester: "first" min(m, 2^ceil(log2 n)), "spanning" min(m, 2^n). With a Paley factor the rows of that factor are
-    told apart by comparing them. Counted for the whole matrix, m = order, and otherwise a bound.
-    """
-    matrix = matrix_for(m, n, order)
-    low = 1 << matrix.power
-    taken = columns(m, n, kind, order)
-    if kind == "spanning" and n < matrix.power:
-        return min(m, 1 << n)
-    if kind == "first" and n <= low:
-        return min(m, 1 << ceil_log2(n))
-    factor = matrix.paley
-    high = np.unique(taken >> matrix.power)
-    labels = _refine(np.zeros(factor.order, dtype=np.int64), factor.entries(range(factor.order), high))
-    return min(m, low * (int(labels.max()) + 1))
 
 
 def _refine(labels: npt.NDArray[np.int64], signs: Signs) -> npt.NDArray[np.int64]:

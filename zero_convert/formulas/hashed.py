@@ -1,9 +1,8 @@
-"""Formulas whose values are drawn from the integer hash, keyed by (seed, name of the tensor, index of the element).
+"""Formulas whose values come from the integer hash, keyed by (seed, name of the tensor, index of the element).
 
 The index counts the elements in row-major order, so that a window of rows has the same bits as in the whole tensor. A
-value is an integer of `formulas/hashing.py` times one float64 factor (made by one square root and one division), rounded once
-to float32, and to float16 from there. Like `formulas/formula.py`, on which this is built, it knows no torch, no model and no
-scheme.
+value is an integer of `hashing.py` times one float64 factor (made by one square root and one division), rounded once
+to float32, and to float16 from there.
 """
 
 from __future__ import annotations
@@ -20,17 +19,15 @@ import numpy.typing as npt
 from . import hashing
 from .formula import Floats, Formula, spell_shape
 
-CHUNK = 1 << 18  # elements drawn at once: the hash words of more would be larger than the tensor
-
-Draw = Callable[[int, str, int, int], npt.NDArray[np.signedinteger[Any]]]
+CHUNK = 1 << 18  # elements made at once: the hash words of more would be larger than the tensor
 
 
-class Drawn(Formula):
-    """A formula with an integer for each element and one factor. Subclasses define `factor` and `draw`."""
+class Hashed(Formula):
+    """A formula with an integer for each element and one factor. Subclasses define `factor` and `integers`."""
 
     seed: int
     name: str
-    draw: Draw
+    integers: Callable[[int, str, int, int], npt.NDArray[np.signedinteger[Any]]]  # of (seed, name, start, stop)
 
     @property
     @abstractmethod
@@ -38,11 +35,10 @@ class Drawn(Formula):
         """What the integers are multiplied by, in float64."""
 
     def write(self, out: Floats, start: int) -> None:
-        each = math.prod(self.shape[1:])
-        first, count = start * each, out.size
+        first, count = start * math.prod(self.shape[1:]), out.size
         flat = out.reshape(-1) if out.flags.c_contiguous else np.empty(count, out.dtype)
         for at in range(0, count, CHUNK):
-            integers = self.draw(self.seed, self.name, first + at, first + min(at + CHUNK, count))
+            integers = self.integers(self.seed, self.name, first + at, first + min(at + CHUNK, count))
             values = integers * self.factor  # exact integers, one float64 rounding
             flat[at : at + CHUNK] = values if out.dtype == np.float64 else values.astype(np.float32)
         if not out.flags.c_contiguous:
@@ -50,7 +46,7 @@ class Drawn(Formula):
 
 
 @dataclass(frozen=True, slots=True)
-class Bell(Drawn):
+class Bell(Hashed):
     """Bell-shaped with mean 0: `hashing.bell`, the Irwin–Hall sum of 12 uniform integers, times std/sqrt(2^32 - 1)."""
 
     shape: tuple[int, ...] = field()
@@ -58,7 +54,7 @@ class Bell(Drawn):
     seed: int = field()
     name: str = field()
 
-    draw = staticmethod(hashing.bell)
+    integers = staticmethod(hashing.bell)
 
     @property
     def factor(self) -> float:
@@ -70,7 +66,7 @@ class Bell(Drawn):
 
 
 @dataclass(frozen=True, slots=True)
-class Uniform(Drawn):
+class Uniform(Hashed):
     """Uniform between -bound and bound: the odd integers of `hashing.uniform` times bound/2^53."""
 
     shape: tuple[int, ...] = field()
@@ -78,7 +74,7 @@ class Uniform(Drawn):
     seed: int = field()
     name: str = field()
 
-    draw = staticmethod(hashing.uniform)
+    integers = staticmethod(hashing.uniform)
 
     @property
     def factor(self) -> float:
@@ -90,7 +86,7 @@ class Uniform(Drawn):
 
 
 @dataclass(frozen=True, slots=True)
-class Signs(Drawn):
+class Signs(Hashed):
     """+magnitude or -magnitude, each as likely."""
 
     shape: tuple[int, ...] = field()
@@ -98,7 +94,7 @@ class Signs(Drawn):
     seed: int = field()
     name: str = field()
 
-    draw = staticmethod(hashing.signs)
+    integers = staticmethod(hashing.signs)
 
     @property
     def factor(self) -> float:

@@ -1,7 +1,7 @@
 """Repeatable "random" integers: a hash of (seed, name, index), the same on every machine.
 
 For schemes of the literature that are random (Risotto, Fixup) and for the fixed permutations and signs of `mixing`.
-There is no state and no stream to keep in step: any index can be asked for alone. This room knows nothing of layers;
+There is no state and no stream to keep in step: any index can be asked for alone. This file knows nothing of layers;
 the caller chooses the name, and two uses that must be independent need two names. Formulas for whole tensors are in
 `formulas/hashed.py`.
 

@@ -1,85 +1,89 @@
-"""Identities that go on where the partial identity ends, and averages: the matrices of IDInit and ConstNet.
+"""Identities of any size, and averages: the partial identity, those that go on where it ends, means and zeros.
 
-Also `Unfolded`, a matrix on the flattened kernel of a convolution. Built on `formulas/formula.py`; knows no torch, no model and
-no scheme. All values are typed constants or one IEEE division.
+All values are typed constants or one IEEE division.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from zero_convert.errors import UsageError
-
-from . import hadamard
-from .formula import Floats, Formula, Matrix, rounded
+from .formula import Floats, Integers, SizedMatrix, indicator, rounded
 
 
 @dataclass(frozen=True, slots=True)
-class Average(Matrix):
-    """1/n everywhere: every output is the mean of all inputs.  # (m, n)"""
+class PartialIdentity(SizedMatrix):
+    """Ones at [i, i], zeros elsewhere.  # (m, n)"""
 
-    m: int
-    n: int
+    family = "identity"
 
     @property
     def rule(self) -> str:
-        return f"mean of {self.n} inputs, {self.m}×{self.n} of 1/{self.n}"
+        return f"{'identity' if self.m == self.n else 'partial identity'} {self.m}×{self.n}"
 
     def write(self, out: Floats, start: int) -> None:
-        out[...] = rounded(1 / self.n, out.dtype)
+        out[...] = 0
+        diagonal = np.arange(start, max(start, min(start + len(out), self.n)))
+        out[diagonal - start, diagonal] = 1
 
-    def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
-        return np.full((len(rows), len(cols)), rounded(1 / self.n, np.dtype(dtype)), dtype)
+    def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
+        return indicator(i == j, dtype)
 
 
 @dataclass(frozen=True, slots=True)
-class CyclicIdentity(Matrix):
+class CyclicIdentity(SizedMatrix):
     """`value` where i ≡ j (mod n), zeros elsewhere: IDI of value.  # (m, n)
 
-    Every row has one entry. The rows go round: row n is row 0 again.
+    Every row has one entry. The rows go round: row n is row 0 again. With `distinct`, row i = a·n + b has the value at
+    b and at (b + a) mod n: the identity, then rows of two entries, which differ as long as m ≤ n·(n + 1) / 2.
     """
 
-    m: int
-    n: int
     value: float = 1.0
+    distinct: bool = False
+
+    family = "identity"
 
     @property
     def rule(self) -> str:
         times = "" if self.value == 1 else f", times {self.value:.6g}"
+        if self.distinct:
+            return f"identity {self.m}×{self.n}, wrapped around{times}"
         return f"cyclic identity {self.m}×{self.n}{times}"
+
+    def columns(self, rows: Integers) -> tuple[Integers, ...]:
+        """The columns of the entries of each row."""
+        first = rows % self.n
+        return (first, (first + rows // self.n) % self.n) if self.distinct else (first,)
 
     def write(self, out: Floats, start: int) -> None:
         rows = np.arange(start, start + len(out))
         out[...] = 0
-        out[rows - start, rows % self.n] = rounded(self.value, out.dtype)
+        for column in self.columns(rows):
+            out[rows - start, column] = rounded(self.value, out.dtype)
 
-    def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
-        hit = np.equal.outer(np.asarray(rows) % self.n, np.asarray(cols))
-        values: Floats = hit.astype(dtype) * rounded(self.value, np.dtype(dtype))
-        return values
+    def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
+        return indicator(np.any([column == j for column in self.columns(i)], axis=0), dtype, self.value)
 
 
 @dataclass(frozen=True, slots=True)
-class OpposedIdentity(Matrix):
+class OpposedIdentity(SizedMatrix):
     """The cyclic identity and its opposite side by side, times `value`: IDIZ. Every row sums to exactly 0.  # (m, n)
 
     Row i has +value at i mod n and -value at (i + 1) mod n; where m < n the opposite stands in the columns from m on,
     at m + i mod (n - m). With one column nothing is left: 0.
     """
 
-    m: int
-    n: int
     value: float = 1.0
+
+    family = "identity"
 
     @property
     def rule(self) -> str:
         return f"identity and its opposite {self.m}×{self.n}, times {self.value:.6g}"
 
-    def opposite(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    def opposite(self, rows: Integers) -> Integers:
         """The column of -value in each row."""
         return self.m + rows % (self.n - self.m) if self.m < self.n else (rows + 1) % self.n
 
@@ -91,65 +95,34 @@ class OpposedIdentity(Matrix):
             out[rows - start, rows % self.n] = value
             out[rows - start, self.opposite(rows)] = -value
 
-    def entries(self, rows: hadamard.Indices, cols: hadamard.Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
-        i, j = np.asarray(rows, dtype=np.int64), np.asarray(cols)
-        value = rounded(self.value, np.dtype(dtype))
-        if self.n == 1:
-            return np.zeros((len(i), len(j)), dtype)
-        plus, minus = np.equal.outer(i % self.n, j), np.equal.outer(self.opposite(i), j)
-        values: Floats = plus.astype(dtype) * value - minus.astype(dtype) * value
-        return values
+    def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
+        plus, minus = i % self.n == j, self.opposite(i) == j
+        return indicator(plus, dtype, self.value) - indicator(minus, dtype, self.value)
 
 
 @dataclass(frozen=True, slots=True)
-class Unfolded(Formula):
-    """A matrix on flattened kernels, (out / groups) × (taps · in / groups), as a convolution's weight.
-
-    Column tap·n + c is channel c of n at that tap, the taps first; with `channels_first` it is column c·taps + tap. The
-    same matrix in every group. Transposed, the weight is the adjoint's, with the layout (in, out / groups, *kernel).
-    """
-
-    matrix: Matrix
-    kernel: tuple[int, ...]
-    groups: int = 1
-    transposed: bool = False
-    channels_first: bool = False
-
-    def __post_init__(self) -> None:
-        if self.matrix.n % math.prod(self.kernel):
-            raise UsageError(
-                "the matrix does not fit the kernel",
-                where=self.matrix.rule,
-                got=f"{self.matrix.n} columns",
-                expected=f"a multiple of {math.prod(self.kernel)}",
-            )
-
-    @property
-    def channels(self) -> int:
-        """Input channels of a group."""
-        return self.matrix.n // math.prod(self.kernel)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        rows, cols = (self.channels, self.matrix.m) if self.transposed else (self.matrix.m, self.channels)
-        return (self.groups * rows, cols, *self.kernel)
+class Average(SizedMatrix):
+    """1/n everywhere: every output is the mean of all inputs.  # (m, n)"""
 
     @property
     def rule(self) -> str:
-        first = "channels" if self.channels_first else "taps"
-        groups = f" in each of {self.groups} groups" if self.groups > 1 else ""
-        note = f" on flattened kernels, {first} first"
-        return f"{self.matrix.rule}{note}{groups}{', adjoint' if self.transposed else ''}"
+        return f"mean of {self.n} inputs, {self.m}×{self.n} of 1/{self.n}"
 
-    def write(self, out: Floats, start: int) -> None:
-        m, rows = self.matrix.m, np.arange(start, start + len(out))
-        if self.groups == 1 and not self.transposed:
-            out[...] = self._unflattened(self.matrix.window(start, start + len(out), out.dtype))
-            return
-        whole = self._unflattened(self.matrix.window(0, m, out.dtype))  # (m, channels, *kernel)
-        out[...] = np.moveaxis(whole, 1, 0)[rows % self.channels] if self.transposed else whole[rows % m]
+    def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
+        return np.full((1, 1), rounded(1 / self.n, dtype))
 
-    def _unflattened(self, rows: Floats) -> Floats:
-        if self.channels_first:
-            return rows.reshape(len(rows), self.channels, *self.kernel)
-        return np.moveaxis(rows.reshape(len(rows), *self.kernel, self.channels), -1, 1)
+
+@dataclass(frozen=True, slots=True)
+class Zeros(SizedMatrix):
+    """Zero everywhere.  # (m, n)"""
+
+    @property
+    def rule(self) -> str:
+        return "constant 0"
+
+    @property
+    def is_zero(self) -> bool:
+        return True
+
+    def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
+        return np.zeros((1, 1), dtype)

@@ -1,4 +1,4 @@
-"""The three stages of a model that carry live torch objects. Everything else that travels is a frozen record."""
+"""The stages of a model that carry live torch objects. Everything else that travels is a frozen record."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from zero_convert.initialization.scheme import Scheme
-from zero_convert.records import Assignment, Option, Structure
+from zero_convert.records import Structure
 
 
 @dataclass(frozen=True)
@@ -88,26 +87,3 @@ class Original:
 
     traced: Traced
     structure: Structure
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A converted model with everything that a check may ask about. Checks leave it as they found it.
-
-    Attributes:
-        traced: the converted module and its graphs (`traced.root` is the module that the user gets).
-        structure: of the converted module; joins carry node names of `traced.train`.
-        assignments: the rule of every tensor.
-        inputs: example inputs on the CPU, in the order of the graphs' inputs.
-        outputs: "train" and "evaluate" → ((shape, dtype), …) of the tensors that the original model returned.
-        original: the network before the rewrites; None where nobody kept it.
-    """
-
-    traced: Traced
-    structure: Structure
-    scheme: Scheme
-    options: Mapping[str, Option]
-    assignments: tuple[Assignment, ...]
-    inputs: tuple[Any, ...]
-    outputs: Mapping[str, tuple[tuple[tuple[int, ...], str], ...]]
-    original: Original | None = None

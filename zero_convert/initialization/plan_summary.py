@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from zero_convert.records import Assignment, Join, Plan
@@ -12,7 +11,7 @@ def by_rule(assignments: Sequence[Assignment]) -> dict[str, list[Assignment]]:
     """The tensors of each rule; rules that differ in sizes only are one."""
     groups: dict[str, list[Assignment]] = {}
     for assignment in assignments:
-        groups.setdefault(re.split(r" \d+×", assignment.rule, maxsplit=1)[0], []).append(assignment)
+        groups.setdefault(assignment.kind, []).append(assignment)
     return groups
 
 

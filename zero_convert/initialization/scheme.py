@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from zero_convert.formulas.formula import Floats, Formula
+from zero_convert.formulas import Floats, Formula
 from zero_convert.records import Join, Layer, Option, Structure
 
 Fill = Callable[[Layer, Structure, Mapping[str, Option]], Mapping[str, Formula] | None]
@@ -87,7 +87,7 @@ SEED = OptionSpec(
     "seed",
     (),
     0,
-    "key of the integer hash that every drawn value comes from",
+    "key of the integer hash that every hashed value comes from",
     Integers(0, (1 << 53) - 1),  # what every reader of JSON keeps
 )
 
@@ -106,7 +106,7 @@ class Scheme:
     """One initialization scheme.
 
     Attributes:
-        name: as typed on the command line; the file's name with dashes.
+        name: as typed on the command line.
         title: the paper in a line.
         doc: source, mathematics and what is the authors' and what ours.
         options: what `--set` takes.
@@ -134,7 +134,7 @@ class Scheme:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept(Formula):
+class AsConstructed(Formula):
     """The value that the constructor gave: a layer scale, an index table. Not for what was drawn at random.
 
     Args:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
+from zero_convert.formulas import Constant, Formula
 from zero_convert.records import Assignment, Join, Layer, Structure
 
 MOST = 40  # operations in one drawing
@@ -34,14 +35,16 @@ class Box:
     Attributes:
         label: what it is, "3×3 convolution 64 → 128, stride 2".
         kind: the same without sizes, by which blocks are compared.
-        rule: what its weight became; "" before, and where it has none.
+        rule: what its weight became, in words; "" before, and where it has none.
         sources: places of the operations whose values it reads, in the block's list.
+        mark: how it is marked, by what its weight became: "zero", "identity", "hadamard", "other" or "plain".
     """
 
     label: str
     kind: str
     rule: str
     sources: tuple[int, ...]
+    mark: str = "plain"
 
 
 Block = tuple[Box, ...]  # in order of execution; the first is the fork
@@ -78,9 +81,7 @@ class Scene:
         self._root = root
         self._nodes = {node.name: node for node in graph.nodes}
         self._layers = {layer.name: layer for layer in structure.layers}
-        held = tuple(assignments)
-        self._rules = {each.tensor.name: each.rule for each in held}
-        self._matrices = [each.tensor.name for each in held if len(each.tensor.shape) > 1]
+        self._assignments = tuple(assignments)
 
     def block(self, fork: str, join: str, behind: str = "") -> Block | None:
         """What lies between two nodes, with the operation `behind`, if any; None where it cannot be drawn."""
@@ -124,21 +125,26 @@ class Scene:
             layer = self._layers.get(path)
             if layer is None:
                 label = _spaced(type(self._root.get_submodule(path)).__name__)
-                return Box(label, label, "frozen" if "transform" in label else "", ())
-            return Box(_label(layer), _kind(layer), self._rule(path), ())
+                frozen = "transform" in label
+                return Box(label, label, "frozen" if frozen else "", (), "hadamard" if frozen else "plain")
+            return self._layer_box(layer, path)
         name = _name(node)
         owner = next((str(i.target).rpartition(".")[0] for i in node.all_input_nodes if i.op == "get_attr"), "")
         held = self._layers.get(owner)
         if held is not None and held.geometry is not None:
-            return Box(_label(held), _kind(held), self._rule(owner), ())
+            return self._layer_box(held, owner)
         label = _SIGNS.get(name) or _WORDS.get(name) or name.replace("_", " ").strip()
         return Box(label, label, "", ())
 
-    def _rule(self, path: str) -> str:
-        """What the weight of a layer became; of an attention or a recurrent layer, what each of its matrices did."""
-        rules = [self._rules[name] for name in self._matrices if name.startswith(f"{path}.")]
-        parts = [part for rule in rules for part in re.sub(r"^stack (in \d+ turns )?of ", "", rule).split("; ")]
-        return "; ".join(dict.fromkeys(parts)) or self._rules.get(f"{path}.weight", "")
+    def _layer_box(self, layer: Layer, path: str) -> Box:
+        """With what its weight became; of an attention or a recurrent layer, what each of its matrices did."""
+        inside = [each for each in self._assignments if each.tensor.name.startswith(f"{path}.")]
+        matrices = [each for each in inside if len(each.tensor.shape) > 1]
+        parts: dict[str, Formula] = {}  # by their words
+        for each in matrices or [each for each in inside if each.tensor.name == f"{path}.weight"]:
+            whole = each.formula.parts[0] is each.formula
+            parts |= {each.rule if whole else part.rule: part for part in each.formula.parts}
+        return Box(_label(layer), _kind(layer), "; ".join(parts), (), _mark(tuple(parts.values())))
 
 
 def kinds(before: Scene | None, after: Scene | None, joins: Iterable[Join]) -> tuple[Kind, ...]:
@@ -250,11 +256,15 @@ def _common(names: Iterable[str]) -> str:
     return ".".join(column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
-def rule_kind(rule: str) -> str:
-    """ "zero", "one", "identity", "hadamard", "frozen" or "other": how a box is marked."""
-    if rule in ("constant 0", "frozen", ""):
-        return {"constant 0": "zero", "frozen": "hadamard", "": "plain"}[rule]
-    if "; " in rule:  # matrices of several kinds
-        return "other"
-    words: Mapping[str, str] = {"hadamard": "hadamard", "identity": "identity", "constant 1": "plain"}
-    return next((kind for word, kind in words.items() if word in rule.lower()), "other")
+def _mark(parts: Sequence[Formula]) -> str:
+    """How a box is marked whose weight became this."""
+    one = parts[0] if len(parts) == 1 else None
+    if not parts or (isinstance(one, Constant) and one.value == 1):
+        return "plain"
+    return "other" if one is None else "zero" if one.is_zero else family(one)
+
+
+def family(formula: Formula) -> str:
+    """ "hadamard", "identity" or "other": what kind of matrix it is made of."""
+    families = {leaf.family for leaf in formula.leaves()}
+    return next((name for name in ("hadamard", "identity") if name in families), "other")

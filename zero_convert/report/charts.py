@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import drawing
-from .blocks import Block, rule_kind
+from .blocks import Block
 from .drawing import BACK, CONVERTED, FAINT, HADAMARD, IDENTITY, INK, LINE, ORIGINAL, OTHER, ZERO
 from .layout import layout
 
@@ -97,7 +97,7 @@ def block(one: Block) -> Figure:
         axes.add_patch(_way(ways))
     for box, (rank, column) in zip(one, placed.places, strict=True):
         x, y = centre(column), middle(rank)
-        mark = rule_kind(box.rule)
+        mark = box.mark
         if _is_sign(box.label):
             axes.add_patch(Circle((x, y), 0.13, facecolor=BACK, edgecolor=INK, linewidth=1.2, zorder=3))
             axes.text(x, y, box.label, ha="center", va="center", color=INK, fontsize=11, zorder=4)

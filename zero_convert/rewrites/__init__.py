@@ -1,6 +1,7 @@
-"""Rewrite: the graph edits that schemes ask for, one a file; the file's name is the rewrite's name.
+"""Rewrite: the graph edits that schemes ask for, one a file.
 
-Every file has one function `rewrite(root, graph, analyzed, options) -> list[Edit]`. It edits the graph in place, may
+Every public file declares `NAME`, by which schemes ask for it and locks know its edits, whatever the file is called,
+and has one function `rewrite(root, graph, analyzed, options) -> list[Edit]`. It edits the graph in place, may
 register or replace submodules of `root`, sets `meta["shape"]` of what it puts in, and says what it did and what it
 declined. `analyzed()` is the structure of the graph as it is then, asked for before the first edit; so no rewrite
 depends on what another remembers, and one that looks at single nodes costs no analysis.
@@ -8,10 +9,12 @@ depends on what another remembers, and one that looks at single nodes costs no a
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from types import ModuleType
 
 from torch import fx
 
@@ -22,6 +25,15 @@ from zero_convert.nn.tree import ConvertedModule, uncalled
 from ..errors import ModelError
 from ..records import Edit, Option, Structure
 from ..structure import analyze
+
+
+def _files() -> dict[str, ModuleType]:
+    """Name → file."""
+    public = (info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+    return {file.NAME: file for file in (import_module(f".{name}", __name__) for name in public)}
+
+
+FILES = _files()
 
 
 def apply(traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]) -> tuple[Traced, tuple[Edit, ...]]:
@@ -44,10 +56,10 @@ def apply(traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]
         joins = analyze(region.traced).joins
         named = {x.node: nodes.get(tuple(f"{prefix}{name}" for name in x.branch), x.node) for x in joins}
         stems, heads = (frozenset(n.removeprefix(prefix) for n in names if n.startswith(prefix)) for names in ends)
-        inner, found = _rewritten(replace(region.traced, ends=(stems, heads)), rewrites, options)
+        inner, inner_edits = _rewritten(replace(region.traced, ends=(stems, heads)), rewrites, options)
         _keep_attributes(inner, region)
         replace_module(traced.root, region.path, inner.root)
-        edits += [replace(edit, target=f"{region.path}: {named.get(edit.target, edit.target)}") for edit in found]
+        edits += [replace(edit, target=f"{region.path}: {named.get(edit.target, edit.target)}") for edit in inner_edits]
     return replace(traced, regions=()), tuple(edits)
 
 
@@ -58,13 +70,12 @@ def _rewritten(
     edits: dict[tuple[str, str, str], Edit] = {}
     known: dict[fx.Graph, Structure] = {}  # of graphs that no rewrite has changed since
     for name in rewrites:
-        room = import_module(f".{name}", __name__)
         for graph in traced.graphs:
             before = _content(graph)
-            found = room.rewrite(traced.root, graph, partial(_analyzed, traced, graph, known), options)
-            for edit in found:
+            new_edits = FILES[name].rewrite(traced.root, graph, partial(_analyzed, traced, graph, known), options)
+            for edit in new_edits:
                 edits.setdefault((edit.rewrite, edit.target, edit.action), edit)
-            if _content(graph) == before and not any(edit.applied for edit in found):
+            if _content(graph) == before and not any(edit.applied for edit in new_edits):
                 continue
             known.clear()  # the graphs share their modules
             try:
@@ -76,8 +87,9 @@ def _rewritten(
                     fix="--scheme zero-2022 leaves the architecture as it is. Please report the model.",
                 ) from error
             graph.lint()
-            made = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-            aside = [path for path in aside if path not in made]  # a call from now on, or what a later rewrite removes
+            called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+            # It is a call from now on, or a later rewrite removes it.
+            aside = [path for path in aside if path not in called]
     module = ConvertedModule.assemble(traced.root, traced.train, traced.evaluate, aside)
     return replace(traced, root=module), tuple(edits.values())
 

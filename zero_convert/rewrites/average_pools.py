@@ -82,22 +82,22 @@ def _replaced(root: nn.Module, node: fx.Node) -> str | None:
             return None
         if type(module) not in MODULES or module.return_indices or _dilated(getattr(module, "dilation", 1)):
             return "it returns positions, or its window has holes"
-        made = MODULES[type(module)]
+        average = MODULES[type(module)]
         sizes = (
             (module.output_size,)
             if isinstance(module, _AdaptiveMaxPoolNd)
             else (module.kernel_size, module.stride, module.padding, module.ceil_mode)
         )
-        replace_module(root, str(node.target), made(*sizes))
+        replace_module(root, str(node.target), average(*sizes))
         done[str(node.target)] = True
         return ""
     if node.op != "call_function" or node.target not in FUNCTIONS:
         return None
     names = ("output_size", "return_indices") if "adaptive" in FUNCTIONS[node.target].__name__ else ARGUMENTS
-    given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
-    if given.get("return_indices") or _dilated(given.get("dilation", 1)):
+    arguments = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+    if arguments.get("return_indices") or _dilated(arguments.get("dilation", 1)):
         return "it returns positions, or its window has holes"
-    kept: dict[str, Any] = {name: given[name] for name in KEPT if name in given}
+    kept: dict[str, Any] = {name: arguments[name] for name in KEPT if name in arguments}
     node.args, node.kwargs = node.args[:1], kept
     node.target = FUNCTIONS[node.target]
     return ""

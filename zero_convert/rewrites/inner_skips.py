@@ -29,6 +29,7 @@ from zero_convert.graph.queries import kind, made_from, tensors_in
 from zero_convert.nn.functional import subsample
 
 from ..records import Analyzed, Edit, Geometry, Join, Option
+from ._skips import centre_sides, sampled
 
 NAME = "inner_skips"
 
@@ -63,23 +64,6 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
                 edits += [edit] if edit else []
                 signal = joined or end
     return edits
-
-
-def centre_sides(g: Geometry) -> tuple[tuple[int, int], ...]:
-    """What a subsampling by the layer's stride has to crop, (left, right) each, to read under the tap k // 2."""
-    sides = []
-    for k, d, (left, right) in zip(g.kernel, g.dilation, g.padding, strict=True):
-        centre = d * (k // 2)
-        sides.append((centre - left, d * (k - 1) - centre - right))
-    return tuple(sides)
-
-
-def sampled(shape: tuple[int, ...], stride: tuple[int, ...], sides: tuple[tuple[int, int], ...]) -> tuple[int, ...]:
-    """Sizes of the trailing dimensions after `modules.subsample`."""
-    trailing = shape[len(shape) - len(stride) :]
-    return tuple(
-        max(0, -(-(n - left - right) // s)) for n, s, (left, right) in zip(trailing, stride, sides, strict=True)
-    )
 
 
 def _end(root: nn.Module, chain: list[fx.Node], node: fx.Node) -> fx.Node:
@@ -136,8 +120,8 @@ def _own_skip(
         reason = "what stands before the layer changes the shape"
         return None, Edit(NAME, str(node.target), "no skip of its own", False, reason)
     sides = centre_sides(g)
-    made = end.meta.get("shape") or ()
-    if made[len(made) - len(g.stride) :] != sampled(before.meta.get("shape") or (), g.stride, sides):
+    shape = end.meta.get("shape") or ()
+    if shape[len(shape) - len(g.stride) :] != sampled(before.meta.get("shape") or (), g.stride, sides):
         reason = "its output has another size than a convolution with its stride and padding makes"
         return None, Edit(NAME, str(node.target), "no skip of its own", False, reason)
     skip = before

@@ -18,8 +18,7 @@ from zero_convert.graph.kinds import WEIGHT_KINDS
 from zero_convert.graph.queries import kind
 
 from ..records import Analyzed, Edit, Option
-from .remove_norms import removed
-from .scalar_biases import surround
+from ._norms import remove, surround
 
 NAME = "norm_free"
 
@@ -40,4 +39,4 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
             shared = list(fork.users) if leads and weights[0] is chain[0] else []
             edits.append(surround(root, graph, join, weights, NAME, shared))
             done |= set(weights)
-    return [*edits, *removed(root, graph, NAME)]
+    return [*edits, *remove(root, graph, NAME)]

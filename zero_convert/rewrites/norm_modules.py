@@ -33,9 +33,9 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
         if type(module).__module__.partition(".")[0] != "torch":
             replace_module(root, path, _plain(module))
         with graph.inserting_before(node):
-            made = graph.call_module(path, (node.args[0],))
-        made.meta |= node.meta
-        node.replace_all_uses_with(made)
+            norm = graph.call_module(path, (node.args[0],))
+        norm.meta |= node.meta
+        node.replace_all_uses_with(norm)
         graph.erase_node(node)
         _drop_counting(graph, f"{path}.num_batches_tracked")
         count += 1

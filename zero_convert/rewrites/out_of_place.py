@@ -69,8 +69,8 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
         count += 1
     for path in in_place.keys() - stay:
         setattr(root.get_submodule(path), "inplace", False)  # noqa: B010 - not every module class has it
-    made = Edit(NAME, "*", f"{count} in-place operations made out-of-place", source=(str(count),))
-    return [made, *edits] if count else edits
+    edit = Edit(NAME, "*", f"{count} in-place operations made out-of-place", source=(str(count),))
+    return [edit, *edits] if count else edits
 
 
 def _is_state(root: nn.Module, node: fx.Node, modules: dict[str, bool]) -> bool:
@@ -124,16 +124,16 @@ def _make_pure(node: fx.Node) -> None:
 
 def _other_views(root: nn.Module, value: fx.Node, before: int, order: Mapping[fx.Node, int]) -> list[fx.Node]:
     """Nodes that may share memory with the value when the operation at position `before` runs."""
-    found, todo = {value: None}, [value]
+    views, todo = {value: None}, [value]
     while todo:
         node = todo.pop()
         near = [user for user in node.users if order[user] < before and _is_view(root, user)]
         near += node.all_input_nodes[:1] if _is_view(root, node) else []
         for other in near:
-            if other not in found:
-                found[other] = None
+            if other not in views:
+                views[other] = None
                 todo.append(other)
-    return [node for node in found if node is not value]
+    return [node for node in views if node is not value]
 
 
 def _is_view(root: nn.Module, node: fx.Node) -> bool:

@@ -49,11 +49,11 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
     for join in analyzed().joins:
         if join.order != "post-activation":
             continue
-        found = _block(root, nodes, join)
-        if isinstance(found, _Block):
-            blocks.append(found)
+        outcome = _block(root, nodes, join)
+        if isinstance(outcome, _Block):
+            blocks.append(outcome)
         else:
-            edits.append(Edit(NAME, join.node, "order kept", applied=False, reason=found))
+            edits.append(Edit(NAME, join.node, "order kept", applied=False, reason=outcome))
     raw = {block.activation: block.node for block in blocks}
     channels = {block.activation: block for block in blocks}
     for block in blocks:
@@ -140,9 +140,9 @@ def _norm_before(root: nn.Module, graph: fx.Graph, unit: _Unit, value: fx.Node) 
         return value
     path = str(unit.norm.target)
     g = geometry(root.get_submodule(str(unit.weight.target)))
-    made = new_norm(root.get_submodule(path), g.in_channels) if g else None
-    assert made is not None, "checked by _block"
-    replace_module(root, path, made)
+    norm = new_norm(root.get_submodule(path), g.in_channels) if g else None
+    assert norm is not None, "checked by _block"
+    replace_module(root, path, norm)
     with graph.inserting_after(value):
         node = graph.call_module(path, (value,))
     node.meta["shape"] = value.meta.get("shape")
@@ -169,9 +169,9 @@ def _norm_after(root: nn.Module, graph: fx.Graph, activation: fx.Node, block: _B
     if last is None:
         return []
     path = str(last.target)
-    made = new_norm(root.get_submodule(path), block.join.out_channels)
-    assert made is not None, "checked by _block"
-    placed = add_module(root, f"{path}_out", made)
+    norm = new_norm(root.get_submodule(path), block.join.out_channels)
+    assert norm is not None, "checked by _block"
+    placed = add_module(root, f"{path}_out", norm)
     insert_after(graph, activation, placed)
     channels = block.join.out_channels
     what = f"new norm over {channels} channels where the blocks end"

@@ -15,6 +15,8 @@ from zero_convert.nn.functional import relu0, relu6_0
 
 from ..records import Analyzed, Edit, Option
 
+NAME = "relu_derivative"
+
 
 def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mapping[str, Option]) -> list[Edit]:
     count = 0
@@ -22,10 +24,10 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
         which = relu_kind(node, root)
         if which:
             with graph.inserting_before(node):
-                made = graph.call_function(relu0 if which == "relu" else relu6_0, (node.all_input_nodes[0],))
-            made.meta["shape"] = node.meta.get("shape")
-            node.replace_all_uses_with(made)
+                relu = graph.call_function(relu0 if which == "relu" else relu6_0, (node.all_input_nodes[0],))
+            relu.meta["shape"] = node.meta.get("shape")
+            node.replace_all_uses_with(relu)
             graph.erase_node(node)
             count += 1
-    edit = Edit("relu_derivative", "*", f"{count} ReLUs with derivative 1 at 0", source=(str(count),))
+    edit = Edit(NAME, "*", f"{count} ReLUs with derivative 1 at 0", source=(str(count),))
     return [edit] if count else []

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..records import Analyzed, Edit, Option
-from .remove_norms import removed
+from ._norms import remove
 
 NAME = "remove_layer_norms"
 OTHERS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LocalResponseNorm)
@@ -28,4 +28,4 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
             return not isinstance(root.get_submodule(str(node.target)), OTHERS)
         return node.target in FUNCTIONS
 
-    return removed(root, graph, NAME, chosen)
+    return remove(root, graph, NAME, chosen)

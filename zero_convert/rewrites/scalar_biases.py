@@ -10,17 +10,17 @@ Source: Fixup (arXiv 1901.09321) and its authors' code. [A] for two and three co
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import fx, nn
 
 from zero_convert.graph.editing import add_module, insert_after
 from zero_convert.graph.kinds import WEIGHT_KINDS
-from zero_convert.graph.queries import Reach, kind, tensors_in
+from zero_convert.graph.queries import Reach, kind
 from zero_convert.nn.layers import ScalarBias, ScalarScale
 
 from ..records import Analyzed, Edit, Join, Option
+from ._norms import surround
 
 NAME = "scalar_biases"
 
@@ -46,26 +46,6 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
     return edits
 
 
-def surround(
-    root: nn.Module,
-    graph: fx.Graph,
-    join: Join,
-    weights: list[fx.Node],
-    name: str,
-    shared: Iterable[fx.Node] = (),
-) -> Edit:
-    """Biases around these layers of the join's branch and the scale on the last; the edit is of the rewrite `name`.
-
-    Args:
-        shared: other nodes that read what the first layer reads, and so get the same bias.
-    """
-    for node in weights:
-        users = [node, *(shared if node is weights[0] else ())]
-        _biases(root, graph, node, users, join.chain, last=node is weights[-1])
-    what = f"{2 * len(weights)} scalar biases and a scale around {', '.join(join.branch)}"
-    return Edit(name, join.node, what, source=tuple(str(node.target) for node in weights))
-
-
 def _readers(reach: Reach, nodes: Mapping[str, fx.Node], join: Join) -> list[fx.Node]:
     """The nodes on a projection shortcut that read what the branch's first layer reads."""
     if join.shortcut != "projection" or not join.chain:
@@ -77,23 +57,3 @@ def _readers(reach: Reach, nodes: Mapping[str, fx.Node], join: Join) -> list[fx.
 
 def _scale(root: nn.Module, join: Join) -> str:
     return add_module(root, f"{join.branch[-1]}_scale", ScalarScale())
-
-
-def _biases(
-    root: nn.Module, graph: fx.Graph, node: fx.Node, users: list[fx.Node], chain: Sequence[str], *, last: bool
-) -> None:
-    """A bias before the layer, a bias after it, and before that the scale if it is the branch's last layer."""
-    path = str(node.target)
-
-    def put(after: fx.Node, suffix: str, make: Callable[[], nn.Module], users: list[fx.Node] | None) -> fx.Node:
-        return insert_after(graph, after, add_module(root, path + suffix, make()), users=users)
-
-    put(tensors_in(node)[0], "_bias_in", ScalarBias, users)
-    parts = [user for user in node.users if user.target is operator.getitem]  # (output, weights), (output, state)
-    if parts:
-        node = next((part for part in parts if part.name in chain), parts[0])
-    elif kind(node, root) == "attention":
-        node = next(iter(node.users))
-    if last:
-        node = put(node, "_scale", ScalarScale, None)
-    put(node, "_bias_out", ScalarBias, None)

@@ -23,8 +23,8 @@ from zero_convert.graph.queries import SEVERAL, kind, only_user, signal_of, tens
 from zero_convert.nn.functional import pad_channels, subsample
 
 from ..records import Analyzed, Edit, Geometry, Option
+from ._skips import centre_sides, sampled
 from ._transforms import add_transform
-from .inner_skips import centre_sides, sampled
 
 NAME = "stem_skip"
 
@@ -102,23 +102,23 @@ def _pool_size(root: nn.Module, node: fx.Node, g: Geometry) -> bool:
     """out = floor((L + 2p - d(k - 1) - 1) / s) + 1 for both: equal for every L if s and 2p - d(k - 1) are."""
     dims = len(g.kernel)
 
-    def each(value: Any) -> tuple[int, ...]:
+    def axes(value: Any) -> tuple[int, ...]:
         return tuple(value) if isinstance(value, tuple | list) else (int(value),) * dims
 
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         if not isinstance(module, _MaxPoolNd) or module.ceil_mode or module.return_indices:
             return False
-        given = {name: getattr(module, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+        sizes = {name: getattr(module, name) for name in ("kernel_size", "stride", "padding", "dilation")}
     elif node.target in (F.max_pool1d, F.max_pool2d, F.max_pool3d):
         names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-        given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-        if given.get("ceil_mode", False) or given.get("return_indices", False):
+        sizes = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+        if sizes.get("ceil_mode", False) or sizes.get("return_indices", False):
             return False
     else:
         return False
-    kernel, padding, dilation = given["kernel_size"], given.get("padding", 0), given.get("dilation", 1)
-    stride = given.get("stride") or kernel
-    own = [2 * p - d * (k - 1) for k, p, d in zip(each(kernel), each(padding), each(dilation), strict=True)]
+    kernel, padding, dilation = sizes["kernel_size"], sizes.get("padding", 0), sizes.get("dilation", 1)
+    stride = sizes.get("stride") or kernel
+    own = [2 * p - d * (k - 1) for k, p, d in zip(axes(kernel), axes(padding), axes(dilation), strict=True)]
     layer = [sum(p) - d * (k - 1) for k, p, d in zip(g.kernel, g.padding, g.dilation, strict=True)]
-    return own == layer and each(stride) == g.stride
+    return own == layer and axes(stride) == g.stride

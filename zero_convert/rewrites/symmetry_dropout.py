@@ -32,8 +32,8 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
             places.append((nodes[join.activation or join.node], f"{join.branch[-1]}_dropout"))
     if not places:
         heads = {layer.name for layer in structure.layers if layer.role == "head"}
-        found = [n for n in graph.nodes if n.op == "call_module" and n.target in heads and kind(n, root) != "embedding"]
-        places = [(tensors_in(n)[0], f"{n.target}_dropout") for n in found]
+        calls = [n for n in graph.nodes if n.op == "call_module" and n.target in heads and kind(n, root) != "embedding"]
+        places = [(tensors_in(n)[0], f"{n.target}_dropout") for n in calls]
     edits = []
     for node, path in places:
         insert_after(graph, node, add_module(root, path, nn.Dropout(rate)))

@@ -61,7 +61,7 @@ def place(error: BaseException) -> str:
     """ " at file:line" of the last frame that is the user's; else of the library's last one; "" if all are ours."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {os.path.basename(error.filename)}:{error.lineno}"
-    ours = str(Path(__file__).parent)
+    ours = str(Path(__file__).parents[1])
     libraries = [sysconfig.get_path(key) for key in ("stdlib", "platstdlib", "purelib", "platlib")]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((ours, "<"))]
     inside = [f for f in frames if not f.filename.startswith(tuple(libraries))] or frames

@@ -1,33 +1,34 @@
-"""Initialize: one paper, one file. The folder is the registry; this file only finds, names and checks. No torch.
+"""Initialize: one paper, one file. A scheme's name is `SCHEME.name`, whatever its file is called. No torch.
 
-Schemes from outside, in a file of the user's or in an installed package, are found through `schemes/_user_schemes.py`.
+This file finds the schemes and checks options. Schemes from outside, in a file of the user's or in an installed
+package, are found through `_user_schemes.py`.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 
 from zero_convert.initialization.scheme import OptionSpec, Scheme
 from zero_convert.runtime import user_code
 
 from ..errors import UsageError
-from ..records import Option
+from ..records import Check, Option
 from . import _user_schemes
 from ._user_schemes import Found as Found
 
 
 def names() -> tuple[str, ...]:
-    """Names of all schemes, sorted: the files of this folder, without those that begin with an underscore."""
-    found = sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
-    return tuple(name.replace("_", "-") for name in found)
+    """Names of all schemes of this package, sorted."""
+    return tuple(_schemes())
 
 
 def installed() -> tuple[str, ...]:
     """Names of the schemes that installed packages offer, but for those that this package has. Runs none of them."""
-    own = {name for known in names() for name in (known, *_load(known).aliases)}
+    own = {name for scheme in _schemes().values() for name in (scheme.name, *scheme.aliases)}
     return tuple(name for name in _user_schemes.installed() if name not in own)
 
 
@@ -50,25 +51,40 @@ def find(name: str, folders: Sequence[str] = ()) -> Found:
     """
     if user_code.is_file(name):
         return _user_schemes.from_file(name, folders)
-    aliases = {alias: known for known in names() for alias in _load(known).aliases}
+    schemes = _schemes()
+    aliases = {alias: scheme.name for scheme in schemes.values() for alias in scheme.aliases}
     known = aliases.get(name, name)
-    if known in names():
-        return Found(_load(known), known)
+    if known in schemes:
+        return Found(schemes[known], known)
     others = _user_schemes.installed()
     if name in others:
         return _user_schemes.from_package(others[name])
-    near = difflib.get_close_matches(name, [*names(), *aliases, *others], 1, 0.5)
+    near = difflib.get_close_matches(name, [*schemes, *aliases, *others], 1, 0.5)
     raise UsageError(
         "unknown scheme",
         got=repr(name),
-        expected="one of " + ", ".join([*names(), *others]) + ", or a file.py",
+        expected="one of " + ", ".join([*schemes, *others]) + ", or a file.py",
         fix=f"Did you mean {near[0]}?" if near else "`zero-convert schemes` lists them.",
     )
 
 
-def _load(name: str) -> Scheme:
-    scheme: Scheme = import_module(f".{name.replace('-', '_')}", __name__).SCHEME
-    return scheme
+@functools.cache
+def _schemes() -> dict[str, Scheme]:
+    """Name → scheme, sorted: one of each public file of this folder."""
+    files = (info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+    schemes: list[Scheme] = [import_module(f".{name}", __name__).SCHEME for name in files]
+    return {scheme.name: scheme for scheme in sorted(schemes, key=lambda scheme: scheme.name)}
+
+
+def examine(name: str, only: Collection[str] = ()) -> tuple[Check, ...]:
+    """What every scheme is held to, asked of this one: the questions of `_conformance.py`. Errors as for `find`.
+
+    Args:
+        only: the questions that are asked; all where none is named.
+    """
+    from . import _conformance
+
+    return _conformance.examine(find(name).scheme, name, only)
 
 
 def parse_options(scheme: Scheme, pairs: Sequence[str]) -> dict[str, Option]:

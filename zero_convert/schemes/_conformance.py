@@ -9,7 +9,7 @@
     pure        asked again, the same formulas; nothing that it was given is changed
     repeatable  two fresh processes with other hash seeds make the same bytes
 
-The specimens are in `schemes/_specimens.py`. No torch here.
+The specimens are in `_specimens.py`. No torch here.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from zero_convert import schemes
 from zero_convert.errors import ZeroConvertError
-from zero_convert.formulas.formula import Floats, Formula
-from zero_convert.initialization.scheme import Decline, Kept, Scheme
+from zero_convert.formulas import Floats, Formula
+from zero_convert.initialization.scheme import AsConstructed, Decline, Scheme
 from zero_convert.records import Check, Layer, Option, Structure
 
 from . import _specimens
@@ -46,16 +45,8 @@ SHOWN = 3  # findings named in a line
 Answer = tuple[list[str], str]  # what is wrong, and what was looked at
 
 
-def examine(name: str, only: Collection[str] = ()) -> tuple[Check, ...]:
-    """The answers for the scheme of this name or path. A file is run.
-
-    Args:
-        only: the questions that are asked; all where none is named.
-
-    Raises:
-        UsageError, LoadError: as `schemes.find`.
-    """
-    scheme = schemes.find(name).scheme
+def examine(scheme: Scheme, name: str, only: Collection[str] = ()) -> tuple[Check, ...]:
+    """The answers for the scheme that has this name or path; see `schemes.examine`."""
     return tuple(
         _asked(title, question, partial(answer, scheme, name))
         for title, (question, answer) in QUESTIONS.items()
@@ -141,7 +132,7 @@ def _shapes(scheme: Scheme, name: str) -> Answer:
     wrong, count = [], 0
     for what, layer, _, given in _given(scheme):
         for t in layer.tensors:
-            if (rule := given.get(t.local)) is None or isinstance(rule, Kept):
+            if (rule := given.get(t.local)) is None or isinstance(rule, AsConstructed):
                 continue
             count += 1
             if rule.shape != t.shape:
@@ -157,7 +148,7 @@ def _windows(scheme: Scheme, name: str) -> Answer:
     wrong, count = [], 0
     for what, _, _, given in _given(scheme):
         for local, rule in given.items():
-            if isinstance(rule, Kept):
+            if isinstance(rule, AsConstructed):
                 continue
             for dtype in (np.float16, np.float32, np.float64):
                 whole, n = _whole(rule, dtype), rule.shape[0] if rule.shape else 1
@@ -195,7 +186,7 @@ def _repeatable(scheme: Scheme, name: str) -> Answer:
     for seed in ("0", "4242"):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
         done = subprocess.run(
-            [sys.executable, "-c", f"from {__package__}.contract import print_digest; print_digest()", name],
+            [sys.executable, "-c", f"from {__name__} import print_digest; print_digest()", name],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
@@ -218,8 +209,10 @@ QUESTIONS: Mapping[str, tuple[str, Callable[[Scheme, str], Answer]]] = {
 
 def print_digest() -> None:
     """Print the SHA-256 of everything that the scheme named as the program's argument gives."""
+    from . import find
+
     with contextlib.redirect_stdout(sys.stderr):
-        answer = digest(schemes.find(sys.argv[1]).scheme)
+        answer = digest(find(sys.argv[1]).scheme)
     print(answer)
 
 
@@ -228,7 +221,7 @@ def digest(scheme: Scheme) -> str:
     made = hashlib.sha256()
     for what, _, _, given in _given(scheme):
         for local in sorted(given):
-            values = b"" if isinstance(given[local], Kept) else _whole(given[local], np.float32).tobytes()
+            values = b"" if isinstance(given[local], AsConstructed) else _whole(given[local], np.float32).tobytes()
             made.update(f"{what} {local} {given[local].rule}\0".encode() + values)
     return made.hexdigest()
 
@@ -257,7 +250,7 @@ def _whole(rule: Formula, dtype: npt.DTypeLike) -> Floats:
 
 
 def _equal(one: Formula, other: Formula) -> bool:
-    if isinstance(one, Kept) or isinstance(other, Kept):
+    if isinstance(one, AsConstructed) or isinstance(other, AsConstructed):
         return one == other
     same = one.shape == other.shape and one.rule == other.rule
     return same and np.array_equal(_whole(one, np.float64), _whole(other, np.float64), equal_nan=True)

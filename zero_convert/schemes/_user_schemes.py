@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -89,12 +90,11 @@ def from_package(point: importlib.metadata.EntryPoint) -> Found:
     return Found(_guarded(_checked(getattr(held, "SCHEME", held), point.value)), point.name, mark)
 
 
+@functools.cache
 def known_rewrites() -> tuple[str, ...]:
-    """Names of the rewrites that a scheme may ask for: the files of that room, none of them imported."""
-    found = importlib.util.find_spec(str(__package__))
-    assert found is not None and found.submodule_search_locations is not None
-    files = Path(found.submodule_search_locations[0], "rewrites").glob("[!_]*.py")
-    return tuple(sorted(file.stem for file in files))
+    """Names of the rewrites that a scheme may ask for: the `NAME` in each file of that room, read without torch."""
+    texts = [file.read_text("utf-8") for file in Path(__file__).parents[1].glob("rewrites/[!_]*.py")]
+    return tuple(sorted(name for text in texts for name in re.findall(r'^NAME = "(\w+)"$', text, re.M)))
 
 
 def _checked(held: object, where: str) -> Scheme:

@@ -38,9 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zero_convert.formulas.formula import Constant, Formula
-from zero_convert.formulas.identities import Average
-from zero_convert.formulas.placement import Zeros
+from zero_convert.formulas import Average, Constant, Formula, Zeros
 from zero_convert.initialization.rules.defaults import Rules, fill_by
 from zero_convert.initialization.rules.placing import place
 from zero_convert.initialization.scheme import Decline, OptionSpec, Rates, Scheme

@@ -15,7 +15,7 @@ A projection shortcut reads x + b1a too; the stem's norm and the classifier get 
 
 Applies to: residual networks of convolutions and linear layers, with or without norms; Transformers as well, whose
 LayerNorms go. Networks without branches get He's deviation and a classifier of 0. Declined: spectral_norm, since the
-largest singular value of drawn weights is no formula.
+largest singular value of hashed weights is no formula.
 
 Needs: no norms (`remove_norms`), scalar biases and scales in branches (`scalar_biases`) and outside (`outer_biases`).
 
@@ -27,7 +27,7 @@ output are two; queries, keys and values have 1/width instead of 2/n; groups cou
 patches has fan-out = outputs; a branch that is no chain gets a scale and a bias at its end only (the plan says so); its
 last layer is not 0 where a ReLU stands between it and the join, where it shares its weight with another layer, or where
 a factor constructed as 0 silences the branch: then all p layers have L^(-1/(2p)). Of two factors at the end of a branch
-one is 0. Embeddings and tokens have deviation 1/sqrt(width), positions are 0, gates and recurrent layers drawn.
+one is 0. Embeddings and tokens have deviation 1/sqrt(width), positions are 0, gates and recurrent layers hashed.
 
 Exact: L^(-1/q) is an integer root and one division, sqrt(2/n) one division and one square root; a value is an integer
 times their product, rounded once to float32.
@@ -37,12 +37,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zero_convert.formulas.formula import Formula
-from zero_convert.formulas.hashed import Bell
-from zero_convert.formulas.placement import Silenced
-from zero_convert.formulas.roots import inverse_root
+from zero_convert.formulas import Bell, Formula, Masked, inverse_root
 from zero_convert.initialization.rules.placing import zeros
-from zero_convert.initialization.rules.random_weights import fan_out, fill_drawn, he, no_spectral_norm, outputs
+from zero_convert.initialization.rules.random_weights import fan_out, fill_hashed, he, no_spectral_norm, outputs
 from zero_convert.initialization.scheme import SEED, Scheme
 
 from ..records import Geometry, Join, Layer, Option, Structure, Tensor
@@ -52,16 +49,16 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
     def weight(t: Tensor, g: Geometry, role: str) -> Formula:
         if role == "head":
             return zeros(t)
-        drawn = Bell(
+        hashed = Bell(
             t.shape, he(layer, fan_out(g), role) * _shrink(layer, role, structure), int(options["seed"]), t.name
         )
         if role != "last" or not _may_be_zero(layer, structure):
-            return drawn
+            return hashed
         silent = "factor" if layer.has("gate") else "value" if len(layer.sections) > 1 else ""
-        return Silenced(drawn, outputs(layer, silent), int(g.transposed)) if layer.has(silent) else zeros(t)
+        return Masked(hashed, outputs(layer, silent), int(g.transposed)) if layer.has(silent) else zeros(t)
 
     still = layer.role == "head" or (layer.role == "last" and _may_be_zero(layer, structure))
-    return fill_drawn(layer, options, weight, still=still, factor=_shrink(layer, layer.role, structure))
+    return fill_hashed(layer, options, weight, still=still, factor=_shrink(layer, layer.role, structure))
 
 
 def _shrink(layer: Layer, role: str, structure: Structure) -> float:

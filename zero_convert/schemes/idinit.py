@@ -46,8 +46,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from zero_convert.formulas.formula import Formula, Matrix
-from zero_convert.formulas.identities import CyclicIdentity, OpposedIdentity, Unfolded
+from zero_convert.formulas import CyclicIdentity, Formula, Matrix, OpposedIdentity, Unfolded
 from zero_convert.initialization.rules.defaults import Rules, fill_by
 from zero_convert.initialization.rules.placing import MatrixRule, by_section, place
 from zero_convert.initialization.scheme import OptionSpec, Scheme

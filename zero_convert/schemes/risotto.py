@@ -18,7 +18,7 @@ A block multiplies a by M: M is orthogonal, or an isometry where channels are ad
 each other (the shortcut on the branch); each is a function of the block's sizes and names. A layer that reads [a; -a]
 with no ReLU before it has half of its L(U). Orthogonal matrices are Hadamard blocks of order 4^k over 2^k, with rows,
 columns and signs in hashed order; U2 and later layers of a projection block, signed selections of rows, so that the
-product is one as well. Everything is drawn from seed=N.
+product is one as well. Everything is hashed from seed=N.
 
 Invariants: the length of a is the same at every depth, all singular values of the Jacobian are 0 or 1, r(z) of a pair
 is 0 on one side at every join, and the network is linear. Strides drop positions; average pools average a.
@@ -43,8 +43,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zero_convert.formulas.formula import Constant, Formula, Matrix, PartialIdentity
-from zero_convert.formulas.looks_linear import Mirrored, Orthogonal, Paired, Unpaired
+from zero_convert.formulas import Constant, Formula, Matrix, PartialIdentity
+from zero_convert.formulas.looks_linear import MergePairs, Mirrored, Orthogonal, PairInput
 from zero_convert.initialization.rules.mirrored_blocks import block_values
 from zero_convert.initialization.rules.mirrored_structure import block_of, decline_of, fits, is_raw, reads_pairs
 from zero_convert.initialization.rules.placing import buffers, norm, place, zeros
@@ -76,18 +76,17 @@ def _weight(layer: Layer, g: Geometry, structure: Structure, options: Mapping[st
     if join is not None and join.residual and layer.name in (*join.branch, *join.shortcut_layers):
         made = block_values(block_of(join, structure), seed)[name]
         return place(g, lambda m, n: made)
-    half = reads_pairs(layer)
+    half, head = reads_pairs(layer), layer.role == "head"
 
     def matrix(m: int, n: int) -> Matrix:
-        if layer.role == "head":
-            return Orthogonal(m, n, seed, name) if is_raw(layer) else Unpaired(Orthogonal(m, n // 2, seed, name), half)
         if is_raw(layer):
-            return Paired(Orthogonal(m // 2, n, seed, name))
+            return Orthogonal(m, n, seed, name) if head else PairInput(Orthogonal(m // 2, n, seed, name))
+        if head:
+            return MergePairs(Orthogonal(m, n // 2, seed, name), half)
         return Mirrored(Orthogonal(m // 2, n // 2, seed, name), half)
 
     weight = place(g, matrix)
-    zero = layer.role == "head" and options["head"] == "zero"
-    return Constant(weight.shape, 0.0) if zero else weight
+    return Constant(weight.shape, 0.0) if head and options["head"] == "zero" else weight
 
 
 def declines(structure: Structure, options: Mapping[str, Option]) -> Decline | None:

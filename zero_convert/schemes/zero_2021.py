@@ -57,8 +57,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zero_convert.formulas.formula import Constant, Formula, Matrix, PartialIdentity, Stack
-from zero_convert.formulas.placement import BinaryCodes, Products, Wrapped, Zeros
+from zero_convert.formulas import BinaryCodes, Constant, CyclicIdentity, Formula, Matrix, PartialIdentity, Zeros
+from zero_convert.formulas.placement import BilinearDiagonal, Stack
 from zero_convert.initialization.rules.placing import (
     buffers,
     by_section,
@@ -71,7 +71,7 @@ from zero_convert.initialization.rules.placing import (
     weighted,
     zeros,
 )
-from zero_convert.initialization.scheme import Kept, OptionSpec, Scheme
+from zero_convert.initialization.scheme import AsConstructed, OptionSpec, Scheme
 
 from ..records import Geometry, Join, Layer, Option, Structure
 
@@ -94,7 +94,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         return values | weighted(layer, _weight(layer, g), place(g, _tall), binary=True)
     if layer.kind == "bilinear":
         return values | {
-            t.local: Products(t.shape) if t.local == "weight" and layer.role not in ZERO else zeros(t)
+            t.local: BilinearDiagonal(t.shape) if t.local == "weight" and layer.role not in ZERO else zeros(t)
             for t in trainable
         }
     if layer.kind == "recurrent":
@@ -127,14 +127,14 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
             elif use in ("multiplied", "temperature"):
                 values[t.local] = Constant(t.shape, 1.0)
             elif not t.trainable:
-                values[t.local] = Kept(t.shape)
+                values[t.local] = AsConstructed(t.shape)
         return values
     return None
 
 
 def _tall(m: int, n: int) -> Matrix:
     """I*, wrapped around where it has more rows than columns and no transform follows: no row is 0."""
-    return PartialIdentity(m, n) if m <= n else Wrapped(m, n)
+    return PartialIdentity(m, n) if m <= n else CyclicIdentity(m, n, distinct=True)
 
 
 def _dead_at_zero(layer: Layer) -> bool:

@@ -51,9 +51,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from zero_convert.formulas.formula import Codes, Constant, Formula, Hadamard, Matrix, PartialIdentity, Stack
+from zero_convert.formulas import Constant, Formula, Hadamard, Matrix, PartialIdentity, Zeros
 from zero_convert.formulas.hadamard import matrix_for
-from zero_convert.formulas.placement import Products, Zeros
+from zero_convert.formulas.placement import BilinearDiagonal, Stack
+from zero_convert.initialization.rules.defaults import item_codes
 from zero_convert.initialization.rules.placing import (
     MatrixRule,
     buffers,
@@ -67,7 +68,7 @@ from zero_convert.initialization.rules.placing import (
     weighted,
     zeros,
 )
-from zero_convert.initialization.scheme import Kept, OptionSpec, Scheme
+from zero_convert.initialization.scheme import AsConstructed, OptionSpec, Scheme
 
 from ..records import Geometry, Join, Layer, Option, Structure, Tensor
 
@@ -96,12 +97,12 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
     if layer.kind == "norm":
         return norm(layer)
     if layer.kind == "activation":
-        return {t.local: Kept(t.shape) for t in trainable}
+        return {t.local: AsConstructed(t.shape) for t in trainable}
     if layer.kind in ("convolution", "linear") and g is not None:
         weight = _weight(layer, g, structure, matrix)
         return values | weighted(layer, weight, place(g, matrix), binary=False)
     if layer.kind == "bilinear":
-        return values | {t.local: Products(t.shape) if t.local == "weight" else zeros(t) for t in trainable}
+        return values | {t.local: BilinearDiagonal(t.shape) if t.local == "weight" else zeros(t) for t in trainable}
     if layer.kind == "recurrent":
         return values | recurrent(layer, matrix, Zeros, still=_ends_convolutional_branch(layer, structure))
     if layer.kind == "attention" and g is not None:
@@ -117,7 +118,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
                 values[t.local] = zeros(t)
         return values
     if layer.kind == "embedding":
-        return values | {t.local: codes(layer, t, _codes) for t in trainable}
+        return values | {t.local: codes(layer, t, item_codes) for t in trainable}
     if layer.kind in ("parameter", "buffers"):
         raw = {name: (g, role) for name, g, role in layer.weights}
         for t in trainable:
@@ -186,23 +187,18 @@ def _needs_values(layer: Layer) -> bool:
     return layer.clipped or (layer.parametrization is not None and layer.parametrization[0] == "spectral_norm")
 
 
-def _codes(m: int, n: int) -> Matrix:
-    """Codes without the constant one, of which a LayerNorm leaves nothing."""
-    return Codes(m, n, first=1)
-
-
 def _raw(tensor: Tensor, use: str) -> Formula | None:
     """A parameter that belongs to no layer, by how the graph uses it."""
     if tensor.buffer or not tensor.trainable:
-        return Kept(tensor.shape)
+        return AsConstructed(tensor.shape)
     if use in ("multiplied", "temperature"):
-        return Kept(tensor.shape, Constant(tensor.shape, 1.0))
+        return AsConstructed(tensor.shape, Constant(tensor.shape, 1.0))
     if use == "unused":
-        return Kept(tensor.shape, zeros(tensor))
+        return AsConstructed(tensor.shape, zeros(tensor))
     if use == "embedding" and len(tensor.shape) == 2:
-        return _codes(*tensor.shape)
+        return item_codes(*tensor.shape)
     if use in ("concatenated", "signal"):
-        return tokens(tensor, _codes)
+        return tokens(tensor, item_codes)
     return zeros(tensor) if use in ("added", "indexed") else None
 
 

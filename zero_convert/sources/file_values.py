@@ -8,17 +8,16 @@ import torch
 
 from zero_convert.errors import LoadError
 from zero_convert.formats.digests import brief
-from zero_convert.formulas.formula import Floats, Formula
+from zero_convert.formulas import Floats, Formula
 from zero_convert.readers import Tensor
 from zero_convert.readers.tensor_bytes import check_crc, pieces, readable
 from zero_convert.structure import SAFETENSORS_DTYPES
 
-RULE = "kept from the file"
 _TYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Taken(Formula):
+class FileValues(Formula):
     """The value that a file holds, for what the scheme leaves as it is.
 
     Args:
@@ -30,7 +29,7 @@ class Taken(Formula):
 
     @property
     def rule(self) -> str:
-        return RULE
+        return "kept from the file"
 
     def write(self, out: Floats, start: int) -> None:
         """Set out to the rows from `start` on."""

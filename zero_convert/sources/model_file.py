@@ -20,14 +20,14 @@ from zero_convert import readers
 from zero_convert.artifacts.receipt import recipe_from_metadata
 from zero_convert.errors import LoadError, UntrustedError, UsageError
 from zero_convert.formats.digests import brief, sha256_file
-from zero_convert.initialization.fill import ties
+from zero_convert.graph.ties import ties
 from zero_convert.inspection.likely_architecture import likely
 from zero_convert.readers import IMPORTS, Contents, torch_export, torch_zip
 from zero_convert.runtime.user_code import place, spell
 from zero_convert.structure import SAFETENSORS_DTYPES
 
 from . import matching, programs
-from .file_values import Taken
+from .file_values import FileValues
 
 _SHOWN = 4  # globals, models or names in a message
 
@@ -53,7 +53,7 @@ class File:
         beside = dict.fromkeys(t.storage.path for t in self.contents.tensors if t.storage is not None)
         return tuple(map(sha256_file, dict.fromkeys((self.contents.path, *beside))))
 
-    def fit(self, module: nn.Module) -> tuple[Mapping[str, Taken], tuple[str, ...]]:
+    def fit(self, module: nn.Module) -> tuple[Mapping[str, FileValues], tuple[str, ...]]:
         """Name in the module → the file's value; and what is to be said of it.
 
         Raises:
@@ -71,8 +71,8 @@ class File:
         if not found.whole:
             raise self._unfit(found)
         known = {first[name]: own[key] for name, key in found.names.items()}
-        taken = {n: Taken(tuple(v.shape), known[first[n]]) for n, v in state.items() if first[n] in known}
-        return taken, (*self.notes, *_said(self.contents, found))
+        values = {n: FileValues(tuple(v.shape), known[first[n]]) for n, v in state.items() if first[n] in known}
+        return values, (*self.notes, *_said(self.contents, found))
 
     def _unfit(self, found: matching.Fit) -> LoadError:
         model = self.model if isinstance(self.model, str) else "the network in it"

@@ -7,69 +7,101 @@ run happens when the first of them asks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from os import PathLike
 from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from zero_convert.errors import DeviceError
 from zero_convert.graph.copies import copy_of
 from zero_convert.graph.kinds import kind_of
-from zero_convert.graph.traced import Subject, Traced
+from zero_convert.graph.traced import Traced
 from zero_convert.nn.tree import ConvertedModule
 from zero_convert.runtime import rng
 
+from ..subject import Subject
 from . import isolation
 from .inputs import BATCH, Batches, Inputs, batches, crops, floats, moved, tensors_in, varied
 from .recorder import READ, RETURNED, Recorder, Run, first_line
 
 SIDES = (96, 160)  # images are cropped to the first of these that the network accepts
 SMALL_SIDES = (48, 64, *SIDES)  # where many runs are needed
+TRAIN_STEPS = 10  # with "full", where no number is given
 
 
 class OutOfMemory(DeviceError):
     """The device's memory is too small for the checks."""
 
 
-class Bench:
-    """Copies of the subject's module on the device and, in float64, on the CPU; and their runs.
+@dataclass(frozen=True)
+class Answer:
+    """What a check answers: the fields of a `records.Check` without name and question, which its file declares."""
+
+    status: str
+    summary: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    threshold: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A file to compare with the subject: the dtype of its tensors; `strict`: nothing may fall back to the CPU."""
+
+    path: str | PathLike[str]
+    dtype: str
+    strict: bool
+
+
+class CheckContext:
+    """What a check looks at: copies of the subject's module on the device and, in float64, on the CPU; and their runs.
 
     Where memory is too small, torch's own error comes through; `checks` turns it into `out_of_memory`.
+
+    Attributes:
+        train_steps: how many steps of training are asked for; 0 for none.
+        samples: of a batch in training mode.
+        limits: check → the limit that the scheme promises there.
     """
 
     def __init__(
-        self, subject: Subject, level: str, device: str, train_steps: int | None = None, samples: int = BATCH
+        self,
+        subject: Subject,
+        level: str,
+        device: str,
+        train_steps: int | None = None,
+        samples: int = BATCH,
+        onnx: OnnxFile | None = None,
     ) -> None:
-        self.subject, self.level, self.device, self.train_steps = subject, level, device, train_steps
-        self.samples = samples  # of a batch in training mode
+        self.subject, self.level, self.device, self.samples, self.onnx = subject, level, device, samples, onnx
+        self.train_steps = (TRAIN_STEPS if level == "full" else 0) if train_steps is None else train_steps
+        self.limits = subject.scheme.checks(subject.options)
         self._runs: dict[str, Run] = {}
         self._exact_runs: dict[str, Run | None] = {}
         self._reading: Run | None = None
         self._fitting: dict[tuple[int, ...], Batches] = {}
         self.refused: dict[str, str] = {}  # mode → why the network does not run in it
         self.not_exact = ""  # why it does not run in float64
-        self.found: dict[str, Any] = {}  # what one check has measured and another may ask for
-
-    def promised(self, check: str) -> float | None:
-        """The limit that the scheme promises there; None if it promises nothing."""
-        return self.subject.scheme.checks(self.subject.options).get(check)
+        self.measured: dict[str, Any] = {}  # what one check has measured and another may ask for
 
     # -- copies --------------------------------------------------------------------------------------------------------
 
     @cached_property
     def module(self) -> nn.Module:
-        """A copy in its own precision on the device. Leave it as it is (`_guard.kept`): it may share the weights."""
+        """A copy in its own precision on the device. Leave it as it is (`isolation.kept`): it may share the weights."""
         if self.device != "cpu":
             return self.fresh()
-        lent = {
+        shared = {
             id(p): nn.Parameter(p.detach(), p.requires_grad)
             for p in self.subject.traced.root.parameters()
             if type(p) is nn.Parameter
         }
-        return self._copy(lent)
+        return self._copy(shared)
 
     @cached_property
     def exact(self) -> nn.Module:
@@ -84,11 +116,11 @@ class Bench:
         """A new copy on any device."""
         return _constants(self._copy().to(device), lambda t: t.to(device))
 
-    def _copy(self, lent: Mapping[int, Any] = MappingProxyType({})) -> nn.Module:
-        """Args: `lent`: what stands for which object, by its id, instead of a copy."""
+    def _copy(self, shared: Mapping[int, Any] = MappingProxyType({})) -> nn.Module:
+        """Args: `shared`: objects to share instead of copying (the memo of a deepcopy)."""
         traced = self.subject.traced
         graphs = {id(graph): graph for graph in traced.graphs}  # no need to copy these
-        return copy_of(traced.root, graphs | dict(lent))
+        return copy_of(traced.root, graphs | dict(shared))
 
     def out_of_memory(self) -> OutOfMemory:
         return OutOfMemory(
@@ -98,6 +130,10 @@ class Bench:
             expected="room for two copies of the model and one batch",
             fix="Run them with --device cpu, or leave them out with --validate none.",
         )
+
+    def graph(self, mode: str) -> fx.Graph:
+        """The graph of a mode."""
+        return self.subject.traced.train if mode == "train" else self.subject.traced.evaluate
 
     # -- modes ---------------------------------------------------------------------------------------------------------
 
@@ -180,13 +216,13 @@ class Bench:
         where it does not take the example either.
         """
         given = self.example
-        tried = [batches(given, side, samples=self.samples) for side in sides if crops(given, side)]
+        cropped = [batches(given, side, samples=self.samples) for side in sides if crops(given, side)]
         few = 2 if any(isinstance(m, _BatchNorm) for m in self.subject.traced.root.modules()) else 1
         own = self.subject.inputs
         whole = batches(given, None, samples=self.samples, few=min(few, self.samples))
         taken: list[tuple[Batches, dict[str, Run]]] = []
-        for candidate in (*tried, whole, batches(given, None, samples=None), (own, own)):
-            runs, failures = self._try(candidate, modes, RETURNED if keep else "")
+        for candidate in (*cropped, whole, batches(given, None, samples=None), (own, own)):
+            runs, failures = self._attempt(candidate, modes, RETURNED if keep else "")
             if not failures:
                 taken.append((candidate, runs))
             if not failures and all(_is_finite(run) for run in runs.values()):
@@ -199,14 +235,16 @@ class Bench:
             self.refused |= failures
         return candidate
 
-    def _try(self, candidate: Batches, modes: tuple[str, ...], counts: str) -> tuple[dict[str, Run], dict[str, str]]:
+    def _attempt(
+        self, candidate: Batches, modes: tuple[str, ...], counts: str
+    ) -> tuple[dict[str, Run], dict[str, str]]:
         """The runs by mode, and mode → why it fails."""
         runs: dict[str, Run] = {}
         for mode in modes:
             try:
                 own = counts if mode == "train" else ""
                 runs[mode] = run = self._measure(mode, self.module, candidate, self.device, counts=own)
-                self._hear(mode, candidate)
+                self._run_original(mode, candidate)
             except Exception as error:  # whatever the network says to a batch it does not take
                 if isolation.ran_out(error):
                     raise
@@ -221,14 +259,13 @@ class Bench:
                 return runs, {mode: f"outputs of shape {found}"}
         return runs, {}
 
-    def _hear(self, mode: str, candidate: Batches) -> None:
-        """Raises what the forward itself says to other sizes than the example's, where a graph does not hold that."""
+    def _run_original(self, mode: str, candidate: Batches) -> None:
+        """Runs the original forward once, so that its own checks of sizes are raised; where a graph may lack them."""
         traced, given = self.subject.traced, candidate[mode != "train"]
         own = traced.whole and traced.rung != "fx" and not isinstance(self.module, ConvertedModule)
         if own and given is not self.subject.inputs:
             with isolation.kept(self.module), torch.no_grad():
-                still(self.module.train(mode == "train"))
-                call(self.module, self.subject, moved(given, self.module, self.device))
+                self.forward(disable_dropout(self.module.train(mode == "train")), given)
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 
@@ -272,21 +309,28 @@ class Bench:
                 self.__dict__.pop("exact", None)  # as large as two models, and asked for no more
         return self._exact_runs[mode]
 
+    def forward(self, module: nn.Module, inputs: Inputs, device: str = "") -> Any:
+        """What a copy of the converted module returns for inputs in the order of the graph's; the same random numbers.
+
+        Args:
+            device: where the copy is, if not on the context's.
+        """
+        rng.seed(device or self.device)
+        return self.subject.traced.call(module, moved(inputs, module, device or self.device))
+
     def _measure(self, mode: str, module: nn.Module, inputs: Batches, device: str, counts: str = "") -> Run:
         """One forward; `counts` says of which values the channels are counted."""
         traced, given = self.subject.traced, inputs[mode != "train"]
-        graph = traced.train if mode == "train" else traced.evaluate
         with isolation.kept(module), torch.no_grad():
-            still(module.train(mode == "train"))
+            disable_dropout(module.train(mode == "train"))
             rng.seed(device)
             before = rng.states(device)
-            recorder = Recorder(module, graph, self.subject, counts)
+            recorder = Recorder(module, self.graph(mode), self.subject, counts)
             if traced.whole:
                 returned = recorder.run(*moved(given, module, device))
             else:
                 recorder.follow(*moved(given, module, device))
-                rng.seed(device)
-                returned = call(module, self.subject, moved(given, module, device))
+                returned = self.forward(module, given, device)
             recorder.seen.random = rng.drew(before, rng.states(device))
             recorder.seen.outputs = tuple(t.cpu() for t in floats(returned))
         return recorder.seen
@@ -294,13 +338,13 @@ class Bench:
 
 def _rows(traced: Traced) -> dict[int, int]:
     """Number of an input → rows of the table that it takes rows of."""
-    found: dict[int, int] = {}
+    rows: dict[int, int] = {}
     for number, node in enumerate(node for node in traced.train.nodes if node.op == "placeholder"):
         for user in node.users:
             module = traced.root.get_submodule(str(user.target)) if user.op == "call_module" else None
             if isinstance(module, nn.Embedding | nn.EmbeddingBag) and user.args[:1] == (node,):
-                found[number] = min(found.get(number, module.num_embeddings), module.num_embeddings)
-    return found
+                rows[number] = min(rows.get(number, module.num_embeddings), module.num_embeddings)
+    return rows
 
 
 def _is_finite(run: Run) -> bool:
@@ -321,7 +365,7 @@ def _constants(module: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Modu
     return module
 
 
-def still(module: nn.Module) -> nn.Module:
+def disable_dropout(module: nn.Module) -> nn.Module:
     """The module with everything that drops values at random switched off."""
     for m in module.modules():
         if kind_of(m) == "drop":
@@ -329,8 +373,3 @@ def still(module: nn.Module) -> nn.Module:
         elif isinstance(m, nn.MultiheadAttention):
             m.dropout = 0.0
     return module
-
-
-def call(module: nn.Module, subject: Subject, values: Inputs) -> Any:
-    """What a copy of the converted module returns for values in the order of the graph's inputs."""
-    return subject.traced.call(module, values)

@@ -21,7 +21,7 @@ from zero_convert.records import Layer, Structure
 from zero_convert.runtime import rng
 
 from . import isolation
-from .bench import Bench, still
+from .bench import CheckContext, disable_dropout
 from .channels import Channels, as_rows, rank, statistics
 from .inputs import Inputs, floats, mapped, moved
 from .recorder import LOW_VARIANCE, first_line, is_float, owner_of
@@ -54,35 +54,35 @@ class Depths:
     stopped: str = ""
 
 
-def depths(bench: Bench, which: str) -> Depths | None:
+def depths(context: CheckContext, which: str) -> Depths | None:
     """The signal in training mode of "own" (the model's precision), "exact" (float64 on the CPU) or "original".
 
     None where the exact one or the original does not run so. Measured once for all checks that ask.
     """
     key = f"depths {which}"
-    if key not in bench.found:
-        bench.found[key] = _measured(bench, which)
-    found: Depths | None = bench.found[key]
-    return found
+    if key not in context.measured:
+        context.measured[key] = _measured(context, which)
+    seen: Depths | None = context.measured[key]
+    return seen
 
 
-def _measured(bench: Bench, which: str) -> Depths | None:
-    traced, structure, device = bench.subject.traced, bench.subject.structure, bench.device
+def _measured(context: CheckContext, which: str) -> Depths | None:
+    traced, structure, device = context.subject.traced, context.subject.structure, context.device
     try:
         if which == "original":
-            given = bench.subject.original
+            given = context.subject.original
             if given is None or not given.traced.whole:
                 return None
             traced, structure = given.traced, given.structure
             module = filled(given).to(device)
         else:
-            module = bench.module if which == "own" else bench.exact
+            module = context.module if which == "own" else context.exact
         if which == "exact":
             device = "cpu"
         asked = "signal, channels" if which == "original" else "signal, weights"
-        asked += ", gradients" if bench.level == "full" else ""
+        asked += ", gradients" if context.level == "full" else ""
         with isolation.in_float64() if which == "exact" else nullcontext():
-            return run(module, traced.train, structure, bench.small_inputs[0], device, asked)
+            return run(module, traced.train, structure, context.small_inputs[0], device, asked)
     except Exception as error:  # the original may refuse what its rewritten form takes, a kernel may know no float64
         if isolation.ran_out(error) or which == "own":
             raise
@@ -97,8 +97,8 @@ def run(module: nn.Module, graph: fx.Graph, structure: Structure, inputs: Inputs
             the lengths of those of the parameters as well, "gradients" for these themselves.
     """
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    with isolation.kept(module), _still_parameters(parameters, asked), torch.set_grad_enabled("signal" in asked):
-        still(module.train())
+    with isolation.kept(module), _gradients_of(parameters, asked), torch.set_grad_enabled("signal" in asked):
+        disable_dropout(module.train())
         for _, parameter in parameters:
             parameter.grad = None
         rng.seed(device)
@@ -115,17 +115,17 @@ def run(module: nn.Module, graph: fx.Graph, structure: Structure, inputs: Inputs
             # Of a single number, because torch loads sympy, most of a second, to look at given gradients.
             value = torch.stack([(t * _direction(t, index)).sum().cpu() for index, t in enumerate(ends)]).sum()
             value.backward()  # type: ignore[no-untyped-call]
-        found = seer.finished()
+        depths = seer.finished()
         for name, parameter in parameters:
             if parameter.grad is not None:
-                found.weights[name] = length(parameter.grad)
+                depths.weights[name] = length(parameter.grad)
                 if "gradients" in asked:
-                    found.backward[name] = parameter.grad.detach()
-    return found
+                    depths.backward[name] = parameter.grad.detach()
+    return depths
 
 
 @contextmanager
-def _still_parameters(parameters: Iterable[tuple[str, nn.Parameter]], asked: str) -> Iterator[None]:
+def _gradients_of(parameters: Iterable[tuple[str, nn.Parameter]], asked: str) -> Iterator[None]:
     """Inside: no parameter wants a gradient, unless those of the weights are asked for."""
     for _, parameter in () if "weights" in asked else parameters:
         parameter.requires_grad_(False)

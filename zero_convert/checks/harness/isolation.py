@@ -77,10 +77,10 @@ def deterministic(mode: int) -> None:
 
 def ran_out(error: BaseException) -> bool:
     """Whether memory was too small. Only some of torch's backends have a class for it; cuBLAS and cuDNN have a word."""
-    said = str(error).lower()
+    text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError)
-        and any(told in said for told in ("out of memory", "not enough memory", "alloc_failed"))
+        and any(cause in text for cause in ("out of memory", "not enough memory", "alloc_failed"))
     )
 
 

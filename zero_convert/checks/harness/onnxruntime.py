@@ -46,7 +46,7 @@ Values = list[npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Answer:
+class SessionRun:
     """What a session returned, and where its nodes ran.
 
     Attributes:
@@ -82,7 +82,7 @@ def provider_of(device: str) -> str:
 
 def run(
     model: str | PathLike[str] | bytes, inputs: Sequence[npt.NDArray[Any]], device: str = "cpu", *, strict: bool = True
-) -> Answer:
+) -> SessionRun:
     """The outputs of the model on a torch device.
 
     Args:
@@ -111,17 +111,17 @@ def run(
         real = session.get_providers()
         if real[0] != provider and strict:
             raise _gone(device, f"a session on {real[0]}")
-        names = [each.name for each in session.get_inputs()]
-        outputs = [each.name for each in session.get_outputs()]
+        names = [value.name for value in session.get_inputs()]
+        outputs = [value.name for value in session.get_outputs()]
         with _explained(device):
-            made = session.run(None, dict(zip(names, inputs, strict=True)))
+            values = session.run(None, dict(zip(names, inputs, strict=True)))
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
     placement, fallen = placed(events, provider)
     if strict and provider == CUDA and CUDA not in placement and not fallen:
         raise _gone(device, "a profile that names no node on it")
     if fallen and strict:
         raise _gone(device, told(fallen), NO_KERNEL if placement.get(provider) else DOCTOR)
-    return Answer(dict(zip(outputs, made, strict=True)), real[0], placement, tuple(fallen))
+    return SessionRun(dict(zip(outputs, values, strict=True)), real[0], placement, tuple(fallen))
 
 
 def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str, int], list[str]]:
@@ -141,8 +141,8 @@ def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str
             continue
         name = name.removesuffix("_kernel_time")
         where[name, args.get("node_index", "")] = args["provider"]
-        made = () if args.get("op_name") in PICKS else args.get("output_type_shape", ())
-        if args["provider"] != provider and _floating(made):
+        outputs = () if args.get("op_name") in PICKS else args.get("output_type_shape", ())
+        if args["provider"] != provider and _floating(outputs):
             fallen[f"{name} ({args.get('op_name', '?')})"] = None
     return dict(Counter(where.values())), list(fallen)
 
@@ -162,13 +162,13 @@ def with_all_values(path: str | PathLike[str]) -> tuple[bytes, list[tuple[str, s
     import onnx
 
     model = onnx.load(os.fspath(path))
-    there = {each.name for each in model.graph.output}
-    made = [(node.name, name) for node in model.graph.node for name in node.output if name]
-    for _, name in made:
-        if name not in there:
+    known = {output.name for output in model.graph.output}
+    values = [(node.name, name) for node in model.graph.node for name in node.output if name]
+    for _, name in values:
+        if name not in known:
             model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     content: bytes = model.SerializeToString()
-    return content, made
+    return content, values
 
 
 def _options(ort: Any) -> Any:
@@ -206,8 +206,9 @@ def _floating(outputs: Sequence[Mapping[str, Sequence[int]]]) -> bool:
 
 def _ran_out(error: BaseException) -> bool:
     """Whether memory was too small: in the words of ONNX Runtime's arena, of CUDA, and of its libraries."""
-    said = str(error).lower()
-    return any(told in said for told in ("allocate memory", "out of memory", "smaller than requested", "alloc_failed"))
+    text = str(error).lower()
+    causes = ("allocate memory", "out of memory", "smaller than requested", "alloc_failed")
+    return any(cause in text for cause in causes)
 
 
 def _full(device: str) -> DeviceError:

@@ -1,6 +1,6 @@
 """One forward of a graph, looked at on the way: what is seen at joins, heads, weight layers and norms.
 
-Runs on whatever device the module lies; copies and inputs are made in `_bench.py`.
+Runs on whatever device the module lies; copies and inputs are made in `bench.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from zero_convert.graph.kinds import WEIGHT_KINDS
-from zero_convert.graph.traced import Subject
 from zero_convert.records import Join, Layer
 
+from ..subject import Subject
 from . import isolation
 from .channels import Channels, as_rows, rank, statistics
 
@@ -150,5 +150,14 @@ def largest(value: Tensor) -> float:
 
 def most(values: Iterable[float]) -> float:
     """The largest of numbers that are not negative; NaN if there is one, which `max` may pass over; 0 for none."""
-    found = list(values)
-    return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)
+    magnitudes = list(values)
+    return math.nan if any(map(math.isnan, magnitudes)) else max(magnitudes, default=0.0)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether shape and bits are the same: a NaN is like itself, and 0 is not like -0."""
+    return a.shape == b.shape and torch.equal(_bytes(a), _bytes(b))
+
+
+def _bytes(t: Tensor) -> Tensor:
+    return t.contiguous().reshape(-1).view(torch.uint8)

@@ -10,10 +10,9 @@ from torch.fx.node import map_arg
 
 from zero_convert.graph.copies import copy_of
 from zero_convert.graph.queries import ADDS, tensors_in
-from zero_convert.graph.traced import Subject
 from zero_convert.records import Assignment, Join, Layer
 
-ZERO = "constant 0"
+from ..subject import Subject
 
 
 def rules_of(subject: Subject) -> dict[str, list[Assignment]]:
@@ -27,8 +26,8 @@ def rules_of(subject: Subject) -> dict[str, list[Assignment]]:
 
 def all_zero(assignments: Iterable[Assignment]) -> bool:
     """Whether there are tensors, and all of them are 0."""
-    rules = [assignment.rule for assignment in assignments]
-    return bool(rules) and all(rule == ZERO for rule in rules)
+    zero = [assignment.formula.is_zero for assignment in assignments]
+    return bool(zero) and all(zero)
 
 
 def zero_joins(subject: Subject) -> tuple[list[Join], list[Join]]:
@@ -97,12 +96,11 @@ def _returns_zero(name: str, join: Join, layers: Mapping[str, Layer], rules: Map
             return False
     inside = rules.get(before, [])
     biases = [a for a in (*own, *inside) if "bias" in a.tensor.local]
-    return any(_values_are_zero(a) for a in inside) and all(a.rule == ZERO for a in biases)
+    return any(_values_are_zero(a) for a in inside) and all(a.formula.is_zero for a in biases)
 
 
 def _values_are_zero(assignment: Assignment) -> bool:
     """Whether the tensor holds the weights of V, last of three parts or alone, and they are 0."""
-    local, rule = assignment.tensor.local, assignment.rule
-    if local == "v_proj_weight":
-        return rule == ZERO
-    return local in ("weight", "in_proj_weight") and rule.endswith(f"; {ZERO}")
+    local, parts = assignment.tensor.local, assignment.formula.parts
+    held = local == "v_proj_weight" or (local in ("weight", "in_proj_weight") and len(parts) > 1)
+    return held and parts[-1].is_zero

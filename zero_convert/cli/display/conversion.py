@@ -74,17 +74,21 @@ def saved(screen: Screen, files: Sequence[Saved], digest: str) -> None:
 
 
 def plan(screen: Screen, plan: Plan, model: str, dtype: str) -> None:
-    """Every edit and every tensor's rule; a layer's tensors with the same rule share a line."""
+    """Every edit and every tensor's rule; a layer's tensors with the same rule share a line.
+
+    With -v also which rule of the resolution decided.
+    """
     screen.give(Text(_headline(model, plan, dtype), "bold"), "")
     facts = facts_table()
     _add_capture(facts, plan)
     _add_joins(facts, plan)
     screen.give(Padding(facts, (0, 0, 0, 2)), "")
     screen.give(Text(f"Edits ({len(plan.edits)})", "bold"), _edits(plan.edits), "")
-    table = table_of("layer", "role", "tensors", "rule")
-    for layer, rule, group in _by_layer(plan.assignments):
+    table = table_of("layer", "role", "tensors", "rule", *(["decided by"] if screen.verbose else []))
+    for layer, group in _by_layer(plan.assignments, screen.verbose > 0):
         tensors = ", ".join(f"{each.tensor.local} {times(each.tensor.shape)}".rstrip() for each in group)
-        table.add_row(layer, group[0].role if layer else "", tensors, rule)
+        decided = [group[0].decided_by] if screen.verbose else []
+        table.add_row(layer, group[0].role if layer else "", tensors, group[0].rule, *decided)
     screen.give(Text(f"Tensors ({len(plan.assignments)})", "bold"), table)
     for text in plan.notes:
         screen.give(Text(f"note: {text}", "dim"))
@@ -165,14 +169,14 @@ def _edits(edits: Sequence[Edit]) -> RenderableType:
     return Padding(table, (0, 0, 0, 2))
 
 
-def _by_layer(assignments: Sequence[Assignment]) -> Iterator[tuple[str, str, list[Assignment]]]:
-    """(layer, rule, tensors) in order; the layer is named in the first of its lines only."""
+def _by_layer(assignments: Sequence[Assignment], decisions: bool) -> Iterator[tuple[str, list[Assignment]]]:
+    """(layer, tensors with one rule) in order, and one decision; the first line of a layer alone names it."""
     for layer, group in groupby(assignments, key=lambda assignment: assignment.layer):
-        rules: dict[str, list[Assignment]] = {}
+        lines: dict[tuple[str, str], list[Assignment]] = {}
         for assignment in group:
-            rules.setdefault(assignment.rule, []).append(assignment)
-        for index, (rule, same) in enumerate(rules.items()):
-            yield "" if index else layer or "(the model itself)", rule, same
+            lines.setdefault((assignment.rule, assignment.decided_by if decisions else ""), []).append(assignment)
+        for index, same in enumerate(lines.values()):
+            yield "" if index else layer or "(the model itself)", same
 
 
 def checks_table(checks: Sequence[Check]) -> Table:

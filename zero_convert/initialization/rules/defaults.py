@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zero_convert.formulas.formula import Codes, Constant, Formula, Matrix, Stack
-from zero_convert.formulas.placement import Products, Zeros
-from zero_convert.initialization.scheme import Kept
+from zero_convert.formulas import BilinearDiagonal, Codes, Constant, Formula, Matrix, Stack, Zeros
+from zero_convert.initialization.scheme import AsConstructed
 from zero_convert.records import Geometry, Layer, Tensor
 
 from .placing import MatrixRule, buffers, codes, norm, parametrized, recurrent, stacked, tokens, zeros
@@ -19,7 +18,7 @@ from .placing import MatrixRule, buffers, codes, norm, parametrized, recurrent, 
 Weight = Callable[[Layer, Geometry], Formula | None]
 
 
-def _codes(m: int, n: int) -> Matrix:
+def item_codes(m: int, n: int) -> Matrix:
     """Codes without the constant one, of which a LayerNorm leaves nothing."""
     return Codes(m, n, first=1)
 
@@ -40,7 +39,7 @@ class Rules:
     matrix: MatrixRule
     last: MatrixRule
     spare: Weight = lambda layer, g: None
-    items: MatrixRule | None = _codes
+    items: MatrixRule | None = item_codes
 
 
 def fill_by(rules: Rules, layer: Layer) -> dict[str, Formula] | None:
@@ -67,7 +66,7 @@ def _rule(rules: Rules, layer: Layer, g: Geometry | None, t: Tensor) -> Formula 
     if layer.kind in ("bias", "scale"):
         return Constant(t.shape, 0.0 if layer.kind == "bias" else 1.0)
     if layer.kind == "activation":
-        return Kept(t.shape)
+        return AsConstructed(t.shape)
     if layer.kind in ("convolution", "linear") and g is not None:
         if t.local == "weight":
             return rules.weight(layer, g)
@@ -75,7 +74,7 @@ def _rule(rules: Rules, layer: Layer, g: Geometry | None, t: Tensor) -> Formula 
             return zeros(t)
         return Constant(t.shape, dict(layer.neutral)[t.local]) if t.local in dict(layer.neutral) else None
     if layer.kind == "bilinear":
-        return Products(t.shape) if t.local == "weight" else zeros(t)
+        return BilinearDiagonal(t.shape) if t.local == "weight" else zeros(t)
     if layer.kind == "embedding":
         return codes(layer, t, rules.items) if rules.items is not None else None
     if layer.kind == "attention":
@@ -93,9 +92,9 @@ def _raw(rules: Rules, layer: Layer, t: Tensor) -> Formula | None:
         if name == t.local and t.trainable:
             return stacked(t, g, rules.last if role == "last" else rules.matrix)
     if not t.trainable or use in ("multiplied", "temperature"):
-        return Kept(t.shape, Constant(t.shape, 1.0) if t.trainable else None)
+        return AsConstructed(t.shape, Constant(t.shape, 1.0) if t.trainable else None)
     if use == "unused":
-        return Kept(t.shape, zeros(t))
+        return AsConstructed(t.shape, zeros(t))
     if use == "embedding" and len(t.shape) == 2:
         return rules.items(*t.shape) if rules.items is not None else None
     if use in ("concatenated", "signal"):

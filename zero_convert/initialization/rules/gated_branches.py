@@ -1,16 +1,15 @@
-"""What SkipInit and ReZero share: branches gated by a number that is 0, and drawn weights of He's deviation."""
+"""What SkipInit and ReZero share: branches gated by a number that is 0, and hashed weights of He's deviation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from zero_convert.formulas.formula import Formula
-from zero_convert.formulas.hashed import Bell
+from zero_convert.formulas import Bell, Formula
 from zero_convert.initialization.scheme import Decline
 from zero_convert.records import Geometry, Join, Layer, Option, Structure, Tensor
 
 from .placing import zeros
-from .random_weights import fan_in, fill_drawn, he, no_spectral_norm
+from .random_weights import fan_in, fill_hashed, he, no_spectral_norm
 
 
 def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> Mapping[str, Formula] | None:
@@ -20,7 +19,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
     def weight(t: Tensor, g: Geometry, role: str) -> Formula:
         return Bell(t.shape, he(layer, fan_in(g), role), int(options["seed"]), t.name)
 
-    return fill_drawn(layer, options, weight)
+    return fill_hashed(layer, options, weight)
 
 
 def zero_branch(join: Join, structure: Structure) -> bool:

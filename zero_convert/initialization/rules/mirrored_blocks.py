@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zero_convert.formulas.formula import Matrix, PartialIdentity
-from zero_convert.formulas.looks_linear import Less, Mirrored, Orthogonal, Padded, Scattered, Selection, Through, Turned
+from ...formulas import Matrix, PartialIdentity
+from ...formulas.looks_linear import Difference, Mirrored, Orthogonal, Padded, Product, Rotated, Scatter, Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def block_values(block: Block, seed: int) -> dict[str, Matrix]:
         return _projected(block, seed)
     pairs = block.widths[0] // 2
     if not block.rectified and len(set(block.widths)) == 1 and len(block.layers) > 1:
-        return _turned(block, seed)
+        return _rotated(block, seed)
     carried = min(block.widths) // 2
     some = carried < pairs
     where = Selection(carried, pairs, seed, f"{block.layers[-1]} pairs", signed=False, hashed=some)
@@ -52,11 +52,11 @@ def block_values(block: Block, seed: int) -> dict[str, Matrix]:
         values[block.layers[0]] = Mirrored(first, block.halves[0])
     values |= _passing(block)
     before = block.widths[-2] // 2
-    rotated, same = Scattered(mixed, where, before), Scattered(PartialIdentity(carried, carried), where, before)
+    rotated, same = Scatter(mixed, where, before), Scatter(PartialIdentity(carried, carried), where, before)
     if block.rectified:
         values[block.layers[-1]] = Mirrored(rotated, block.halves[-1], rest=same)
     else:
-        values[block.layers[-1]] = Mirrored(Less(rotated, same), block.halves[-1])
+        values[block.layers[-1]] = Mirrored(Difference(rotated, same), block.halves[-1])
     return values
 
 
@@ -72,11 +72,11 @@ def _projected(block: Block, seed: int) -> dict[str, Matrix]:
     for name, step, half in zip(block.layers[1:], steps, block.halves[1:], strict=True):
         values[name] = Mirrored(step, half)
     whole = Orthogonal(halves[-1], halves[0], seed, block.shortcut)
-    values[block.shortcut] = Mirrored(Less(whole, Through(first, steps)), block.shortcut_half)
+    values[block.shortcut] = Mirrored(Difference(whole, Product(first, steps)), block.shortcut_half)
     return values
 
 
-def _turned(block: Block, seed: int) -> dict[str, Matrix]:
+def _rotated(block: Block, seed: int) -> dict[str, Matrix]:
     """Type B before a ReLU: L(U), …, L(V - Uᵀ), so that M = V·U."""
     pairs = block.widths[0] // 2
     first = Orthogonal(pairs, pairs, seed, block.layers[0])
@@ -84,7 +84,7 @@ def _turned(block: Block, seed: int) -> dict[str, Matrix]:
     return {
         block.layers[0]: Mirrored(first, block.halves[0]),
         **_passing(block),
-        block.layers[-1]: Mirrored(Less(second, Turned(first)), block.halves[-1]),
+        block.layers[-1]: Mirrored(Difference(second, Rotated(first)), block.halves[-1]),
     }
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from zero_convert.formulas.formula import Constant, Formula, Kernel, Matrix, PartialIdentity, Patch, Rows
-from zero_convert.formulas.placement import Blanked, Direction, Lengths, Repeated, Sections, Singular, Spread
-from zero_convert.initialization.scheme import Kept
+from zero_convert.formulas import Constant, Formula, Kernel, Matrix, PartialIdentity, Patch
+from zero_convert.formulas.parametrized import SpectralNormVector, WeightNormG, WeightNormV
+from zero_convert.formulas.placement import Blanked, EinsumWeight, Repeated, Rows, Sections
+from zero_convert.initialization.scheme import AsConstructed
 from zero_convert.records import Geometry, Layer, Tensor
 
 _NORM = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
@@ -26,7 +27,7 @@ def norm(layer: Layer) -> dict[str, Formula]:
         if tensor.local in known:
             values[tensor.local] = Constant(tensor.shape, known[tensor.local])
         elif tensor.buffer:
-            values[tensor.local] = Kept(tensor.shape)
+            values[tensor.local] = AsConstructed(tensor.shape)
     return values
 
 
@@ -42,7 +43,7 @@ def tokens(tensor: Tensor, matrix: MatrixRule = PartialIdentity) -> Formula:
 
 def buffers(layer: Layer) -> dict[str, Formula]:
     """Buffers of layers that are no norms are tables and constants: kept."""
-    return {tensor.local: Kept(tensor.shape) for tensor in layer.tensors if tensor.buffer}
+    return {tensor.local: AsConstructed(tensor.shape) for tensor in layer.tensors if tensor.buffer}
 
 
 def place(g: Geometry, matrix: MatrixRule) -> Formula:
@@ -84,7 +85,7 @@ def recurrent(layer: Layer, matrix: MatrixRule, zero: MatrixRule, still: bool) -
 def stacked(tensor: Tensor, g: Geometry, matrix: MatrixRule) -> Formula:
     """The rule on a raw weight: axes before those of the geometry are a stack of equal weights, maybe flat."""
     if g.axes:
-        return Spread(matrix(g.out_channels, g.in_channels), tensor.shape, g.axes)
+        return EinsumWeight(matrix(g.out_channels, g.in_channels), tensor.shape, g.axes)
     weight = place(g, matrix)
     lead = tensor.shape[: max(0, len(tensor.shape) - len(weight.shape))]
     if tensor.shape[len(lead) :] != weight.shape:
@@ -100,13 +101,13 @@ def parametrized(layer: Layer, weight: Formula, spare: Formula, *, binary: bool)
     kind, axis = layer.parametrization or ("", 0)
     values: dict[str, Formula] = {}
     if kind == "weight_norm":
-        made: dict[str, Formula] = {"g": Lengths(weight, axis, unit=binary), "v": Direction(weight, axis)}
+        made: dict[str, Formula] = {"g": WeightNormG(weight, axis, unit=binary), "v": WeightNormV(weight, axis)}
     else:
-        zero = weight.rule == "constant 0"
-        if zero and spare is weight:
+        if weight.is_zero and spare is weight:
             return None
-        weight = spare if zero else weight
-        made = {"weight": weight, "u": Singular(weight, "u", axis), "right": Singular(weight, "v", axis)}
+        weight = spare if weight.is_zero else weight
+        u, v = (SpectralNormVector(weight, side, axis) for side in ("u", "v"))
+        made = {"weight": weight, "u": u, "right": v}
     for local, meaning in layer.parameters:
         values[local] = made[meaning]
     return values
@@ -134,4 +135,4 @@ def codes(layer: Layer, table: Tensor, code: Callable[[int, int], Matrix]) -> Fo
         return zeros(table)
     rows = code(*table.shape)
     rule = rows if layer.blank is None else Blanked(rows, layer.blank)
-    return rule if table.trainable else Kept(table.shape, rule)
+    return rule if table.trainable else AsConstructed(table.shape, rule)

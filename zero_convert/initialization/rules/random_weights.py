@@ -1,8 +1,8 @@
-"""What schemes share whose weights are drawn: bell-shaped values from the integer hash, everything else typed.
+"""What schemes with random weights share: bell-shaped values from the integer hash, everything else typed.
 
 The publications speak of convolutions and linear layers. [X], ours: queries, keys and values, and whatever no ReLU
 follows, have variance 1/n instead of 2/n; recurrent and bilinear layers 1/n over what they sum; rows of embeddings and
-tokens 1/width; in a layer with weight norm v is drawn and g is the length that n values of that deviation are expected
+tokens 1/width; in a layer with weight norm v is hashed and g is the length that n values of that deviation are expected
 to have.
 """
 
@@ -11,10 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from zero_convert.formulas.formula import Constant, Formula
-from zero_convert.formulas.hashed import Bell
-from zero_convert.formulas.placement import Silenced, Zeros
-from zero_convert.initialization.scheme import Decline, Kept
+from zero_convert.formulas import Bell, Constant, Formula, Masked, Zeros
+from zero_convert.initialization.scheme import AsConstructed, Decline
 from zero_convert.records import Geometry, Layer, Option, Structure, Tensor
 
 from .defaults import Rules, fill_by
@@ -41,7 +39,7 @@ def he(layer: Layer, fan: int, role: str) -> float:
     return math.sqrt((1 if linear else 2) * max(1, layer.parts) / fan)
 
 
-def fill_drawn(
+def fill_hashed(
     layer: Layer, options: Mapping[str, Option], weight: Weight, *, still: bool = False, factor: float = 1.0
 ) -> dict[str, Formula] | None:
     """The formula of each tensor by its local name; None for a layer that is not covered.
@@ -58,7 +56,7 @@ def fill_drawn(
     def bell(t: Tensor, n: int) -> Bell:
         return Bell(t.shape, math.sqrt(1 / n) * factor, seed, t.name)
 
-    def drawn(t: Tensor, n: int) -> Formula:
+    def hashed(t: Tensor, n: int) -> Formula:
         return zeros(t) if still else bell(t, n)
 
     def of_layer(layer: Layer, g: Geometry) -> Formula | None:
@@ -74,9 +72,9 @@ def fill_drawn(
         elif layer.kind == "recurrent" and len(t.shape) == 2:
             values[t.local] = _recurrent(layer, t, bell(t, t.shape[1]), still)
         elif layer.kind == "attention" and len(t.shape) == 2:
-            values[t.local] = drawn(t, t.shape[1])
+            values[t.local] = hashed(t, t.shape[1])
         elif layer.kind == "bilinear" and len(t.shape) == 3:
-            values[t.local] = drawn(t, math.prod(t.shape[1:]))
+            values[t.local] = hashed(t, math.prod(t.shape[1:]))
         elif layer.kind == "embedding" and not layer.table:
             values[t.local] = _items(t, Bell(t.shape, math.sqrt(1 / t.shape[-1]), seed, t.name), layer.blank)
         elif t.shape and t.trainable and uses.get(t.local) in ("concatenated", "signal", "embedding"):
@@ -87,19 +85,19 @@ def fill_drawn(
 
 
 def _items(table: Tensor, rows: Bell, blank: int | None) -> Formula:
-    rule = rows if blank is None else Silenced(rows, ((blank % table.shape[0], blank % table.shape[0] + 1),))
-    return rule if table.trainable else Kept(table.shape, rule)
+    rule = rows if blank is None else Masked(rows, ((blank % table.shape[0], blank % table.shape[0] + 1),))
+    return rule if table.trainable else AsConstructed(table.shape, rule)
 
 
 def _recurrent(layer: Layer, t: Tensor, rule: Bell, still: bool) -> Formula:
-    """Drawn; `still`: the candidate of the new state does not read the input, and the state stays 0."""
+    """Hashed; `still`: the candidate of the new state does not read the input, and the state stays 0."""
     if not still or t.local.startswith(("weight_hh", "weight_hr")):
         return rule
-    return Silenced(rule, outputs(layer, "candidate"))
+    return Masked(rule, outputs(layer, "candidate"))
 
 
 def _weight_norm(layer: Layer, g: Geometry, weight: Weight, seed: int) -> dict[str, Formula]:
-    """g·v/‖v‖ with v drawn, and g its expected length, or 0 where the scheme has the weight 0."""
+    """g·v/‖v‖ with v hashed, and g its expected length, or 0 where the scheme has the weight 0."""
     meaning = {what: local for local, what in layer.parameters}
     length, direction = (next(t for t in layer.tensors if t.local == meaning[what]) for what in ("g", "v"))
     rule = weight(direction, g, layer.role)
@@ -121,11 +119,11 @@ def outputs(layer: Layer, section: str) -> tuple[tuple[int, int], ...]:
 
 
 def no_spectral_norm(structure: Structure) -> Decline | None:
-    """Declines weights that are divided by their largest singular value: of drawn values no formula knows it."""
+    """Declines weights that are divided by their largest singular value: of hashed values no formula gives it."""
     for layer in structure.layers:
         if layer.parametrization is not None and layer.parametrization[0] == "spectral_norm":
             return Decline(
-                "its weight is divided by its largest singular value (spectral_norm), which drawn values do not state",
+                "its weight is divided by its largest singular value (spectral_norm), which hashed values do not state",
                 layer.name,
                 "Remove the parametrization before converting, or use --scheme zero-2022.",
             )

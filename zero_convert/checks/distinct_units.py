@@ -15,33 +15,32 @@ the cap again; `channels` counts what is left of it in the signal.
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import Tensor
 
-from ..records import Assignment, Check
-from .harness.bench import Bench
+from ..formulas import Formula, Hadamard, Kernel, PartialIdentity, Patch
+from ..records import Assignment
+from .harness.bench import Answer, CheckContext
 from .harness.channels import distinct
 
+NAME = "distinct_units"
 QUESTION = "How many units of each layer that grows can be different, and are they?"
-RULE = re.compile(
-    r"(?P<what>partial identity|Hadamard) (?P<m>\d+)×(?P<n>\d+)( of (?P<matrix>\w+)[^,]*, times [^,]*?)?"
-    r"( at tap \([\d, ]+\)| on flattened patches [\d×]+)?"
-)
+AFTER = "gradient_norms"
+LEVELS = ("quick", "full")
+NEEDS = ()
 
 
-def ask(bench: Bench) -> Check | None:
-    layers = {layer.name: layer for layer in bench.subject.structure.layers}
+def ask(context: CheckContext) -> Answer | None:
+    layers = {layer.name: layer for layer in context.subject.structure.layers}
     numbers: dict[str, list[int]] = {}
     wrong: list[str] = []
-    for assignment in bench.subject.assignments:
+    for assignment in context.subject.assignments:
         layer = layers.get(assignment.layer)
         plain = layer is not None and layer.kind in ("convolution", "linear") and assignment.tensor.local == "weight"
-        predicted = cap(assignment.rule, bench.subject.options.get("columns")) if plain else None
+        predicted = cap(assignment.formula) if plain else None
         if predicted is None:
             continue
-        found = _distinct_rows(bench, assignment)
+        found = _distinct_rows(context, assignment)
         numbers[assignment.layer] = [found, predicted, assignment.tensor.shape[0]]
         if found != predicted:
             wrong.append(assignment.layer)
@@ -53,10 +52,8 @@ def ask(bench: Bench) -> Check | None:
     if wrong:
         found, predicted, rows = numbers[wrong[0]]
         summary = f"{len(wrong)} of {len(numbers)} layers: {found} different rows instead of {predicted} at {wrong[0]}"
-    return Check(
-        "caps",
+    return Answer(
         "fail" if wrong else "pass",
-        QUESTION,
         summary,
         {"layers": numbers, "columns": ["found", "predicted", "rows"]},
         "as many distinct rows as the rule predicts",
@@ -66,24 +63,23 @@ def ask(bench: Bench) -> Check | None:
     )
 
 
-def cap(rule: str, columns: object) -> int | None:
-    """The number of distinct rows that a rule for a growing layer leaves; None for other rules and layers.
-
-    Args:
-        columns: the scheme's option of this name.
-    """
-    spelled = RULE.fullmatch(rule)
-    if spelled is None:
+def cap(formula: Formula) -> int | None:
+    """The number of distinct rows that the formula of a growing layer leaves; None for other formulas and layers."""
+    whole = isinstance(formula, Patch) or (
+        isinstance(formula, Kernel) and formula.groups == 1 and not formula.transposed
+    )
+    matrix = formula.operands[0] if whole else formula
+    if not isinstance(matrix, PartialIdentity | Hadamard) or matrix.m <= matrix.n:
         return None
-    what, m, n, sylvester = spelled["what"], int(spelled["m"]), int(spelled["n"]), spelled["matrix"] == "Sylvester"
-    if m <= n or (what == "Hadamard" and not (columns == "first" and sylvester)):
-        return None
-    return min(m, n + 1) if what == "partial identity" else min(m, 1 << (n - 1).bit_length())
+    if isinstance(matrix, PartialIdentity):
+        return min(matrix.m, matrix.n + 1)
+    sylvester = matrix.columns == "first" and matrix.matrix.paley.kind == 0
+    return min(matrix.m, 1 << (matrix.n - 1).bit_length()) if sylvester else None
 
 
 @torch.no_grad()
-def _distinct_rows(bench: Bench, assignment: Assignment) -> int:
-    root = bench.subject.traced.root
+def _distinct_rows(context: CheckContext, assignment: Assignment) -> int:
+    root = context.subject.traced.root
     weight = root.get_parameter(assignment.tensor.name).detach().flatten(1)
     bias = root.get_submodule(assignment.layer).bias if hasattr(root.get_submodule(assignment.layer), "bias") else None
     if isinstance(bias, Tensor):

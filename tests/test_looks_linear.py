@@ -1,4 +1,4 @@
-"""Matrices of mirrored pairs, and the blocks made of them, without any network."""
+"""Matrices of networks that look linear: mirrored pairs, and the blocks made of them, without any network."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zero_convert.formulas.formula import Matrix
-from zero_convert.formulas.looks_linear import (
-    Less,
+from zero_convert.formulas import (
+    Difference,
+    Matrix,
+    MergePairs,
     Mirrored,
     Orthogonal,
     Padded,
-    Paired,
-    Scattered,
+    PairInput,
+    Product,
+    Rotated,
+    Scatter,
     Selection,
-    Through,
-    Turned,
-    Unpaired,
 )
 from zero_convert.initialization.rules.mirrored_blocks import Block, block_values
 
@@ -60,15 +60,15 @@ MATRICES = [
     U,
     Selection(6, 4, 0, "s"),
     Selection(4, 6, 0, "s"),
-    Through(U, (Selection(5, 6, 0, "p"), Selection(8, 5, 0, "q"))),
-    Less(U, V),
-    Turned(U),
+    Product(U, (Selection(5, 6, 0, "p"), Selection(8, 5, 0, "q"))),
+    Difference(U, V),
+    Rotated(U),
     Padded(U, 9),
-    Scattered(Orthogonal(3, 3, 0, "m"), E, 5),
+    Scatter(Orthogonal(3, 3, 0, "m"), E, 5),
     Mirrored(U, rest=V),
     Mirrored(U, half=True),
-    Paired(U),
-    Unpaired(U, half=True),
+    PairInput(U),
+    MergePairs(U, half=True),
 ]
 
 
@@ -85,16 +85,16 @@ def test_windows_and_single_entries_are_the_whole(matrix: Matrix) -> None:
 def test_forms_are_what_they_say() -> None:
     u, v = dense(U), dense(V)
     p, q = Selection(5, 6, 0, "p"), Selection(8, 5, 0, "q")
-    assert np.array_equal(dense(Through(U, (p, q))), dense(q) @ dense(p) @ u)
-    assert np.array_equal(dense(Less(U, V)), u - v)
-    assert np.array_equal(dense(Turned(U)), u.T)
+    assert np.array_equal(dense(Product(U, (p, q))), dense(q) @ dense(p) @ u)
+    assert np.array_equal(dense(Difference(U, V)), u - v)
+    assert np.array_equal(dense(Rotated(U)), u.T)
     assert np.array_equal(dense(Padded(U, 9)), np.vstack([u, np.zeros((3, 4))]))
     scattered = dense(E).T @ dense(Orthogonal(3, 3, 0, "m")) @ np.eye(3, 5)
-    assert np.array_equal(dense(Scattered(Orthogonal(3, 3, 0, "m"), E, 5)), scattered)
+    assert np.array_equal(dense(Scatter(Orthogonal(3, 3, 0, "m"), E, 5)), scattered)
     assert np.array_equal(dense(Mirrored(U)), np.block([[u, -u], [-u, u]]))
     assert np.array_equal(dense(Mirrored(U, rest=V)), np.block([[u - v, -u], [-u, u - v]]))
-    assert np.array_equal(dense(Paired(U)), np.vstack([u, -u]))
-    assert np.array_equal(dense(Unpaired(U, half=True)), np.hstack([u, -u]) / 2)
+    assert np.array_equal(dense(PairInput(U)), np.vstack([u, -u]))
+    assert np.array_equal(dense(MergePairs(U, half=True)), np.hstack([u, -u]) / 2)
 
 
 # -- blocks ------------------------------------------------------------------------------------------------------------

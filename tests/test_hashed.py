@@ -1,4 +1,4 @@
-"""Drawn formulas: the hash's integers times one factor, the same bits in every window and layout."""
+"""Hashed formulas: the hash's integers times one factor, the same bits in every window and layout."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zero_convert.formulas import hashed, hashing
-from zero_convert.formulas.hashed import Bell, Drawn, Signs, Uniform
+from zero_convert.formulas import Bell, Formula, Signs, Uniform, hashed, hashing
 
 SHAPES = ((), (5,), (4, 3), (6, 2, 3, 3))
 KINDS = (
@@ -21,7 +20,7 @@ KINDS = (
 )
 
 
-def values(formula: Drawn, dtype: type = np.float32) -> np.ndarray:
+def values(formula: Formula, dtype: type = np.float32) -> np.ndarray:
     out = np.full(formula.shape, np.nan, dtype)
     formula.fill(out)
     return out
@@ -38,7 +37,7 @@ def test_values_are_the_integers_times_one_factor() -> None:
 
 
 def test_first_float32_values_never_change() -> None:
-    # Worked out with Python's integers and floats from the definitions at the heads of hashing.py and drawn.py.
+    # Worked out with Python's integers and floats from the definitions at the heads of hashing.py and hashed.py.
     assert values(Bell((2,), 0.1, 0, "layer1.0.conv1")).view(np.uint32).tolist() == [0xBB558000, 0xBABF3333]
     assert values(Uniform((2,), 0.1, 0, "layer1.0.conv1")).view(np.uint32).tolist() == [0x3D8C22F8, 0xBD83E6E3]
 
@@ -88,7 +87,7 @@ def test_the_seed_and_the_name_are_in_every_value() -> None:
     assert not (base == values(Bell((100,), 1.0, 0, "y"))).any()
 
 
-def test_a_large_tensor_is_drawn_without_a_large_memory() -> None:
+def test_a_large_tensor_is_made_without_a_large_memory() -> None:
     out = np.empty((2048, 2048), np.float32)  # 16 MiB; its hash words would be 96 MiB
     tracemalloc.start()
     try:
@@ -98,7 +97,7 @@ def test_a_large_tensor_is_drawn_without_a_large_memory() -> None:
         tracemalloc.stop()
 
 
-def test_rules_say_what_was_drawn() -> None:
+def test_rules_say_which_distribution_and_which_seed() -> None:
     assert Bell((2, 3), 0.25, 7, "x").rule == "bell-shaped 2×3, standard deviation 0.25, seed 7"
     assert Uniform((2, 3), 0.25, 7, "x").rule == "uniform 2×3 within ±0.25, seed 7"
     assert Signs((), 0.25, 7, "x").rule == "±0.25 scalar, seed 7"

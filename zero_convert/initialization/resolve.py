@@ -1,0 +1,221 @@
+"""Which formula a tensor gets: `RULES`, asked in their order. The last one that answers has decided.
+
+A rule is given the formula that those before it have led to, and answers with another one, or None to leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from zero_convert.errors import CoverageError
+from zero_convert.formulas import Constant, Floats, Formula
+from zero_convert.graph.ties import ties
+from zero_convert.records import Assignment, Layer, Option, Structure, Tensor
+from zero_convert.sources.file_values import FileValues
+
+from .constants import is_constant
+from .scheme import AsConstructed, Scheme
+
+SHOWN = 6  # tensors named in an error
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the rules may ask.
+
+    Attributes:
+        state: the module's tensors by name.
+        leftovers: "error", "zeros" or "keep" for trainable tensors without a rule.
+        constructed: the module comes from a NaN-filled construction, so that what is not NaN is a constant, and "keep"
+            may keep it. Otherwise a trainable tensor is kept only if it has the same value everywhere.
+        drawn: names of integer tensors that a constructor drew at random.
+        file_values: values of a file, by name, for what would stay as it was constructed.
+        given: what the scheme gives to the tensors of the layer in question, by their local names.
+    """
+
+    state: Mapping[str, torch.Tensor]
+    structure: Structure
+    scheme: Scheme
+    options: Mapping[str, Option]
+    leftovers: str = "error"
+    constructed: bool = True
+    drawn: Collection[str] = ()
+    file_values: Mapping[str, FileValues] = field(default_factory=dict)
+    given: Mapping[str, Formula] = field(default_factory=dict)
+
+    def is_fixed(self, tensor: Tensor, trusted: bool = False) -> bool:
+        """Whether its value is a constant that may stay; `trusted` as for `is_constant`."""
+        return tensor.name not in self.drawn and is_constant(self.state[tensor.name], tensor, trusted)
+
+
+@dataclass(frozen=True, slots=True)
+class Tied(Formula):
+    """The values of another tensor in the same memory, which are written under that one's name."""
+
+    shape: tuple[int, ...] = field()
+    name: str = field()
+
+    @property
+    def rule(self) -> str:
+        return f"tied to {self.name}"
+
+    def write(self, out: Floats, start: int) -> None:
+        """Leaves the array as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A formula, and the name of the rule that led to it."""
+
+    formula: Formula
+    rule: str
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rules
+
+Rule = Callable[[Context, Layer, Tensor, Formula | None], Formula | None]
+
+
+def _is_empty(layer: Layer) -> bool:
+    known = layer.kind not in ("parameter", "buffers")
+    return known and any(0 in tensor.shape for tensor in layer.tensors if tensor.trainable)
+
+
+def _empty_layer(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+    """A layer without a single weight computes nothing; what else it has is 0."""
+    return Constant(tensor.shape, 0.0) if _is_empty(layer) else None
+
+
+def _scheme(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+    return context.given.get(tensor.local)
+
+
+def _uncovered(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+    """What the user says of tensors that the scheme has no rule for."""
+    said = {"zeros": Constant(tensor.shape, 0.0), "keep": AsConstructed(tensor.shape)}
+    return said.get(context.leftovers) if formula is None else None
+
+
+def _buffer(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+    return AsConstructed(tensor.shape) if formula is None and tensor.buffer else None
+
+
+def _constant_read(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+    """A constant that is used in a way no rule knows: the log-std of a policy network."""
+    read = formula is None and dict(layer.uses).get(tensor.local) == "read"
+    return AsConstructed(tensor.shape) if read and context.is_fixed(tensor) else None
+
+
+def _constant_or_else(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+    """What the scheme keeps if it is a constant, and gives a formula otherwise."""
+    if not isinstance(formula, AsConstructed) or formula.otherwise is None:
+        return None
+    return AsConstructed(tensor.shape) if context.is_fixed(tensor, context.constructed) else formula.otherwise
+
+
+def _file_value(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+    value = context.file_values.get(tensor.name) if isinstance(formula, AsConstructed) else None
+    return value if value is not None and value.shape == tensor.shape else None
+
+
+def _drawn_value(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+    """What would be kept and was drawn at random is 0, where the user wants zeros."""
+    zero = isinstance(formula, AsConstructed) and context.leftovers == "zeros" and not context.is_fixed(tensor)
+    return Constant(tensor.shape, 0.0) if zero else None
+
+
+TIE = "tie"  # decides after all rules
+RULES: tuple[tuple[str, Rule], ...] = (
+    ("empty layer", _empty_layer),
+    ("scheme", _scheme),
+    ("uncovered", _uncovered),
+    ("buffer", _buffer),
+    ("constant read", _constant_read),
+    ("constant or else", _constant_or_else),
+    ("file value", _file_value),
+    ("drawn value", _drawn_value),
+)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def decide(context: Context, layer: Layer, tensor: Tensor) -> Decision | None:
+    """What the rules lead to for one tensor; None where none of them answers."""
+    decision = None
+    for name, rule in RULES:
+        formula = rule(context, layer, tensor, decision.formula if decision else None)
+        decision = Decision(formula, name) if formula is not None else decision
+    return decision
+
+
+def resolve(context: Context) -> tuple[Assignment, ...]:
+    """The formula of every tensor of the structure, and which rule decided.
+
+    Raises:
+        CoverageError: tensors without a rule, or values to be kept that were drawn at random.
+    """
+    resolved: list[tuple[Layer, Tensor, Decision]] = []
+    missing: list[str] = []
+    for layer in context.structure.layers:
+        given = None if _is_empty(layer) else context.scheme.fill(layer, context.structure, context.options)
+        context = replace(context, given=given or {})
+        for tensor in layer.tensors:
+            if (decision := decide(context, layer, tensor)) is not None:
+                resolved.append((layer, tensor, decision))
+            else:
+                missing.append(_without_rule(layer, tensor))
+    if missing:
+        raise CoverageError(
+            f"scheme {context.scheme.name} has no rule for {len(missing)} tensors",
+            where=_some(missing),
+            expected="a rule for every trainable tensor",
+            fix="Pass --leftovers zeros or --leftovers keep to say what they should be, or use another scheme.",
+        )
+    stored = ties(context.state)
+    owners: dict[str, str] = {}  # stored name → the name, first in order of execution, whose formula its values follow
+    for _, tensor, _ in resolved:
+        owners.setdefault(stored[tensor.name], tensor.name)
+    assert owners.keys() == set(stored.values()), "every tensor of the state dict belongs to a layer"
+    assignments = tuple(
+        _assignment(layer, tensor, decision, owners[stored[tensor.name]]) for layer, tensor, decision in resolved
+    )
+    _refuse_drawn(context, assignments)
+    return assignments
+
+
+def _assignment(layer: Layer, tensor: Tensor, decision: Decision, owner: str) -> Assignment:
+    if owner != tensor.name:
+        return Assignment(tensor, layer.name, layer.role, Tied(tensor.shape, owner), TIE)
+    frozen = not tensor.trainable and not tensor.buffer
+    unused = dict(layer.uses).get(tensor.local) == "unused" and not tensor.buffer
+    notes = ("frozen",) * frozen + ("unused: the output does not depend on it",) * unused
+    return Assignment(tensor, layer.name, layer.role, decision.formula, decision.rule, notes)
+
+
+def _refuse_drawn(context: Context, assignments: tuple[Assignment, ...]) -> None:
+    """Raises CoverageError if values that no rule writes may have been drawn at random."""
+    trusted = context.constructed and context.leftovers == "keep"
+    kept = (a.tensor for a in assignments if isinstance(a.formula, AsConstructed))
+    if drawn := [tensor.name for tensor in kept if not context.is_fixed(tensor, trusted)]:
+        raise CoverageError(
+            f"{len(drawn)} tensors would be kept as constructed, but hold no constants",
+            where=_some(drawn),
+            expected="values that no generator drew and no training left",
+            fix="Pass --leftovers zeros, or set them to constants "
+            + ("in the constructor." if context.constructed else "before converting, or give the model as a factory."),
+        )
+
+
+def _without_rule(layer: Layer, tensor: Tensor) -> str:
+    uses = f", {dict(layer.uses).get(tensor.local, '')}" if layer.uses else ""
+    refusal = f": {layer.refusal}" if layer.refusal else ""
+    return f"{tensor.name} ({'×'.join(map(str, tensor.shape)) or 'scalar'}, {layer.cls}{uses}{refusal})"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
