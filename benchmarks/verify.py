@@ -32,7 +32,7 @@ from zero_convert.records import Recipe
 
 LIMIT = 1.5
 COUNT = 160  # tensors, as in a ResNet-50
-RECIPE = Recipe("benchmarks:made", {}, "zero-2021", {}, "float32", {}, "benchmarks.Made")
+RECIPE = Recipe(model="benchmarks:made", scheme="zero-2021", ties={}, source="benchmarks.Made")
 
 
 def entries(size: int) -> list[safetensors.Entry]:

@@ -113,7 +113,7 @@ def arguments(model: str) -> list[str]:
     small = ["--input", "1x3x8x8"]
     own = {
         "own": [f"{net}:net", *small],
-        "file": [sys.argv[2], "--arch", f"{net}:net", "--leftovers", "keep", *small],
+        "file": [sys.argv[2], "--arch", f"{net}:net", "--uncovered", "keep", *small],
         "table": [f"{net}:table", "--input", f"1x5:{sys.argv[3]}"],
     }
     return own.get(model, [model])

@@ -13,6 +13,7 @@ from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.isolation import pinned
 from zero_convert.checks.subject import Subject
 from zero_convert.conversion import prepare
+from zero_convert.options import Options
 from zero_convert.records import Check
 
 IMAGES = torch.zeros(1, 3, 32, 32)
@@ -20,12 +21,8 @@ IMAGES = torch.zeros(1, 3, 32, 32)
 
 def subject_of(net: nn.Module, *inputs: Any, scheme: str = "zero-2021", **options: str) -> Subject:
     """As `pipeline.convert` makes it, the original network beside it."""
-    made = prepare(net, inputs or (IMAGES,), scheme, options, None, "error", None, compare=True)
-    rules = made.fill(write=True)
-    made.traced.root.train(made.training)
-    return Subject(
-        made.traced, made.structure, made.scheme, made.options, rules, made.inputs, made.outputs, made.original
-    )
+    conversion = prepare(net, Options(inputs or (IMAGES,), scheme=scheme, options=options), compare=True)
+    return conversion.subject(conversion.fill(write=True))
 
 
 def ask(name: str, subject: Subject, level: str = "quick", train_steps: int | None = None) -> Check | None:

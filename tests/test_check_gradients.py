@@ -140,7 +140,7 @@ def test_the_weights_of_a_recurrent_layer_are_seen_in_the_copy_that_is_trained(c
     net, inputs = Reader(), torch.zeros(1, 5, 6)
     traced, scheme = trace(net, (inputs,)), schemes.get("zero-2022")
     options = schemes.complete_options(scheme, {})
-    rules = initialize(traced, analyze(traced), scheme, options, leftovers="keep")
+    rules = initialize(traced, analyze(traced), scheme, options, uncovered="keep")
     for name, p in net.named_parameters():
         if name.startswith("rnn."):
             torch.nn.init.constant_(p, 0.1)

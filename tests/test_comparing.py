@@ -40,7 +40,7 @@ def test_the_same_identity_has_no_difference() -> None:
         ({"model_args": {"depth": 3, "wide": [1, {"a": True}]}}, "recipe 'model_args.depth': value"),
         ({"ties": {"b": "c"}}, "recipe 'ties.b': value"),
         ({"inputs": ("1x3",)}, "recipe 'inputs': value"),
-        ({"leftovers": "keep"}, "recipe 'leftovers': value"),
+        ({"uncovered": "keep"}, "recipe 'leftovers': value"),
         ({"source": "y.Net"}, "source 'source': value"),
     ],
 )

@@ -187,7 +187,7 @@ def test_dropout_is_an_edit_in_the_plan_behind_every_join() -> None:
 )
 def test_a_rate_that_is_none_is_refused(value: str) -> None:
     with pytest.raises(UsageError, match="dropout:P"):
-        schemes.parse_options(schemes.get("constnet"), [f"break_symmetry={value}"])
+        schemes.complete_options(schemes.get("constnet"), schemes.read_pairs([f"break_symmetry={value}"]))
 
 
 # -- what it declines, and negative controls ---------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def large(folder: Path, count: int = 64, size: int = 4096) -> Path:
     path = folder / "large.safetensors"
     values = np.arange(count * size, dtype="<f4").reshape(count, size)
     entries = [Entry(f"layer{i}.weight", "F32", (size,), lambda i=i: values[i]) for i in range(count)]
-    recipe = Recipe("tests:large", {}, "zero-2021", {}, "float32", {}, "tests.Large")
+    recipe = Recipe(model="tests:large", scheme="zero-2021", ties={}, source="tests.Large")
     with path.open("wb") as stream:
         written = write(stream, entries, metadata(recipe))
     write_receipt(path, make_receipt(recipe, "none", (), written, {}))

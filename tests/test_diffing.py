@@ -19,7 +19,7 @@ from zero_convert.artifacts.receipt import make_receipt, metadata, read_receipt,
 from zero_convert.exporters import safetensors
 from zero_convert.records import Edit, Recipe
 
-RECIPE = Recipe("torchvision:tiny", {}, "zero-2021", {"c": 1}, "float32", {}, "tests.Tiny")
+RECIPE = Recipe(model="torchvision:tiny", scheme="zero-2021", options={"c": 1}, ties={}, source="tests.Tiny")
 EDITS = (Edit("stem_skip", "stem", "parallel skip"),)
 Tensors = dict[str, tuple[str, npt.NDArray[Any]]]
 TENSORS: Tensors = {
@@ -142,7 +142,7 @@ def test_tensors_that_come_go_and_change_their_form_are_named(old: str, tmp_path
 
 
 def test_the_recipe_comes_first_and_its_scheme_before_its_options(old: str, tmp_path: Path) -> None:
-    recipe = Recipe("torchvision:tiny", {}, "zero-2022", {"c": 2}, "float32", {}, "tests.Tiny")
+    recipe = Recipe(model="torchvision:tiny", scheme="zero-2022", options={"c": 2}, ties={}, source="tests.Tiny")
     found = one(old, save(tmp_path / "new.safetensors", recipe=recipe))
     assert subjects(found) == ["recipe 'scheme': value", "recipe 'options.c': value", "file: sha256"]
     assert subjects(one(old, save(tmp_path / "bare.safetensors", recipe=None)))[0] == "recipe: missing"

@@ -23,7 +23,7 @@ LONG = CoverageError(
     where=", ".join(f"blocks.{index}.mystery (3×3×3, Mystery, read)" for index in range(100)),
     got="one word after another " * 200,
     expected="a rule for every trainable tensor " * 100,
-    fix="Pass --leftovers zeros or --leftovers keep to say what they should be, or use another scheme.",
+    fix="Pass --uncovered zeros or --uncovered keep to say what they should be, or use another scheme.",
 )
 
 
@@ -92,7 +92,7 @@ def test_a_failure_is_ten_lines_on_a_terminal_the_failed_step_included(terminal:
     assert len(shown.splitlines()) <= 10
     assert "initialize" in shown
     assert "trace" not in shown
-    assert all(word in shown for word in ("no rule for 100 tensors", "blocks.0.mystery", "one word", "--leftovers"))
+    assert all(word in shown for word in ("no rule for 100 tensors", "blocks.0.mystery", "one word", "--uncovered"))
     assert "…" in shown
 
 

@@ -43,7 +43,7 @@ class Net(nn.Module):
 
 
 FACTORY = "tests.test_from_file:Net"
-OPTIONS = ["--input", "4x6", "--scheme", "zero-2022", "--validate", "none", "--leftovers", "keep"]
+OPTIONS = ["--input", "4x6", "--scheme", "zero-2022", "--validate", "none", "--uncovered", "keep"]
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_nothing_of_a_file_runs_without_trust(tmp_path: Path, capsys: pytest.Cap
     harm = payload("os", "system", f"touch {mark}", "reduce")
     (tmp_path / "m.pt").write_bytes(torch_zip(b"\x80\x02" + dict_with(harm) + b"."))
     for arguments, code in (
-        (["--arch", PLAIN], 3), (["--arch", PLAIN, "--leftovers", "keep"], 3), ([], 2), (["--trust"], 2)
+        (["--arch", PLAIN], 3), (["--arch", PLAIN, "--uncovered", "keep"], 3), ([], 2), (["--trust"], 2)
     ):  # fmt: skip
         assert main([str(tmp_path / "m.pt"), "--out", str(tmp_path / "o.onnx"), *arguments]) == code
         assert "Traceback" not in capsys.readouterr().err
@@ -194,7 +194,7 @@ def test_the_python_interface_takes_files(trained: Net, tmp_path: Path) -> None:
     torch.save(trained.state_dict(), path)
     options: dict[str, Any] = {"scheme": "zero-2022", "validate": "none"}
     x = torch.zeros(4, 6)
-    result = zc.convert(str(path), (x,), arch=FACTORY, leftovers="keep", **options)
+    result = zc.convert(str(path), (x,), arch=FACTORY, uncovered="keep", **options)
     assert result.module.get_parameter("power").item() == 1.25
     result.save(tmp_path / "o.safetensors")
     again = zc.load(tmp_path / "o.safetensors", model=FACTORY, example_inputs=(x,))
@@ -210,7 +210,7 @@ def test_a_value_that_is_no_number_is_not_kept(trained: Net, tmp_path: Path) -> 
     trained.mean[2] = float("nan")
     torch.save(trained.state_dict(), tmp_path / "m.pt")
     with pytest.raises(LoadError, match="'mean' of the file would be kept, and holds NaN"):
-        zc.convert(str(tmp_path / "m.pt"), (torch.zeros(4, 6),), arch=FACTORY, scheme="zero-2022", leftovers="keep")
+        zc.convert(str(tmp_path / "m.pt"), (torch.zeros(4, 6),), arch=FACTORY, scheme="zero-2022", uncovered="keep")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")

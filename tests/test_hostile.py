@@ -16,8 +16,8 @@ from tests.hostile import CALLS, Hostile, corpus
 # Runs in a process of its own. After a first file, nothing may be imported, executed, started, connected or written.
 PROBE = """
 import json, os, sys
-from zero_convert import display, inspecting, readers
-from zero_convert.cli import parts
+from zero_convert import inspection, readers
+from zero_convert.cli import display, options
 from zero_convert.cli.display import file as display_file
 from zero_convert.errors import ZeroConvertError
 folder, warm = sys.argv[1], sys.argv[2]
@@ -46,26 +46,26 @@ class Kept(list):
 def look(path):  # what the command does, without its parser of arguments
     screen = display.Screen(verbose=1)
     try:
-        facts = inspecting.facts(inspecting.survey(readers.read(path), digest=True, values=True))
+        facts = inspection.facts(inspection.survey(readers.read(path), digest=True, values=True))
         display_file.file_contents(screen, facts)
         display_file.markdown(facts)
         return {**facts, "exit_code": 0}
     except ZeroConvertError as error:
         display.error(error)
-        return parts.error_facts(error)
+        return options.error_facts(error)
 
 sys.addaudithook(hook)
 real = sys.stdout
 for name in sorted(os.listdir(warm)):
     sys.stdout = sys.stderr = Kept()
-    parts.print_json(look(os.path.join(warm, name)))
+    options.print_json(look(os.path.join(warm, name)))
 names = sorted(os.listdir(folder))
 armed = True
 for current in names:
     sys.stderr = sys.stdout = shown = Kept()
     facts = look(os.path.join(folder, current))
     sys.stdout = kept = Kept()
-    parts.print_json(facts)
+    options.print_json(facts)
     results[current] = ["".join(kept), "".join(shown)]
 armed = False
 json.dump([results, events], real)

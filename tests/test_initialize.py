@@ -98,24 +98,24 @@ def test_a_tensor_without_a_rule_stops_the_run_unless_it_is_said_what_it_gets() 
     given = torch.tensor([0.3, 0.1, 0.7, 0.2, 0.9, 0.5])
     with pytest.raises(CoverageError, match="no rule") as raised:
         filled(Net(given), constructed=False)
-    assert "extra (6, Net" in str(raised.value.where) and "--leftovers" in raised.value.fix
-    net, rules = filled(Net(given.clone()), constructed=False, leftovers="zeros")
+    assert "extra (6, Net" in str(raised.value.where) and "--uncovered" in raised.value.fix
+    net, rules = filled(Net(given.clone()), constructed=False, uncovered="zeros")
     assert net.extra.tolist() == [0.0] * 6
-    net, rules = filled(Net(given), leftovers="keep")  # a factory fixed it
+    net, rules = filled(Net(given), uncovered="keep")  # a factory fixed it
     assert given.all() and (net.extra.tolist(), rules["extra"]) == (given.tolist(), "kept as constructed")
 
 
 def test_zeros_go_to_buffers_that_a_generator_drew() -> None:
-    net, rules = filled(Buffered(torch.full((6,), torch.nan)), leftovers="zeros")
+    net, rules = filled(Buffered(torch.full((6,), torch.nan)), uncovered="zeros")
     assert net.noise.tolist() == [0.0] * 6 and rules["noise"] == "constant 0"
     assert net.table.tolist() == [0.25, 0.75] and rules["table"] == "kept as constructed"
 
 
 def test_what_a_generator_drew_is_not_kept() -> None:
     with pytest.raises(CoverageError, match="hold no constants"):
-        filled(Net(torch.full((6,), torch.nan)), leftovers="keep")
+        filled(Net(torch.full((6,), torch.nan)), uncovered="keep")
     with pytest.raises(CoverageError, match="hold no constants"):
-        filled(Net(torch.tensor([0.3, 0.1, 0.7, 0.2, 0.9, 0.5])), leftovers="keep", constructed=False)
+        filled(Net(torch.tensor([0.3, 0.1, 0.7, 0.2, 0.9, 0.5])), uncovered="keep", constructed=False)
     with pytest.raises(CoverageError, match="hold no constants"):
         filled(Net(), drawn=("count",))
 

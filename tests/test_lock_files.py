@@ -59,15 +59,15 @@ def tree() -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in Path().rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
 
-@pytest.mark.parametrize("leftovers", [pytest.param("zeros", marks=pytest.mark.slow), "keep"])
-def test_a_lock_of_a_file_holds_its_digest_and_names_it_when_it_moves(run: Run, leftovers: str) -> None:
-    ran = run(*LOCK, "--leftovers", leftovers)
+@pytest.mark.parametrize("uncovered", [pytest.param("zeros", marks=pytest.mark.slow), "keep"])
+def test_a_lock_of_a_file_holds_its_digest_and_names_it_when_it_moves(run: Run, uncovered: str) -> None:
+    ran = run(*LOCK, "--uncovered", uncovered)
     assert ran.code == 0, ran.err
     (entry,) = read_lock("zero.lock").entries
     assert entry.origin is not None
     assert (entry.origin.path, entry.origin.sha256) == ("in/weights.pt", (sha256_file("in/weights.pt"),))
     assert entry.model == "nets/net.py:Net"
-    assert entry.identity.recipe.files == (entry.origin.sha256 if leftovers == "keep" else ())
+    assert entry.identity.recipe.files == (entry.origin.sha256 if uncovered == "keep" else ())
     before = tree()
     assert run("check", "--trust").out == "a.safetensors: OK\n"
     assert run("verify", "--lock", "zero.lock").code == 0
@@ -78,7 +78,7 @@ def test_a_lock_of_a_file_holds_its_digest_and_names_it_when_it_moves(run: Run, 
     assert (ran.code, ran.out) == (1, "a.safetensors: DRIFT\n")
     lines = [line.strip() for line in ran.err.splitlines()]
     assert lines[0].startswith("source 'in/weights.pt': sha256: got ")
-    assert any(line.startswith("tensor 'table': values") for line in lines) is (leftovers == "keep")
+    assert any(line.startswith("tensor 'table': values") for line in lines) is (uncovered == "keep")
     (github,) = run("check", "--trust", "--format", "github").out.splitlines()
     text = Path("zero.lock").read_text().splitlines()
     assert '"from": {' in text[int(github.partition("line=")[2].partition(",")[0]) - 1]
@@ -89,19 +89,19 @@ def test_a_lock_of_a_file_holds_its_digest_and_names_it_when_it_moves(run: Run, 
 
 @pytest.mark.slow
 def test_a_lock_of_a_file_means_the_same_from_every_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run(*LOCK, "--leftovers", "keep").code == 0
+    assert run(*LOCK, "--uncovered", "keep").code == 0
     here = Path("zero.lock").read_bytes()
     monkeypatch.chdir("in")
     assert run("check", "../zero.lock", "--trust").code == 0
     again = ["../nets/net.py:Net" if each == "nets/net.py:Net" else each for each in LOCK]
     again[again.index("in/weights.pt")], again[again.index("a.safetensors")] = "weights.pt", "../a.safetensors"
-    ran = run(*again, "--leftovers", "keep", "--lock", "../zero.lock", "--force")
+    ran = run(*again, "--uncovered", "keep", "--lock", "../zero.lock", "--force")
     assert ran.code == 0, ran.err
     assert Path("../zero.lock").read_bytes() == here
 
 
 def test_a_file_that_is_gone_is_said_and_the_artifact_can_still_be_verified(run: Run) -> None:
-    assert run(*LOCK, "--leftovers", "keep").code == 0
+    assert run(*LOCK, "--uncovered", "keep").code == 0
     Path("in/weights.pt").rename("in/other.pt")
     for command in (("check", "--trust"), ("lock", "--update", "--trust")):
         ran = run(*command)
@@ -125,7 +125,7 @@ def test_of_a_file_in_several_the_one_that_moved_is_named() -> None:
 @pytest.mark.slow
 def test_a_file_without_an_ending_is_a_file(run: Run) -> None:
     Path("in/weights.pt").rename("resnet18")
-    ran = run(*("./resnet18" if each == "in/weights.pt" else each for each in LOCK), "--leftovers", "keep")
+    ran = run(*("./resnet18" if each == "in/weights.pt" else each for each in LOCK), "--uncovered", "keep")
     assert ran.code == 0, ran.err
     assert run("check", "--trust").code == 0
 

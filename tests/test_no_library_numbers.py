@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from zero_convert import schemes
 from zero_convert.conversion import prepare
 from zero_convert.errors import CoverageError
+from zero_convert.options import Options
 
 from .nets import tiny_resnet
 from .odd_nets import TinyViT, ramp
@@ -95,7 +96,7 @@ def test_no_weight_comes_from_a_library(scheme: str, monkeypatch: pytest.MonkeyP
     filled = 0
     for make, shape in NETS:
         with contextlib.suppress(CoverageError):  # declined
-            made = prepare(make(), (ramp(*shape),), scheme, None, None, "error", None)
+            made = prepare(make(), Options((ramp(*shape),), scheme=scheme))
             with monkeypatch.context() as patch, guard(patch):
                 assignments = made.fill(write=True)
             filled += 1

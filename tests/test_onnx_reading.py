@@ -26,7 +26,7 @@ from zero_convert.exporters.safetensors import Entry
 from zero_convert.formats.protobuf import Message, opening, varint
 from zero_convert.records import Recipe
 
-RECIPE = Recipe("tiny", {}, "zero-2021", {"c": 1}, "float32", {}, "tests.Tiny")
+RECIPE = Recipe(model="tiny", scheme="zero-2021", options={"c": 1}, ties={}, source="tests.Tiny")
 TENSORS = {
     "a.weight": np.arange(300, dtype="<f4").reshape(3, 100),
     "b.weight": np.arange(300, 600, dtype="<f4").reshape(3, 100),

@@ -28,6 +28,7 @@ from zero_convert import report as page
 from zero_convert.cli import report as cli_report
 from zero_convert.errors import StorageError, UsageError
 from zero_convert.formats import atomic
+from zero_convert.records import Recipe
 from zero_convert.report import blocks, charts, drawing, facts, layout
 
 SECTIONS = ["blocks", "depth", "weights", "rules", "checks", "recipe", "repeat"]
@@ -387,13 +388,13 @@ def test_the_heat_map_of_a_frozen_transform_is_its_matrix(bottleneck: zc.Result)
 
 
 def test_the_command_quotes_what_a_shell_would_read() -> None:
-    recipe = SimpleNamespace(
+    recipe = Recipe(
         model="my nets/n.py:f;rm", scheme="zero-2022", options={"c": "paper"}, model_args={"a": "x y", "n": 3},
-        inputs=(), dtype="float16", leftovers="keep",
+        dtype="float16", uncovered="keep", ties={}, source="n.f",
     )  # fmt: skip
-    assert facts.command(recipe, ["a b.onnx"]) == (  # type: ignore[arg-type]
+    assert facts.command(recipe, ["a b.onnx"]) == (
         "zero-convert 'my nets/n.py:f;rm' --scheme zero-2022 --set c=paper --model-arg 'a=x y' --model-arg n=3 "
-        "--dtype float16 --leftovers keep --out 'a b.onnx'"
+        "--dtype float16 --uncovered keep --out 'a b.onnx'"
     )
 
 

@@ -191,10 +191,10 @@ def test_the_converted_network_trains() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_a_file_remembers_inputs_and_leftovers_that_are_not_the_usual(tmp_path: Path) -> None:
+def test_a_file_remembers_inputs_and_a_choice_that_are_not_the_usual(tmp_path: Path) -> None:
     arguments = {"input_size": (448, 448)}
     plain = zc.convert("squeezenet1_1", validate="none").recipe
-    assert (plain.inputs, plain.leftovers) == ((), "error")
+    assert (plain.inputs, plain.uncovered) == ((), "error")
     x = torch.from_numpy(reference_values((1, 3, 448, 448)))
     result = zc.convert("maxvit_t", (x,), model_args=arguments, scheme="zero-2022", validate="none")
     assert result.recipe.inputs == ("1x3x448x448:float32",)
@@ -202,9 +202,9 @@ def test_a_file_remembers_inputs_and_leftovers_that_are_not_the_usual(tmp_path: 
     assert torch.equal(
         zc.load(tmp_path / "a.safetensors").state_dict()["stem.0.0.weight"], result.module.stem[0][0].weight
     )
-    recipes = [zc.convert(Raw(), (torch.ones(1, 4),), validate="none", leftovers="zeros").recipe]
+    recipes = [zc.convert(Raw(), (torch.ones(1, 4),), validate="none", uncovered="zeros").recipe]
     recipes.append(zc.convert(Tiny(), (X,), validate="none").recipe)
-    assert [recipe.leftovers for recipe in recipes] == ["zeros", "error"]
+    assert [recipe.uncovered for recipe in recipes] == ["zeros", "error"]
 
 
 def test_a_value_drawn_by_another_librarys_generator_is_not_kept_silently() -> None:
@@ -308,12 +308,12 @@ def test_what_no_rule_covers_stops_the_run_and_is_named() -> None:
     x = torch.ones(1, 4)
     with pytest.raises(CoverageError, match=r"odd \(4, Raw, read\)"):
         zc.convert(Raw(), (x,), validate="none")
-    assert zc.convert(Raw(), (x,), validate="none", leftovers="zeros").module.odd.tolist() == [0] * 4
+    assert zc.convert(Raw(), (x,), validate="none", uncovered="zeros").module.odd.tolist() == [0] * 4
     with pytest.raises(CoverageError, match="hold no constants"):
-        zc.convert(Raw(), (x,), validate="none", leftovers="keep")
+        zc.convert(Raw(), (x,), validate="none", uncovered="keep")
     constant = Raw()
     nn.init.constant_(constant.odd, 0.5)
-    assert zc.convert(constant, (x,), validate="none", leftovers="keep").module.odd.tolist() == [0.5] * 4
+    assert zc.convert(constant, (x,), validate="none", uncovered="keep").module.odd.tolist() == [0.5] * 4
 
 
 def test_a_failed_check_leaves_no_file(tmp_path: Path) -> None:
@@ -389,7 +389,7 @@ def test_progress_tells_each_step_in_order(tmp_path: Path) -> None:
         ({"options": {"mixing": "none", "norms": "keep"}}, UsageError, "norm"),
         ({"dtype": "float8"}, UsageError, "bfloat16"),
         ({"validate": "some"}, UsageError, "quick"),
-        ({"leftovers": "some"}, UsageError, "zeros"),
+        ({"uncovered": "some"}, UsageError, "zeros"),
         ({"device": "tpu"}, UsageError, "cuda"),
         ({"device": "cuda:9"}, DeviceError, "cuda"),
     ],

@@ -107,7 +107,7 @@ DECISIONS = {
     "empty layer": (lambda: Optional(extra=nn.Linear(0, 6)), {}, "extra.bias", Constant((6,), 0.0)),
     "scheme": (Net, {}, "stem.bias", Constant((6,), 0.0)),
     "uncovered": (
-        lambda: Zeta(extra=nn.Parameter(FACTORS.clone())), {"leftovers": "zeros"}, "extra", Constant((6,), 0.0)
+        lambda: Zeta(extra=nn.Parameter(FACTORS.clone())), {"uncovered": "zeros"}, "extra", Constant((6,), 0.0)
     ),
     "buffer": (lambda: Shifted(extra=torch.ones(6)), {"scheme": without_buffers()}, "extra", AsConstructed((6,))),
     "constant read": (lambda: Policy(extra=nn.Parameter(torch.ones(6))), {}, "extra", AsConstructed((6,))),
@@ -116,10 +116,10 @@ DECISIONS = {
     ),
     "file value": (
         lambda: Scaled(extra=nn.Parameter(torch.ones(6))),
-        {"file_values": {"extra": STORED}, "leftovers": "keep", "write": False}, "extra", STORED,
+        {"file_values": {"extra": STORED}, "uncovered": "keep", "write": False}, "extra", STORED,
     ),
     "drawn value": (
-        lambda: Shifted(extra=torch.full((6,), torch.nan)), {"leftovers": "zeros"}, "extra", Constant((6,), 0.0)
+        lambda: Shifted(extra=torch.full((6,), torch.nan)), {"uncovered": "zeros"}, "extra", Constant((6,), 0.0)
     ),
 }  # fmt: skip
 

@@ -279,7 +279,7 @@ def test_a_schemes_text_has_its_fixed_parts(scheme: str) -> None:
 )
 def test_wrong_options_are_refused_with_the_nearest_right_one(pairs: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        schemes.parse_options(schemes.get("zero-2021"), pairs)
+        schemes.complete_options(schemes.get("zero-2021"), schemes.read_pairs(pairs))
 
 
 SEEDED = schemes.Scheme("seeded", "", "", (SEED,), lambda options: (), lambda layer, structure, options: None)

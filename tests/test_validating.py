@@ -201,7 +201,7 @@ def test_files_that_their_recipe_alone_does_not_make_are_refused_with_the_way_ou
     namespace: dict[str, type[torch.nn.Module]] = {}
     exec(ODD, namespace)
     torch.save(namespace["Odd"]().state_dict(), tmp_path / "given.pt")
-    settings = {"leftovers": "keep", "validate": "none", "device": "cpu"}
+    settings = {"uncovered": "keep", "validate": "none", "device": "cpu"}
     result = zc.convert(str(tmp_path / "given.pt"), (torch.ones(5, 4),), arch=f"{net}:Odd", **settings)
     result.save(tmp_path / "made.safetensors")
     with pytest.raises(UsageError, match="another file"):

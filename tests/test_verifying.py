@@ -16,7 +16,7 @@ from zero_convert.formats.atomic import atomic_write
 from zero_convert.formats.digests import canonical_json
 from zero_convert.records import Recipe
 
-RECIPE = Recipe("tiny", {}, "zero-2021", {"c": 1}, "float32", {}, "tests.Tiny")
+RECIPE = Recipe(model="tiny", scheme="zero-2021", options={"c": 1}, ties={}, source="tests.Tiny")
 CONTENTS = {"a.weight": b"abcdefgh", "b.weight": b"ABCDEFGH", "empty": b"", "z.bias": b"1234"}
 
 
@@ -116,7 +116,9 @@ def test_missing_extra_and_reshaped_tensors_are_named(artifact: Path) -> None:
 
 
 def test_another_recipe_with_the_same_weights_is_found(artifact: Path) -> None:
-    rewrite(artifact, CONTENTS, Recipe("tiny", {}, "zero-2021", {"c": 2}, "float32", {}, "tests.Tiny"))
+    rewrite(
+        artifact, CONTENTS, Recipe(model="tiny", scheme="zero-2021", options={"c": 2}, ties={}, source="tests.Tiny")
+    )
     found = verify(artifact).findings
     assert [finding.what for finding in found] == ["sha256", "recipe"]
     assert found[1].expected == canonical_json(recipe_json(RECIPE))

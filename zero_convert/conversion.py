@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from . import readers, rewrites, schemes, sources
-from .artifacts import receipt
+from . import rewrites, schemes, sources
+from .checks.subject import Subject
 from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .graph.copies import copy_of
 from .graph.original import keep
@@ -20,12 +20,15 @@ from .graph.traced import Original, Traced
 from .initialization.constants import unverified_buffers
 from .initialization.fill import initialize
 from .initialization.scheme import Scheme
+from .model_ref import ModelRef
+from .options import Inputs, Options, carried
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .result import Progress, tell
 from .runtime.threads import one_thread
 from .sources.building import detectors
 from .sources.building.fingerprint import fingerprint
 from .sources.file_values import FileValues
+from .sources.inputs import parse_inputs
 from .sources.model_file import File, opened
 from .sources.programs import torchscript
 from .structure import analyze
@@ -33,52 +36,110 @@ from .tracing import record, retrace, trace
 from .tracing.shapes import propagate_shapes, runs
 
 SHOWN = 6  # parts and decisions named in a note
-Inputs = Sequence[Any] | Mapping[str, Any]  # arguments of forward: by position, or by name
 Outputs = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each tensor that a forward returns
 
 
 @dataclass
-class Made:
-    """Everything up to the moment the values are written."""
+class Conversion:
+    """One conversion under way; the steps of `prepare` are its methods, and set the fields behind the first ones.
 
-    loaded: sources.Loaded
+    Attributes:
+        asked: what the user asked for.
+        options: of the scheme, all of them.
+        loaded: the model, in float32 where its forward allows that.
+        given: whether the example inputs are not the source's own.
+        file: the model file, where one was given.
+        file_values: its values, where they serve for what no rule covers.
+        fingerprint, training, captured: of the model as given; `captured` is the share of its parameters inside graphs.
+        inputs: example inputs by position.
+        traced: the network; after the rewrites the new one.
+        outputs: mode → what the forward returned before the rewrites.
+        needed: example inputs as the recipe spells them, where the source's own would not do.
+        joins, structure: what was found in the network before the rewrites, and after them.
+        notes: what the reader of the plan should know about the capture.
+        original: the network as given, where it was asked for.
+        kept: whether values of the file are in the module.
+    """
+
+    asked: Options
     found: schemes.Found
     options: Mapping[str, Option]
-    traced: Traced
-    joins: Structure
-    structure: Structure
-    edits: tuple[Edit, ...]
-    inputs: tuple[Any, ...]
-    outputs: Mapping[str, Outputs]
-    fingerprint: str
-    training: bool
-    leftovers: str
-    needed: tuple[str, ...]
-    notes: tuple[str, ...]  # what the reader of the plan should know about the capture
-    captured: float  # of the model as given
-    file: File | None = None
-    file_values: Mapping[str, FileValues] = field(default_factory=dict)
-    kept: bool = False  # whether values of the file are in the module
-    original: Original | None = None  # where it was asked for
+    loaded: sources.Loaded
+    given: bool
+    file: File | None
+    file_values: Mapping[str, FileValues]
+    fingerprint: str = field(init=False)
+    training: bool = field(init=False)
+    inputs: tuple[Any, ...] = field(init=False)
+    traced: Traced = field(init=False)
+    outputs: Mapping[str, Outputs] = field(init=False)
+    needed: tuple[str, ...] = field(init=False)
+    joins: Structure = field(init=False)
+    notes: tuple[str, ...] = field(init=False)
+    captured: float = field(init=False)
+    edits: tuple[Edit, ...] = field(init=False)
+    structure: Structure = field(init=False)
+    original: Original | None = None
+    kept: bool = False
 
     @property
     def scheme(self) -> Scheme:
         return self.found.scheme
 
+    def trace(self) -> None:
+        """The network is captured. Raises TraceError."""
+        loaded, given = self.loaded, self.loaded.example_inputs or ()
+        self.fingerprint, self.training = fingerprint(loaded.module), loaded.module.training
+        tell(self.asked.progress, "trace", loaded.source)
+        self.inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
+        self.traced = traced = trace(loaded.module, given)
+        self.needed = _needed_inputs(loaded, traced.rung) if self.given else ()
+        self.outputs = {"train": _outputs(traced.train), "evaluate": _outputs(traced.evaluate)}
+
+    def analyze(self, *, compare: bool) -> None:
+        """Its structure is found; with `compare` the network is kept as it is beside the one that is rewritten."""
+        traced = self.traced
+        tell(self.asked.progress, "analyze", f"{len(list(traced.train.nodes))} nodes")
+        if traced.whole and traced.opaque:
+            self.traced = traced = replace(traced, inside=_inside(traced, self.loaded.example_inputs or ()))
+        self.joins = analyze(traced)
+        kept = keep(traced) if compare else None
+        self.original = None if kept is None else Original(kept, self.joins)
+        self.notes, self.captured = _capture_notes(traced), traced.captured
+
+    def rewrite(self) -> None:
+        """It becomes what the scheme wants. Raises DeclinedError, or ModelError where that does not fit it."""
+        tell(self.asked.progress, "rewrite", f"{sum(join.residual for join in self.joins.joins)} residual joins")
+        traced, self.edits = rewrites.apply(self.traced, self.scheme.rewrites(self.options), self.options)
+        if self.edits and traced.whole:
+            _same_outputs(traced, self.inputs, self.outputs, self.scheme, self.loaded.source)
+        elif self.edits:
+            traced = retrace(traced, traced.root, self.inputs)
+        self.traced, self.structure = traced, analyze(traced) if self.edits else self.joins
+        _accepted(self.scheme, self.options, self.structure, self.loaded.source)
+
     def fill(self, *, write: bool) -> tuple[Assignment, ...]:
+        """The rule of each tensor; with `write` its values as well, and the mode that the module was in."""
         assignments = initialize(
             self.traced,
             self.structure,
             self.scheme,
             self.options,
-            leftovers=self.leftovers,
+            uncovered=self.asked.uncovered,
             constructed=self.loaded.poisoned,
             drawn=self.loaded.drawn,
             file_values=self.file_values,
             write=write,
         )
         self.kept = any(isinstance(a.formula, FileValues) for a in assignments)
+        if write:
+            self.traced.root.train(self.training)
         return assignments
+
+    def subject(self, assignments: tuple[Assignment, ...]) -> Subject:
+        """What the checks are asked of."""
+        network = self.traced, self.structure, self.scheme, self.options
+        return Subject(*network, assignments, self.inputs, self.outputs, self.original)
 
     def release(self) -> nn.Module:
         """The rewritten module for the user; what was reduced while it was looked at is as it was made."""
@@ -109,17 +170,18 @@ class Made:
             "follows the draw (a factory would show it)",
         )
 
-    def recipe(self, dtype: str) -> Recipe:
+    def recipe(self) -> Recipe:
+        """What makes the conversion again."""
         stored = ties(self.traced.root.state_dict(keep_vars=True))
-        return Recipe(
+        return carried(
+            Recipe,
+            self.asked,
             model=self.loaded.name,
             model_args=dict(self.loaded.model_args),
             scheme=self.found.name,
             options=dict(self.options),
-            dtype=dtype,
             ties={name: first for name, first in stored.items() if name != first},
             source=self.loaded.source,
-            leftovers=self.leftovers,
             inputs=self.needed,
             scheme_source=self.found.source,
             files=self.file.digests if self.file and (self.kept or not self.loaded.name) else (),
@@ -128,84 +190,48 @@ class Made:
 
 @one_thread()  # nothing here computes much, and a second thread would be waited for
 def prepare(
-    model: str | nn.Module,
-    example_inputs: Inputs | None,
-    scheme_name: str,
-    options: Mapping[str, Option] | None,
-    model_args: Mapping[str, Any] | None,
-    leftovers: str,
-    progress: Progress | None,
-    folders: Sequence[str] = (),
-    *,
-    arch: str | None = None,
-    trust: bool = False,
-    compare: bool = False,
-) -> Made:
-    """Args: `compare`: keep the network as it was given beside the rewritten one."""
-    one_of("leftovers", leftovers, receipt.LEFTOVERS)
-    found = schemes.find(scheme_name, folders)
-    scheme = found.scheme
-    chosen = schemes.complete_options(scheme, options or {})
-    file = opened_file(model, arch, trust)
-    if file and example_inputs is None:
-        example_inputs = file.inputs
-    loaded = load_source(file.model if file else model, model_args, example_inputs, progress, folders)
+    model: str | ModelRef | nn.Module, options: Options, folders: Sequence[str] = (), *, compare: bool = False
+) -> Conversion:
+    """The conversion of a model, up to the moment the values are written. Errors as for `pipeline.convert`.
+
+    Args:
+        folders: where to look for files of Python besides the current folder.
+        compare: keep the network as it was given beside the rewritten one.
+    """
+    conversion = _load(model, options, folders)
+    conversion.trace()
+    conversion.analyze(compare=compare)
+    conversion.rewrite()
+    return conversion
+
+
+def _load(model: str | ModelRef | nn.Module, options: Options, folders: Sequence[str]) -> Conversion:
+    found = schemes.find(options.scheme, folders)
+    chosen = schemes.complete_options(found.scheme, options.options or {})
+    source = ModelRef.parse(model) if isinstance(model, str) else model
+    file, inputs = _opened_file(source, options), options.example_inputs
+    if inputs is None:
+        inputs = parse_inputs(options.inputs) if options.inputs else file.inputs if file else None
+    if file:
+        source = ModelRef.named(file.model) if isinstance(file.model, str) else file.model
+    loaded = load_source(source, options.model_args, inputs, options.progress, folders)
     file_values: Mapping[str, FileValues] = {}
     if file:
-        tell(progress, "compare", "names and shapes of the file")
-        file_values, said = file.fit(loaded.module)
-        loaded = replace(loaded, notes=(*said, *loaded.notes))
-    loaded = _single_precision(loaded)
-    mark, training = fingerprint(loaded.module), loaded.module.training
-    tell(progress, "trace", loaded.source)
-    given = loaded.example_inputs or ()
-    inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
-    traced = trace(loaded.module, given)
-    needed = _needed_inputs(loaded, traced.rung) if example_inputs is not None else ()
-    outputs = {mode: _outputs(graph) for mode, graph in (("train", traced.train), ("evaluate", traced.evaluate))}
-    tell(progress, "analyze", f"{len(list(traced.train.nodes))} nodes")
-    if traced.whole and traced.opaque:
-        traced = replace(traced, inside=_inside(traced, given))
-    before = analyze(traced)
-    kept = keep(traced) if compare else None
-    notes, captured = _capture_notes(traced), traced.captured
-    tell(progress, "rewrite", f"{sum(join.residual for join in before.joins)} residual joins")
-    traced, edits = rewrites.apply(traced, scheme.rewrites(chosen), chosen)
-    if edits and traced.whole:
-        _same_outputs(traced, inputs, outputs, scheme, loaded.source)
-    elif edits:
-        traced = retrace(traced, traced.root, inputs)
-    after = analyze(traced) if edits else before
-    _accepted(scheme, chosen, after, loaded.source)
-    return Made(
-        loaded,
-        found,
-        chosen,
-        traced,
-        before,
-        after,
-        edits,
-        inputs,
-        outputs,
-        mark,
-        training,
-        leftovers,
-        needed,
-        notes,
-        captured,
-        file,
-        file_values if leftovers == "keep" else {},
-        original=None if kept is None else Original(kept, before),
-    )
+        tell(options.progress, "compare", "names and shapes of the file")
+        file_values, notes = file.fit(loaded.module)
+        loaded = replace(loaded, notes=(*notes, *loaded.notes))
+    file_values = file_values if options.uncovered == "keep" else {}
+    return Conversion(options, found, chosen, _single_precision(loaded), inputs is not None, file, file_values)
 
 
-def opened_file(model: str | nn.Module, arch: str | None, trust: bool) -> File | None:
+def _opened_file(model: ModelRef | nn.Module, options: Options) -> File | None:
     """The file that `model` names, or None where it names or is a model."""
-    if isinstance(model, str) and readers.names_file(model):
-        return opened(model, arch, trust)
-    if arch is not None or trust:
-        option = "arch" if arch is not None else "trust"
-        raise UsageError(f"{option} is for files", got=repr(model)[:80], expected="FILE.pt, FILE.safetensors, …")
+    if isinstance(model, ModelRef) and model.kind == "file":
+        return opened(model.path, options.arch, options.trust)
+    if options.arch is not None or options.trust:
+        option = "arch" if options.arch is not None else "trust"
+        got = str(model) if isinstance(model, ModelRef) else model
+        raise UsageError(f"{option} is for files", got=repr(got)[:80], expected="FILE.pt, FILE.safetensors, …")
     return None
 
 
@@ -344,16 +370,16 @@ def _same_outputs(
 
 
 def load_source(
-    model: str | nn.Module,
+    model: ModelRef | nn.Module,
     model_args: Mapping[str, Any] | None,
     example_inputs: Inputs | None,
     progress: Progress | None,
     folders: Sequence[str] = (),
 ) -> sources.Loaded:
-    tell(progress, "load", model if isinstance(model, str) else type(model).__qualname__)
+    tell(progress, "load", str(model) if isinstance(model, ModelRef) else type(model).__qualname__)
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
-    if isinstance(model, str):
+    if isinstance(model, ModelRef):
         loaded = sources.load(model, model_args or {}, inputs=example_inputs, folders=folders)
     else:
         loaded = sources.adopt(model, example_inputs)
@@ -372,8 +398,3 @@ def load_source(
 def _outputs(graph: torch.fx.Graph) -> Outputs:
     outputs: Outputs = next(node.meta["outputs"] for node in graph.nodes if node.op == "output")
     return outputs
-
-
-def one_of(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise UsageError(f"{name} has no such value", got=repr(value), expected="one of " + ", ".join(choices))

@@ -6,23 +6,27 @@ of the way. `restore.py` goes back from a file to the module.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
 import torch
 from torch import nn
 
 from . import checks
 from .checks.subject import Subject
-from .conversion import Inputs, cast, load_source, one_of, prepare
+from .conversion import cast, load_source, prepare
 from .errors import CoverageError, UsageError
 from .exporters.onnx import needs_data_file
 from .initialization.constants import nan_names
-from .records import Check, Option, Plan, Structure
+from .model_ref import ModelRef
+from .options import Inputs, Options, RecipeOptions
+from .records import Check, Plan, Structure
 from .restore import load as load
 from .result import Progress, tell
 from .result import Result as Result
@@ -35,8 +39,8 @@ from .tracing import trace
 from .validation import Validation as Validation
 from .validation import validate as validate
 
-DTYPES = ("float32", "float16", "bfloat16")
-VALIDATE = ("quick", "full", "none")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,107 +58,85 @@ class Inspection:
     captured: float  # share of the parameters inside captured graphs
 
 
+def _by_keywords(
+    options: Callable[P, Options],
+) -> Callable[[Callable[[str | nn.Module, Options], T]], Callable[Concatenate[str | nn.Module, P], T]]:
+    """Gives a function of a model and its options the fields of the record as arguments, in its help as well."""
+
+    def decorate(function: Callable[[str | nn.Module, Options], T]) -> Callable[Concatenate[str | nn.Module, P], T]:
+        @functools.wraps(function)
+        def by_keywords(model: str | nn.Module, *args: P.args, **kwargs: P.kwargs) -> T:
+            return function(model, options(*args, **kwargs))
+
+        documented = ((inspect.getdoc(base) or "").partition("Attributes:\n")[2] for base in (Options, RecipeOptions))
+        documentation = "\n".join(text.partition("\n\n")[0] for text in documented)
+        by_keywords.__doc__ = inspect.cleandoc(function.__doc__ or "").replace("    OPTIONS", documentation)
+        own, hints = inspect.signature(function), get_type_hints(Options)
+        empty: dict[str, Any] = {spec.name: {} for spec in fields(Options) if spec.default_factory is not MISSING}
+        arguments = [
+            argument.replace(annotation=hints[name], default=empty.get(name, argument.default))
+            for name, argument in inspect.signature(options).parameters.items()
+        ]
+        signature = own.replace(parameters=[own.parameters["model"], *arguments])
+        by_keywords.__signature__ = signature  # type: ignore[attr-defined]
+        return by_keywords  # type: ignore[return-value]  # `model` may be given by its name as well
+
+    return decorate
+
+
+@_by_keywords(Options)
 @torch.inference_mode(False)
-def convert(
-    model: str | nn.Module,
-    example_inputs: Inputs | None = None,
-    *,
-    scheme: str = "zero-2021",
-    options: Mapping[str, Option] | None = None,
-    model_args: Mapping[str, Any] | None = None,
-    dtype: str = "float32",
-    device: str = "auto",
-    validate: str = "quick",
-    leftovers: str = "error",
-    arch: str | None = None,
-    trust: bool = False,
-    train_steps: int | None = None,
-    formats: Sequence[str] = (),
-    progress: Progress | None = None,
-) -> Result:
+def convert(model: str | nn.Module, options: Options) -> Result:
     """The model rewritten for the scheme, every parameter filled by a closed formula, and checked.
 
     Args:
         model: an nn.Module (never changed: a copy is converted) or a MODEL string such as "resnet50", or the path
             of a model file.
-        example_inputs: positional arguments of `forward`, or a dict of its arguments by name; None takes the source's
-            convention.
-        scheme: a name from `zero-convert schemes`.
-        options: the scheme's options, {"mixing": "permute"}; the rest at their defaults.
-        model_args: keyword arguments for the factory behind a MODEL string.
-        dtype: of all floating tensors: "float32", "float16" or "bfloat16".
-        device: where the checks run: "auto", "cpu", "cuda", "cuda:N" or "mps".
-        validate: "quick", "full" or "none".
-        leftovers: what a trainable tensor without a rule gets: "error", "zeros" or "keep".
-        arch: with a file as `model`: the MODEL string that its structure comes from. Its values then serve only for
-            what the scheme leaves, and only with leftovers="keep".
-        trust: a file without `arch` is loaded by torch, which runs code from it.
-        train_steps: of the check `training`; by default 10 with "full", none with "quick".
-        formats: that it will be saved in; with "full", "onnx" has ONNX Runtime compute the export too.
-        progress: called with (step, detail) when a step begins.
+        OPTIONS
 
     Failed checks do not raise here: see `Result.failed`; `Result.save` refuses then.
 
     Raises:
         UsageError, LoadError, TraceError, CoverageError, DeviceError: as their names say, with what to do about it.
     """
-    one_of("dtype", dtype, DTYPES)
-    one_of("validate", validate, VALIDATE)
-    if train_steps and validate == "none":
+    if options.train_steps and options.validate == "none":
         raise UsageError(
             "steps of training are a check, and no checks were asked for",
             where="--train-steps",
             got="--validate none",
             fix="Leave one of the two out.",
         )
-    where, note = checks.resolve(device)
-    made = prepare(
-        model,
-        example_inputs,
-        scheme,
-        options,
-        model_args,
-        leftovers,
-        progress,
-        arch=arch,
-        trust=trust,
-        compare=validate != "none",
-    )
-    tell(progress, "initialize", made.scheme.name)
-    assignments = made.fill(write=True)
-    made.traced.root.train(made.training)
-    if nan := nan_names(made.traced.root):
+    where, note = checks.resolve(options.device)
+    progress = options.progress
+    conversion = prepare(model, options, compare=options.validate != "none")
+    tell(progress, "initialize", conversion.scheme.name)
+    assignments = conversion.fill(write=True)
+    if nan := nan_names(conversion.traced.root):
         raise CoverageError("values are left that no rule wrote", where=", ".join(nan[:6]), got="NaN")
-    found: tuple[Check, ...] = ()
-    if validate != "none":
+    answers: tuple[Check, ...] = ()
+    subject = conversion.subject(assignments)
+    if options.validate != "none":
         tell(progress, "validate", where)
-        subject = Subject(
-            made.traced,
-            made.structure,
-            made.scheme,
-            made.options,
-            assignments,
-            made.inputs,
-            made.outputs,
-            made.original,
+        answers = checks.run(
+            subject, level=options.validate, device=where, train_steps=options.train_steps, progress=progress
         )
-        found = checks.run(subject, level=validate, device=where, train_steps=train_steps, progress=progress)
-    cast(made.traced.root, dtype)
+    cast(conversion.traced.root, options.dtype)
     result = Result(
-        module=made.release(),
-        plan=made.plan(assignments),
-        checks=found,
-        recipe=made.recipe(dtype),
-        structure=made.structure,
-        fingerprint=made.fingerprint,
+        module=conversion.release(),
+        plan=conversion.plan(assignments),
+        checks=answers,
+        recipe=conversion.recipe(),
+        structure=conversion.structure,
+        fingerprint=conversion.fingerprint,
         device=f"{where} ({note})" if note else where,
-        inputs=made.loaded.example_inputs or (),
-        graph=made.traced.evaluate if made.traced.whole else None,
-        original=made.original,
+        inputs=conversion.loaded.example_inputs or (),
+        graph=conversion.traced.evaluate if conversion.traced.whole else None,
+        original=conversion.original,
     )
-    if validate == "full" and "onnx" in formats:
+    if options.validate == "full" and "onnx" in options.formats:
         tell(progress, "validate", f"parity on {where}")
-        result.checks += (_parity(result, subject, device=where, strict=device.startswith("cuda")),)
+        strict = options.device.startswith("cuda")
+        result.checks += (_parity(result, subject, device=where, strict=strict),)
     return result
 
 
@@ -171,22 +153,15 @@ def _parity(result: Result, subject: Subject, *, device: str, strict: bool) -> C
         return checks.compare_export(subject, path, device=device, dtype=result.recipe.dtype, strict=strict)
 
 
+@_by_keywords(Options)
 @torch.inference_mode(False)
-def plan(
-    model: str | nn.Module,
-    example_inputs: Inputs | None = None,
-    *,
-    scheme: str = "zero-2021",
-    options: Mapping[str, Option] | None = None,
-    model_args: Mapping[str, Any] | None = None,
-    leftovers: str = "error",
-    arch: str | None = None,
-    trust: bool = False,
-    progress: Progress | None = None,
-) -> Plan:
-    """Every edit and every tensor's rule, without writing a value. Arguments and errors as for `convert`."""
-    made = prepare(model, example_inputs, scheme, options, model_args, leftovers, progress, arch=arch, trust=trust)
-    return made.plan(made.fill(write=False))
+def plan(model: str | nn.Module, options: Options) -> Plan:
+    """Every edit and every tensor's rule, without writing a value. Arguments and errors as for `convert`.
+
+    What is asked of the checks and of the files changes nothing here.
+    """
+    conversion = prepare(model, options)
+    return conversion.plan(conversion.fill(write=False))
 
 
 @torch.inference_mode(False)
@@ -197,7 +172,8 @@ def inspect_model(
     progress: Progress | None = None,
 ) -> Inspection:
     """The structure of a model as given: layers with roles, residual joins, gates. Errors as for `convert`."""
-    loaded = load_source(model, model_args, example_inputs, progress)
+    source = ModelRef.named(model) if isinstance(model, str) else model
+    loaded = load_source(source, model_args, example_inputs, progress)
     tell(progress, "trace", loaded.source)
     traced = trace(loaded.module, loaded.example_inputs or ())
     tell(progress, "analyze", "")

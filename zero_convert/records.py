@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .options import Option as Option
+from .options import RecipeOptions
+
 if TYPE_CHECKING:
     from .formulas import Formula
 
-Option = str | int | float | bool
 NOT_IN_JSON = {"json": False}  # of a field that `--json` leaves out
 
 
@@ -304,24 +306,26 @@ class Check:
     remedy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What makes the bytes: model source, scheme, options, format version, dtype, ties.
+@dataclass(frozen=True, kw_only=True)
+class Recipe(RecipeOptions):
+    """What makes the bytes: the options that decide them, and what the conversion found.
 
-    `leftovers`, `inputs`, `scheme_source` and `files` are written down only where they are not the default: `inputs`,
-    as "1x3x448x448:float32", where the source's own example inputs would not do; `scheme_source`, a fingerprint, where
-    the scheme is from outside of this package; `files`, SHA-256 of each, where values or the structure came from files.
+    `uncovered` ("leftovers" in JSON), `inputs`, `scheme_source` and `files` are written down only where they are not
+    the default.
+
+    Attributes:
+        model: the MODEL string, or "" when a live module was given and no name is known for it.
+        ties: alias name → the name that is stored.
+        source: class of the model, "torchvision.models.resnet.ResNet".
+        inputs: where the source's own example inputs would not do.
+        scheme_source: a fingerprint, where the scheme is from outside of this package.
+        files: SHA-256 of each, where values or the structure came from files.
+        format: version of the recipe's format.
     """
 
-    model: str  # the MODEL string, or "" when a live module was given and no name is known for it
-    model_args: Mapping[str, Any]
-    scheme: str
-    options: Mapping[str, Option]
-    dtype: str  # "float32", …
-    ties: Mapping[str, str]  # alias name → the name that is stored
-    source: str  # class of the model, "torchvision.models.resnet.ResNet"
-    leftovers: str = "error"
-    inputs: tuple[str, ...] = ()
+    model: str
+    ties: Mapping[str, str]
+    source: str
     scheme_source: str = ""
     files: tuple[str, ...] = ()
     format: int = 1

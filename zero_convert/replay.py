@@ -1,4 +1,4 @@
-"""Redo the conversions of a lock: the work of `lock`, `lock --update` and `check`. The file itself is `lock.py`.
+"""Redo the conversions of a lock: the work of `lock`, `lock --update` and `check`. `artifacts/lock.py` has the file.
 
 A conversion runs in the lock's folder, so that paths and packages mean the same from wherever it is started, with
 nothing but what the entry says: no time, no machine, no network. The libraries are imported once for all entries.
@@ -7,23 +7,25 @@ nothing but what the entry says: no time, no machine, no network. The libraries 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from . import exporters, sources
+from . import exporters, model_ref
 from .artifacts.comparing import Difference, compare, compare_digests, compare_files
-from .artifacts.lock import Entry, LockedFile, Origin, canonical_model, record, strange_path, wordless
+from .artifacts.lock import Entry, LockedFile, Origin, record, strange_path, wordless
 from .artifacts.receipt import Identity, read_receipt, receipt_path
-from .errors import MismatchError, StorageError, UntrustedError, UsageError, ZeroConvertError
+from .errors import MismatchError, StorageError, UsageError, ZeroConvertError
 from .formats.digests import Written, brief, sha256_file
+from .model_ref import ModelRef, SchemeRef
+from .options import Options, carried
 from .records import Edit
-from .runtime import user_code
 
 if TYPE_CHECKING:
     from .result import Progress, Result, Saved
@@ -60,16 +62,28 @@ class Request:
     """One conversion to make and record.
 
     Attributes:
-        model: a MODEL string as it was typed.
-        inputs: example inputs as `--input` spells them.
-        arguments: of `convert` by name: scheme, options, model_args, dtype, leftovers, device, validate.
-        file: path of the model file that is converted; `model` is then the architecture of its tensors. Else "".
+        model: the model, or of a model file the architecture of its tensors.
+        options: `arch` is left out.
+        file: path of the model file that is converted, or "".
     """
 
-    model: str
-    inputs: tuple[str, ...]
-    arguments: Mapping[str, Any]
+    model: ModelRef
+    options: Options
     file: str = ""
+
+    @classmethod
+    def of(cls, entry: Entry, **changes: Any) -> Request:
+        """What makes an entry's conversion again. The changes are to its options."""
+        recipe = entry.identity.recipe
+        changes = {"scheme": entry.scheme or recipe.scheme, "inputs": entry.inputs} | changes
+        file = entry.origin.path if entry.origin else ""
+        return cls(ModelRef.named(entry.model), carried(Options, recipe, **changes), file)
+
+    def relative_to(self, folder: Path) -> Request:
+        """The request with all paths relative to the lock's folder."""
+        scheme = str(SchemeRef(self.options.scheme).relative_to(folder))
+        file = str(ModelRef("file", path=self.file).relative_to(folder)) if self.file else ""
+        return Request(self.model.relative_to(folder), replace(self.options, scheme=scheme), file)
 
 
 def check(index: int, entry: Entry, folder: Path, *, trust: bool = False, progress: Progress | None = None) -> Answer:
@@ -97,8 +111,7 @@ def check(index: int, entry: Entry, folder: Path, *, trust: bool = False, progre
 
 def _origin_now(entry: Entry, folder: Path) -> Origin | None:
     """The entry's model file as it is now."""
-    file = entry.origin.path if entry.origin else ""
-    return origin_of(Request(entry.model, (), {}, file), folder)
+    return origin_of(Request.of(entry), folder)
 
 
 def moved(now: Origin | None, entry: Entry) -> list[Difference]:
@@ -156,59 +169,44 @@ def measure(result: Result, file: LockedFile, *, fold: bool = False) -> Written:
     return result.write(_Nowhere(), name, opset or None, fold=fold, data=data, location=location)
 
 
-def made_again(
-    entry: Entry, folder: Path, *, trust: bool, validate: str, device: str = "auto", progress: Progress | None = None
-) -> Result:
+def made_again(entry: Entry, folder: Path, *, trust: bool, progress: Progress | None = None, **changes: Any) -> Result:
     """The conversion that an entry describes.
+
+    Args:
+        trust: run the code of a factory outside the model libraries, and of a scheme's file.
+        changes: fields of `Options`, instead of the recipe's.
 
     Raises:
         UntrustedError: it names a factory outside the model libraries or a scheme's file, and `trust` is not given.
         The errors of `convert`.
     """
-    if entry.scheme and not trust:
-        raise UntrustedError(
-            "the lock names a scheme in a file of Python, and using it means running that code",
-            where=entry.name,
-            got=repr(entry.scheme),
-            fix="--trust runs it, if you know that lock and that code.",
-        )
-    if entry.model.partition(":")[0] not in sources.ORIGINS and not trust:
-        raise UntrustedError(
-            "the lock names a factory outside the model libraries, and running it means running its code",
-            where=entry.name,
-            got=repr(entry.model),
-            fix="--trust runs it, if you know that lock and that code.",
-        )
-    recipe = entry.identity.recipe
-    if recipe.files and entry.origin is None:
+    request = Request.of(entry, **changes)
+    refuse = functools.partial(
+        model_ref.refuse_untrusted, where=entry.name, fix="--trust runs it, if you know that lock and that code."
+    )
+    scheme = SchemeRef(request.options.scheme)
+    refuse(scheme, trust, "the lock names a scheme in a file of Python, and using it means running that code")
+    factory = "the lock names a factory outside the model libraries, and running it means running its code"
+    refuse(request.model, trust, factory)
+    if (digests := entry.identity.recipe.files) and entry.origin is None:
         raise UsageError(
             "the lock does not say where the file is whose values are in this conversion",
             where=entry.name,
-            got=", ".join(recipe.files),
+            got=", ".join(digests),
             fix="`zero-convert verify --lock` compares its artifacts; `lock FILE --arch MODEL` records where it is.",
         )
-    arguments = {
-        "scheme": entry.scheme or recipe.scheme,
-        "options": recipe.options,
-        "model_args": recipe.model_args,
-        "dtype": recipe.dtype,
-        "leftovers": recipe.leftovers,
-        "validate": validate,
-        "device": device,
-    }
-    file = entry.origin.path if entry.origin else ""
-    return converted(Request(entry.model, entry.inputs, arguments, file), folder, progress)
+    return converted(request, folder, progress)
 
 
 def converted(request: Request, folder: Path, progress: Progress | None = None) -> Result:
     """The conversion, made in the lock's folder. Errors as for `convert`."""
     from . import pipeline
-    from .sources.inputs import parse_inputs
 
-    inputs = parse_inputs(request.inputs) if request.inputs else None
+    model, options = str(request.model), replace(request.options, progress=progress)
     with contextlib.chdir(folder):
-        model, arch = (_file_in(request.file), request.model) if request.file else (request.model, None)
-        return pipeline.convert(model, inputs, **request.arguments, arch=arch, progress=progress)
+        if request.file:
+            model, options = _file_in(request.file), replace(options, arch=model)
+        return pipeline.convert(model, **vars(options))
 
 
 def _file_in(path: str) -> str:
@@ -233,28 +231,11 @@ def origin_of(request: Request, folder: Path) -> Origin | None:
     if not request.file:
         return None
     with contextlib.chdir(folder):
-        return Origin(request.file, model_file.opened(_file_in(request.file), request.model, False).digests)
+        return Origin(request.file, model_file.opened(_file_in(request.file), str(request.model), False).digests)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # lock
-
-
-def request_in(folder: Path, request: Request) -> Request:
-    """The request with the model file's path and those to files of Python relative to the lock's folder."""
-    place, colon, factory = request.model.rpartition(":")
-    if colon and place.endswith(".py"):
-        request = replace(request, model=f"{_relative(place, folder)}:{factory}")
-    if request.file:
-        request = replace(request, file=_relative(request.file, folder))
-    scheme = str(request.arguments["scheme"])
-    if user_code.is_file(scheme):
-        request = replace(request, arguments={**request.arguments, "scheme": _relative(scheme, folder)})
-    return request
-
-
-def _relative(place: str, folder: Path) -> str:
-    return PurePath(os.path.relpath(place, folder)).as_posix()
 
 
 def path_in(folder: Path, output: str | PathLike[str]) -> str:
@@ -287,11 +268,11 @@ def entries_of(
         own = seal.written
         _, files = found.setdefault(seal.folded_from, (wordless(seal.identity), []))
         files.append(LockedFile(path, seal.file_format, own.sha256, own.size, file.opset, own.data))
-    model = request.model if canonical_model(request.model) == result.recipe.model else result.recipe.model
-    scheme = str(request.arguments["scheme"])
-    rules = scheme if user_code.is_file(scheme) else ""
+    model = str(request.model) if request.model.canonical == result.recipe.model else result.recipe.model
+    scheme = SchemeRef(request.options.scheme)
+    rules = scheme.text if scheme.runs_code else ""
     return tuple(
-        Entry(_sorted(files), model, request.inputs, identity, rules, origin, folded_from)
+        Entry(_sorted(files), model, request.options.inputs, identity, rules, origin, folded_from)
         for folded_from, (identity, files) in found.items()
     )
 
@@ -301,23 +282,19 @@ def _sorted(files: Sequence[LockedFile]) -> tuple[LockedFile, ...]:
 
 
 def update(
-    index: int,
-    entry: Entry,
-    lock_path: Path,
-    *,
-    trust: bool,
-    validate: str,
-    device: str,
-    progress: Progress | None = None,
+    index: int, entry: Entry, lock_path: Path, *, trust: bool, progress: Progress | None = None, **changes: Any
 ) -> Answer:
     """The entry's conversion made again; where anything moved or a file is missing, its files and the lock are written.
+
+    Args:
+        trust, changes: as for `made_again`.
 
     Raises:
         UntrustedError, CheckError, StorageError, and the errors of `convert`; the lock then has what it had.
     """
     start, folder = time.monotonic(), lock_path.parent
     origin = _origin_now(entry, folder)
-    result = made_again(entry, folder, trust=trust, validate=validate, device=device, progress=progress)
+    result = made_again(entry, folder, trust=trust, progress=progress, **changes)
     found = [*moved(origin, entry), *differences(result, entry)]
     dated = any(edit.source is None for edit in entry.identity.edits)  # of a lock of version 1
     if found or dated or not all(_is_there(folder / file.path, file) for file in entry.files):
@@ -326,8 +303,7 @@ def update(
             options: dict[str, Any] = {"opset": file.opset or None, "external_data": file.data is not None}
             options["fold"] = bool(entry.folded_from)
             saved += result.save(folder / file.path, force=True, format=file.format, progress=progress, **options)
-        request = Request(entry.model, entry.inputs, {"scheme": entry.scheme})
-        record(lock_path, *entries_of(request, result, saved, folder, origin))
+        record(lock_path, *entries_of(Request.of(entry), result, saved, folder, origin))
     return Answer(entry, index, tuple(found), None, time.monotonic() - start)
 
 

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from . import exporters, sources
+from . import exporters, model_ref
 from .artifacts import receipt
-from .conversion import Inputs, Made, cast, prepare
-from .errors import LoadError, MalformedError, UntrustedError, UsageError
+from .conversion import Conversion, cast, prepare
+from .errors import LoadError, MalformedError, UsageError
 from .graph.ties import ties
 from .initialization.constants import nan_names
+from .model_ref import ModelRef, SchemeRef
+from .options import Inputs, Options, carried
 from .records import Recipe
-from .result import Progress
-from .runtime import user_code
-from .sources.inputs import parse_inputs
 
 
 @torch.inference_mode(False)
@@ -53,55 +54,55 @@ def load(
         raise UsageError(
             "modules are loaded from safetensors", where=str(path), fix="Convert to FILE.safetensors as well."
         )
-    made, recipe = rebuilt(path, model, example_inputs, scheme=scheme, trust=trust, leftovers="keep")
-    module = made.traced.root
+    conversion, recipe = rebuilt(path, Named(model, example_inputs, scheme, trust), uncovered="keep")
+    module = conversion.traced.root
     cast(module, recipe.dtype)
     _fill_from(module, path, recipe, str(path))
     if nan := nan_names(module):
         raise MalformedError("values are left that the file does not hold", where=", ".join(nan[:6]), got="NaN")
-    return made.release().train()
+    return conversion.release().train()
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the user says of an artifact instead of its recipe; the fields are the arguments of `load`."""
+
+    model: str | nn.Module | None = None
+    example_inputs: Inputs | None = None
+    scheme: str | None = None
+    trust: bool = False
 
 
 def rebuilt(
-    path: str | PathLike[str],
-    model: str | nn.Module | None = None,
-    example_inputs: Inputs | None = None,
-    *,
-    scheme: str | None = None,
-    trust: bool = False,
-    leftovers: str | None = None,
-    compare: bool = False,
-    progress: Progress | None = None,
-) -> tuple[Made, Recipe]:
-    """The network that an artifact's recipe builds, up to the moment the values are written, and the recipe.
+    path: str | PathLike[str], named: Named, *, compare: bool = False, **others: Any
+) -> tuple[Conversion, Recipe]:
+    """The conversion that an artifact's recipe describes, up to the moment the values are written, and the recipe.
 
     Args:
-        leftovers: instead of the recipe's.
         compare: keep the network as given beside the rewritten one.
+        others: fields of `Options`, instead of the recipe's.
 
-    The others, and errors, as for `load`.
+    Errors as for `load`.
     """
     where = str(path)
     metadata = exporters.load(exporters.format_in(path)).read_metadata(path)
     recipe = receipt.recipe_from_metadata(metadata, where)
     if recipe is None:
         raise MalformedError("the file has no recipe", where=where, expected="a file that zero-convert wrote")
-    arguments = None
-    if model is None:
-        model, arguments = _named_model(recipe, where, trust), recipe.model_args
-    if example_inputs is None and recipe.inputs:
-        example_inputs = parse_inputs(recipe.inputs)
-    rules = scheme if scheme is not None else _named_scheme(recipe, where, trust)
-    kept = recipe.leftovers if leftovers is None else leftovers
-    folders = [str(Path(path).parent)]
-    made = prepare(model, example_inputs, rules, recipe.options, arguments, kept, progress, folders, compare=compare)
-    return made, recipe
+    model = _trusted_model(recipe, where, named.trust) if named.model is None else named.model
+    if named.model is not None:
+        others["model_args"] = {}
+    others["scheme"] = _trusted_scheme(recipe, where, named.trust) if named.scheme is None else named.scheme
+    # The dtype is for the caller: the values are cast once they are there.
+    options = carried(Options, recipe, example_inputs=named.example_inputs, dtype="float32", **others)
+    return prepare(model, options, [str(Path(path).parent)], compare=compare), recipe
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _named_model(recipe: Recipe, where: str, trust: bool) -> str:
+def _trusted_model(recipe: Recipe, where: str, trust: bool) -> ModelRef:
+    """What the recipe says of the model. Raises LoadError without one, UntrustedError where it runs code."""
     if not recipe.model:
         raise LoadError(
             "the file does not say how its model is built: it was converted from a live module",
@@ -109,26 +110,28 @@ def _named_model(recipe: Recipe, where: str, trust: bool) -> str:
             got=f"a {recipe.source}",
             fix="Say how: --arch MODEL (in Python the module, or a MODEL string, as `model=`).",
         )
-    if recipe.model.partition(":")[0] not in sources.ORIGINS and not trust:
-        raise UntrustedError(
-            "the file names a factory outside the model libraries, and running it means running its code",
-            where=where,
-            got=repr(recipe.model),
-            fix="If you know that file and that code: --trust. Or name the factory: --arch path/to/net.py:Net. "
-            "(In Python `trust=True`, `model=`.)",
-        )
-    return recipe.model
+    ref = ModelRef.named(recipe.model)
+    model_ref.refuse_untrusted(
+        ref,
+        trust,
+        "the file names a factory outside the model libraries, and running it means running its code",
+        where=where,
+        fix="If you know that file and that code: --trust. Or name the factory: --arch path/to/net.py:Net. "
+        "(In Python `trust=True`, `model=`.)",
+    )
+    return ref
 
 
-def _named_scheme(recipe: Recipe, where: str, trust: bool) -> str:
-    if user_code.is_file(recipe.scheme) and not trust:
-        raise UntrustedError(
-            "the file names a scheme in a file of Python, and loading it means running that code",
-            where=where,
-            got=repr(recipe.scheme),
-            fix="If you know that file and that code: --trust. Or name it: --scheme FILE.py. (In Python `trust=True`, "
-            "`scheme=`.)",
-        )
+def _trusted_scheme(recipe: Recipe, where: str, trust: bool) -> str:
+    """The scheme of the recipe. Raises UntrustedError where it runs code."""
+    model_ref.refuse_untrusted(
+        SchemeRef(recipe.scheme),
+        trust,
+        "the file names a scheme in a file of Python, and loading it means running that code",
+        where=where,
+        fix="If you know that file and that code: --trust. Or name it: --scheme FILE.py. (In Python `trust=True`, "
+        "`scheme=`.)",
+    )
     return recipe.scheme
 
 

@@ -7,7 +7,7 @@ The file's code is none: a recipe names a model and a scheme, and what is outsid
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from os import PathLike
 from pathlib import Path
@@ -18,13 +18,12 @@ from torch import Tensor, nn
 
 from . import checks, exporters
 from .artifacts import receipt
-from .checks.subject import Subject
-from .conversion import Inputs, one_of
 from .errors import MalformedError, UsageError
 from .graph.ties import ties
 from .initialization.constants import nan_names
+from .options import Inputs, one_of
 from .records import Check, Recipe
-from .restore import rebuilt, refuse_misfit
+from .restore import Named, rebuilt, refuse_misfit
 from .result import Progress, tell
 
 LEVELS = ("quick", "full")
@@ -84,19 +83,19 @@ def validate(
     _refuse_incomplete(path)
     where, note = checks.resolve(device)
     kind = exporters.format_in(path)
-    made, recipe = rebuilt(path, model, example_inputs, scheme=scheme, trust=trust, compare=True, progress=progress)
-    if kind == "onnx" and example_inputs is None and (sized := _sized(path, made.loaded.example_inputs)) is not None:
-        made, recipe = rebuilt(path, model, sized, scheme=scheme, trust=trust, compare=True, progress=progress)
-    tell(progress, "initialize", made.scheme.name)
-    assignments = made.fill(write=True)
-    made.traced.root.train(made.training)
+    named = Named(model, example_inputs, scheme, trust)
+    conversion, recipe = rebuilt(path, named, compare=True, progress=progress)
+    sized = _sized(path, conversion.loaded.example_inputs) if kind == "onnx" and example_inputs is None else None
+    if sized is not None:
+        named = replace(named, example_inputs=sized)
+        conversion, recipe = rebuilt(path, named, compare=True, progress=progress)
+    tell(progress, "initialize", conversion.scheme.name)
+    subject = conversion.subject(conversion.fill(write=True))
+    root = conversion.traced.root
     tell(progress, "read", str(path))
     tensors = _read(path, kind)
-    values = _compared(made.traced.root, tensors, recipe, str(path))
+    values = _compared(root, tensors, recipe, str(path))
     tell(progress, "validate", where)
-    subject = Subject(
-        made.traced, made.structure, made.scheme, made.options, assignments, made.inputs, made.outputs, made.original
-    )
     found = (values, *checks.run(subject, level=level, device=where, train_steps=train_steps, progress=progress))
     if kind == "onnx":
         tell(progress, "validate", f"parity on {where}")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zero_convert import sources
+from zero_convert.model_ref import LIBRARIES
 from zero_convert.sources import parse_model_args
 
 
@@ -30,7 +31,7 @@ class Model:
     def zoo(self) -> str:
         """The source: "torchvision", "timm", "transformers", or "" for the user's own code."""
         before = self.name.partition(":")[0]
-        return before if before in sources.ORIGINS else ""
+        return before if before in LIBRARIES else ""
 
     @property
     def title(self) -> str:

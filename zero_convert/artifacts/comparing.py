@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from zero_convert.formats.digests import Leaf, brief, canonical_json
 from zero_convert.formats.strict_json import is_digest
+from zero_convert.options import keys
 from zero_convert.records import Edit, Recipe
 
 from .receipt import Identity, recipe_json
@@ -97,7 +98,7 @@ def compare_files(path: str, got: tuple[int, str], expected: tuple[int, str], be
 
 
 def _recipes(got: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[Difference]:
-    for field in (spec.name for spec in fields(Recipe)):  # the scheme before its options
+    for field in dict.fromkeys(("model", *keys(Recipe).values())):  # the scheme before its options
         kind = "source" if field == _SOURCE else "recipe"
         one, other = got.get(field), expected.get(field)
         if isinstance(one, dict) and isinstance(other, dict):  # options, arguments, ties: name the one that moved

@@ -222,7 +222,7 @@ def _compare(one: Side, two: Side) -> Comparison:
 
 def _identity(side: Side, other: Side) -> Identity:
     """What a side says; of what it does not say, what the other says."""
-    nothing = Recipe("", {}, "", {}, "float32", {}, "")
+    nothing = Recipe(model="", scheme="", ties={}, source="")
     both = side.recipe is not None and other.recipe is not None
     return Identity(
         recipe=side.recipe if both and side.recipe is not None else nothing,

@@ -36,7 +36,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from zero_convert.errors import MalformedError
@@ -52,8 +52,8 @@ from zero_convert.formats.strict_json import (
     read_limited,
     read_source,
 )
+from zero_convert.model_ref import ModelRef, SchemeRef, is_absolute
 from zero_convert.records import Edit, Recipe
-from zero_convert.runtime import user_code
 
 from .receipt import DATA_SUFFIX, IDENTITY_FIELDS, Identity, Receipt, identity_from_json, identity_json
 
@@ -303,19 +303,20 @@ def _entry(row: object, where: str, version: int) -> Entry:
     own = {name: fields.raw[name] for name in IDENTITY_FIELDS}
     identity = wordless(identity_from_json(own, where, _read_edit if version > 1 else read_edit))
     model = fields.text("model")
-    if canonical_model(model) != identity.recipe.model or _is_absolute(model):
+    ref = ModelRef.named(model)
+    if ref.canonical != identity.recipe.model or is_absolute(ref.path):
         raise MalformedError(
             "the model of an entry is not that of its recipe",
             where=where,
             got=brief(model),
             expected=f"{brief(identity.recipe.model)}, with a folder relative to the lock's",
         )
-    scheme = fields.text("scheme") or identity.recipe.scheme
-    if user_code.canonical(scheme) != identity.recipe.scheme or _is_absolute(f"{scheme}:"):
+    scheme = SchemeRef(fields.text("scheme") or identity.recipe.scheme)
+    if scheme.canonical != identity.recipe.scheme or (scheme.runs_code and is_absolute(scheme.text)):
         raise MalformedError(
             "the scheme of an entry is not that of its recipe",
             where=where,
-            got=brief(scheme),
+            got=brief(scheme.text),
             expected=f"{brief(identity.recipe.scheme)}, with a folder relative to the lock's",
         )
     inputs = fields.take("inputs", is_texts, "a list of shapes")
@@ -323,7 +324,7 @@ def _entry(row: object, where: str, version: int) -> Entry:
     folded_from = fields.digest("folded_from") if "folded_from" in fields.raw else ""
     if folded_from and any(file.format != "onnx" for file in locked):
         raise MalformedError("only ONNX files are folded", where=where, got=", ".join(file.path for file in locked))
-    rules = scheme if user_code.is_file(scheme) else ""
+    rules = scheme.text if scheme.runs_code else ""
     return Entry(locked, model, tuple(inputs), identity, rules, origin, folded_from)
 
 
@@ -336,7 +337,7 @@ def _read_edit(obj: object, where: str) -> Edit:
 def _origin(entry: Fields, recipe: Recipe) -> Origin:
     fields = Fields.of(entry.raw["from"], f"{entry.where}, from", ("path", "sha256"))
     path, digests = fields.text("path"), fields.take("sha256", is_texts, "a list of digests")
-    if not path or _is_absolute(f"{path}.py:"):
+    if not path or is_absolute(path):
         raise MalformedError(
             "the path of a model file is not one that a lock may hold",
             where=fields.where,
@@ -355,18 +356,6 @@ def _origin(entry: Fields, recipe: Recipe) -> Origin:
     return Origin(path, tuple(digests))
 
 
-def canonical_model(model: str) -> str:
-    """The MODEL string as recipes hold it: of a file of Python its name without folders."""
-    place, colon, factory = model.rpartition(":")
-    return f"{PurePosixPath(place).name}:{factory}" if colon and place.endswith(".py") else model
-
-
-def _is_absolute(model: str) -> bool:
-    place = model.rpartition(":")[0]
-    windows = PureWindowsPath(place)
-    return place.endswith(".py") and bool(place.startswith("/") or windows.drive or windows.root)
-
-
 def _file(path: str, row: object, where: str) -> LockedFile:
     if reason := strange_path(path):
         raise MalformedError("a file's path is not one that a lock may hold", where=where, got=brief(path), fix=reason)
@@ -380,8 +369,7 @@ def strange_path(path: str) -> str:
     """Why a lock cannot hold this path, or "": it names a file below the lock's folder, alike on every system."""
     if not is_text(path):
         return "It holds control characters."
-    windows = PureWindowsPath(path)
-    if not path or path.startswith("/") or windows.drive or windows.root:
+    if not path or is_absolute(path):
         return "It has to be relative to the lock's folder."
     parts = path.split("/")
     if "\\" in path or "" in parts or "." in parts or ".." in parts:

@@ -38,6 +38,7 @@ from zero_convert.formats.strict_json import (
     read_leaf,
     read_limited,
 )
+from zero_convert.options import flags, keys
 
 RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
 DIGEST_KEY = "zero_convert.weights_digest"  # likewise, where the format lets it follow the weights
@@ -47,16 +48,11 @@ DATA_SUFFIX = ".data"  # of the file beside an ONNX file that holds its tensors
 BESIDE = (RECEIPT_SUFFIX, DATA_SUFFIX)  # added to the name of an artifact: what may lie beside it
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
-LEFTOVERS = ("error", "zeros", "keep")
 IDENTITY_FIELDS = ("edits", "fingerprint", "recipe", "tensors", "weights_digest")
 
 _FORMAT = 1
-_OPTIONAL: Mapping[str, Any] = {
-    "leftovers": "error",
-    "inputs": (),
-    "scheme_source": "",
-    "files": (),
-}  # fields that are left out at these values
+# Fields of a recipe that are always written; the others only where they are not at their default.
+_ALWAYS = ("model", "model_args", "scheme", "options", "dtype", "ties", "source", "format")
 _LIMIT = 256 << 20  # bytes; a receipt of a million tensors has about 150 MB
 
 
@@ -279,8 +275,9 @@ def recipe_json(recipe: records.Recipe) -> dict[str, Any]:
     Raises:
         UsageError: a factory argument or an option is not a plain value, so that nobody could repeat the recipe.
     """
-    obj = {spec.name: getattr(recipe, spec.name) for spec in dataclasses.fields(recipe)}
-    obj = {name: value for name, value in obj.items() if name not in _OPTIONAL or value != _OPTIONAL[name]}
+    obj = {key: getattr(recipe, name) for name, key in keys(type(recipe)).items()}
+    usual = _defaults(type(recipe))
+    obj = {key: value for key, value in obj.items() if key not in usual or value != usual[key]}
     try:
         plain: dict[str, Any] = parse_json(canonical_json(_plain(obj)).encode("ascii"), "recipe")
         recipe_from_json(plain, "recipe")
@@ -301,8 +298,9 @@ def recipe_from_json(obj: object, where: str = "recipe") -> records.Recipe:
     Raises:
         MalformedError: it spells none, or one of a format that this version does not know.
     """
-    complete = {**_OPTIONAL, **obj} if isinstance(obj, dict) else obj
-    fields = Fields.of(complete, where, (spec.name for spec in dataclasses.fields(records.Recipe)))
+    names, usual = keys(records.Recipe), _defaults(records.Recipe)
+    complete = {**usual, **obj} if isinstance(obj, dict) else obj
+    fields = Fields.of(complete, where, names.values())
     version = fields.raw["format"]
     if type(version) is not int or version != _FORMAT:
         raise MalformedError(
@@ -312,20 +310,36 @@ def recipe_from_json(obj: object, where: str = "recipe") -> records.Recipe:
             expected=str(_FORMAT),
             fix="Use the version of zero-convert that wrote it.",
         )
-    return records.Recipe(
-        model=fields.text("model"),
-        model_args=fields.mapping("model_args", is_value, "plain values"),
-        scheme=fields.text("scheme"),
-        options=fields.mapping("options", is_option, "a string, a number, true or false"),
-        dtype=fields.take("dtype", lambda value: value in DTYPES, "one of " + ", ".join(DTYPES)),
-        ties=fields.mapping("ties", is_text, "a tensor's name"),
-        source=fields.text("source"),
-        leftovers=fields.take("leftovers", lambda value: value in LEFTOVERS, "one of " + ", ".join(LEFTOVERS)),
-        inputs=tuple(fields.take("inputs", is_texts, "a list of shapes")),
-        scheme_source=fields.text("scheme_source"),
-        files=tuple(fields.take("files", is_texts, "a list of digests")),
-        format=_FORMAT,
-    )
+    return records.Recipe(**{name: _field(fields, name, key, usual.get(key)) for name, key in names.items()})
+
+
+def _defaults(record: type[records.Recipe]) -> dict[str, Any]:
+    """Key in JSON → value at which a field is left out."""
+    names = keys(record)
+    return {names[f.name]: f.default for f in dataclasses.fields(record) if f.name not in _ALWAYS}
+
+
+def _field(fields: Fields, name: str, key: str, usual: Any) -> Any:
+    """One field of a recipe, checked. Raises MalformedError."""
+    flag = flags(records.Recipe).get(name)
+    if name in _READERS:
+        return _READERS[name](fields)
+    if flag is not None and flag.choices:
+        return fields.take(key, lambda value: value in flag.choices, "one of " + ", ".join(flag.choices))
+    if isinstance(usual, bool | int | float):
+        return fields.take(key, lambda value: type(value) is type(usual), f"a value like {usual!r}")
+    return fields.text(key)
+
+
+_READERS: Mapping[str, Callable[[Fields], Any]] = {
+    "model_args": lambda fields: fields.mapping("model_args", is_value, "plain values"),
+    "options": lambda fields: fields.mapping("options", is_option, "a string, a number, true or false"),
+    "dtype": lambda fields: fields.take("dtype", lambda value: value in DTYPES, "one of " + ", ".join(DTYPES)),
+    "ties": lambda fields: fields.mapping("ties", is_text, "a tensor's name"),
+    "inputs": lambda fields: tuple(fields.take("inputs", is_texts, "a list of shapes")),
+    "files": lambda fields: tuple(fields.take("files", is_texts, "a list of digests")),
+    "format": lambda fields: fields.raw["format"],
+}
 
 
 def _plain(value: object) -> object:

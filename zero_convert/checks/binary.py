@@ -48,7 +48,7 @@ def ask(context: CheckContext) -> Answer | None:
     else:
         summary = f"{zeros + ones:,} trainable values: {zeros:,} zeros, {ones:,} ones"
         summary += f"; other values kept in {', '.join(other[:4])}" if other else ""
-        remedy = "--leftovers zeros fills what no rule covers." if other else ""
+        remedy = "--uncovered zeros fills what no rule covers." if other else ""
     return Answer(
         "fail" if wrong else "warn" if other else "pass",
         summary,

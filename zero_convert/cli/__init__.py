@@ -24,7 +24,7 @@ from zero_convert.runtime.signals import INTERRUPTED, ending
 
 from ..errors import StorageError, UsageError, ZeroConvertError
 from . import convert, diff, doctor, inspect, listing, lock, validate, verify
-from .options import error_facts, print_json
+from .options import FORMER, error_facts, print_json, spread
 
 INTERNAL = 70  # with INTERRUPTED the exit codes that belong to no class of errors.py
 
@@ -73,7 +73,10 @@ app = typer.Typer(
     subcommand_metavar="MODEL --out FILE | COMMAND [ARGS]...",
     add_completion=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda word: FORMER.get(word, word),
+    },
     epilog="\b\nExit codes: 0 done, 1 a finding, 2 usage, 3 model, 4 refused, 5 device,\n"
     "70 internal error, 74 input/output, 130 interrupted.",
 )
@@ -111,7 +114,7 @@ for _command in (
     listing.schemes,
     listing.models,
 ):
-    app.command()(_command)
+    app.command()(spread(_command))
 
 
 def program() -> NoReturn:

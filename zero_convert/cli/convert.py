@@ -1,10 +1,10 @@
-"""The verb `convert`: from the typed options to the written files, and what is said of them."""
+"""The verb `convert`: from the options to the written files, and what is said of them."""
 
 from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -12,139 +12,79 @@ import typer
 import typer.core
 
 from ..errors import FindingError, UsageError
+from ..options import OUTPUT, RUN, FileOptions, Flag, Options, carried
 from . import report as report_page
 from .options import (
-    OUTPUT,
-    RUN,
-    Arch,
-    Device,
-    Dtype,
-    ExternalData,
-    Fold,
-    Force,
-    Format,
-    Inputs,
-    Json,
-    Leftovers,
-    ModelArgs,
+    Messages,
     ModelName,
-    Opset,
-    Out,
-    Plots,
-    Quiet,
-    Report,
-    SchemeName,
-    Settings,
-    TrainSteps,
-    TrustFile,
-    Validate,
-    Verbose,
+    check_outputs,
+    completed,
     error_facts,
-    examples,
-    model_args_of,
-    option,
     print_json,
     stdout_kept_clean,
     third_party_warnings,
+    working,
 )
 
 if TYPE_CHECKING:
     from ..pipeline import Result, Saved
     from ..records import Plan
+    from .display import Screen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(FileOptions):
+    """What becomes of the conversion."""
+
+    out: Annotated[
+        tuple[str, ...], Flag("--out -o", OUTPUT, "File to write; repeatable; - is stdout.", "FILE", before="format")
+    ] = ()
+    dry_run: Annotated[bool, Flag("--dry-run", OUTPUT, "Print every edit and every tensor's rule; write nothing.")] = (
+        False
+    )
+    report: Annotated[str | None, Flag("--report", OUTPUT, "A page on the conversion, with figures.", "FILE.html")] = (
+        None
+    )
+    plots: Annotated[str | None, Flag("--plots", OUTPUT, "The figures of the page, as PNG.", "DIR")] = None
 
 
 def convert(
     model: ModelName,
-    out: Out = None,
-    format_: Format = None,
-    force: Force = False,
-    opset: Opset = None,
-    external_data: ExternalData = False,
-    fold: Fold = False,
-    dry_run: Annotated[
-        bool,
-        option("--dry-run", panel=OUTPUT, help="Print every edit and every tensor's rule; write nothing.", metavar=""),
-    ] = False,
-    report: Report = None,
-    plots: Plots = None,
-    scheme: SchemeName = "zero-2021",
-    settings: Settings = None,
-    model_args: ModelArgs = None,
-    arch: Arch = None,
-    trust: TrustFile = False,
-    inputs: Inputs = None,
-    dtype: Dtype = "float32",
-    leftovers: Leftovers = "error",
-    validate: Validate = "quick",
-    device: Device = "auto",
-    train_steps: TrainSteps = None,
+    output: Output,
+    options: Options,
+    *,
     keep_failed: Annotated[
-        bool,
-        option("--keep-failed", panel=RUN, help="Write the file though a check fails; still exit code 1.", metavar=""),
+        bool, Flag("--keep-failed", RUN, "Write the file though a check fails; still exit code 1.")
     ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
+    messages: Messages,
 ) -> None:
     """Convert MODEL and write it. The word `convert` may be left out."""
-    from zero_convert import exporters, schemes
-
     from . import display
 
-    outputs = out or []
-    if not outputs and not dry_run:
-        _refuse_without_output(model)
-    if not dry_run:
-        _check_outputs(outputs, format_, force, as_json, opset, external_data, fold)
-    report_page.check(report, plots, outputs, force=force, dry_run=dry_run)
-    options = schemes.parse_options(schemes.get(scheme), settings or [])
-    screen = display.Screen(quiet or as_json, verbose)
-    with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
+    if not output.dry_run:
+        _check_outputs(model, output, messages)
+    report_page.check(output.report, output.plots, output.out, force=output.force, dry_run=output.dry_run)
+    options, screen, verbose = completed(options), messages.screen(), messages.verbose
+    if output.dry_run:
+        _plan(screen, model, options, messages)
+        return
+    with working(screen) as progress:
         from .. import pipeline
 
-        question: dict[str, Any] = {
-            "example_inputs": examples(inputs),
-            "scheme": scheme,
-            "options": options,
-            "model_args": model_args_of(model_args),
-            "leftovers": leftovers,
-            "arch": arch,
-            "trust": trust,
-            "progress": progress,
-        }
-        if dry_run:
-            plan = pipeline.plan(model, **question)
-        else:
-            formats = [
-                exporters.format_of(each, format_ or ("safetensors" if each == "-" else None)) for each in outputs
-            ]
-            formats = [] if fold or opset is not None else formats  # parity speaks of the usual ONNX file
-            checked: dict[str, Any] = {
-                "device": device,
-                "validate": validate,
-                "train_steps": train_steps,
-                "formats": formats,
-            }
-            result = pipeline.convert(model, **question, dtype=dtype, **checked)
-    if dry_run:
-        if as_json:
-            print_json({"model": model, "plan": plan, "exit_code": 0})
-        else:
-            display.plan(screen, plan, model, dtype)
-        return
-    if not as_json and (verbose or keep_failed or not result.failed):
+        options = replace(options, formats=_formats(output), progress=progress)
+        result = pipeline.convert(model, **vars(options))
+    if not messages.as_json and (verbose or keep_failed or not result.failed):
         display.summary(screen, result)
     try:
-        with screen.progress(keep=False) as progress, third_party_warnings(verbose):
-            pages = report_page.Pages(result, report, plots, force)
-            saved = _save(result, outputs, format_, force, opset, external_data, fold, keep_failed, pages, progress)
+        pages = report_page.Pages(result, output.report, output.plots, output.force)
+        saved = _save(screen, result, output, keep_failed, pages)
     except FindingError as error:
-        if as_json:
+        if messages.as_json:
             print_json({**_facts(result), **error_facts(error)})
             raise typer.Exit(error.exit_code) from error
         error.fix = f"{error.fix} -v shows all checks.".strip() if not verbose else error.fix
         raise
-    if as_json:
+    if messages.as_json:
         code = FindingError.exit_code if result.failed else 0
         print_json({**_facts(result), "outputs": saved, "report": pages.written, "exit_code": code})
     else:
@@ -154,32 +94,47 @@ def convert(
         raise typer.Exit(FindingError.exit_code)
 
 
-def _check_outputs(
-    outputs: Sequence[str],
-    name: str | None,
-    force: bool,
-    as_json: bool,
-    opset: int | None,
-    external_data: bool,
-    fold: bool,
-) -> None:
+def _plan(screen: Screen, model: str, options: Options, messages: Messages) -> None:
+    from . import display
+
+    with working(screen) as progress:
+        from .. import pipeline
+
+        plan = pipeline.plan(model, **vars(replace(options, progress=progress)))
+    if messages.as_json:
+        print_json({"model": model, "plan": plan, "exit_code": 0})
+    else:
+        display.plan(screen, plan, model, options.dtype)
+
+
+def _formats(output: Output) -> tuple[str, ...]:
+    """The formats of the outputs; none where ONNX files are not the usual ones, of which parity speaks."""
+    from .. import exporters
+
+    name = output.format or ("safetensors" if output.out == ("-",) else None)
+    usual = not output.fold and output.opset is None
+    return tuple(exporters.format_of(path, name) for path in output.out) if usual else ()
+
+
+def _check_outputs(model: str, output: Output, messages: Messages) -> None:
     """Everything that can be said against the outputs before any work is done."""
     from .. import exporters
 
-    if "-" in outputs:
-        if len(outputs) > 1:
-            raise UsageError("stdout takes one output only", where="--out -", got=", ".join(outputs))
-        if as_json:
-            raise UsageError("stdout cannot take a file and a JSON object", where="--out -", got="--json")
-        if sys.stdout.isatty():
-            raise UsageError("a terminal cannot show a model", where="--out -", fix="Send stdout to a file or a pipe.")
-        formats = {exporters.format_of("-", name or "safetensors")}
-        if external_data:
-            raise UsageError("stdout takes one file only", where="--out -", got="--external-data")
-    else:
-        exporters.check_outputs(outputs, name, force, external_data=external_data)
-        formats = {exporters.format_of(output, name) for output in outputs}
-    exporters.check_options(formats, opset, external_data, fold)
+    if not output.out:
+        _refuse_without_output(model)
+    if "-" not in output.out:
+        check_outputs(output.out, output)
+        return
+    if len(output.out) > 1:
+        raise UsageError("stdout takes one output only", where="--out -", got=", ".join(output.out))
+    if messages.as_json:
+        raise UsageError("stdout cannot take a file and a JSON object", where="--out -", got="--json")
+    if sys.stdout.isatty():
+        raise UsageError("a terminal cannot show a model", where="--out -", fix="Send stdout to a file or a pipe.")
+    formats = {exporters.format_of("-", output.format or "safetensors")}
+    if output.external_data:
+        raise UsageError("stdout takes one file only", where="--out -", got="--external-data")
+    exporters.check_options(formats, output.opset, output.external_data, output.fold)
 
 
 def _refuse_without_output(word: str) -> NoReturn:
@@ -204,37 +159,20 @@ def _refuse_without_output(word: str) -> NoReturn:
 
 
 def _save(
-    result: Result,
-    outputs: Sequence[str],
-    name: str | None,
-    force: bool,
-    opset: int | None,
-    external_data: bool,
-    fold: bool,
-    keep_failed: bool,
-    pages: report_page.Pages,
-    progress: Any,
+    screen: Screen, result: Result, output: Output, keep_failed: bool, pages: report_page.Pages
 ) -> tuple[Saved, ...]:
-    if list(outputs) != ["-"]:
-        with stdout_kept_clean():
-            return result.save(
-                *outputs,
-                force=force,
-                format=name,
-                opset=opset,
-                external_data=external_data,
-                fold=fold,
-                keep_failed=keep_failed,
-                beside=pages.beside,
-                progress=progress,
-            )
-    from ..pipeline import refuse_failed
+    from .. import pipeline
 
+    if output.out != ("-",):
+        with working(screen, keep=False) as progress:
+            how = vars(carried(FileOptions, output))
+            return result.save(*output.out, keep_failed=keep_failed, beside=pages.beside, progress=progress, **how)
     if not keep_failed:
-        refuse_failed(result.failed)
-    result.write(sys.stdout.buffer, name or "safetensors", opset, fold=fold)
-    sys.stdout.buffer.flush()
-    pages.alone()
+        pipeline.refuse_failed(result.failed)
+    with third_party_warnings(screen.verbose):
+        result.write(sys.stdout.buffer, output.format or "safetensors", output.opset, fold=output.fold)
+        sys.stdout.buffer.flush()
+        pages.alone()
     return ()
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import MismatchError
-from .options import Json, Quiet, Verbose, print_json
+from .options import Messages, print_json
 
 _KINDS = "An artifact (.safetensors), a receipt, a lock, or zero.lock#FILE."
 
@@ -15,9 +15,8 @@ _KINDS = "An artifact (.safetensors), a receipt, a lock, or zero.lock#FILE."
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help=_KINDS)],
     second: Annotated[str, typer.Argument(metavar="B", help="What to compare it with.")],
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
+    *,
+    messages: Messages,
 ) -> None:
     """Name the first field, edit or tensor that differs from A to B, then sum up.
 
@@ -25,16 +24,15 @@ def diff(
     """
     from zero_convert.artifacts import diff as diffing
 
-    from . import display
     from .display import diff as display_diff
 
     found = diffing.diff(first, second)
     code = MismatchError.exit_code if found else 0
-    if as_json:
+    if messages.as_json:
         rows = [_row(one) for one in found]
         print_json({"first": first, "second": second, "same": not found, "comparisons": rows, "exit_code": code})
     else:
-        display_diff.comparisons(display.Screen(quiet, verbose), first, second, found)
+        display_diff.comparisons(messages.screen(), first, second, found)
     raise typer.Exit(code)
 
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from ..errors import DeviceError, FindingError, UsageError
-from .options import RUN, Json, Quiet, Verbose, option, print_json
+from ..options import RUN
+from .options import Messages, option, print_json
 
 SCHEMA = 1
 
@@ -21,9 +22,8 @@ def doctor(
     timeout: Annotated[
         float, option("--timeout", panel=RUN, metavar="SECONDS", help="For each library that is asked.", min=1)
     ] = 120.0,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
+    *,
+    messages: Messages,
 ) -> None:
     """Try torch on each device and ONNX Runtime with each provider; name what is missing, and how to get it.
 
@@ -31,15 +31,15 @@ def doctor(
     """
     from .. import doctor as room
 
+    as_json, quiet = messages.as_json, messages.quiet
     if device != "auto" and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
         raise UsageError(
             "no such device", where="--device", got=repr(device), expected="auto, cpu, cuda, cuda:N or mps"
         )
     if not (as_json or quiet):
-        from . import display
         from .display import doctor as display_doctor
 
-        screen = display.Screen(quiet, verbose)
+        screen = messages.screen()
         with screen.progress(keep=False) as progress:
             progress("doctor", "every library in a process of its own")
             found = room.examine(limit=timeout)

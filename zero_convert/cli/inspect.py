@@ -7,21 +7,8 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from .options import (
-    MESSAGES,
-    Inputs,
-    Json,
-    ModelArgs,
-    Quiet,
-    Verbose,
-    examples,
-    model_args_of,
-    option,
-    plain,
-    print_json,
-    stdout_kept_clean,
-    third_party_warnings,
-)
+from ..options import ModelArgs, ShapeTexts
+from .options import MESSAGES, Messages, option, plain, print_json, working
 
 FILE = "Files"
 
@@ -46,21 +33,21 @@ def inspect(
     markdown: Annotated[
         bool, option("--markdown", panel=MESSAGES, help="Markdown on stdout, for a pull request.", metavar="")
     ] = False,
-    model_args: ModelArgs = None,
-    inputs: Inputs = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
+    *,
+    model_args: ModelArgs,
+    inputs: ShapeTexts,
+    messages: Messages,
 ) -> None:
     """Show what is in a model or file; it runs no code from a file."""
     from zero_convert import readers
+    from zero_convert.model_ref import ModelRef
 
     from . import display
 
-    screen = display.Screen(quiet or as_json or markdown, verbose)
+    screen, as_json = messages.screen(silent=markdown), messages.as_json
     if as_json and markdown:
         raise UsageError("one output at a time", where="--json --markdown", expected="one of them")
-    is_file = readers.names_file(target)
+    is_file = ModelRef.parse(target).kind == "file"
     _fitting(ctx, is_file, target)
     if is_file:
         from zero_convert import inspection
@@ -79,10 +66,12 @@ def inspect(
         else:
             display_file.file_contents(screen, facts)
         return
-    with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
+    with working(screen) as progress:
         from .. import pipeline
+        from ..sources.inputs import parse_inputs
 
-        model = pipeline.inspect_model(target, model_args_of(model_args), examples(inputs), progress=progress)
+        examples = parse_inputs(inputs) if inputs else None
+        model = pipeline.inspect_model(target, model_args, examples, progress=progress)
     if as_json:
         print_json({**plain(model), "exit_code": 0})
     else:

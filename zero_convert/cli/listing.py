@@ -76,7 +76,9 @@ def models(
 
     screen = display.Screen()
     with stdout_kept_clean(), third_party_warnings(0):
-        names = sources.names(pattern)
+        names, broken = sources.names(pattern), sources.broken()
+    for name, error in broken.items():
+        screen.tell(f"{name} is installed, and fails: {error}")
     if not any(names.values()):
         raise UsageError(
             "no model name matches", where="models", got=repr(pattern), fix="Without a pattern all are listed."

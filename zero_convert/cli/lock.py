@@ -4,50 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from ..errors import UsageError
-from .options import (
-    OUTPUT,
-    Arch,
-    Device,
-    Dtype,
-    ExternalData,
-    Fold,
-    Force,
-    Format,
-    Inputs,
-    Json,
-    Leftovers,
-    ModelArgs,
-    Opset,
-    Quiet,
-    SchemeName,
-    Settings,
-    Validate,
-    Verbose,
-    model_args_of,
-    option,
-    print_json,
-    stdout_kept_clean,
-    third_party_warnings,
-)
+from ..options import OUTPUT, FileOptions, Flag, Options, carried, flags
+from .options import Messages, Without, check_outputs, completed, option, print_json, working
 
 if TYPE_CHECKING:
-    from zero_convert.replay import Answer
-
-    from .display import Screen
+    from zero_convert.replay import Answer, Request
 
 LOCK = "zero.lock"
 _LOCK = "Lock"
 
-Trust = Annotated[
-    bool, option("--trust", panel=_LOCK, help="Run the code of factories that the lock names.", metavar="")
-]
+Trust = Annotated[bool, Flag("--trust", _LOCK, "Run the code of factories that the lock names.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output(FileOptions):
+    """What becomes of the conversion."""
+
+    out: Annotated[
+        tuple[str, ...], Flag("--out -o", OUTPUT, "File to write and record; repeatable.", "FILE", before="format")
+    ] = ()
+    lock_file: Annotated[Path, Flag("--lock", _LOCK, "The lock to write.", "FILE")] = Path(LOCK)
+    update: Annotated[bool, Flag("--update", _LOCK, "Make every entry again; write what moved, and the lock.")] = False
+    trust: Trust = False
 
 
 def check(
@@ -57,9 +42,8 @@ def check(
         option("--format", panel=OUTPUT, help="What stdout holds."),
     ] = "text",
     trust: Trust = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
+    *,
+    messages: Messages,
 ) -> None:
     """Make every conversion of a lock again and compare; nothing is written.
 
@@ -69,16 +53,16 @@ def check(
     from zero_convert.artifacts.lock import SIZE_LIMIT, line_numbers, parse_lock, spell
     from zero_convert.formats.strict_json import read_limited
 
-    from . import check_formats, display
+    from . import check_formats
     from .display import lock as display_lock
 
-    name = "json" if as_json else format_
-    screen = display.Screen(quiet or name in ("json", "junit", "sarif"), verbose)
+    name = "json" if messages.as_json else format_
+    screen = messages.screen(silent=name in ("json", "junit", "sarif"))
     data = read_limited(lock_file, SIZE_LIMIT, "lock")
     lock = parse_lock(data, str(lock_file))
     answers: list[Answer] = []
     for index, entry in enumerate(lock.entries):
-        with screen.progress(keep=False) as progress, stdout_kept_clean(), third_party_warnings(verbose):
+        with working(screen, keep=False) as progress:
             answers.append(replay.check(index, entry, lock_file.parent, trust=trust, progress=progress))
         if name in ("text", "github"):  # in the log of a workflow both have their readers
             display_lock.answer(screen, answers[-1], "DRIFT", to_stdout=name == "text")
@@ -95,148 +79,104 @@ def lock(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="As for convert; none with --update.", show_default=False)
     ] = None,
-    out: Annotated[
-        list[str] | None,
-        option("--out", "-o", panel=OUTPUT, metavar="FILE", help="File to write and record; repeatable."),
-    ] = None,
-    format_: Format = None,
-    force: Force = False,
-    opset: Opset = None,
-    external_data: ExternalData = False,
-    fold: Fold = False,
-    lock_file: Annotated[Path, option("--lock", panel=_LOCK, metavar="FILE", help="The lock to write.")] = Path(LOCK),
-    update: Annotated[
-        bool,
-        option("--update", panel=_LOCK, help="Make every entry again; write what moved, and the lock.", metavar=""),
-    ] = False,
-    trust: Trust = False,
-    scheme: SchemeName = "zero-2021",
-    settings: Settings = None,
-    model_args: ModelArgs = None,
-    arch: Arch = None,
-    inputs: Inputs = None,
-    dtype: Dtype = "float32",
-    leftovers: Leftovers = "error",
-    validate: Validate = "quick",
-    device: Device = "auto",
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
+    *,
+    output: Output,
+    options: Annotated[Options, Without("trust", "train_steps")],
+    messages: Messages,
 ) -> None:
     """Convert MODEL, write it and record what it is in a lock; the only command that writes a lock.
 
     Paths in a lock are relative to its folder. A file that it knows already gets a new entry.
     """
-    from . import display
-
-    screen = display.Screen(quiet or as_json, verbose)
-    if update:
-        _refuse_with_update(
-            {
-                "MODEL": model,
-                "--out": out,
-                "--format": format_,
-                "--opset": opset,
-                "--external-data": external_data,
-                "--fold": fold,
-                "--arch": arch,
-            }
-        )
-        _update(screen, lock_file, trust, validate, device, as_json)
+    if output.update:
+        _refuse_with_update(model, output, options)
+        _update(output, options, messages)
         return
-    if model is None or not out:
+    if model is None or not output.out:
         raise UsageError(
             "nothing to lock",
             got="no MODEL" if model is None else "no --out",
             expected="MODEL --out FILE, or --update",
         )
     from zero_convert import replay
-    from zero_convert.artifacts.lock import read_lock, record
-    from zero_convert.formats.atomic import check_target
+    from zero_convert.artifacts.lock import record
 
-    from .. import exporters, readers, schemes
+    from . import display
     from .display import lock as display_lock
 
-    file = model if readers.names_file(model) else ""
-    if file and arch is None:
-        raise UsageError(
-            "a lock records a file together with the architecture of its tensors",
-            where=file,
-            expected="--arch MODEL",
-            fix="A network inside of a file cannot be locked: its structure is in code that only torch could run.",
-        )
-    if arch is not None and not file:
-        raise UsageError("arch is for files", got=repr(model), expected="FILE.pt, FILE.safetensors, …")
-    if "-" in out:
-        raise UsageError("a lock records files, and stdout is none", where="--out -")
-    folder = lock_file.parent
-    targets = exporters.check_outputs(out, format_, force, external_data=external_data)
-    exporters.check_options({exporters.format_of(output, format_) for output in out}, opset, external_data, fold)
-    if check_target(lock_file, force=True) in targets:
-        raise UsageError("an output is the lock itself", where="--out", got=str(lock_file))
-    for output in out:
-        replay.path_in(folder, output)
-    if os.path.lexists(lock_file):
-        read_lock(lock_file)  # what is wrong with it is said before the work
-    arguments = {
-        "scheme": scheme,
-        "options": schemes.parse_options(schemes.get(scheme), settings or []),
-        "model_args": model_args_of(model_args),
-        "dtype": dtype,
-        "leftovers": leftovers,
-        "validate": validate,
-        "device": device,
-    }
-    asked = replay.Request(arch or model, tuple(inputs or ()), arguments, file)
-    request = replay.request_in(folder, asked)
-    with screen.progress() as progress, stdout_kept_clean(), third_party_warnings(verbose):
-        origin = replay.origin_of(request, folder)
-        result = replay.converted(request, folder, progress)
-    if not as_json and (verbose or not result.failed):
+    screen, lock_file = messages.screen(), output.lock_file
+    request = _request(model, output, options)
+    with working(screen) as progress:
+        origin = replay.origin_of(request, lock_file.parent)
+        result = replay.converted(request, lock_file.parent, progress)
+    if not messages.as_json and (messages.verbose or not result.failed):
         display.summary(screen, result)
-    with screen.progress(keep=False) as progress, third_party_warnings(verbose):
-        saved = result.save(
-            *out,
-            force=force,
-            format=format_,
-            opset=opset,
-            external_data=external_data,
-            fold=fold,
-            progress=progress,
-        )
-        recorded = record(lock_file, *replay.entries_of(request, result, saved, folder, origin))
-    if as_json:
+    with working(screen, keep=False) as progress:
+        saved = result.save(*output.out, progress=progress, **vars(carried(FileOptions, output)))
+        recorded = record(lock_file, *replay.entries_of(request, result, saved, lock_file.parent, origin))
+    if messages.as_json:
         print_json({"lock": str(lock_file), "entries": len(recorded.entries), "outputs": saved, "exit_code": 0})
     else:
         display.saved(screen, saved, result.weights_digest)
         display_lock.recorded(screen, lock_file, recorded)
 
 
-def _refuse_with_update(options: Mapping[str, object]) -> None:
-    given = [name for name, value in options.items() if value]
+def _request(model: str, output: Output, options: Options) -> Request:
+    """The conversion to record, after all that can be said against it and its outputs before any work is done."""
+    from zero_convert import replay
+    from zero_convert.artifacts.lock import read_lock
+    from zero_convert.formats.atomic import check_target
+    from zero_convert.model_ref import ModelRef
+
+    ref, arch, lock_file = ModelRef.parse(model), options.arch, output.lock_file
+    if ref.kind == "file" and arch is None:
+        raise UsageError(
+            "a lock records a file together with the architecture of its tensors",
+            where=model,
+            expected="--arch MODEL",
+            fix="A network inside of a file cannot be locked: its structure is in code that only torch could run.",
+        )
+    if arch is not None and ref.kind != "file":
+        raise UsageError("arch is for files", got=repr(model), expected="FILE.pt, FILE.safetensors, …")
+    if "-" in output.out:
+        raise UsageError("a lock records files, and stdout is none", where="--out -")
+    if check_target(lock_file, force=True) in check_outputs(output.out, output):
+        raise UsageError("an output is the lock itself", where="--out", got=str(lock_file))
+    for path in output.out:
+        replay.path_in(lock_file.parent, path)
+    if os.path.lexists(lock_file):
+        read_lock(lock_file)  # what is wrong with it is said before the work
+    named = ref if arch is None else ModelRef.named(arch)
+    request = replay.Request(named, replace(completed(options), arch=None), ref.path if arch is not None else "")
+    return request.relative_to(lock_file.parent)
+
+
+def _refuse_with_update(model: str | None, output: Output, options: Options) -> None:
+    own = ("force", "lock_file", "update", "trust")
+    asked = {flag.name: getattr(output, name) for name, flag in flags(Output).items() if name not in own}
+    given = [name for name, value in ({"MODEL": model} | asked | {"--arch": options.arch}).items() if value]
     if given:
         raise UsageError(
             "--update takes everything from the lock", got=", ".join(given), fix="Leave them out, or --update."
         )
 
 
-def _update(screen: Screen, lock_file: Path, trust: bool, validate: str, device: str, as_json: bool) -> None:
+def _update(output: Output, options: Options, messages: Messages) -> None:
     from zero_convert import replay
     from zero_convert.artifacts.lock import read_lock
 
     from . import check_formats
     from .display import lock as display_lock
 
-    lock = read_lock(lock_file)
+    screen, lock_file = messages.screen(), output.lock_file
     answers: list[Answer] = []
-    for index, entry in enumerate(lock.entries):
-        with screen.progress(keep=False) as progress, stdout_kept_clean(), third_party_warnings(screen.verbose):
-            answers.append(
-                replay.update(index, entry, lock_file, trust=trust, validate=validate, device=device, progress=progress)
-            )
-        if not as_json:
+    asked: dict[str, Any] = {"trust": output.trust, "validate": options.validate, "device": options.device}
+    for index, entry in enumerate(read_lock(lock_file).entries):
+        with working(screen, keep=False) as progress:
+            answers.append(replay.update(index, entry, lock_file, progress=progress, **asked))
+        if not messages.as_json:
             display_lock.answer(screen, answers[-1], "UPDATED")
-    if as_json:
+    if messages.as_json:
         text = check_formats.render("json", check_formats.Findings(lock_file.as_posix(), tuple(answers), {}))
         print_json({**json.loads(text), "exit_code": 0})
     else:

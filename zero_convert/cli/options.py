@@ -1,128 +1,148 @@
-"""What the commands share: options they spell alike, clean streams, JSON. No command is here, and nothing heavy."""
+"""What the commands share: options made from records, clean streams, JSON. No command is here, and nothing heavy."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from math import isfinite
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
 from ..errors import ZeroConvertError
+from ..options import FileOptions, Flag, Options, RecipeOptions, flag_of, flags, keys
 
-OUTPUT, MODEL, RUN, MESSAGES = "Output", "Model and scheme", "Checks", "Messages"
+if TYPE_CHECKING:
+    from .display import Screen
+
+MESSAGES = "Messages"
+# Names that options had, without their dashes, and have now.
+FORMER = {flag.former[2:]: flag.name[2:] for flag in flags(Options).values() if flag.former}
+
+ModelName = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="resnet50, torchvision:NAME, package.module:factory or path/file.py:factory."),
+]
+Json = Annotated[bool, Flag("--json", MESSAGES, "One JSON object on stdout and nothing else there.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Messages:
+    """What a command prints."""
+
+    as_json: Json = False
+    quiet: Annotated[bool, Flag("--quiet -q", MESSAGES, "Say nothing but errors.")] = False
+    verbose: Annotated[int, Flag("--verbose -v", MESSAGES, "Say more; -vv shows tracebacks.", "", count=True)] = 0
+
+    def screen(self, *, silent: bool = False) -> Screen:
+        """Where messages for people go: nowhere with --quiet and --json, or where it is to be silent."""
+        from .display import Screen
+
+        return Screen(self.quiet or self.as_json or silent, self.verbose)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# options
+
+
+class Without:
+    """Stands in the `Annotated` type of a record whose fields of these names are no options of the command."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
 
 
 def option(*names: str, panel: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
-ModelName = Annotated[
-    str,
-    typer.Argument(metavar="MODEL", help="resnet50, torchvision:NAME, package.module:factory or path/file.py:factory."),
-]
-Out = Annotated[
-    list[str] | None,
-    option("--out", "-o", panel=OUTPUT, metavar="FILE", help="File to write; repeatable; - is stdout."),
-]
-Format = Annotated[
-    str | None,
-    option("--format", panel=OUTPUT, metavar="NAME", help="Output format, where the suffix does not say it."),
-]
-Opset = Annotated[
-    int | None, option("--opset", panel=OUTPUT, metavar="N", help="ONNX: version of the operators; 20 by default.")
-]
-ExternalData = Annotated[
-    bool, option("--external-data", panel=OUTPUT, help="ONNX: tensors in FILE.data, as beyond 1.8 GB.", metavar="")
-]
-Force = Annotated[bool, option("--force", panel=OUTPUT, help="Replace existing files.", metavar="")]
-Report = Annotated[
-    str | None, option("--report", panel=OUTPUT, metavar="FILE.html", help="A page on the conversion, with figures.")
-]
-Plots = Annotated[str | None, option("--plots", panel=OUTPUT, metavar="DIR", help="The figures of the page, as PNG.")]
-SchemeName = Annotated[str, option("--scheme", panel=MODEL, metavar="NAME", help="`zero-convert schemes` lists them.")]
-Settings = Annotated[
-    list[str] | None,
-    option("--set", panel=MODEL, metavar="KEY=VALUE", help="Option of the scheme; repeatable."),
-]
-Dtype = Annotated[
-    Literal["float32", "float16", "bfloat16"], option("--dtype", panel=MODEL, help="Type of the written values.")
-]
-Leftovers = Annotated[
-    Literal["error", "zeros", "keep"],
-    option("--leftovers", panel=MODEL, help="What becomes of a tensor that no rule covers."),
-]
-Validate = Annotated[
-    Literal["quick", "full", "none"], option("--validate", panel=RUN, help="How much to check before writing.")
-]
-TrainSteps = Annotated[
-    int | None,
-    option("--train-steps", panel=RUN, metavar="N", help="Train N steps on made-up data; 10 with full.", min=0),
-]
-Device = Annotated[str, option("--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps", help="Where the checks run.")]
-ModelArgs = Annotated[
-    list[str] | None,
-    option("--model-arg", panel=MODEL, metavar="KEY=VALUE", help="Argument of the model's factory; repeatable."),
-]
-Arch = Annotated[
-    str | None,
-    option("--arch", panel=MODEL, metavar="MODEL", help="With a FILE as MODEL: the architecture of its tensors."),
-]
-TrustFile = Annotated[
-    bool, option("--trust", panel=MODEL, help="With a FILE: let torch run the code in it to load it.", metavar="")
-]
-Fold = Annotated[
-    bool, option("--fold", panel=OUTPUT, help="ONNX: norms and transforms become part of layers.", metavar="")
-]
-Inputs = Annotated[
-    list[str] | None,
-    option(
-        "--input",
-        panel=MODEL,
-        metavar="[NAME=]SHAPE[:DTYPE]",
-        help="Example input, 1x3x224x224:float32; repeatable.",
-    ),
-]
-Json = Annotated[
-    bool, option("--json", panel=MESSAGES, help="One JSON object on stdout and nothing else there.", metavar="")
-]
-Quiet = Annotated[bool, option("--quiet", "-q", panel=MESSAGES, help="Say nothing but errors.", metavar="")]
-Verbose = Annotated[
-    int,
-    option(
-        "--verbose",
-        "-v",
-        panel=MESSAGES,
-        help="Say more; -vv shows tracebacks.",
-        count=True,
-        show_default=False,
-        metavar="",
-    ),
-]
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as Typer takes it: a parameter that is a record stands for the options of its fields.
+
+    What Typer read becomes the records again. Errors are those of reading KEY=VALUE, and of the records.
+    """
+    parts: dict[str, tuple[Any, list[inspect.Parameter]]] = {}  # parameter → its record, and the options
+    hints = get_type_hints(command, include_extras=True)
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind, *notes = get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],)
+        if is_dataclass(kind):
+            types, defaults = get_type_hints(kind, include_extras=True), {f.name: f.default for f in fields(kind)}
+            left_out = [each for note in notes if isinstance(note, Without) for each in note.names]
+            own = [_keyword(each, defaults[each], types[each]) for each in flags(kind) if each not in left_out]  # type: ignore[arg-type]
+            parts[name] = kind, own
+        else:
+            parts[name] = None, [_keyword(name, parameter.default, hints[name])]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        arguments = {}
+        for name, (kind, own) in parts.items():
+            values = {option.name: _value(option, given[option.name]) for option in own}
+            arguments[name] = values[name] if kind is None else kind(**values)
+        command(**arguments)
+
+    offered = [_offered(option) for _, own in parts.values() for option in own]
+    run.__signature__ = inspect.Signature(offered)  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in offered}
+    return run
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# arguments
+def _keyword(name: str, default: Any, hint: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
-def examples(inputs: Sequence[str] | None) -> Any:
-    if not inputs:
-        return None
-    from ..sources.inputs import parse_inputs
+def _offered(option: inspect.Parameter) -> inspect.Parameter:
+    """The parameter for Typer; one without a flag stays as it is."""
+    flag = flag_of(option.annotation)
+    if flag is None:
+        return option
+    kind, default = get_args(option.annotation)[0], option.default
+    settings: dict[str, Any] = {"metavar": flag.metavar, "min": flag.least, "count": flag.count}
+    if get_origin(kind) in (tuple, Mapping):
+        kind, default = list[str] | None, None
+    elif flag.choices:
+        kind = Literal.__getitem__(flag.choices)
+    elif kind is bool or flag.count:
+        settings |= {"metavar": "", "show_default": kind is bool}
+    how = typer.Option(*flag.names.split(), help=flag.help, rich_help_panel=flag.panel, **settings)
+    return _keyword(option.name, default, Annotated[kind, how])
 
-    return parse_inputs(inputs)
+
+def _value(option: inspect.Parameter, value: Any) -> Any:
+    """What Typer read of an option, as its record holds it."""
+    kind = get_origin((get_args(option.annotation) or [None])[0])
+    if kind is tuple:
+        return tuple(value or ())
+    if kind is not Mapping:
+        return value
+    from .. import schemes, sources
+
+    return {"options": schemes.read_pairs, "model_args": sources.parse_model_args}[option.name](value or [])
 
 
-def model_args_of(pairs: Sequence[str] | None) -> dict[str, Any]:
-    from .. import sources
+def completed(options: Options) -> Options:
+    """The options with all those of the scheme. Raises UsageError for one that it does not have."""
+    from .. import schemes
 
-    return sources.parse_model_args(list(pairs or []))
+    return replace(options, options=schemes.complete_options(schemes.get(options.scheme), options.options))
+
+
+def check_outputs(outputs: tuple[str, ...], files: FileOptions) -> list[Path]:
+    """The files that would be written, after everything that can be said against them before any work is done."""
+    from .. import exporters
+
+    targets = exporters.check_outputs(outputs, files.format, files.force, external_data=files.external_data)
+    formats = {exporters.format_of(output, files.format) for output in outputs}
+    exporters.check_options(formats, files.opset, files.external_data, files.fold)
+    return targets
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -156,6 +176,13 @@ def third_party_warnings(verbose: int) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def working(screen: Screen, *, keep: bool = True) -> Iterator[Callable[[str, str], None]]:
+    """While it lasts, a model's code and libraries may print; gives what is called with (step, detail)."""
+    with screen.progress(keep=keep) as progress, stdout_kept_clean(), third_party_warnings(screen.verbose):
+        yield progress
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # JSON
 
@@ -167,8 +194,9 @@ def print_json(value: Mapping[str, Any]) -> None:
 def plain(value: Any) -> Any:
     """Records, mappings and sequences as JSON has them; a number that JSON cannot hold is spelled as a string."""
     if is_dataclass(value) and not isinstance(value, type):
+        renamed = keys(type(value)) if isinstance(value, RecipeOptions) else {}
         shown = [field.name for field in fields(value) if field.metadata.get("json", True)]
-        return {name: plain(getattr(value, name)) for name in shown}
+        return {renamed.get(name, name): plain(getattr(value, name)) for name in shown}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import FindingError, UsageError, ZeroConvertError
-from .options import OUTPUT, Force, Json, Quiet, Verbose, error_facts, option, print_json
+from ..options import OUTPUT, Force
+from .options import Messages, error_facts, option, print_json
 
 if TYPE_CHECKING:
     from .display import Screen
@@ -48,9 +49,8 @@ def verify(
         ),
     ] = None,
     force: Force = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
+    *,
+    messages: Messages,
 ) -> None:
     """Rehash artifacts and compare them with their receipts, which lie beside them.
 
@@ -60,7 +60,7 @@ def verify(
 
     from . import display
 
-    screen = display.Screen(quiet or as_json, verbose)
+    screen, as_json = messages.screen(), messages.as_json
     paths = files or []
     if not paths and lock_file is None:
         raise UsageError("nothing to verify", expected="FILE or FOLDER, or --lock FILE")

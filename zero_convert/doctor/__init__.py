@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from zero_convert.model_ref import LIBRARIES
+
 from . import versions as versions
 from .ask import SLOW, Answer, ask
 from .libraries import DRIVER, Missing, missing, mixed
@@ -26,7 +28,11 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 # Provider → kind of torch's device on the same hardware; of the others ONNX Runtime alone can tell.
 _HARDWARE = {CPU: "cpu", CUDA: "cuda", "TensorrtExecutionProvider": "cuda", "CoreMLExecutionProvider": "mps"}
 _USED = (CPU, CUDA)  # the providers that a conversion may ask for
-_EXTRAS = {"timm": ("timm",), "transformers": ("transformers",), "report": ("jinja2", "matplotlib")}
+# Extra → what it brings; of the model libraries torchvision alone is no extra.
+_EXTRAS = {
+    **{library: (library,) for library in LIBRARIES if library != "torchvision"},
+    "report": ("jinja2", "matplotlib"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +128,7 @@ def _packages(here: Mapping[str, str], needs: Sequence[Needed]) -> list[Finding]
         got = f"{one.installed} is installed" if one.installed else "not installed"
         fix = f"pip install '{one.name}{one.wanted}'"
         found.append(Finding("packages", one.name, "fail", f"{got}, needed: {one.wanted or 'any version'}", fix))
-    for package in ("torchvision", "timm", "transformers", "onnxscript"):
+    for package in (*LIBRARIES, "onnxscript"):
         for one in versions.requirements(package, here):
             if one.installed and not one.fits and not one.extra:
                 summary = f"{package} {here.get(package, '')} asks for {one.name}{one.wanted}, {one.installed} is here"

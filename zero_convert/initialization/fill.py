@@ -27,7 +27,7 @@ def initialize(
     scheme: Scheme,
     options: Mapping[str, Option],
     *,
-    leftovers: str = "error",
+    uncovered: str = "error",
     constructed: bool = True,
     drawn: Collection[str] = (),
     file_values: Mapping[str, FileValues] | None = None,
@@ -37,7 +37,7 @@ def initialize(
 
     Args:
         traced: the model after rewriting; its parameters and buffers are overwritten.
-        leftovers, constructed, drawn, file_values: as in `Context`.
+        uncovered, constructed, drawn, file_values: as in `Context`.
 
     Raises:
         CoverageError: tensors without a rule, or values to be kept that were drawn at random.
@@ -45,7 +45,7 @@ def initialize(
     state = traced.root.state_dict(keep_vars=True)
     if strange := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
         raise CoverageError("the state dict holds more than tensors", where=", ".join(strange[:SHOWN]))
-    context = Context(state, structure, scheme, options, leftovers, constructed, drawn, file_values or {})
+    context = Context(state, structure, scheme, options, uncovered, constructed, drawn, file_values or {})
     assignments = resolve(context)
     with torch.no_grad():
         for assignment in assignments if write else ():

@@ -28,7 +28,7 @@ class Context:
 
     Attributes:
         state: the module's tensors by name.
-        leftovers: "error", "zeros" or "keep" for trainable tensors without a rule.
+        uncovered: "error", "zeros" or "keep" for trainable tensors without a rule.
         constructed: the module comes from a NaN-filled construction, so that what is not NaN is a constant, and "keep"
             may keep it. Otherwise a trainable tensor is kept only if it has the same value everywhere.
         drawn: names of integer tensors that a constructor drew at random.
@@ -40,7 +40,7 @@ class Context:
     structure: Structure
     scheme: Scheme
     options: Mapping[str, Option]
-    leftovers: str = "error"
+    uncovered: str = "error"
     constructed: bool = True
     drawn: Collection[str] = ()
     file_values: Mapping[str, FileValues] = field(default_factory=dict)
@@ -97,7 +97,7 @@ def _scheme(context: Context, layer: Layer, tensor: Tensor, formula: Formula | N
 def _uncovered(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
     """What the user says of tensors that the scheme has no rule for."""
     said = {"zeros": Constant(tensor.shape, 0.0), "keep": AsConstructed(tensor.shape)}
-    return said.get(context.leftovers) if formula is None else None
+    return said.get(context.uncovered) if formula is None else None
 
 
 def _buffer(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
@@ -124,7 +124,7 @@ def _file_value(context: Context, layer: Layer, tensor: Tensor, formula: Formula
 
 def _drawn_value(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
     """What would be kept and was drawn at random is 0, where the user wants zeros."""
-    zero = isinstance(formula, AsConstructed) and context.leftovers == "zeros" and not context.is_fixed(tensor)
+    zero = isinstance(formula, AsConstructed) and context.uncovered == "zeros" and not context.is_fixed(tensor)
     return Constant(tensor.shape, 0.0) if zero else None
 
 
@@ -174,7 +174,7 @@ def resolve(context: Context) -> tuple[Assignment, ...]:
             f"scheme {context.scheme.name} has no rule for {len(missing)} tensors",
             where=_some(missing),
             expected="a rule for every trainable tensor",
-            fix="Pass --leftovers zeros or --leftovers keep to say what they should be, or use another scheme.",
+            fix="Pass --uncovered zeros or --uncovered keep to say what they should be, or use another scheme.",
         )
     stored = ties(context.state)
     owners: dict[str, str] = {}  # stored name → the name, first in order of execution, whose formula its values follow
@@ -199,14 +199,14 @@ def _assignment(layer: Layer, tensor: Tensor, decision: Decision, owner: str) ->
 
 def _refuse_drawn(context: Context, assignments: tuple[Assignment, ...]) -> None:
     """Raises CoverageError if values that no rule writes may have been drawn at random."""
-    trusted = context.constructed and context.leftovers == "keep"
+    trusted = context.constructed and context.uncovered == "keep"
     kept = (a.tensor for a in assignments if isinstance(a.formula, AsConstructed))
     if drawn := [tensor.name for tensor in kept if not context.is_fixed(tensor, trusted)]:
         raise CoverageError(
             f"{len(drawn)} tensors would be kept as constructed, but hold no constants",
             where=_some(drawn),
             expected="values that no generator drew and no training left",
-            fix="Pass --leftovers zeros, or set them to constants "
+            fix="Pass --uncovered zeros, or set them to constants "
             + ("in the constructor." if context.constructed else "before converting, or give the model as a factory."),
         )
 

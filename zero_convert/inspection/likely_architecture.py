@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from zero_convert.model_ref import ModelRef
 from zero_convert.tied_names import completions
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -238,4 +239,4 @@ def _found(library: str) -> bool:
 
 
 def _installed(model: str) -> bool:
-    return _found(model.partition(":")[0])
+    return _found(ModelRef.named(model).library)

@@ -10,7 +10,6 @@ Neither torch nor onnx is imported. A reader offers `read(source) -> Contents`; 
 from __future__ import annotations
 
 from os import PathLike
-from pathlib import Path
 
 from ..errors import MalformedError, UntrustedError
 from . import gguf, onnx, safetensors, torch_export, torch_legacy, torch_tar, torch_zip
@@ -23,14 +22,6 @@ from .parsing.torch_pickles import IMPORTS as IMPORTS
 from .parsing.zip_archive import Archive
 
 _HEAD = 1024  # bytes that tell a format
-
-
-def names_file(target: str) -> bool:
-    """Is it a file to read rather than a model's name? `resnet50` stays a name beside a file of that name."""
-    path = Path(target)
-    if path.suffix in (".safetensors", ".onnx", ".pt", ".pth", ".pt2", ".gguf", ".py"):
-        return path.suffix != ".py"
-    return path.is_file() if path.name == target and path.suffix else path.name != target and path.exists()
 
 
 def read(path: str | PathLike[str], limits: Limits | None = None) -> Contents:

@@ -6,11 +6,13 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from zero_convert.artifacts.receipt import receipt_path, recipe_json
 from zero_convert.initialization.plan_summary import by_rule, rewritten_joins
+from zero_convert.options import flags
 from zero_convert.records import Check, Edit, Plan, Recipe
 
 if TYPE_CHECKING:
@@ -93,17 +95,10 @@ def command(recipe: Recipe, names: Sequence[str]) -> str:
     """The command line that makes the files again; "" for a live module, which has no name."""
     if not recipe.model:
         return ""
-    words = ["zero-convert", recipe.model, "--scheme", recipe.scheme]
-    for key, value in recipe.options.items():
-        words += ["--set", f"{key}={_spelled(value)}"]
-    for key, value in recipe.model_args.items():
-        words += ["--model-arg", f"{key}={value if isinstance(value, str) else repr(value)}"]
-    for text in recipe.inputs:
-        words += ["--input", text]
-    if recipe.dtype != "float32":
-        words += ["--dtype", recipe.dtype]
-    if recipe.leftovers != "error":
-        words += ["--leftovers", recipe.leftovers]
+    words = ["zero-convert", recipe.model]
+    for name, value in _asked(recipe).items():
+        flag = flags(type(recipe))[name].name
+        words += [flag] if value is True else [word for text in _texts(name, value) for word in (flag, text)]
     for name in names or ["model.safetensors"]:
         words += ["--out", name]
     return shlex.join(words)
@@ -111,17 +106,12 @@ def command(recipe: Recipe, names: Sequence[str]) -> str:
 
 def python(recipe: Recipe) -> str:
     """The same in Python."""
-    arguments = [repr(recipe.model) if recipe.model else "module", f"scheme={recipe.scheme!r}"]
-    if recipe.options:
-        arguments.append(f"options={dict(recipe.options)!r}")
-    if recipe.model_args and recipe.model:
-        arguments.append(f"model_args={dict(recipe.model_args)!r}")
-    if recipe.inputs:
-        arguments.append("example_inputs=inputs")
-    if recipe.dtype != "float32":
-        arguments.append(f"dtype={recipe.dtype!r}")
-    if recipe.leftovers != "error":
-        arguments.append(f"leftovers={recipe.leftovers!r}")
+    arguments = [repr(recipe.model) if recipe.model else "module"]
+    for name, value in _asked(recipe).items():
+        if name == "inputs":
+            arguments.append("example_inputs=inputs")
+        elif name != "model_args" or recipe.model:
+            arguments.append(f"{name}={dict(value) if isinstance(value, Mapping) else value!r}")
     given = f"inputs = …  # {', '.join(recipe.inputs)}\n" if recipe.inputs else ""
     call = f"result = zc.convert({', '.join(arguments)})"
     return f"import zero_convert as zc\n\n{given}{call}\nresult.weights_digest"
@@ -176,5 +166,17 @@ def along(columns: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:
     return "the sum at a residual join, the last what the head reads" if stream else "what each weight layer reads"
 
 
-def _spelled(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _asked(recipe: Recipe) -> dict[str, Any]:
+    """The options of a recipe that are not at their defaults, and the scheme in any case."""
+    found = {name: getattr(recipe, name) for name in flags(type(recipe))}
+    usual = {spec.name: spec.default for spec in fields(recipe)}
+    return {name: value for name, value in found.items() if name == "scheme" or (value and value != usual[name])}
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    """The values of an option as the command line takes them; its flag stands before each."""
+    if name == "options":
+        return [f"{key}={str(one).lower() if isinstance(one, bool) else one}" for key, one in value.items()]
+    if name == "model_args":
+        return [f"{key}={one if isinstance(one, str) else repr(one)}" for key, one in value.items()]
+    return list(value) if isinstance(value, tuple) else [str(value)]

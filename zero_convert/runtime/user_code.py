@@ -1,6 +1,6 @@
-"""Running a file of Python that is the user's, and saying where in it something went wrong.
+"""Running a file of Python that is the user's, what installed packages offer, and where in it something went wrong.
 
-For factories of models and for schemes. Whoever calls this was asked for it by the user. No torch here.
+For models and for schemes. Whoever calls this was asked for it by the user. No torch here.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from zero_convert.errors import UsageError
+from zero_convert.errors import LoadError, UsageError, ZeroConvertError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
-def is_file(name: str) -> bool:
-    """Whether a scheme's name is that of a file, whose code runs when the scheme is asked for."""
-    return name.endswith(".py")
+def offered(group: str) -> dict[str, EntryPoint]:
+    """Name → entry point of what installed packages offer in a group, sorted. Runs none of them."""
+    import importlib.metadata
 
-
-def canonical(name: str) -> str:
-    """The name as recipes hold it: of a file without folders, so that it means the same on every machine."""
-    return PurePosixPath(name.replace("\\", "/")).name if is_file(name) else name
+    return {point.name: point for point in sorted(importlib.metadata.entry_points(group=group), key=lambda p: p.name)}
 
 
 def run_file(path: Path, prefix: str) -> ModuleType:
@@ -49,6 +50,22 @@ def importable(folder: Path) -> Iterator[None]:
     finally:
         if str(folder) in sys.path:
             sys.path.remove(str(folder))
+
+
+@contextmanager
+def failing_as(what: str, where: str) -> Iterator[None]:
+    """What the code of a user or of another package raises, as a LoadError that names it.
+
+    Args:
+        what: "scheme" or "source".
+        where: which, and what of it.
+    """
+    try:
+        yield
+    except ZeroConvertError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise LoadError(f"the {what} failed", where=where, got=spell(error) + place(error)) from error
 
 
 def spell(error: BaseException) -> str:

@@ -13,9 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 
 from zero_convert.initialization.scheme import OptionSpec, Scheme
-from zero_convert.runtime import user_code
 
 from ..errors import UsageError
+from ..model_ref import SchemeRef
 from ..records import Check, Option
 from . import _user_schemes
 from ._user_schemes import Found as Found
@@ -49,7 +49,7 @@ def find(name: str, folders: Sequence[str] = ()) -> Found:
         UsageError: there is none; the message names the nearest.
         LoadError: a scheme from outside failed.
     """
-    if user_code.is_file(name):
+    if SchemeRef(name).runs_code:
         return _user_schemes.from_file(name, folders)
     schemes = _schemes()
     aliases = {alias: scheme.name for scheme in schemes.values() for alias in scheme.aliases}
@@ -87,11 +87,11 @@ def examine(name: str, only: Collection[str] = ()) -> tuple[Check, ...]:
     return _conformance.examine(find(name).scheme, name, only)
 
 
-def parse_options(scheme: Scheme, pairs: Sequence[str]) -> dict[str, Option]:
-    """Options from `key=value` texts, defaults filled in.
+def read_pairs(pairs: Sequence[str]) -> dict[str, Option]:
+    """The options in `key=value` texts, as texts.
 
     Raises:
-        UsageError: a text without "=", an option or a value that the scheme does not have, or one given twice.
+        UsageError: a text without "=", or an option that is given twice.
     """
     given: dict[str, Option] = {}
     for pair in pairs:
@@ -101,14 +101,14 @@ def parse_options(scheme: Scheme, pairs: Sequence[str]) -> dict[str, Option]:
         if key in given:
             raise UsageError("an option is given twice", where="--set", got=key)
         given[key] = value
-    return complete_options(scheme, given)
+    return given
 
 
 def complete_options(scheme: Scheme, given: Mapping[str, Option]) -> dict[str, Option]:
     """The given options checked, the others at their defaults, in the scheme's order.
 
     Raises:
-        UsageError: as for `parse_options`.
+        UsageError: an option or a value that the scheme does not have.
     """
     specs = {spec.name: spec for spec in scheme.options}
     chosen: dict[str, Option] = {}

@@ -10,18 +10,18 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zero_convert.errors import LoadError, UsageError, ZeroConvertError
+from zero_convert.errors import UsageError
 from zero_convert.initialization.scheme import Scheme
+from zero_convert.model_ref import SchemeRef
 from zero_convert.records import Option, Structure
-from zero_convert.runtime.user_code import canonical, importable, place, run_file, spell
+from zero_convert.runtime.user_code import failing_as, importable, offered, run_file
 
 GROUP = "zero_convert.schemes"  # of entry points: name = package.module, or package.module:SCHEME
 _PREFIX = "zero_convert_scheme_"  # sys.modules names of the files we run
@@ -59,21 +59,26 @@ def from_file(name: str, folders: Sequence[str] = ()) -> Found:
         UsageError: no such file, or it holds no scheme.
         LoadError: it failed.
     """
-    places = (Path(name), *(Path(folder) / canonical(name) for folder in folders))
+    own = SchemeRef(name).canonical
+    places = (Path(name), *(Path(folder) / own for folder in folders))
     path = next((each.resolve() for each in places if each.is_file()), None)
     if path is None:
         raise UsageError("no such file", where=name, fix="Give the path to the file that holds the scheme.")
     mark = fingerprint(path)
     if (path, mark) not in _run:
-        with _told(path.name, "running its file"), importable(path.parent), contextlib.redirect_stdout(sys.stderr):
+        with (
+            failing_as("scheme", f"{path.name}, running its file"),
+            importable(path.parent),
+            contextlib.redirect_stdout(sys.stderr),
+        ):
             held = getattr(run_file(path, _PREFIX), "SCHEME", None)
         _run[path, mark] = _guarded(_checked(held, path.name))
-    return Found(_run[path, mark], canonical(name), mark)
+    return Found(_run[path, mark], own, mark)
 
 
 def installed() -> dict[str, importlib.metadata.EntryPoint]:
     """Name → entry point of the schemes that installed packages offer, sorted. Runs none of them."""
-    return {point.name: point for point in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda p: p.name)}
+    return offered(GROUP)
 
 
 def from_package(point: importlib.metadata.EntryPoint) -> Found:
@@ -83,7 +88,7 @@ def from_package(point: importlib.metadata.EntryPoint) -> Found:
         UsageError: it holds no scheme.
         LoadError: it failed.
     """
-    with _told(point.value, "importing it"), contextlib.redirect_stdout(sys.stderr):
+    with failing_as("scheme", f"{point.value}, importing it"), contextlib.redirect_stdout(sys.stderr):
         held = point.load()
     spec = importlib.util.find_spec(point.module)
     mark = fingerprint(Path(spec.origin)) if spec is not None and spec.origin else ""
@@ -129,17 +134,7 @@ def _told_by(scheme: str, name: str, function: Callable[..., Any]) -> Callable[.
     @functools.wraps(function)
     def outer(*args: Any) -> Any:
         about = getattr(args[0], "name", "") if args and not isinstance(args[0], Structure) else ""
-        with _told(scheme, f"its {name}{f' of {about}' if about else ''}"):
+        with failing_as("scheme", f"{scheme}, its {name}{f' of {about}' if about else ''}"):
             return function(*args)
 
     return outer
-
-
-@contextlib.contextmanager
-def _told(where: str, what: str) -> Iterator[None]:
-    try:
-        yield
-    except ZeroConvertError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise LoadError("the scheme failed", where=f"{where}, {what}", got=spell(error) + place(error)) from error

@@ -18,8 +18,9 @@ and where there is reason to
     owns(module) -> bool                     whether the conventions fit a live module that has no name
     settle(module)                           makes the forward of a live module's copy what `build` would have made it
 
-`ORIGINS` orders them for bare names: a library is imported only if the ones before it do not know the name. Nothing
-here traces a model or looks at its structure.
+`model_ref.LIBRARIES` orders them for bare names: a library is imported only if the ones before it do not know the
+name. An installed package offers another one as an entry point of the group `zero_convert.sources`; it comes after
+ours. Nothing here traces a model or looks at its structure.
 """
 
 from __future__ import annotations
@@ -31,10 +32,13 @@ import fnmatch
 import importlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.errors import UsageError
+from zero_convert.errors import UsageError, ZeroConvertError
+from zero_convert.model_ref import LIBRARIES, ModelRef, installed_libraries
+from zero_convert.runtime.user_code import failing_as
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +47,8 @@ if TYPE_CHECKING:
 
     from .building.detectors import Setting
 
-ORIGINS = ("torchvision", "timm", "transformers")
+_OFFERS = ("available", "names", "known", "build", "example_inputs", "candidates")  # what every source has
+_MAY_OFFER = ("more_names", "notes", "owns", "settle")
 
 # Arguments that make a builder download or read trained weights: every value is replaced here, so they only cost.
 WEIGHT_ARGUMENTS = ("pretrained", "weights", "weights_backbone", "pretrained_backbone", "checkpoint_path")
@@ -80,7 +85,7 @@ class Loaded:
 
 
 def load(
-    model: str,
+    model: str | ModelRef,
     model_args: Mapping[str, Any] | None = None,
     *,
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
@@ -107,21 +112,21 @@ def load(
 
     arguments = dict(model_args or {})
     _refuse_weights(arguments)
-    prefix, name = _resolve(model)
-    origin = factory.Origin(folders) if prefix == "" else _origin(prefix)
-    if not origin.known(name):
-        raise _unknown(name, prefix)
+    ref = _with_library(model if isinstance(model, ModelRef) else ModelRef.named(model))
+    origin: Any = _origin(ref.library) if ref.library else factory
+    asked = (ref.name, arguments) if ref.library else (ref, arguments, folders)
+    text = str(model)
     # A program that prints while it is imported or built must not mix with results on stdout.
     with contextlib.redirect_stdout(sys.stderr), poisoned() as poison:
-        module = factory.on_cpu(factory.checked(lambda: origin.build(name, arguments), model, arguments), model)
-        lazy, sized_by = materialize(module, as_inputs(inputs) if inputs is not None else None, model)
-    factory.refuse_quantized(module, model)
-    examples = sized_by if sized_by is not None else origin.example_inputs(name, module)
+        module = factory.on_cpu(factory.checked(lambda: origin.build(*asked), text, arguments), text)
+        lazy, sized_by = materialize(module, as_inputs(inputs) if inputs is not None else None, text)
+    factory.refuse_quantized(module, text)
+    examples = sized_by if sized_by is not None else origin.example_inputs(ref.name, module)
     said = origin.notes(module, examples) if inputs is None and hasattr(origin, "notes") else ()
     return Loaded(
         module=module,
         example_inputs=examples,
-        name=f"{prefix}:{name}" if prefix else origin.canonical(name),
+        name=ref.canonical,
         model_args=arguments,
         source=factory.source_of(module),
         poisoned=True,
@@ -167,7 +172,7 @@ def adopt(module: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any] |
     found = fingerprint.recognize(copied) if not lazy else None
     return Loaded(
         module=copied,
-        example_inputs=sized_by if sized_by is not None else _convention(copied, found),
+        example_inputs=sized_by if sized_by is not None else _convention(copied, found[0] if found else ""),
         name=found[0] if found else "",
         model_args=found[1] if found else {},
         source=factory.source_of(copied),
@@ -185,11 +190,7 @@ def conventional_inputs(loaded: Loaded) -> Inputs | None:
     """
     if loaded.name and loaded.lazy:
         return ()
-    prefix, _, name = loaded.name.partition(":")
-    if prefix in ORIGINS:
-        inputs: Inputs | None = _origin(prefix).example_inputs(name, loaded.module)
-        return inputs
-    return _convention(loaded.module, None) if loaded.name else None
+    return _convention(loaded.module, loaded.name) if loaded.name else None
 
 
 def names(pattern: str | None = None) -> dict[str, list[str]]:
@@ -205,11 +206,9 @@ def names(pattern: str | None = None) -> dict[str, list[str]]:
     if not any(sign in wanted for sign in "*?["):
         wanted = f"*{wanted}*"
     found: dict[str, list[str]] = {}
-    for prefix in ORIGINS:
-        origin = _origin(prefix)
-        if origin.available():
-            every = origin.names() + (origin.more_names() if pattern and hasattr(origin, "more_names") else [])
-            found[prefix] = [name for name in every if fnmatch.fnmatchcase(name.lower(), wanted)]
+    for library, origin in _available():
+        every = origin.names() + (origin.more_names() if pattern and hasattr(origin, "more_names") else [])
+        found[library] = [name for name in every if fnmatch.fnmatchcase(name.lower(), wanted)]
     return found
 
 
@@ -251,59 +250,102 @@ def _refuse_weights(arguments: Mapping[str, Any]) -> None:
             )
 
 
-def _origin(prefix: str) -> Any:
-    return importlib.import_module(f"zero_convert.sources.{prefix}")
+def _origin(library: str) -> Any:
+    """The module that knows a library. One from another package is imported.
 
-
-def _resolve(model: str) -> tuple[str, str]:
-    """(origin, name) for names of a library, ("", model) for the user's own code."""
-    before, colon, after = model.rpartition(":")
-    if not colon:
-        for prefix in ORIGINS:
-            origin = _origin(prefix)
-            if origin.available() and origin.known(model):
-                return prefix, model
-        raise _unknown(model, "")
-    if before in ORIGINS and not _origin(before).available():
+    Raises:
+        LoadError: importing it failed.
+        UsageError: it lacks a function that every source has.
+    """
+    if library in LIBRARIES:
+        return importlib.import_module(f"zero_convert.sources.{library}")
+    point = installed_libraries()[library]
+    with failing_as("source", f"{point.value}, importing it"), contextlib.redirect_stdout(sys.stderr):
+        module = point.load()
+    if lacking := [name for name in _OFFERS if not callable(getattr(module, name, None))]:
         raise UsageError(
-            f"{before} is not installed", where=model, fix=f"Install it with `pip install {before}` and try again."
+            "this is no source of models", where=point.value, got=f"no {lacking[0]}", expected=", ".join(_OFFERS)
         )
-    return (before, after) if before in ORIGINS else ("", model)
+    functions = {name: getattr(module, name) for name in (*_OFFERS, *_MAY_OFFER) if hasattr(module, name)}
+    told = {name: failing_as("source", f"{point.value}, its {name}")(own) for name, own in functions.items()}
+    return SimpleNamespace(**{**told, "build": module.build})  # what that raises is told by `factory.checked`
 
 
-def _unknown(name: str, prefix: str) -> UsageError:
-    if not prefix and name.endswith(".py"):
+def broken() -> dict[str, ZeroConvertError]:
+    """Name → error of the sources that other packages offer and that cannot be used."""
+    found = {}
+    for library in installed_libraries():
+        try:
+            _origin(library)
+        except ZeroConvertError as error:
+            found[library] = error
+    return found
+
+
+def _available(imported: bool = False) -> Iterator[tuple[str, Any]]:
+    """(library, its module) of those that are installed, ours first; another package's that fails is left out.
+
+    Args:
+        imported: those only that the process has imported already.
+    """
+    for library in (*LIBRARIES, *installed_libraries()):
+        if imported and library not in sys.modules:
+            continue
+        with contextlib.suppress(*(() if library in LIBRARIES else (ZeroConvertError,))):
+            origin = _origin(library)
+            if origin.available():
+                yield library, origin
+
+
+def _with_library(ref: ModelRef) -> ModelRef:
+    """The reference with the library that knows its name, where that is a library's. Errors as for `load`."""
+    if ref.kind == "name":
+        library = next((library for library, origin in _available() if origin.known(ref.name)), "")
+        if not library:
+            raise _unknown(ref)
+        return replace(ref, kind="library", library=library)
+    if ref.library and not (origin := _origin(ref.library)).available():
+        raise UsageError(
+            f"{ref.library} is not installed",
+            where=str(ref),
+            fix=f"Install it with `pip install {ref.library}` and try again.",
+        )
+    if ref.library and not origin.known(ref.name):
+        raise _unknown(ref)
+    return ref
+
+
+def _unknown(ref: ModelRef) -> UsageError:
+    name, library = ref.name, ref.library
+    if not library and name.endswith(".py"):
         return UsageError("a file needs the name of its factory", got=repr(name), expected="path/to/file.py:factory")
-    known = dict.fromkeys(item for origin, items in names("*").items() if prefix in ("", origin) for item in items)
+    known = dict.fromkeys(item for origin, items in names("*").items() if library in ("", origin) for item in items)
     close = difflib.get_close_matches(name, known, n=3)
     fix = f"Did you mean {_either(close)}?" if close else "`zero-convert models` lists every name."
-    for library in ORIGINS if not prefix else ():
-        if not _origin(library).available():
-            fix += f" {library} is not installed; `pip install {library}` adds its names."
-    return UsageError("no model has this name", where=prefix, got=repr(name), fix=fix)
+    for other in LIBRARIES if not library else ():
+        if not _origin(other).available():
+            fix += f" {other} is not installed; `pip install {other}` adds its names."
+    return UsageError("no model has this name", where=library, got=repr(name), fix=fix)
 
 
 def _either(words: Sequence[str]) -> str:
     return " or ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def _convention(module: nn.Module, found: tuple[str, Mapping[str, Any]] | None) -> Inputs | None:
+def _convention(module: nn.Module, model: str) -> Inputs | None:
+    """The example inputs of a module that is of this name; of one without, by what it looks like."""
     from .inputs.guess import guess
 
-    prefix, _, name = found[0].partition(":") if found else ("", "", "")
-    origin = _origin(prefix) if found else _owner(module)
-    inputs: Inputs | None = origin.example_inputs(name, module) if origin else guess(module)
+    ref = ModelRef.named(model)
+    origin = _origin(ref.library) if ref.library else _owner(module)
+    inputs: Inputs | None = origin.example_inputs(ref.name, module) if origin else guess(module)
     return inputs
 
 
 def _owner(module: nn.Module) -> Any:
     """The origin whose conventions fit a live module, or None."""
-    for prefix in ORIGINS:
-        if prefix in sys.modules:
-            origin = _origin(prefix)
-            if hasattr(origin, "owns") and origin.owns(module):
-                return origin
-    return None
+    fitting = (origin for _, origin in _available(True) if hasattr(origin, "owns") and origin.owns(module))
+    return next(fitting, None)
 
 
 def _lazy_notes(lazy: Sequence[str]) -> tuple[str, ...]:
@@ -312,7 +354,6 @@ def _lazy_notes(lazy: Sequence[str]) -> tuple[str, ...]:
 
 def known_candidates(module: nn.Module) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
     """(origin, name, arguments to try in turn) for `module`, from every library that is already imported."""
-    for prefix in ORIGINS:
-        if prefix in sys.modules:
-            for name, attempts in _origin(prefix).candidates(module):
-                yield prefix, name, attempts
+    for library, origin in _available(True):
+        for name, attempts in origin.candidates(module):
+            yield library, name, attempts

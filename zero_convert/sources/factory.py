@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from zero_convert.errors import LoadError, UsageError, ZeroConvertError
+from zero_convert.model_ref import ModelRef
 from zero_convert.runtime.eager import uncompiled
 from zero_convert.runtime.user_code import importable, place, run_file, spell
 from zero_convert.sources.inputs import Inputs
@@ -32,53 +33,44 @@ FILE_MODULE = "zero_convert_file_"
 QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.nn.quantized")
 
 
-class Origin:
-    """Factories by name; the same questions as the files of the model libraries answer.
+def build(ref: ModelRef, args: Mapping[str, Any], folders: Sequence[str] = ()) -> Any:
+    """What the factory returns.
 
     Args:
         folders: where to look for a file besides the current folder.
+
+    Raises:
+        UsageError: no such file, module or factory, or it cannot be called with the arguments.
     """
-
-    def __init__(self, folders: Sequence[str] = ()) -> None:
-        self._folders = tuple(folders)
-
-    def known(self, name: str) -> bool:
-        return ":" in name
-
-    def canonical(self, name: str) -> str:
-        """`name` without folders, so that it means the same on every machine."""
-        place, _, factory = name.rpartition(":")
-        return f"{Path(place).name}:{factory}" if place.endswith(".py") else name
-
-    def build(self, name: str, args: Mapping[str, Any]) -> Any:
-        place, _, attribute = name.rpartition(":")
-        if not place or not attribute:
-            raise UsageError(
-                "this names no factory", got=repr(name), expected="package.module:factory or file.py:factory"
-            )
-        if place.endswith(".py"):
-            path = self._find(place)
-            with importable(path.parent):
-                made = _call(_attribute(run_file(path, FILE_MODULE), attribute, place), args)
-        else:
-            with importable(Path.cwd()):
-                made = _call(_attribute(_import(place), attribute, place), args)
-        return made
-
-    def example_inputs(self, name: str, module: nn.Module) -> Inputs | None:
-        return guess(module)
-
-    def _find(self, place: str) -> Path:
-        for path in (Path(place), *(Path(folder) / Path(place).name for folder in self._folders)):
-            if path.is_file():
-                return path.resolve()
+    place = ref.path or ref.name
+    if not place or not ref.factory:
         raise UsageError(
-            "no such file",
-            where=place,
-            got=f"looked in {', '.join(dict.fromkeys(str(Path(each).resolve()) for each in ('.', *self._folders)))}",
-            fix="Give the path to the file that defines the model"
-            + (f": --arch path/to/{Path(place).name}:NAME." if self._folders else "."),
+            "this names no factory", got=repr(str(ref)), expected="package.module:factory or file.py:factory"
         )
+    if ref.path:
+        path = _find(ref.path, folders)
+        with importable(path.parent):
+            return _call(_attribute(run_file(path, FILE_MODULE), ref.factory, place), args)
+    with importable(Path.cwd()):
+        return _call(_attribute(_import(place), ref.factory, place), args)
+
+
+def example_inputs(name: str, module: nn.Module) -> Inputs | None:
+    """Inputs that the module's forward accepts; the same question as the files of the model libraries answer."""
+    return guess(module)
+
+
+def _find(place: str, folders: Sequence[str]) -> Path:
+    for path in (Path(place), *(Path(folder) / Path(place).name for folder in folders)):
+        if path.is_file():
+            return path.resolve()
+    raise UsageError(
+        "no such file",
+        where=place,
+        got=f"looked in {', '.join(dict.fromkeys(str(Path(each).resolve()) for each in ('.', *folders)))}",
+        fix="Give the path to the file that defines the model"
+        + (f": --arch path/to/{Path(place).name}:NAME." if folders else "."),
+    )
 
 
 def checked(build: Callable[[], Any], model: str, args: Mapping[str, Any]) -> nn.Module:

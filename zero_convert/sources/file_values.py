@@ -57,6 +57,6 @@ class FileValues(Formula):
             raise LoadError(
                 f"tensor {brief(stored.name)} of the file would be kept, and holds NaN",
                 where=where,
-                fix="--leftovers zeros takes nothing from the file.",
+                fix="--uncovered zeros takes nothing from the file.",
             )
         return values

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from zero_convert import readers
+from zero_convert import model_ref, readers
 from zero_convert.artifacts.receipt import recipe_from_metadata
-from zero_convert.errors import LoadError, UntrustedError, UsageError
+from zero_convert.errors import LoadError, UsageError
 from zero_convert.formats.digests import brief, sha256_file
 from zero_convert.graph.ties import ties
 from zero_convert.inspection.likely_architecture import likely
+from zero_convert.model_ref import ModelRef
 from zero_convert.readers import IMPORTS, Contents, torch_export, torch_zip
 from zero_convert.runtime.user_code import place, spell
 from zero_convert.structure import SAFETENSORS_DTYPES
@@ -108,14 +109,15 @@ def opened(path: str, arch: str | None, trust: bool) -> File:
             expected="--arch MODEL, the architecture that they belong to",
             fix=_origin(contents) or f"{_guess(contents) or 'Any MODEL will do that has these names and shapes'}.",
         )
-    if not trust:
-        raise UntrustedError(
-            "loading the network in this file means running what is in it",
-            where=path,
-            got=f"{what}: {_reasons(contents)}",
-            expected="--arch MODEL: the structure from there, and nothing of the file is run",
-            fix=". ".join(filter(None, (_guess(contents), "--trust runs it, if you know who made it."))),
-        )
+    model_ref.refuse_untrusted(
+        ModelRef("file", path=path),
+        trust,
+        "loading the network in this file means running what is in it",
+        where=path,
+        got=f"{what}: {_reasons(contents)}",
+        expected="--arch MODEL: the structure from there, and nothing of the file is run",
+        fix=". ".join(filter(None, ("" if trust else _guess(contents), "--trust runs it, if you know who made it."))),
+    )
     module, inputs = _loaded(contents)
     return File(contents, module, (f"file {path} ({what}) was trusted: {_reasons(contents)}",), inputs)
 
