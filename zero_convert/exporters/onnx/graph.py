@@ -28,6 +28,7 @@ from zero_convert.records import Edit
 from . import Graph
 from .canonical import canonical
 from .fold import fold
+from .strided_views import replace_strided_views
 
 
 def graph(
@@ -59,6 +60,7 @@ def graph(
                 expected="a forward that torch.export captures",
                 fix="Write safetensors instead; -vv shows the whole reason.",
             ) from second
+    replace_strided_views(program.model, program.exported_program)
     names = _result_names(program.exported_program, len(program.model.graph.outputs))
     head, tail = canonical(program.model, states, names, batched=not fixed)
     return Graph(head, tail, opset), fixed
