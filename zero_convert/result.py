@@ -85,6 +85,10 @@ class _Exported:
     def note(self) -> str:
         """What the reader should know of the file."""
         parts = ["evaluation mode"] + ([f"batch size fixed: {self.fixed}"] if self.fixed else [])
+        if self.graph.raised:
+            parts.append(f"opset {self.graph.opset} for {self.graph.raised}")
+        if any(entry.dtype == "BF16" for entry in self.entries):
+            parts.append("ONNX Runtime's CPU provider has no arithmetic in bfloat16")
         if self.folds is not None:
             kinds = {kind: [e.applied for e in self.folds if e.rewrite == kind] for kind in FOLDS}
             said = [f"{sum(found)} of {len(found)} {FOLDS[kind]}" for kind, found in kinds.items() if found]
@@ -123,7 +127,7 @@ class Result:
     folds: tuple[Edit, ...] = field(default=(), init=False, repr=False)
     _digest: str = field(default="", repr=False)
     _start: _Start = field(init=False, repr=False)
-    _graphs: dict[int, tuple[onnx.Graph, str]] = field(default_factory=dict, init=False, repr=False)
+    _graphs: dict[int | None, tuple[onnx.Graph, str]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._start = _Start.of(self.module)
@@ -293,16 +297,18 @@ class Result:
         """The network for ONNX; with `fold` another one than `module`."""
         from .exporters.onnx.graph import folded, graph
 
-        version = onnx.checked_opset(opset)
+        if opset is not None:
+            onnx.checked_opset(opset)
         entries = self._start.entries(self.module)
         own, folds = folded(self.module, self.graph, self._start.buffers) if fold else (self.module, None)
         self.folds = self.folds if folds is None else folds
         stored = ties(own.state_dict(keep_vars=True))
         if any(edit.applied for edit in folds or ()):
-            return _Exported(*graph(own, self.inputs, stored, version), _entries(own, {}), folds)
-        if version not in self._graphs:
-            self._graphs[version] = graph(self.module, self.inputs, stored, version)
-        return _Exported(*self._graphs[version], entries, folds)
+            return _Exported(*graph(own, self.inputs, stored, opset), _entries(own, {}), folds)
+        if opset not in self._graphs:
+            self._graphs[opset] = made = graph(self.module, self.inputs, stored, opset)
+            self._graphs.setdefault(made[0].opset, made)
+        return _Exported(*self._graphs[opset], entries, folds)
 
     def run_record(self, format: str = "safetensors") -> dict[str, Any]:
         """How the artifact was made: versions, device, checks. Not part of its identity."""

@@ -44,8 +44,8 @@ IR_VERSION = 10
 INLINE = 1_800_000_000  # bytes of tensors; readers of protobuf end at 2 GiB
 
 _LIMIT = 1 << 31  # bytes; no reader of protobuf goes further
-_SMALL = 1024  # bytes; stays in the model
-_NUMBERS = {name: number for number, name in TYPES.items()}
+SMALL = 1024  # bytes; below it a tensor stays in the model, whose readers tell shapes from it
+NUMBERS = {name: number for number, name in TYPES.items()}
 _IR_VERSION, _PRODUCER, _GRAPH, _OPSET, _METADATA = 1, 2, 7, 8, 14  # ModelProto
 _INITIALIZER = 5  # GraphProto
 _DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14  # TensorProto
@@ -53,11 +53,16 @@ _DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14  # TensorPr
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A network without its weights: GraphProto in two parts, what stands before the initializers and after them."""
+    """A network without its weights: GraphProto in two parts, what stands before the initializers and after them.
+
+    Attributes:
+        raised: what the opset is a later one than `OPSET` for, "bfloat16 in Conv".
+    """
 
     head: bytes
     tail: bytes
     opset: int
+    raised: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ def checked_data_path(path: str | PathLike[str]) -> Path:
 
 def wants_data_file(entries: Sequence[Entry], external_data: bool) -> bool:
     """Whether there is to be a data file: it is needed, or asked for and not empty."""
-    return needs_data_file(entries) or (external_data and any(entry.size >= _SMALL for entry in entries))
+    return needs_data_file(entries) or (external_data and any(entry.size >= SMALL for entry in entries))
 
 
 def needs_data_file(entries: Sequence[Entry]) -> bool:
@@ -167,13 +172,18 @@ def write(
     Args:
         data: takes the tensors, where the model has a data file.
         location: the name of that file.
+
+    Raises:
+        ModelError: also where the onnx library's full check refuses the model; nothing is written then.
     """
+    from .validity import check
+
     if strange := [entry.name for entry in entries if not is_plain_text(entry.name)]:
         raise ModelError("a tensor's name cannot be written", got=brief(strange[0]), expected="plain text")
-    ordered = sorted(entries, key=lambda entry: entry.name.encode())
+    ordered = [_read_once(entry) for entry in sorted(entries, key=lambda entry: entry.name.encode())]
     heads, offset = [], 0
     for entry in ordered:
-        outside = data is not None and entry.size >= _SMALL
+        outside = data is not None and entry.size >= SMALL
         heads.append((entry, outside, _tensor_head(entry, location if outside else "", offset)))
         offset += entry.size if outside else 0
     size = len(graph.head) + len(graph.tail)
@@ -185,6 +195,8 @@ def write(
         raise ModelError(
             "the model is too large for protobuf", got=f"{size} bytes", expected=f"below {_LIMIT}", fix=fix
         )
+    own = {} if FOLDED_KEY in metadata else {DIGEST_KEY: ""}  # known at the end
+    check(graph, ordered, {**metadata, **own}, IR_VERSION)
     with Lanes() as model, Lanes() as beside:
 
         def put(piece: bytes) -> None:
@@ -201,7 +213,7 @@ def write(
             target.write(raw)
         put(graph.tail + _bytes(_OPSET, _bytes(1, b"") + _number(2, graph.opset)))
         digest = weights_digest(model.leaves() | beside.leaves())
-        own = {} if FOLDED_KEY in metadata else {DIGEST_KEY: f"zc1:{digest}"}
+        own = dict.fromkeys(own, f"zc1:{digest}")
         for key, value in sorted({**metadata, **own}.items()):
             put(_bytes(_METADATA, _bytes(1, key.encode()) + _bytes(2, value.encode())))
         for file in (stream, data):
@@ -213,15 +225,23 @@ def write(
     return Written(first.sha256, first.size, {e.name: found[e.name] for e in ordered}, digest, blob)
 
 
+def _read_once(entry: Entry) -> Entry:
+    """The same, with its values if they are few: the check reads them as well."""
+    if entry.size >= SMALL:
+        return entry
+    values = raw_bytes(entry)
+    return Entry(entry.name, entry.dtype, entry.shape, lambda: values)
+
+
 def _tensor_head(entry: Entry, location: str, offset: int) -> bytes:
     """A TensorProto up to its data, or whole if that is in another file."""
-    number = _NUMBERS.get(entry.dtype)
+    number = NUMBERS.get(entry.dtype)
     if number is None:
         raise ModelError(
             "ONNX has no such element type",
             where=entry.name,
             got=entry.dtype,
-            expected=", ".join(sorted(_NUMBERS)),
+            expected=", ".join(sorted(NUMBERS)),
             fix="Write safetensors, which has it.",
         )
     sizes = b"".join(_number(_DIMS, size) for size in entry.shape)

@@ -23,8 +23,10 @@ from .simplification import all_nodes, constant_of, simplify
 BATCH = "batch"
 
 
-def canonical(model: ir.Model, states: Mapping[str, str], outputs: Sequence[str], batched: bool) -> tuple[bytes, bytes]:
-    """The graph as protobuf, the part before the initializers and the part after them.
+def canonical(
+    model: ir.Model, states: Mapping[str, str], outputs: Sequence[str], batched: bool
+) -> tuple[bytes, bytes, list[onnx.ValueInfoProto]]:
+    """The graph as protobuf, the part before the initializers and the part after them, and their signatures.
 
     Args:
         model: as exported; it is changed.
@@ -49,7 +51,8 @@ def canonical(model: ir.Model, states: Mapping[str, str], outputs: Sequence[str]
             constants[value.name] = ir.to_proto(tensor)
     whole = ir.to_proto(model)
     proto = whole.graph
-    simplify(proto, constants, [ir.to_proto(v) for v in initializers if v.name not in constants], whole.opset_import)
+    signatures = [ir.to_proto(value) for value in initializers if value.name not in constants]
+    simplify(proto, constants, signatures, whole.opset_import)
     writer.constants = {name: _plain_tensor(tensor) for name, tensor in constants.items()}
     nodes = writer.graph(proto)
     wanted = [writer.free(name) for name in outputs]
@@ -61,7 +64,10 @@ def canonical(model: ir.Model, states: Mapping[str, str], outputs: Sequence[str]
     tail = onnx.GraphProto(input=[sizes.signature(value, writer.names[value.name]) for value in proto.input])
     sizes.batched = False
     tail.output.extend(sizes.signature(value, name) for value, name in zip(proto.output, wanted, strict=True))
-    return head.SerializeToString(deterministic=True), tail.SerializeToString(deterministic=True)
+    for each in signatures:
+        each.name = writer.names[each.name]
+    once = list({each.name: each for each in signatures}.values())  # of tied tensors one is stored
+    return head.SerializeToString(deterministic=True), tail.SerializeToString(deterministic=True), once
 
 
 def _drop_missing_biases(model: ir.Model) -> None:

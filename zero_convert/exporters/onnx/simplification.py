@@ -44,7 +44,7 @@ def simplify(
         constants: tensors that the graph reads by name besides those of its `Constant` nodes; computed ones are added.
         states: signatures of the tensors that the graph reads and that are not constants.
     """
-    while _Pass(graph, constants, _signatures(graph, constants, states, opsets)).run():
+    while _Pass(graph, constants, signatures(graph, constants, states, opsets)).run():
         pass
     _remove_unread(graph)
     versions = {each.domain: each.version for each in opsets}
@@ -73,6 +73,34 @@ def constant_of(node: NodeProto) -> TensorProto | None:
     shape = [len(values)] if attribute.name.endswith("s") else []
     kind = TensorProto.INT64 if "int" in attribute.name else TensorProto.FLOAT
     return onnx.helper.make_tensor("", kind, shape, values if shape else [values])
+
+
+def signatures(
+    graph: GraphProto,
+    constants: MutableMapping[str, TensorProto],
+    states: Sequence[ValueInfoProto],
+    opsets: Sequence[onnx.OperatorSetIdProto],
+) -> dict[str, ValueInfoProto]:
+    """Name → type and sizes of the values, as the exporter told them and as the onnx library infers them.
+
+    Args: as for `simplify`. Of a name that two inner graphs have, the signature of one.
+    """
+    whole = GraphProto(name="signatures", input=[*graph.input, *states], output=graph.output)
+    whole.node.extend(graph.node)
+    whole.value_info.extend(graph.value_info)
+    for name, tensor in constants.items():
+        if np.prod(tensor.dims, dtype=np.int64) <= _READ_LATER:
+            whole.initializer.add().CopyFrom(tensor)
+            whole.initializer[-1].name = name
+        else:
+            whole.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+    model = onnx.ModelProto(ir_version=onnx.IR_VERSION, graph=whole, opset_import=opsets)
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    found = {each.name: each for each in (*inferred.value_info, *inferred.input, *inferred.output)}
+    for node in all_nodes(inferred.node):
+        for inner in _graphs(node):
+            found.update((each.name, each) for each in (*inner.value_info, *inner.input, *inner.output))
+    return found
 
 
 class _Pass:
@@ -224,27 +252,6 @@ class _Pass:
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-
-
-def _signatures(
-    graph: GraphProto,
-    constants: MutableMapping[str, TensorProto],
-    states: Sequence[ValueInfoProto],
-    opsets: Sequence[onnx.OperatorSetIdProto],
-) -> dict[str, ValueInfoProto]:
-    """Types and sizes of the values, as the exporter told them and as the onnx library infers them."""
-    whole = GraphProto(name="signatures", input=[*graph.input, *states], output=graph.output)
-    whole.node.extend(graph.node)
-    whole.value_info.extend(graph.value_info)
-    for name, tensor in constants.items():
-        if np.prod(tensor.dims, dtype=np.int64) <= _READ_LATER:
-            whole.initializer.add().CopyFrom(tensor)
-            whole.initializer[-1].name = name
-        else:
-            whole.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
-    model = onnx.ModelProto(ir_version=onnx.IR_VERSION, graph=whole, opset_import=opsets)
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    return {each.name: each for each in (*inferred.value_info, *inferred.input, *inferred.output)}
 
 
 def _defined_twice(graph: GraphProto) -> set[str]:
