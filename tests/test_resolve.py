@@ -180,6 +180,19 @@ class Attending(nn.Module):
         return made
 
 
+class Kept(nn.Module):
+    """A constant that is neither 0 nor 1, used in a way that no rule knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 2)
+        self.extra = nn.Parameter(torch.full((8,), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.head(torch.hypot(self.stem(x), self.extra))
+        return made
+
+
 def summary(make: type[nn.Module], inputs: Tensor, scheme: str) -> dict[str, object]:
     """Everything that is decided by what the formulas are."""
     torch.manual_seed(0)
@@ -198,6 +211,7 @@ def summary(make: type[nn.Module], inputs: Tensor, scheme: str) -> dict[str, obj
     ("make", "inputs", "scheme"),
     [
         (nets.tiny_resnet, torch.zeros(1, 3, 32, 32), "zero-2021"),
+        (Kept, torch.zeros(1, 6), "zero-2021"),
         (Attending, torch.zeros(1, 5, 6), "zero-2022"),
         (Attending, torch.zeros(1, 5, 6), "skipinit"),
     ],

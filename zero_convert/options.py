@@ -4,9 +4,9 @@ A field of a record below is an option of the Python functions; with a `Flag` on
 of `RecipeOptions` are in the recipe; the others leave no trace in the bytes. Command lines, keywords, recipes, locks
 and the command that repeats a conversion are made from these fields, so that a new option is one field here and the
 place that reads it.
-"""
 
-from __future__ import annotations
+The flags stand in annotations, which every start of the command line reads: they are objects here, not texts.
+"""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence

@@ -250,10 +250,10 @@ class Assignment:
     """What one tensor gets, and why.
 
     Attributes:
-        rule: the formula in words and the notes, "partial identity 64×256 at tap (0, 0) (frozen)": for people only.
-        formula: of its values; a marker where it keeps those of its constructor or file, or is another tensor.
-        decided_by: name of the rule of `initialization/resolve.py` that led to the formula.
-        notes: what else the plan says of it: "frozen", "unused: …".
+        rule: formula and notes in words, for people: "partial identity 64×256 at tap (0, 0) (frozen)".
+        formula: of its values; a marker where it keeps those of its constructor, or is tied to another tensor.
+        decided_by: the name of a rule in `initialization/resolve.py`.
+        notes: "frozen", "unused: …".
     """
 
     tensor: Tensor

@@ -123,9 +123,11 @@ def _value(option: inspect.Parameter, value: Any) -> Any:
         return tuple(value or ())
     if kind is not Mapping:
         return value
+    if not value:
+        return {}  # without the rooms that could read more: what starts quickly stays quick
     from .. import schemes, sources
 
-    return {"options": schemes.read_pairs, "model_args": sources.parse_model_args}[option.name](value or [])
+    return {"options": schemes.read_pairs, "model_args": sources.parse_model_args}[option.name](value)
 
 
 def completed(options: Options) -> Options:

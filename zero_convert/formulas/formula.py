@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from .hadamard import Indices, index_array
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.int64]
+FAMILIES = ("hadamard", "identity", "other")  # of matrices; the first of those that a formula is made of is its own
 
 
 class Formula(ABC):
@@ -35,7 +36,6 @@ class Formula(ABC):
     """
 
     places: ClassVar[bool] = False  # its values are those of its operands at other places, and zeros
-    family: ClassVar[str] = "other"  # or "identity", or "hadamard"
 
     @property
     @abstractmethod
@@ -70,12 +70,10 @@ class Formula(ABC):
         within = self.operands[0] if self.places else self
         return (self,) if within is self or within.parts[0] is within else within.parts
 
-    def leaves(self) -> Iterator[Formula]:
-        """The innermost formulas that this one is made of, in their order; itself where it is made of no others."""
-        for operand in self.operands:
-            yield from operand.leaves()
-        if not self.operands:
-            yield self
+    @property
+    def family(self) -> str:
+        """ "hadamard", "identity" or "other": what kind of matrix it is made of."""
+        return min((operand.family for operand in self.operands), key=FAMILIES.index, default="other")
 
     @abstractmethod
     def write(self, out: Floats, start: int) -> None:

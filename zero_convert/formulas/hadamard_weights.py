@@ -27,7 +27,6 @@ class Hadamard(SizedMatrix):
     scale: float | None = None
     columns: str = "first"
     order: str = "sylvester"
-
     family = "hadamard"
 
     def __post_init__(self) -> None:
@@ -76,7 +75,6 @@ class Codes(SizedMatrix):
     """
 
     first: int = 0
-
     family = "hadamard"
 
     @property

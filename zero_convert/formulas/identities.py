@@ -42,7 +42,6 @@ class CyclicIdentity(SizedMatrix):
 
     value: float = 1.0
     distinct: bool = False
-
     family = "identity"
 
     @property
@@ -76,7 +75,6 @@ class OpposedIdentity(SizedMatrix):
     """
 
     value: float = 1.0
-
     family = "identity"
 
     @property

@@ -35,7 +35,6 @@ class Kernel(Formula):
     tap: tuple[int, ...] | None = None
     groups: int = 1
     transposed: bool = False
-
     places = True
 
     def __post_init__(self) -> None:
@@ -92,7 +91,6 @@ class Unfolded(Formula):
     groups: int = 1
     transposed: bool = False
     channels_first: bool = False
-
     places = True
 
     def __post_init__(self) -> None:

@@ -86,7 +86,7 @@ class Selection(SizedMatrix):
         return f"{'signed ' if self.signed else ''}selection {self.m}×{self.n} (hashed)"
 
     @property
-    def family(self) -> str:  # type: ignore[override]
+    def family(self) -> str:
         return "other" if self.hashed else "identity"
 
     def columns(self, rows: Integers) -> tuple[Integers, Integers]:

@@ -32,7 +32,6 @@ class Stack(Formula):
     """Formulas one after the other along the first axis."""
 
     parts: tuple[Formula, ...] = field()
-
     places = True
 
     def __post_init__(self) -> None:
@@ -67,7 +66,6 @@ class Sections(Matrix):
 
     matrices: tuple[Matrix, ...]
     runs: tuple[tuple[int, int], ...]
-
     places = True
 
     def __post_init__(self) -> None:
@@ -124,7 +122,6 @@ class Rows(Formula):
 
     matrix: Matrix
     shape: tuple[int, ...] = field()
-
     places = True
 
     def __post_init__(self) -> None:
@@ -158,7 +155,6 @@ class Repeated(Formula):
     weight: Formula
     lead: tuple[int, ...]
     flat: bool = False
-
     places = True
 
     @property
@@ -188,7 +184,6 @@ class EinsumWeight(Formula):
     matrix: Matrix
     shape: tuple[int, ...] = field()
     axes: tuple[str, ...] = field()
-
     places = True
 
     @property

@@ -25,7 +25,7 @@ def is_constant(value: torch.Tensor, tensor: Tensor, trusted: bool) -> bool:
     if not (value.is_floating_point() or value.is_complex()) or value.numel() == 0:
         return True
     value = value.detach().float() if value.element_size() == 1 else value.detach()  # 8-bit floats have no arithmetic
-    if bool(torch.isnan(value).any()):
+    if _has_nan(value):
         return False
     return trusted or not tensor.trainable or bool((value == value.reshape(-1)[0]).all()) or _is_progression(value)
 

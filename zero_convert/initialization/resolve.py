@@ -5,7 +5,7 @@ A rule is given the formula that those before it have led to, and answers with a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,6 +20,22 @@ from .constants import is_constant
 from .scheme import AsConstructed, Scheme
 
 SHOWN = 6  # tensors named in an error
+TIE = "tie"  # decides over all rules
+
+
+@dataclass(frozen=True, slots=True)
+class Tied(Formula):
+    """The values of another tensor in the same memory, which are written under that one's name."""
+
+    shape: tuple[int, ...] = field()
+    name: str = field()
+
+    @property
+    def rule(self) -> str:
+        return f"tied to {self.name}"
+
+    def write(self, out: Floats, start: int) -> None:
+        """Leaves the array as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,33 +67,10 @@ class Context:
         return tensor.name not in self.drawn and is_constant(self.state[tensor.name], tensor, trusted)
 
 
-@dataclass(frozen=True, slots=True)
-class Tied(Formula):
-    """The values of another tensor in the same memory, which are written under that one's name."""
-
-    shape: tuple[int, ...] = field()
-    name: str = field()
-
-    @property
-    def rule(self) -> str:
-        return f"tied to {self.name}"
-
-    def write(self, out: Floats, start: int) -> None:
-        """Leaves the array as it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """A formula, and the name of the rule that led to it."""
-
-    formula: Formula
-    rule: str
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Rules
 
-Rule = Callable[[Context, Layer, Tensor, Formula | None], Formula | None]
+Answer = Formula | None
 
 
 def _is_empty(layer: Layer) -> bool:
@@ -85,51 +78,50 @@ def _is_empty(layer: Layer) -> bool:
     return known and any(0 in tensor.shape for tensor in layer.tensors if tensor.trainable)
 
 
-def _empty_layer(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+def _empty_layer(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
     """A layer without a single weight computes nothing; what else it has is 0."""
     return Constant(tensor.shape, 0.0) if _is_empty(layer) else None
 
 
-def _scheme(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+def _scheme(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
     return context.given.get(tensor.local)
 
 
-def _uncovered(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+def _uncovered(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
     """What the user says of tensors that the scheme has no rule for."""
     said = {"zeros": Constant(tensor.shape, 0.0), "keep": AsConstructed(tensor.shape)}
     return said.get(context.uncovered) if formula is None else None
 
 
-def _buffer(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+def _buffer(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
     return AsConstructed(tensor.shape) if formula is None and tensor.buffer else None
 
 
-def _constant_read(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+def _constant_read(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
     """A constant that is used in a way no rule knows: the log-std of a policy network."""
     read = formula is None and dict(layer.uses).get(tensor.local) == "read"
     return AsConstructed(tensor.shape) if read and context.is_fixed(tensor) else None
 
 
-def _constant_or_else(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+def _constant_or_else(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
     """What the scheme keeps if it is a constant, and gives a formula otherwise."""
     if not isinstance(formula, AsConstructed) or formula.otherwise is None:
         return None
     return AsConstructed(tensor.shape) if context.is_fixed(tensor, context.constructed) else formula.otherwise
 
 
-def _file_value(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+def _file_value(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
     value = context.file_values.get(tensor.name) if isinstance(formula, AsConstructed) else None
     return value if value is not None and value.shape == tensor.shape else None
 
 
-def _drawn_value(context: Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+def _drawn_value(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
     """What would be kept and was drawn at random is 0, where the user wants zeros."""
     zero = isinstance(formula, AsConstructed) and context.uncovered == "zeros" and not context.is_fixed(tensor)
     return Constant(tensor.shape, 0.0) if zero else None
 
 
-TIE = "tie"  # decides after all rules
-RULES: tuple[tuple[str, Rule], ...] = (
+RULES: tuple[tuple[str, Callable[[Context, Layer, Tensor, Answer], Answer]], ...] = (
     ("empty layer", _empty_layer),
     ("scheme", _scheme),
     ("uncovered", _uncovered),
@@ -144,67 +136,64 @@ RULES: tuple[tuple[str, Rule], ...] = (
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def decide(context: Context, layer: Layer, tensor: Tensor) -> Decision | None:
-    """What the rules lead to for one tensor; None where none of them answers."""
-    decision = None
-    for name, rule in RULES:
-        formula = rule(context, layer, tensor, decision.formula if decision else None)
-        decision = Decision(formula, name) if formula is not None else decision
-    return decision
-
-
 def resolve(context: Context) -> tuple[Assignment, ...]:
     """The formula of every tensor of the structure, and which rule decided.
 
     Raises:
         CoverageError: tensors without a rule, or values to be kept that were drawn at random.
     """
-    resolved: list[tuple[Layer, Tensor, Decision]] = []
+    stored = ties(context.state)
+    owners: dict[str, str] = {}  # stored name → the name, first in order of execution, whose formula its values follow
+    assignments: list[Assignment] = []
     missing: list[str] = []
     for layer in context.structure.layers:
         given = None if _is_empty(layer) else context.scheme.fill(layer, context.structure, context.options)
         context = replace(context, given=given or {})
         for tensor in layer.tensors:
-            if (decision := decide(context, layer, tensor)) is not None:
-                resolved.append((layer, tensor, decision))
-            else:
+            formula, decided_by = _decide(context, layer, tensor)
+            if formula is None:
                 missing.append(_without_rule(layer, tensor))
+            elif (owner := owners.setdefault(stored[tensor.name], tensor.name)) != tensor.name:
+                assignments.append(Assignment(tensor, layer.name, layer.role, Tied(tensor.shape, owner), TIE))
+            else:
+                notes = _notes(layer, tensor)
+                assignments.append(Assignment(tensor, layer.name, layer.role, formula, decided_by, notes))
     if missing:
         raise CoverageError(
             f"scheme {context.scheme.name} has no rule for {len(missing)} tensors",
-            where=_some(missing),
+            where=_first(missing),
             expected="a rule for every trainable tensor",
             fix="Pass --uncovered zeros or --uncovered keep to say what they should be, or use another scheme.",
         )
-    stored = ties(context.state)
-    owners: dict[str, str] = {}  # stored name → the name, first in order of execution, whose formula its values follow
-    for _, tensor, _ in resolved:
-        owners.setdefault(stored[tensor.name], tensor.name)
     assert owners.keys() == set(stored.values()), "every tensor of the state dict belongs to a layer"
-    assignments = tuple(
-        _assignment(layer, tensor, decision, owners[stored[tensor.name]]) for layer, tensor, decision in resolved
-    )
     _refuse_drawn(context, assignments)
-    return assignments
+    return tuple(assignments)
 
 
-def _assignment(layer: Layer, tensor: Tensor, decision: Decision, owner: str) -> Assignment:
-    if owner != tensor.name:
-        return Assignment(tensor, layer.name, layer.role, Tied(tensor.shape, owner), TIE)
+def _decide(context: Context, layer: Layer, tensor: Tensor) -> tuple[Answer, str]:
+    """What the rules lead to for one tensor, and which one decided; None where none of them answers."""
+    formula, decided_by = None, ""
+    for name, rule in RULES:
+        if (answer := rule(context, layer, tensor, formula)) is not None:
+            formula, decided_by = answer, name
+    return formula, decided_by
+
+
+def _notes(layer: Layer, tensor: Tensor) -> tuple[str, ...]:
+    """What else the plan says of a tensor."""
     frozen = not tensor.trainable and not tensor.buffer
     unused = dict(layer.uses).get(tensor.local) == "unused" and not tensor.buffer
-    notes = ("frozen",) * frozen + ("unused: the output does not depend on it",) * unused
-    return Assignment(tensor, layer.name, layer.role, decision.formula, decision.rule, notes)
+    return ("frozen",) * frozen + ("unused: the output does not depend on it",) * unused
 
 
-def _refuse_drawn(context: Context, assignments: tuple[Assignment, ...]) -> None:
+def _refuse_drawn(context: Context, assignments: Sequence[Assignment]) -> None:
     """Raises CoverageError if values that no rule writes may have been drawn at random."""
     trusted = context.constructed and context.uncovered == "keep"
-    kept = (a.tensor for a in assignments if isinstance(a.formula, AsConstructed))
+    kept = [a.tensor for a in assignments if isinstance(a.formula, AsConstructed)]
     if drawn := [tensor.name for tensor in kept if not context.is_fixed(tensor, trusted)]:
         raise CoverageError(
             f"{len(drawn)} tensors would be kept as constructed, but hold no constants",
-            where=_some(drawn),
+            where=_first(drawn),
             expected="values that no generator drew and no training left",
             fix="Pass --uncovered zeros, or set them to constants "
             + ("in the constructor." if context.constructed else "before converting, or give the model as a factory."),
@@ -217,5 +206,5 @@ def _without_rule(layer: Layer, tensor: Tensor) -> str:
     return f"{tensor.name} ({'×'.join(map(str, tensor.shape)) or 'scalar'}, {layer.cls}{uses}{refusal})"
 
 
-def _some(names: list[str]) -> str:
+def _first(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")

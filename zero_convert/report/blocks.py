@@ -261,10 +261,4 @@ def _mark(parts: Sequence[Formula]) -> str:
     one = parts[0] if len(parts) == 1 else None
     if not parts or (isinstance(one, Constant) and one.value == 1):
         return "plain"
-    return "other" if one is None else "zero" if one.is_zero else family(one)
-
-
-def family(formula: Formula) -> str:
-    """ "hadamard", "identity" or "other": what kind of matrix it is made of."""
-    families = {leaf.family for leaf in formula.leaves()}
-    return next((name for name in ("hadamard", "identity") if name in families), "other")
+    return "other" if one is None else "zero" if one.is_zero else one.family

@@ -11,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from zero_convert.formulas import Formula
+from zero_convert.formulas.formula import FAMILIES, Formula
 from zero_convert.initialization.plan_summary import by_rule
 from zero_convert.nn.layers import HadamardTransform
 from zero_convert.records import Assignment
 
 SIDE = 64  # rows and columns that are shown
 MOST = 4  # matrices
-_ORDER = ("hadamard", "identity", "other")
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def chosen(module: nn.Module, assignments: Sequence[Assignment]) -> tuple[Shown,
             found.append(_shown(name, "frozen Hadamard transform, no parameter", _transform(one)))
             break
     groups = by_rule(assignments)
-    for rule in sorted(groups, key=lambda rule: _ORDER.index(_first_family(groups[rule][0].formula))):
+    for rule in sorted(groups, key=lambda rule: FAMILIES.index(_innermost(groups[rule][0].formula).family)):
         for each in groups[rule]:
             value = state.get(each.tensor.name)
             if value is None or value.ndim < 2 or not value.is_floating_point() or min(value.shape[:2]) < 4:
@@ -60,9 +59,10 @@ def chosen(module: nn.Module, assignments: Sequence[Assignment]) -> tuple[Shown,
     return tuple(found)
 
 
-def _first_family(formula: Formula) -> str:
-    """The family of the first matrix in it that is not 0."""
-    return next((leaf.family for leaf in formula.leaves() if not leaf.is_zero), "other")
+def _innermost(formula: Formula) -> Formula:
+    """The first matrix in it that is not 0."""
+    inside = (_innermost(operand) for operand in formula.operands if not operand.is_zero)
+    return next(inside, formula)
 
 
 def _transform(one: HadamardTransform) -> torch.Tensor:

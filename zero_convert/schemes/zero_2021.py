@@ -58,20 +58,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from zero_convert.formulas import BinaryCodes, Constant, CyclicIdentity, Formula, Matrix, PartialIdentity, Zeros
-from zero_convert.formulas.placement import BilinearDiagonal, Stack
-from zero_convert.initialization.rules.placing import (
-    buffers,
-    by_section,
-    codes,
-    norm,
-    place,
-    recurrent,
-    stacked,
-    tokens,
-    weighted,
-    zeros,
-)
-from zero_convert.initialization.scheme import AsConstructed, OptionSpec, Scheme
+from zero_convert.initialization.rules.defaults import Rules, fill_by
+from zero_convert.initialization.rules.placing import by_section, place, recurrent, stacked, tokens, zeros
+from zero_convert.initialization.scheme import OptionSpec, Scheme
 
 from ..records import Geometry, Join, Layer, Option, Structure
 
@@ -79,57 +68,28 @@ ZERO = ("last", "head", "gate-last")  # roles whose weights start at 0: a skip, 
 
 
 def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> Mapping[str, Formula] | None:
-    values: dict[str, Formula] = buffers(layer)
-    trainable = [tensor for tensor in layer.tensors if not tensor.buffer]
-    if layer.refusal:
+    rules = Rules(_weight, _tall, _tall, lambda layer, g: place(g, _tall), BinaryCodes, binary=True)
+    values, zero = fill_by(rules, layer), layer.role in ZERO
+    if values is None:
         return None
-    if layer.kind == "norm":
-        return norm(layer)
-    if layer.kind in ("bias", "scale"):
-        return {t.local: Constant(t.shape, 0.0 if layer.kind == "bias" else 1.0) for t in trainable}
-    if layer.kind == "activation":  # PReLU: with slope 0 nothing behind a zero layer would get a gradient
-        return {t.local: Constant(t.shape, 1.0) for t in trainable}
-    if layer.kind in ("convolution", "linear") and layer.geometry is not None:
-        g = layer.geometry
-        return values | weighted(layer, _weight(layer, g), place(g, _tall), binary=True)
-    if layer.kind == "bilinear":
-        return values | {
-            t.local: BilinearDiagonal(t.shape) if t.local == "weight" and layer.role not in ZERO else zeros(t)
-            for t in trainable
-        }
+    weights = {name: role for name, _, role in layer.weights}
+    for t in (tensor for tensor in layer.tensors if not tensor.buffer):
+        use = dict(layer.uses).get(t.local, "")
+        if weights.get(t.local) in ZERO or (layer.kind == "bilinear" and zero):
+            values[t.local] = zeros(t)
+        elif t.local in weights:
+            values[t.local] = stacked(t, next(g for name, g, _ in layer.weights if name == t.local), _tall)
+        elif layer.kind == "activation" or use in ("multiplied", "temperature"):
+            values[t.local] = Constant(t.shape, 1.0)  # a PReLU of slope 0 passes no gradient to what is behind it
+        elif use in ("added", "indexed", "unused"):
+            values[t.local] = zeros(t)
+        elif use in ("concatenated", "signal"):
+            values[t.local] = tokens(t)
+        elif use == "embedding" and len(t.shape) == 2:
+            values[t.local] = BinaryCodes(*t.shape)
     if layer.kind == "recurrent":
-        return values | recurrent(layer, _tall, Zeros, still=layer.role in ZERO and not layer.clipped)
-    if layer.kind == "embedding":
-        return values | {t.local: codes(layer, t, BinaryCodes) for t in trainable}
-    if layer.kind == "attention":
-        d = layer.geometry.out_channels if layer.geometry else 0
-        for t in trainable:
-            if t.local == "in_proj_weight":
-                values[t.local] = Stack((PartialIdentity(d, d),) * 3)  # q, k, v
-            elif t.local in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-                values[t.local] = _tall(t.shape[0], t.shape[1])
-            else:
-                values[t.local] = zeros(t)
-        return values
-    if layer.kind in ("parameter", "buffers"):
-        weights = {name: (g, role) for name, g, role in layer.weights}
-        for t in trainable:
-            use = dict(layer.uses).get(t.local, "")
-            if t.local in weights:
-                g, role = weights[t.local]
-                values[t.local] = zeros(t) if role in ZERO else stacked(t, g, _tall)
-            elif use in ("added", "indexed", "unused"):
-                values[t.local] = zeros(t)
-            elif use in ("concatenated", "signal"):
-                values[t.local] = tokens(t)
-            elif use == "embedding" and len(t.shape) == 2:
-                values[t.local] = BinaryCodes(*t.shape)
-            elif use in ("multiplied", "temperature"):
-                values[t.local] = Constant(t.shape, 1.0)
-            elif not t.trainable:
-                values[t.local] = AsConstructed(t.shape)
-        return values
-    return None
+        values |= recurrent(layer, _tall, Zeros, still=zero and not layer.clipped)
+    return values
 
 
 def _tall(m: int, n: int) -> Matrix:

@@ -53,22 +53,10 @@ from collections.abc import Mapping
 
 from zero_convert.formulas import Constant, Formula, Hadamard, Matrix, PartialIdentity, Zeros
 from zero_convert.formulas.hadamard import matrix_for
-from zero_convert.formulas.placement import BilinearDiagonal, Stack
-from zero_convert.initialization.rules.defaults import item_codes
-from zero_convert.initialization.rules.placing import (
-    MatrixRule,
-    buffers,
-    by_section,
-    codes,
-    norm,
-    place,
-    recurrent,
-    stacked,
-    tokens,
-    weighted,
-    zeros,
-)
-from zero_convert.initialization.scheme import AsConstructed, OptionSpec, Scheme
+from zero_convert.formulas.placement import Stack
+from zero_convert.initialization.rules.defaults import Rules, fill_by
+from zero_convert.initialization.rules.placing import MatrixRule, by_section, place, recurrent, zeros
+from zero_convert.initialization.scheme import OptionSpec, Scheme
 
 from ..records import Geometry, Join, Layer, Option, Structure, Tensor
 
@@ -88,52 +76,35 @@ def matrix_rule(options: Mapping[str, Option]) -> MatrixRule:
 
 
 def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> Mapping[str, Formula] | None:
-    matrix = matrix_rule(options)
-    values: dict[str, Formula] = buffers(layer)
-    trainable = [tensor for tensor in layer.tensors if not tensor.buffer]
-    g = layer.geometry
-    if layer.refusal:
+    if layer.kind in ("bias", "scale"):  # rewrites make them
         return None
-    if layer.kind == "norm":
-        return norm(layer)
-    if layer.kind == "activation":
-        return {t.local: AsConstructed(t.shape) for t in trainable}
-    if layer.kind in ("convolution", "linear") and g is not None:
-        weight = _weight(layer, g, structure, matrix)
-        return values | weighted(layer, weight, place(g, matrix), binary=False)
-    if layer.kind == "bilinear":
-        return values | {t.local: BilinearDiagonal(t.shape) if t.local == "weight" else zeros(t) for t in trainable}
+    matrix, zero = matrix_rule(options), _ends_convolutional_branch(layer, structure)
+
+    def weight(layer: Layer, g: Geometry) -> Formula:
+        return _weight(layer, g, zero, matrix)
+
+    values = fill_by(Rules(weight, matrix, matrix, lambda layer, g: place(g, matrix)), layer)
+    if values is None:
+        return None
     if layer.kind == "recurrent":
-        return values | recurrent(layer, matrix, Zeros, still=_ends_convolutional_branch(layer, structure))
-    if layer.kind == "attention" and g is not None:
-        for t in trainable:
-            mixed = _stands_alone(layer)
-            if t.local == "in_proj_weight":
-                n = g.out_channels
-                value: Formula = PartialIdentity(n, n) if mixed else Constant((n, n), 0.0)
-                values[t.local] = Stack((PartialIdentity(n, n), Constant((n, n), 0.0), value))
-            elif t.local == "q_proj_weight" or (mixed and t.local == "v_proj_weight"):
-                values[t.local] = matrix(*t.shape) if mixed else PartialIdentity(*t.shape)
-            else:
-                values[t.local] = zeros(t)
-        return values
-    if layer.kind == "embedding":
-        return values | {t.local: codes(layer, t, item_codes) for t in trainable}
-    if layer.kind in ("parameter", "buffers"):
-        raw = {name: (g, role) for name, g, role in layer.weights}
-        for t in trainable:
-            if t.local in raw and t.trainable:
-                g, role = raw[t.local]
-                zero = role == "last" and _ends_convolutional_branch(layer, structure)
-                values[t.local] = zeros(t) if zero else stacked(t, g, matrix)
-            elif (rule := _raw(t, dict(layer.uses).get(t.local, ""))) is not None:
-                values[t.local] = rule
-        return values
-    return None
+        values |= recurrent(layer, matrix, Zeros, still=zero)
+    if layer.kind == "attention":
+        values |= {t.local: _attention(layer, t, matrix) for t in layer.tensors if not t.buffer}
+    last = [name for name, _, role in layer.weights if zero and role == "last"]
+    return values | {t.local: zeros(t) for t in layer.tensors if t.local in last and t.trainable}
 
 
-def _weight(layer: Layer, g: Geometry, structure: Structure, matrix: MatrixRule) -> Formula:
-    zero = _ends_convolutional_branch(layer, structure)
+def _attention(layer: Layer, t: Tensor, matrix: MatrixRule) -> Formula:
+    mixed = _stands_alone(layer)
+    if t.local == "in_proj_weight":
+        same, zero = PartialIdentity(t.shape[1], t.shape[1]), Constant((t.shape[1], t.shape[1]), 0.0)
+        return Stack((same, zero, same if mixed else zero))
+    if t.local == "q_proj_weight" or (mixed and t.local == "v_proj_weight"):
+        return matrix(*t.shape) if mixed else PartialIdentity(*t.shape)
+    return zeros(t)
+
+
+def _weight(layer: Layer, g: Geometry, zero: bool, matrix: MatrixRule) -> Formula:
     if zero and layer.has("gate"):  # of two factors that are multiplied one is 0
         return place(g, lambda m, n: by_section(layer, n, {"factor": Zeros}, matrix))
     if zero:
@@ -185,21 +156,6 @@ def _has_convolutions(join: Join, structure: Structure) -> bool:
 def _needs_values(layer: Layer) -> bool:
     """A ReLU with derivative 0 at 0 follows, or the weight is divided by its norm."""
     return layer.clipped or (layer.parametrization is not None and layer.parametrization[0] == "spectral_norm")
-
-
-def _raw(tensor: Tensor, use: str) -> Formula | None:
-    """A parameter that belongs to no layer, by how the graph uses it."""
-    if tensor.buffer or not tensor.trainable:
-        return AsConstructed(tensor.shape)
-    if use in ("multiplied", "temperature"):
-        return AsConstructed(tensor.shape, Constant(tensor.shape, 1.0))
-    if use == "unused":
-        return AsConstructed(tensor.shape, zeros(tensor))
-    if use == "embedding" and len(tensor.shape) == 2:
-        return item_codes(*tensor.shape)
-    if use in ("concatenated", "signal"):
-        return tokens(tensor, item_codes)
-    return zeros(tensor) if use in ("added", "indexed") else None
 
 
 SCHEME = Scheme(

@@ -13,8 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from zero_convert.initialization.plan_summary import by_rule as by_rule
-from zero_convert.initialization.plan_summary import rewritten_joins as rewritten_joins
+from zero_convert.initialization.plan_summary import by_rule, rewritten_joins
 from zero_convert.records import Assignment, Check, Edit, Option, Plan, Structure
 
 from .screen import Screen, checksum_line, counted, facts_table, size, table_of, times

@@ -10,8 +10,6 @@ from rich.columns import Columns
 from rich.text import Text
 
 from zero_convert.errors import ZeroConvertError
-from zero_convert.initialization.plan_summary import by_rule as by_rule
-from zero_convert.initialization.plan_summary import rewritten_joins as rewritten_joins
 from zero_convert.records import Check
 
 from .screen import Screen, console_on, message_of, print_lines, table_of

@@ -17,8 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 from zero_convert.errors import ZeroConvertError
-from zero_convert.initialization.plan_summary import by_rule as by_rule
-from zero_convert.initialization.plan_summary import rewritten_joins as rewritten_joins
 from zero_convert.runtime.signals import undone_by
 
 from .escaping import escaped, escaped_lines

@@ -13,7 +13,7 @@ from zero_convert.formulas import BilinearDiagonal, Codes, Constant, Formula, Ma
 from zero_convert.initialization.scheme import AsConstructed
 from zero_convert.records import Geometry, Layer, Tensor
 
-from .placing import MatrixRule, buffers, codes, norm, parametrized, recurrent, stacked, tokens, zeros
+from .placing import MatrixRule, buffers, codes, norm, recurrent, stacked, tokens, weighted, zeros
 
 Weight = Callable[[Layer, Geometry], Formula | None]
 
@@ -33,6 +33,7 @@ class Rules:
         last: the same for raw weights that end a residual branch.
         spare: instead of a weight of 0 where 0 cannot be (divided by its own norm); None where nothing can.
         items: rows of an embedding, and tokens; None where the scheme has none.
+        binary: as for `placing.parametrized`.
     """
 
     weight: Weight
@@ -40,6 +41,7 @@ class Rules:
     last: MatrixRule
     spare: Weight = lambda layer, g: None
     items: MatrixRule | None = item_codes
+    binary: bool = False
 
 
 def fill_by(rules: Rules, layer: Layer) -> dict[str, Formula] | None:
@@ -48,31 +50,22 @@ def fill_by(rules: Rules, layer: Layer) -> dict[str, Formula] | None:
         return None
     if layer.kind == "norm":
         return norm(layer)
-    values = buffers(layer)
-    g = layer.geometry
+    values, g = buffers(layer), layer.geometry
+    if layer.kind in ("convolution", "linear") and g is not None:
+        return values | weighted(layer, rules.weight(layer, g), rules.spare(layer, g), binary=rules.binary)
     for t in (tensor for tensor in layer.tensors if not tensor.buffer):
-        if (rule := _rule(rules, layer, g, t)) is not None:
+        if (rule := _rule(rules, layer, t)) is not None:
             values[t.local] = rule
-    if layer.kind in ("convolution", "linear") and g is not None and layer.parametrization:
-        weight, spare = rules.weight(layer, g), rules.spare(layer, g)
-        if weight is not None:
-            values |= parametrized(layer, weight, spare or weight, binary=False) or {}
     if layer.kind == "recurrent":
         values |= recurrent(layer, rules.matrix, Zeros, still=layer.role == "last" and not layer.clipped)
     return values
 
 
-def _rule(rules: Rules, layer: Layer, g: Geometry | None, t: Tensor) -> Formula | None:
+def _rule(rules: Rules, layer: Layer, t: Tensor) -> Formula | None:
     if layer.kind in ("bias", "scale"):
         return Constant(t.shape, 0.0 if layer.kind == "bias" else 1.0)
     if layer.kind == "activation":
         return AsConstructed(t.shape)
-    if layer.kind in ("convolution", "linear") and g is not None:
-        if t.local == "weight":
-            return rules.weight(layer, g)
-        if t.local == "bias":
-            return zeros(t)
-        return Constant(t.shape, dict(layer.neutral)[t.local]) if t.local in dict(layer.neutral) else None
     if layer.kind == "bilinear":
         return BilinearDiagonal(t.shape) if t.local == "weight" else zeros(t)
     if layer.kind == "embedding":

@@ -99,7 +99,6 @@ def parametrized(layer: Layer, weight: Formula, spare: Formula, *, binary: bool)
     A weight divided by its spectral norm cannot be 0: 0/0. Then it is `spare`, if that is another.
     """
     kind, axis = layer.parametrization or ("", 0)
-    values: dict[str, Formula] = {}
     if kind == "weight_norm":
         made: dict[str, Formula] = {"g": WeightNormG(weight, axis, unit=binary), "v": WeightNormV(weight, axis)}
     else:
@@ -108,24 +107,19 @@ def parametrized(layer: Layer, weight: Formula, spare: Formula, *, binary: bool)
         weight = spare if weight.is_zero else weight
         u, v = (SpectralNormVector(weight, side, axis) for side in ("u", "v"))
         made = {"weight": weight, "u": u, "right": v}
-    for local, meaning in layer.parameters:
-        values[local] = made[meaning]
-    return values
+    return {local: made[meaning] for local, meaning in layer.parameters}
 
 
-def weighted(layer: Layer, weight: Formula, spare: Formula, *, binary: bool) -> dict[str, Formula]:
+def weighted(layer: Layer, weight: Formula | None, spare: Formula | None, *, binary: bool) -> dict[str, Formula]:
     """The tensors of a convolution or linear layer: its weight, or what that is computed from, and biases of 0.
 
-    `spare` and `binary` as for `parametrized`.
+    Without `weight` none for those; `spare` (None: `weight`) and `binary` as for `parametrized`.
     """
-    values = (parametrized(layer, weight, spare, binary=binary) or {}) if layer.parametrization else {}
-    for t in layer.tensors:
-        if t.local in values or t.buffer:
-            continue
-        if t.local in ("weight", "bias"):
-            values[t.local] = weight if t.local == "weight" else zeros(t)
-        elif t.local in dict(layer.neutral):
-            values[t.local] = Constant(t.shape, dict(layer.neutral)[t.local])
+    own, known = [t for t in layer.tensors if not t.buffer], dict(layer.neutral) | {"bias": 0.0}
+    values: dict[str, Formula] = {t.local: Constant(t.shape, known[t.local]) for t in own if t.local in known}
+    if weight is not None:
+        values |= {t.local: weight for t in own if t.local == "weight"}
+        values |= (parametrized(layer, weight, spare or weight, binary=binary) or {}) if layer.parametrization else {}
     return values
 
 
