@@ -229,7 +229,7 @@ def _read_once(entry: Entry) -> Entry:
     """The same, with its values if they are few: the check reads them as well."""
     if entry.size >= SMALL:
         return entry
-    values = raw_bytes(entry)
+    values = bytes(raw_bytes(entry))
     return Entry(entry.name, entry.dtype, entry.shape, lambda: values)
 
 

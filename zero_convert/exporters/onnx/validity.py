@@ -49,9 +49,7 @@ def check(graph: Graph, entries: Sequence[Entry], metadata: Mapping[str, str], i
         ) from error
 
 
-def fitting_opset(
-    graph: Graph, states: Sequence[ValueInfoProto], allowed: range, asked: int | None
-) -> tuple[int, str]:
+def fitting_opset(graph: Graph, states: Sequence[ValueInfoProto], allowed: range, asked: int | None) -> tuple[int, str]:
     """The lowest version of the operators, from that of the graph on, in which all of them take the types they get.
 
     And what that version is needed for, "bfloat16 in Conv"; "" where it is the graph's own.
