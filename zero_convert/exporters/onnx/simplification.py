@@ -4,6 +4,8 @@
     sizes        `Shape` of sizes that are fixed becomes a constant; the target of a `Reshape` becomes one where only
                  one size of its result is free: `[-1, 8, 64]`. It stays computed with two free sizes, or beside a size
                  of 0, from which no -1 can be told
+    tables       a `Gather` by a constant of several axes is one by a vector, and a `Reshape`: importers take constant
+                 indices for a vector
     casts        to the type of another value become casts to that type
     attributes   that have their default value are left out
     nodes        that nothing reads any more are gone
@@ -133,9 +135,9 @@ class _Pass:
                 node.input[index] = self._renamed.get(name, name)
             for inner in _graphs(node):
                 self._over(inner)
-            if not self._gone(node):
-                kept.append(node)
-                self._makers.update((name, node) for name in node.output)
+            for made in () if self._gone(node) else self._by_vector(node):
+                kept.append(made)
+                self._makers.update((name, made) for name in made.output)
         del graph.node[:]
         graph.node.extend(kept)
         outside = {each.name for each in self._graph.output} if graph is self._graph else set()
@@ -152,8 +154,7 @@ class _Pass:
         if answer is not None and all(value.dtype != object for value in answer):
             for name, value in zip(node.output, answer, strict=False):
                 if name:
-                    self._values[name] = value
-                    self._tensors[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape))
+                    self._set(name, value)
             self._changed = True
             return True
         if answer is not None:
@@ -203,9 +204,8 @@ class _Pass:
         if sizes is None or len(free) > 1 or 0 in sizes or (-1 in sizes and free):
             return False
         value = np.array([-1 if axis in free else size for axis, size in enumerate(sizes)], np.int64)
-        name = f"{node.output[0]}<target>"
-        self._tensors[name], self._values[name] = onnx.numpy_helper.from_array(value), value
-        node.input[1] = name
+        node.input[1] = f"{node.output[0]}<target>"
+        self._set(node.input[1], value)
         self._drop(node, "allowzero")
         self._changed = True
         return False
@@ -225,6 +225,30 @@ class _Pass:
         self._renamed[node.output[0]] = shape.output[0]
         self._changed = True
         return True
+
+    def _by_vector(self, node: NodeProto) -> list[NodeProto]:
+        """The node; a Gather by a constant of several axes is one by a vector, and a Reshape."""
+        index = self._values.get(node.input[1]) if node.op_type == "Gather" and not node.domain else None
+        sizes = _dims(self._known.get(node.input[0])) if index is not None and index.ndim > 1 else None
+        if index is None or sizes is None or self._twice & set(node.output):
+            return [node]
+        axis = next((each.i for each in node.attribute if each.name == "axis"), 0) % len(sizes)
+        target = (*sizes[:axis], *index.shape, *sizes[axis + 1 :])
+        free = [place for place, size in enumerate(target) if not isinstance(size, int)]
+        if len(free) > 1 or 0 in target:
+            return [node]
+        flat, rows, shape = (f"{node.output[0]}<{part}>" for part in ("index", "rows", "sizes"))
+        self._set(flat, index.reshape(-1))
+        self._set(shape, np.array([-1 if place in free else size for place, size in enumerate(target)], np.int64))
+        reshape = NodeProto(op_type="Reshape", input=[rows, shape], output=node.output)
+        node.input[1], node.output[0] = flat, rows
+        self._changed = True
+        return [node, reshape]
+
+    def _set(self, name: str, value: Array) -> None:
+        """The value is a constant of that name."""
+        self._values[name] = value
+        self._tensors[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape))
 
     def _name_cast(self, node: NodeProto) -> None:
         """A cast to the type of another value becomes a cast to that type."""
