@@ -1,7 +1,8 @@
 """Run the checks on an artifact written earlier: its network built again from its recipe, with the file's own tensors.
 
 The file's code is none: a recipe names a model and a scheme, and what is outside of the model libraries runs only with
-`trust`. Of an ONNX file the tensors are checked in torch, and its graph in ONNX Runtime.
+`trust`. Of an ONNX file the tensors are checked in torch, and its graph in ONNX Runtime. First of all its tensors are
+compared with the weights digest that it records: so a file that was changed is not taken for another network's.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks, exporters
+from . import checks, exporters, readers
 from .artifacts import receipt
 from .errors import MalformedError, UsageError
 from .graph.ties import ties
 from .initialization.constants import nan_names
+from .inspection import survey
 from .options import Inputs, one_of
 from .records import Check, Recipe
 from .restore import Named, rebuilt, refuse_misfit
@@ -81,6 +83,8 @@ def validate(
     """
     one_of("validate", level, LEVELS)
     _refuse_incomplete(path)
+    tell(progress, "read", str(path))
+    digests = Digests.of(path)
     where, note = checks.resolve(device)
     kind = exporters.format_in(path)
     named = Named(model, example_inputs, scheme, trust)
@@ -94,7 +98,7 @@ def validate(
     root = conversion.traced.root
     tell(progress, "read", str(path))
     tensors = _read(path, kind)
-    values = _compared(root, tensors, recipe, str(path))
+    values = _compared(root, tensors, recipe, str(path), digests)
     tell(progress, "validate", where)
     found = (values, *checks.run(subject, level=level, device=where, train_steps=train_steps, progress=progress))
     if kind == "onnx":
@@ -144,14 +148,55 @@ def _sized(path: str | PathLike[str], usual: Inputs | None) -> Inputs | None:
     return named if isinstance(usual, Mapping) else tuple(named.values())
 
 
-def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, where: str) -> Check:
+@dataclass(frozen=True)
+class Digests:
+    """The weights digest that a file records, and that of its tensors; both "" where it records none."""
+
+    recorded: str
+    found: str
+
+    @classmethod
+    def of(cls, path: str | PathLike[str]) -> Digests:
+        """Those of a file, whose tensors are read. Errors as for the readers."""
+        contents = readers.read(path)
+        recorded = contents.metadata.get(receipt.DIGEST_KEY, "")
+        if not recorded:
+            return cls("", "")
+        found = survey(contents, digest=True, values=False)
+        return cls(recorded, f"zc1:{found.digest}" if found.digest else f"none ({found.undigested})")
+
+    @property
+    def changed(self) -> bool:
+        """Whether the tensors are others than those that the digest was recorded of."""
+        return self.recorded != self.found
+
+
+def _refuse_other_tensors(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], recipe: Recipe, where: str, digests: Digests
+) -> None:
+    """Raises MalformedError as `refuse_misfit`; a file that its digest shows to be changed is told to be one."""
+    try:
+        refuse_misfit(expected, tensors, recipe, where)
+    except MalformedError as error:
+        if not digests.changed:
+            raise
+        raise MalformedError(
+            "the file's tensors were changed after it was written, and do not fit the network of its recipe",
+            where=where,
+            got=f"weights digest {digests.found}; {error.got}",
+            expected=f"{digests.recorded}, which the file records",
+            fix="Optimizers rename, merge and fold tensors: validate the file as zero-convert wrote it.",
+        ) from error
+
+
+def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, where: str, digests: Digests) -> Check:
     """Whether the file's tensors are the module's; afterwards the module holds the file's."""
     state = root.state_dict(keep_vars=True)
     stored = dict.fromkeys(ties(state).values())
     # In float32 the module is as it is written: one that insists on other precisions keeps them (`prepared.cast`).
     dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
     expected = {name: state[name].detach().to(dtype if state[name].is_floating_point() else None) for name in stored}
-    refuse_misfit(expected, tensors, recipe, where)
+    _refuse_other_tensors(expected, tensors, recipe, where, digests)
     different = {name: count for name in stored if (count := _unequal(tensors[name], expected[name]))}
     with torch.no_grad():
         for name in stored:
@@ -161,6 +206,12 @@ def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, wh
     if different:
         first = ", ".join(f"{name} ({count} values)" for name, count in list(different.items())[:SHOWN])
         summary = f"{len(different)} of {len(stored)} tensors differ: {first}"
+    remedy = "The file is damaged, was trained, or the model library has changed; `check` says which."
+    if digests.recorded and digests.changed:
+        summary = f"the weights digest is {digests.found}, and the file records {digests.recorded}; {summary}"
+        remedy = "The file was changed after it was written: it is damaged, was trained, or went through an optimizer."
+    elif digests.recorded:
+        remedy = "The weights digest is the recorded one, so the model library has changed since; `check` says how."
     return Check(
         "values",
         "fail" if different else "pass",
@@ -168,7 +219,7 @@ def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, wh
         summary,
         {"tensors": len(stored), "different": different, "nan": nan},
         "equal bits",
-        "The file is damaged, was trained, or the model library has changed; `check` says which." if different else "",
+        remedy if different else "",
     )
 
 

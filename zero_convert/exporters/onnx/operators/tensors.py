@@ -74,8 +74,9 @@ def _gather(inputs: Inputs, attributes: Attributes) -> Array:
 
 
 def _gather_elements(inputs: Inputs, attributes: Attributes) -> Array:
-    x, index, axis = one(inputs), indices(inputs, 1), attributes.get("axis", 0)
-    return np.take_along_axis(x, np.where(index < 0, index + x.shape[axis], index), axis)
+    x, index, axis = one(inputs), indices(inputs, 1), attributes.get("axis", 0) % one(inputs).ndim
+    beside = x[tuple(slice(None) if each == axis else slice(size) for each, size in enumerate(index.shape))]
+    return np.take_along_axis(beside, np.where(index < 0, index + x.shape[axis], index), axis)
 
 
 def _gather_nd(inputs: Inputs, attributes: Attributes) -> Array:
