@@ -30,8 +30,9 @@ from benchmarks.onnx_exact import exact_part
 from zero_convert.exporters import onnx as exporter
 from zero_convert.exporters.onnx.graph import folded, graph
 from zero_convert.formats.digests import sha256_file
+from zero_convert.formats.onnx import file_digests
 from zero_convert.graph.ties import ties
-from zero_convert.result import _entries
+from zero_convert.saving import entries_of
 
 MODELS = ("resnet18", "resnet50", "mobilenet_v2", "convnext_tiny", "vit_b_16", "transformers:bert")
 SCHEMES = ("zero-2021", "zero-2022")
@@ -84,7 +85,7 @@ def write(module: torch.nn.Module, inputs: Any, path: Path) -> None:
     states = ties(module.state_dict(keep_vars=True))
     made, _ = graph(module, inputs, states, exporter.OPSET)
     with path.open("wb") as stream:
-        exporter.write(stream, made, _entries(module, {}), {})
+        exporter.write(stream, made, entries_of(module), {})
 
 
 def with_weights(module: torch.nn.Module, path: Path, out: Path) -> str:
@@ -128,7 +129,7 @@ def row(name: str, scheme: str, folder: Path) -> tuple[str, bool]:
     weights, model = result.save(folder / "a.safetensors", folder / "a.onnx", force=True)
     seconds = time.perf_counter() - start
     count, same = equal(model.path, weights.path)
-    digest = model.weights_digest == weights.weights_digest == exporter.file_digests(model.path).weights_digest
+    digest = model.weights_digest == weights.weights_digest == file_digests(model.path).weights_digest
     onnx.checker.check_model(model.path, full_check=True)
     module, inputs = result.module.eval(), whole_numbers(result.inputs)
     exact, layers = exact_difference(result, inputs, folder / "b.onnx")

@@ -16,6 +16,7 @@ hashes twice side by side, looks worse than it is.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.lock import processor_time
-from zero_convert.artifacts.receipt import make_receipt, metadata, recipe_metadata, write_receipt
+from tests.sealed import receipt_of, write_receipt
+from zero_convert.artifacts.receipt import metadata, recipe_metadata
 from zero_convert.exporters import onnx, safetensors
 from zero_convert.records import Recipe
 
@@ -48,16 +50,21 @@ def plain(folder: Path, size: int) -> list[Path]:
     path = folder / "made.safetensors"
     with path.open("wb") as stream:
         written = safetensors.write(stream, entries(size), metadata(RECIPE))
-    write_receipt(path, make_receipt(RECIPE, "none", (), written, {}))
+    write_receipt(path, receipt_of(written, RECIPE))
     return [path]
 
 
 def model(folder: Path, size: int, external_data: bool = False) -> list[Path]:
     path = folder / "made.onnx"
     about = recipe_metadata(RECIPE)
-    written, data = onnx.save(path, onnx.Graph(b"", b"", 20), entries(size), about, external_data=external_data)
-    write_receipt(path, make_receipt(RECIPE, "none", (), written, {}, file_format="onnx"))
-    return [path, *([data.path] if data else [])]
+    taken = entries(size)
+    places = [path, onnx.checked_data_path(path)] if onnx.wants_data_file(taken, external_data) else [path]
+    with contextlib.ExitStack() as stack:
+        streams = [stack.enter_context(place.open("wb")) for place in places]
+        data = (streams[1], places[1].name) if len(places) > 1 else ()
+        written = onnx.write(streams[0], onnx.Graph(b"", b"", 20), taken, about, *data)
+    write_receipt(path, receipt_of(written, RECIPE, file_format="onnx"))
+    return places
 
 
 LAYOUTS: dict[str, Callable[[Path, int], list[Path]]] = {

@@ -1,4 +1,4 @@
-"""Writes `zero_convert/inspection/architectures.tsv`: names and shapes of every architecture of the installed model libraries.
+"""Writes the index `architectures.tsv`: names and shapes of every architecture of the installed model libraries.
 
     python scripts/index_architectures.py --cache FOLDER [--origin timm]
 
@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from zero_convert import sources
-from zero_convert.inspection import likely_architecture
+from zero_convert.inspection import likely_architecture as likely
 
 SECONDS = 60
 SAMPLE = 20  # hashes of an architecture
@@ -150,14 +150,10 @@ def rows(cache: Path) -> list[str]:
     for origin in MAKERS:
         for line in (cache / f"{origin}.jsonl").read_text().splitlines():
             row = json.loads(line)
-            own = {
-                name: shape
-                for name, shape in row.get("tensors", {}).items()
-                if not name.endswith(likely_architecture.COUNTER)
-            }
+            own = {name: shape for name, shape in row.get("tensors", {}).items() if not name.endswith(likely.COUNTER)}
             if not own:
                 continue
-            total = sum(likely_architecture.element(name, shape) for name, shape in own.items()) % WORDS
+            total = sum(likely.element(name, shape) for name, shape in own.items()) % WORDS
             models, _, head = made.setdefault((len(own), total), ([], own, []))
             models.append(f"{origin}:{row['name']}")
             if not head and len(row["head"]) <= HEAD:
@@ -169,10 +165,10 @@ def rows(cache: Path) -> list[str]:
 
 
 def _line(total: int, models: list[str], own: dict[str, list[int]], head: list[str]) -> str:
-    hashes = {name: likely_architecture.element(name, shape) for name, shape in own.items()}
+    hashes = {name: likely.element(name, shape) for name, shape in own.items()}
     body = (total - sum(hashes[name] for name in head)) % WORDS
-    kinds, _ = likely_architecture.kinds_of(own)
-    sample = "".join(map(likely_architecture.sample_of, sorted(hashes.values())[:SAMPLE]))
+    kinds, _ = likely.kinds_of(own)
+    sample = "".join(map(likely.sample_of, sorted(hashes.values())[:SAMPLE]))
     return "\t".join([str(len(own)), f"{total:x}", f"{body:x}", " ".join(head), f"{kinds:x}", sample, " ".join(models)])
 
 
@@ -186,8 +182,8 @@ def main() -> int:
     failed = [line for origin in options.origin or MAKERS for line in collect(origin, options.cache)]
     print("\n".join(failed), file=sys.stderr)
     lines = rows(options.cache)
-    likely_architecture.INDEX.write_text("\n".join(lines) + "\n", "utf-8")
-    print(f"{len(lines)} architectures in {likely_architecture.INDEX.stat().st_size:,} bytes")
+    likely.INDEX.write_text("\n".join(lines) + "\n", "utf-8")
+    print(f"{len(lines)} architectures in {likely.INDEX.stat().st_size:,} bytes")
     return 0
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from tests.test_readers_old import gguf, parts, tar
+from tests.test_readers_old import gguf
 
 TENSORS = {"a.weight": np.arange(6, dtype="<f4").reshape(2, 3), "b": np.array(7, "<i8"), "c": np.empty(0, "<f2")}
 
@@ -53,12 +53,6 @@ def whole(folder: Path) -> Path:
     return folder / "model.pt"
 
 
-def tarred(folder: Path) -> Path:
-    data = tar(parts())
-    (folder / "model.pt").write_bytes(data[: len(data.rstrip(b"\0")) // 512 * 512 + 3 * 512])  # two blocks end it
-    return folder / "model.pt"
-
-
 def script(folder: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -93,6 +87,6 @@ def header(folder: Path) -> Path:
 
 SMALL: dict[str, Callable[[Path], Path]] = {
     "safetensors": safetensors, "sharded safetensors": sharded, "torch zip": zipped, "torch legacy": legacy,
-    "whole network": whole, "torch tar": tarred, "TorchScript": script, "pt2": program, "ONNX": external,
+    "whole network": whole, "TorchScript": script, "pt2": program, "ONNX": external,
     "GGUF": header,
 }  # fmt: skip

@@ -16,7 +16,9 @@ import pytest
 
 from zero_convert.errors import StorageError, UsageError, ZeroConvertError
 from zero_convert.formats import atomic
-from zero_convert.formats.atomic import atomic_write, check_target
+from zero_convert.formats.atomic import check_target
+
+from .sealed import atomic_write
 
 OLD, NEW = b"old" * 1000, b"new" * 100_000
 
@@ -270,7 +272,7 @@ def test_two_writers_at_once_leave_one_complete_file(tmp_path: Path) -> None:
 def promised(path: Path, content: bytes, size: int, sha256: str) -> None:
     with atomic_write(path, force=True) as stream:
         stream.write(content)
-        stream.promise(size, sha256)
+        stream.expect(size, sha256)
 
 
 def test_what_reads_back_as_promised_is_written_and_nothing_else_is(old: Path) -> None:

@@ -150,7 +150,7 @@ def test_the_weights_of_a_recurrent_layer_are_seen_in_the_copy_that_is_trained(c
     assert {name for name, _ in net.named_parameters()} == set(check.numbers["first_step"])
 
 
-def test_a_network_without_a_floating_output_is_skipped_and_one_without_a_path_to_its_parameters_warned_of() -> None:
+def test_a_network_without_a_floating_output_is_skipped_and_one_without_a_path_to_its_parameters_fails() -> None:
     class Decides(nn.Module):
         def __init__(self, detached: bool) -> None:
             super().__init__()
@@ -162,7 +162,7 @@ def test_a_network_without_a_floating_output_is_skipped_and_one_without_a_path_t
     whole = answers(convert(Decides(False), torch.zeros(2, 4), "zero-2022"))["gradients"]
     assert (whole.status, whole.summary) == ("skip", "no floating tensor is returned in training mode")
     detached = answers(convert(Decides(True), torch.zeros(2, 4), "zero-2022"))["gradients"]
-    assert (detached.status, detached.numbers["unused"]) == ("warn", ["head.weight", "head.bias"])
+    assert (detached.status, detached.numbers["unused"]) == ("fail", ["head.weight", "head.bias"])
 
 
 class ReadsZeros(nn.Module):

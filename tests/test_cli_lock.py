@@ -63,7 +63,7 @@ def test_lock_converts_writes_and_records_and_check_finds_the_same(run: Run) -> 
     assert run("verify", "a.safetensors").code == 0
     (entry,) = read_lock("zero.lock").entries
     assert (entry.model, entry.inputs) == ("nets/net.py:Net", ("2x3x8x8",))
-    assert entry.files[0].sha256 == ran.out[:64]
+    assert entry.files[0].files[0].sha256 == ran.out[:64]
     before = tree()
     ran = run("check", "--trust")
     assert (ran.code, ran.out) == (0, "a.safetensors: OK\n")

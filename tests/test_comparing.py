@@ -10,7 +10,7 @@ import pytest
 from tests.test_lock import LOCK
 from zero_convert.artifacts.comparing import compare, compare_files
 from zero_convert.artifacts.receipt import Identity
-from zero_convert.formats.digests import Leaf
+from zero_convert.formats.digests import FileDigest, Leaf
 from zero_convert.records import Edit
 
 OLD = LOCK.entries[0].identity
@@ -105,8 +105,12 @@ def test_tensors_are_named_with_what_moved() -> None:
 
 
 def test_files_are_compared_by_size_and_digest() -> None:
-    assert compare_files("a", (1, "x"), (1, "x")) == []
-    assert [each.what for each in compare_files("a", (1, "x"), (2, "y"))] == ["size", "sha256"]
+    one = (FileDigest("x", 1), FileDigest("z", 3, "data"))
+    assert compare_files("a", one, one) == []
+    found = compare_files("a", one, (FileDigest("y", 2), FileDigest("z", 4, "data")))
+    assert [each.subject for each in found] == ["file 'a': size", "file 'a': sha256", "file 'a.data': size"]
+    assert {each.place for each in found} == {("files", "a")}
+    assert compare_files("a", one, one[:1]) == []  # of what only one side has, nothing is said
 
 
 def test_a_digest_is_cut_where_people_read_it_and_whole_in_the_record() -> None:

@@ -14,12 +14,15 @@ import pytest
 import torch
 from torch import nn
 
+from tests.sealed import receipt_of, write_receipt
 from zero_convert.artifacts.lock import Entry as LockEntry
 from zero_convert.artifacts.lock import Lock, LockedFile, Origin, write_lock
-from zero_convert.artifacts.receipt import make_receipt, metadata, read_receipt, receipt_path, write_receipt
+from zero_convert.artifacts.receipt import metadata, read_receipt
 from zero_convert.artifacts.verify import Verification, verify, verify_all, verify_locked
 from zero_convert.errors import MalformedError, StorageError
-from zero_convert.exporters.safetensors import Entry, read_header, write
+from zero_convert.exporters.safetensors import Entry, write
+from zero_convert.formats.naming import receipt_path
+from zero_convert.formats.safetensors import read_header
 from zero_convert.pipeline import convert
 from zero_convert.records import Recipe
 
@@ -49,7 +52,7 @@ def large(folder: Path, count: int = 64, size: int = 4096) -> Path:
     recipe = Recipe(model="tests:large", scheme="zero-2021", ties={}, source="tests.Large")
     with path.open("wb") as stream:
         written = write(stream, entries, metadata(recipe))
-    write_receipt(path, make_receipt(recipe, "none", (), written, {}))
+    write_receipt(path, receipt_of(written, recipe))
     return path
 
 
@@ -168,8 +171,8 @@ def test_missing_and_extra_files_of_a_folder_are_found(tmp_path: Path) -> None:
 
 def locked(path: Path) -> Lock:
     receipt = read_receipt(receipt_path(path))
-    file = LockedFile(path.name, "safetensors", receipt.written.sha256, receipt.written.size)
-    return Lock((LockEntry((file,), receipt.recipe.model, (), receipt.identity),))
+    file = LockedFile(path.name, "safetensors", receipt.written.files)
+    return Lock((LockEntry((file,), receipt.identity.recipe.model, (), receipt.identity),))
 
 
 def test_an_extra_file_beside_those_of_a_lock_is_found(tmp_path: Path) -> None:

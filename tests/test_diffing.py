@@ -10,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from tests.sealed import receipt_of, write_receipt
 from tests.test_startup import HEAVY, _modules_after
 from zero_convert import cli
 from zero_convert.artifacts import diff as diffing
 from zero_convert.artifacts.diff import Comparison, diff
 from zero_convert.artifacts.lock import Entry, Lock, LockedFile, write_lock
-from zero_convert.artifacts.receipt import make_receipt, metadata, read_receipt, receipt_path, write_receipt
+from zero_convert.artifacts.receipt import metadata, read_receipt
 from zero_convert.exporters import safetensors
+from zero_convert.formats.naming import receipt_path
 from zero_convert.records import Edit, Recipe
 
 RECIPE = Recipe(model="torchvision:tiny", scheme="zero-2021", options={"c": 1}, ties={}, source="tests.Tiny")
@@ -39,7 +41,7 @@ def save(
     with path.open("wb") as stream:
         written = safetensors.write(stream, entries, None if recipe is None else metadata(recipe))
     if recipe is not None:
-        write_receipt(path, make_receipt(recipe, "f" * 64, edits, written, {}), force=True)
+        write_receipt(path, receipt_of(written, recipe, edits, "f" * 64), force=True)
     return str(path)
 
 
@@ -96,7 +98,8 @@ def test_a_sign_of_zero_and_values_that_are_no_numbers_are_told(old: str, tmp_pa
         ("U64", np.array([0, 5], "<u8"), np.array([2**64 - 1, 5], "<u8"), 1, 2.0**64),
         ("I64", np.array([-(2**63), 5], "<i8"), np.array([2**63 - 1, 5], "<i8"), 1, 2.0**64),
         ("BOOL", np.array([False, True]), np.array([True, True]), 1, None),
-        ("F8_E4M3", np.array([0x38, 0x40], "u1"), np.array([0x38, 0x41], "u1"), 1, None),
+        ("F8_E4M3", np.array([0x38, 0x40], "u1"), np.array([0x38, 0x41], "u1"), 1, 0.25),  # 1, 2; 1, 2.25
+        ("F8_E8M0", np.array([127, 128], "u1"), np.array([127, 130], "u1"), 1, 6.0),  # 1, 2; 1, 8
     ],
 )
 def test_every_type_is_counted_by_its_bits_and_measured_where_it_has_numbers(
@@ -163,7 +166,7 @@ def lock_of(path: Path, *artifacts: str, model: str = RECIPE.model) -> str:
     entries = []
     for artifact in artifacts:
         receipt = read_receipt(receipt_path(artifact))
-        file = LockedFile(Path(artifact).name, "safetensors", receipt.written.sha256, receipt.written.size)
+        file = LockedFile(Path(artifact).name, "safetensors", receipt.written.files)
         entries.append(Entry((file,), model, (), receipt.identity))
     write_lock(path, Lock(tuple(sorted(entries, key=lambda entry: entry.name))))
     return str(path)

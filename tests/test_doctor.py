@@ -20,10 +20,8 @@ from zero_convert import doctor
 from zero_convert.doctor import Finding, examine, usable
 from zero_convert.doctor import child as doctor_child
 from zero_convert.doctor import libraries as doctor_libraries
-from zero_convert.doctor import versions as versions
 from zero_convert.doctor.ask import Answer, ask
-from zero_convert.doctor.libraries import missing, mixed, package_of
-from zero_convert.doctor.versions import Needed
+from zero_convert.doctor.libraries import Needed, cuda_major, missing, mixed, package_of
 
 # ONNX Runtime 1.31 beside torch 2.15 on a machine without nvidia-curand, as it was printed.
 NO_CURAND = (
@@ -40,7 +38,7 @@ NO_GPU = {"version": "2.15.0", "cuda": "13.2", "no_cuda": NO_DRIVER, "devices": 
 @pytest.fixture(autouse=True)
 def _bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine without any of NVIDIA's packages, whatever the packages here ask for."""
-    monkeypatch.setattr(versions, "requirements", lambda package, here: ())
+    monkeypatch.setattr(doctor_libraries, "requirements", lambda package, here: ())
     monkeypatch.setattr(doctor_libraries, "_holds", lambda package, library: False)
 
 
@@ -125,6 +123,12 @@ def test_the_missing_library_is_read_from_the_loaders_message(text: str, library
 
 def test_a_loader_that_finds_everything_names_nothing() -> None:
     assert missing("2026-01-01 Warning: /usr/lib/libcurand.so.10 was opened") == ()
+
+
+@pytest.mark.parametrize("cuda", ["12.8", 12080, "cu128"])
+def test_the_package_is_of_the_cuda_that_the_complaining_program_was_built_for(cuda: str | int) -> None:
+    assert missing(NO_CURAND, cuda)[0].package == "nvidia-curand-cu12"
+    assert missing(NO_CURAND)[0].package == "nvidia-curand"
 
 
 def test_a_library_that_its_package_should_hold_is_installed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +306,7 @@ def test_missing_extras_name_their_exact_command() -> None:
 
 def test_a_package_that_is_missing_or_too_old_is_a_failure() -> None:
     here = {"torch": "2.3"}
-    needs = tuple(versions.read_requirements("zero-convert", ["torch>=2.11", "rich; extra == 'x'"], ["x"], here))
+    needs = tuple(doctor_libraries.read_requirements(["torch>=2.11", "rich; extra == 'x'"], ["x"], here))
     assert [(one.name, one.extra, one.fits) for one in needs] == [("torch", "", False), ("rich", "x", False)]
     found = {one.name: one for one in doctor._packages(here, needs)}
     assert found["torch"].status == "fail" and found["torch"].fix == "pip install 'torch>=2.11'"
@@ -312,8 +316,8 @@ def test_a_package_that_is_missing_or_too_old_is_a_failure() -> None:
 @pytest.mark.parametrize(
     ("version", "major"), [("13.2", 13), (13020, 13), ("12.8", 12), ("cu128", 12), (None, None), ("", None)]
 )
-def test_cuda_versions_are_read_as_each_library_spells_them(version: object, major: int | None) -> None:
-    assert versions.cuda_major(version) == major
+def test_cuda_versions_are_read_as_each_library_spells_them(version: str | int | None, major: int | None) -> None:
+    assert cuda_major(version) == major
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

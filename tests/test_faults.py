@@ -55,7 +55,7 @@ class Faults:
 
         self._patch = pytest.MonkeyPatch()
         self._patch.setattr(atomic, "FileIO", type("Raw", (FileIO,), {"write": write}))
-        for room in (atomic, onnx, safetensors):
+        for room in (atomic, safetensors):
             self._patch.setattr(room, "os", self)
         return self
 

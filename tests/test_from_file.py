@@ -16,9 +16,10 @@ from torch import nn
 
 import zero_convert as zc
 from tests.hostile import dict_with, payload, torch_zip
-from zero_convert.artifacts.receipt import read_receipt, receipt_path
+from zero_convert.artifacts.receipt import read_receipt
 from zero_convert.cli import main
 from zero_convert.errors import LoadError, UntrustedError, UsageError
+from zero_convert.formats.naming import receipt_path
 from zero_convert.sources.matching import fit
 
 
@@ -91,8 +92,8 @@ def test_values_that_the_scheme_leaves_are_those_of_the_file(kind: str, trained:
     for name in ("stem.weight", "block.weight", "norm.weight", "norm.running_mean", "head.weight", "head.bias"):
         assert not torch.equal(made[name], trained.state_dict()[name]), name
     receipt = read_receipt(receipt_path(out))
-    assert receipt.recipe.files == (hashlib.sha256(path.read_bytes()).hexdigest(),)
-    assert receipt.recipe.model == FACTORY and main(["verify", str(out)]) == 0
+    assert receipt.identity.recipe.files == (hashlib.sha256(path.read_bytes()).hexdigest(),)
+    assert receipt.identity.recipe.model == FACTORY and main(["verify", str(out)]) == 0
 
 
 def test_without_keep_a_file_changes_no_byte(trained: Net, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_a_whole_network_needs_a_word_and_an_architecture_needs_none(
     assert "was trusted" in capsys.readouterr().err
     assert by_name.keys() == load_file(out).keys()
     assert all(torch.equal(value, by_name[name]) for name, value in load_file(out).items())
-    assert read_receipt(receipt_path(out)).recipe.files == (hashlib.sha256(path.read_bytes()).hexdigest(),)
+    assert read_receipt(receipt_path(out)).identity.recipe.files == (hashlib.sha256(path.read_bytes()).hexdigest(),)
 
 
 def test_nothing_of_a_file_runs_without_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -276,3 +276,30 @@ def test_nests_are_copied_and_moved_whole() -> None:
     assert inputs.as_inputs(torch.ones(1)) == (torch.ones(1),)
     assert inputs.as_inputs([1, 2]) == (1, 2)
     assert inputs.run(nn.Linear(2, 2), {"input": torch.ones(2)}).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("[7,5]", torch.tensor([7, 5])),
+        ("[7, 5]:int32", torch.tensor([7, 5], dtype=torch.int32)),
+        ("[[0.5],[1]]", torch.tensor([[0.5], [1.0]])),
+    ],
+)
+def test_numbers_are_given_as_a_list(text: str, values: torch.Tensor) -> None:
+    made = inputs.parse_input(text)
+    assert made.dtype == values.dtype and torch.equal(made, values)
+
+
+@pytest.mark.parametrize("text", ["[7,x]", "[", "[[1],[2,3]]", "[1]:int5", '["a"]', "[1e999999]:int8"])
+def test_a_list_of_something_else_is_a_usage_error(text: str) -> None:
+    with pytest.raises(UsageError):
+        inputs.parse_input(text)
+
+
+def test_a_recipe_spells_lengths_out_where_no_others_would_do() -> None:
+    given = (torch.zeros(2, 7, 5), torch.tensor([7, 5]))
+    assert inputs.spell_inputs(given, lambda given: True) == ("2x7x5:float32", "2:int64")
+    texts = inputs.spell_inputs(given, lambda given: False)
+    assert texts == ("2x7x5:float32", "[7,5]:int64")
+    assert torch.equal(inputs.parse_inputs(texts)[1], given[1])

@@ -108,7 +108,10 @@ def test_it_takes_less_than_a_tenth_of_a_second_and_no_torch(resnet: dict[str, t
     start = time.process_time()
     assert likely({f"blocks.{i}.mixing.weight": (16, 16) for i in range(1000)}) is None
     assert time.process_time() - start < 0.3
-    code = "import sys; from zero_convert.inspection.likely_architecture import likely; likely({'a.b': (1,)}); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from zero_convert.inspection.likely_architecture import likely; likely({'a.b': (1,)}); "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -26,7 +26,7 @@ from zero_convert.artifacts.lock import (
 )
 from zero_convert.artifacts.receipt import Identity
 from zero_convert.errors import MalformedError, StorageError
-from zero_convert.formats.digests import Leaf, leaf_digest, weights_digest
+from zero_convert.formats.digests import FileDigest, Leaf, leaf_digest, weights_digest
 from zero_convert.model_ref import ModelRef
 from zero_convert.records import Edit, Recipe
 
@@ -49,7 +49,9 @@ def identity(data: bytes = b"12345678", model: str = "torchvision:resnet18", **r
 
 
 def entry(*paths: str, model: str = "torchvision:resnet18", data: bytes = b"12345678") -> Entry:
-    files = tuple(LockedFile(path, path.rpartition(".")[2], "0" * 64, 100 + len(path)) for path in sorted(paths))
+    files = tuple(
+        LockedFile(path, path.rpartition(".")[2], (FileDigest("0" * 64, 100 + len(path)),)) for path in sorted(paths)
+    )
     return Entry(files, model, ("1x3x64x64",), identity(data, ModelRef.named(model).canonical))
 
 

@@ -33,9 +33,10 @@ from zero_convert.exporters import onnx as exporter
 from zero_convert.exporters import safetensors
 from zero_convert.exporters.onnx.graph import _Transform, graph
 from zero_convert.formats.digests import sha256_file
+from zero_convert.formats.dtypes import of_torch
+from zero_convert.formats.onnx import file_digests
 from zero_convert.graph.ties import ties
 from zero_convert.nn.layers import HadamardTransform
-from zero_convert.structure import SAFETENSORS_DTYPES
 
 ROOT = Path(__file__).parents[1]
 CPU = ["CPUExecutionProvider"]
@@ -109,7 +110,7 @@ def entries(module: nn.Module) -> list[safetensors.Entry]:
     return [
         safetensors.Entry(
             name,
-            SAFETENSORS_DTYPES[state[name].dtype],
+            of_torch(state[name].dtype).name,
             tuple(state[name].shape),
             lambda t=state[name]: t.detach().numpy(),
         )
@@ -148,7 +149,7 @@ def test_initializers_are_the_tensors_of_the_safetensors_file(name: str, scheme:
     }
     assert {tensor.name: array(tensor) for tensor in model.graph.initializer} == expected
     assert [tensor.name for tensor in model.graph.initializer] == sorted(expected, key=str.encode)
-    assert first.weights_digest == second.weights_digest == exporter.file_digests(second.path).weights_digest
+    assert first.weights_digest == second.weights_digest == file_digests(second.path).weights_digest
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert metadata["zero_convert.weights_digest"] == f"zc1:{first.weights_digest}"
     assert recipe_from_metadata(metadata, "") == converted(name, scheme).recipe
@@ -342,7 +343,7 @@ def test_other_types_are_written_as_they_are(dtype: str, kind: str, tmp_path: Pa
     onnx.checker.check_model(second.path, full_check=True)
     initializers = onnx.load(second.path).graph.initializer
     assert {array(tensor)[0] for tensor in initializers} == {kind}
-    assert first.weights_digest == second.weights_digest == exporter.file_digests(second.path).weights_digest
+    assert first.weights_digest == second.weights_digest == file_digests(second.path).weights_digest
 
 
 @pytest.mark.parametrize(
@@ -392,23 +393,14 @@ def test_exporting_leaves_the_module_as_it_was(tmp_path: Path) -> None:
 
 
 @cache
-def parts() -> tuple[exporter.Graph, list[safetensors.Entry]]:
-    """What `save` takes, from the file of a conversion."""
-    graph = onnx.load(saved("tiny_resnet", "zero-2021")[1].path).graph
-    head = onnx.GraphProto(node=graph.node, name=graph.name)
-    tail = onnx.GraphProto(input=graph.input, output=graph.output)
-    made = exporter.Graph(head.SerializeToString(), tail.SerializeToString(), exporter.OPSET)
-    return made, entries(converted("tiny_resnet", "zero-2021").module)
-
-
 def test_tensors_may_lie_in_a_file_beside_the_model(tmp_path: Path) -> None:
     inside = saved("tiny_resnet", "zero-2021")[1]
     (made,) = converted("tiny_resnet", "zero-2021").save(tmp_path / "b.onnx", external_data=True)
-    assert made.data is not None
-    assert made.data.path == tmp_path / "b.onnx.data"
-    assert made.data.size == made.data.path.stat().st_size > 10_000
-    assert made.data.sha256 == sha256_file(made.data.path)
-    assert made.weights_digest == inside.weights_digest == exporter.file_digests(made.path).weights_digest
+    assert made.paths == (tmp_path / "b.onnx", tmp_path / "b.onnx.data")
+    assert [file.role for file in made.files] == ["", "data"]
+    assert made.files[1].size == made.paths[1].stat().st_size > 10_000
+    assert [file.sha256 for file in made.files] == [sha256_file(path) for path in made.paths]
+    assert made.weights_digest == inside.weights_digest == file_digests(made.path).weights_digest
     onnx.checker.check_model(made.path, full_check=True)
     assert verify(made.path).findings == ()
     raw = onnx.load(made.path, load_external_data=False)
@@ -425,15 +417,16 @@ def test_tensors_may_lie_in_a_file_beside_the_model(tmp_path: Path) -> None:
 
 
 def test_a_data_file_is_replaced_not_appended_to(tmp_path: Path) -> None:
-    path, beside = tmp_path / "a.onnx", tmp_path / "a.onnx.data"
-    first = exporter.save(path, *parts(), {}, external_data=True)
+    path, beside, result = tmp_path / "a.onnx", tmp_path / "a.onnx.data", converted("tiny_resnet", "zero-2021")
+    (first,) = result.save(path, external_data=True)
     content = beside.read_bytes()
     beside.write_bytes(content * 3)
     path.unlink()
+    first.receipt_path.unlink()
     with pytest.raises(UsageError, match="exists"):
-        exporter.save(path, *parts(), {}, external_data=True)
+        result.save(path, external_data=True)
     assert os.listdir(tmp_path) == ["a.onnx.data"]
-    assert exporter.save(path, *parts(), {}, external_data=True, force=True) == first
+    assert result.save(path, external_data=True, force=True) == (first,)
     assert beside.read_bytes() == content
 
 
@@ -441,18 +434,18 @@ def test_models_too_large_for_one_file_get_a_data_file_by_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporter, "INLINE", 10_000)
-    assert exporter.save(tmp_path / "a.onnx", *parts(), {})[1] is not None
+    assert len(converted("tiny_resnet", "zero-2021").save(tmp_path / "a.onnx")[0].files) == 2
     with pytest.raises(UsageError, match="too large for one ONNX file"):
         converted("tiny_resnet", "zero-2021").write(io.BytesIO(), "onnx")
 
 
 @pytest.mark.parametrize("old", [True, False])
-@pytest.mark.parametrize("failing", [1, 2, 3, 5])  # 4 and 6 are the folder's, which are forgiven
+@pytest.mark.parametrize("failing", range(1, 8))  # model and data twice, the receipt, the folder twice
 def test_a_full_disk_leaves_the_old_files(
     failing: int, old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if old:
-        exporter.save(tmp_path / "a.onnx", *parts(), {"round": "one"}, external_data=True)
+        converted("tiny_resnet", "zero-2022").save(tmp_path / "a.onnx", external_data=True)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     calls = 0
 
@@ -465,7 +458,7 @@ def test_a_full_disk_leaves_the_old_files(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left"):
-        exporter.save(tmp_path / "a.onnx", *parts(), {"round": "two"}, external_data=True, force=True)
+        converted("tiny_resnet", "zero-2021").save(tmp_path / "a.onnx", external_data=True, force=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert calls >= failing
 

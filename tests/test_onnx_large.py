@@ -28,7 +28,7 @@ def test_a_model_of_two_gigabytes_is_written_and_read(tmp_path: Path) -> None:
         longer.truncate(4 * WIDTH**2 + 4096)
     (made,) = result.save(tmp_path / "a.onnx", force=True)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["a.onnx", "a.onnx.data", "a.onnx.receipt.json"]
-    assert made.data is not None and made.data.path == tmp_path / "a.onnx.data"
+    assert made.paths == (tmp_path / "a.onnx", tmp_path / "a.onnx.data")
     assert made.data.size == made.data.path.stat().st_size == 4 * WIDTH**2
     assert made.size < 10_000
     assert verify(made.path).findings == ()
@@ -36,7 +36,7 @@ def test_a_model_of_two_gigabytes_is_written_and_read(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(made.path, providers=["CPUExecutionProvider"])
     x = np.arange(WIDTH, dtype=np.float32).reshape(1, -1)
     assert np.array_equal(session.run(None, {"input": x})[0], x)  # a partial identity
-    with made.data.path.open("r+b") as file:
+    with made.paths[1].open("r+b") as file:
         file.seek(4 * WIDTH**2 - 1)
         file.write(b"\x01")
     assert [(each.what, each.tensor) for each in verify(made.path).findings] == [

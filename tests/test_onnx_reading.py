@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,12 +18,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zero_convert.artifacts.receipt import make_receipt, recipe_metadata, write_receipt
+from tests.sealed import receipt_of, write_receipt
+from zero_convert.artifacts.receipt import recipe_metadata
 from zero_convert.artifacts.verify import verify
 from zero_convert.cli import main
 from zero_convert.errors import MalformedError, ModelError, RefusedError, StorageError, UsageError, ZeroConvertError
 from zero_convert.exporters import onnx as exporter
 from zero_convert.exporters.safetensors import Entry
+from zero_convert.formats.atomic import commit_all, staged
+from zero_convert.formats.onnx import file_digests, read_header
 from zero_convert.formats.protobuf import Message, opening, varint
 from zero_convert.records import Recipe
 
@@ -53,10 +57,21 @@ def tiny_graph() -> exporter.Graph:
     return exporter.Graph(head.SerializeToString(), tail.SerializeToString(), 20)
 
 
-def save(path: Path, tensors: dict[str, np.ndarray] = TENSORS, receipt: bool = True, **options: bool) -> Path:
-    written, _ = exporter.save(path, tiny_graph(), entries(tensors), recipe_metadata(RECIPE), force=True, **options)
+def save(
+    path: Path, tensors: dict[str, np.ndarray] = TENSORS, receipt: bool = True, external_data: bool = False
+) -> Path:
+    taken = entries(tensors)
+    places = [path, exporter.checked_data_path(path)] if exporter.wants_data_file(taken, external_data) else [path]
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context(staged(place, force=True)) for place in places]
+        data = (outputs[1], places[1].name) if len(places) > 1 else ()
+        written = exporter.write(outputs[0], tiny_graph(), taken, recipe_metadata(RECIPE), *data)
+        for output, file in zip(outputs, written.files, strict=True):
+            output.expect(file.size, file.sha256)
+            output.flush_and_verify()
+        commit_all(outputs)
     if receipt:
-        write_receipt(path, make_receipt(RECIPE, "none", (), written, {}, file_format="onnx"), force=True)
+        write_receipt(path, receipt_of(written, RECIPE, file_format="onnx"), force=True)
     return path
 
 
@@ -82,7 +97,7 @@ def test_the_reader_agrees_with_the_onnx_library(artifact: Path) -> None:
     model = onnx.load(artifact)
     onnx.checker.check_model(model, full_check=True)
     assert model.SerializeToString(deterministic=True) == artifact.read_bytes()
-    header = exporter.read_header(artifact)
+    header = read_header(artifact)
     assert {t.name: (t.dtype, t.shape) for t in header.tensors} == {
         name: (TYPES[a.dtype.str], a.shape) for name, a in TENSORS.items()
     }
@@ -96,7 +111,7 @@ def test_the_reader_agrees_with_the_onnx_library(artifact: Path) -> None:
 
 def test_both_layouts_have_one_weights_digest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = save(tmp_path / "one.onnx"), save(tmp_path / "two.onnx", external_data=True)
-    digests = [exporter.file_digests(path) for path in (one, two)]
+    digests = [file_digests(path) for path in (one, two)]
     assert digests[0].weights_digest == digests[1].weights_digest
     assert digests[0].tensors == digests[1].tensors
     assert (tmp_path / "two.onnx.data").stat().st_size == 2400
@@ -115,7 +130,7 @@ def test_verifying_and_inspecting_import_neither_torch_nor_onnx(artifact: Path) 
 def test_inspect_shows_signature_tensors_and_the_digest_made_anew(
     artifact: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    digest = exporter.file_digests(artifact).weights_digest
+    digest = file_digests(artifact).weights_digest
     assert main(["inspect", str(artifact)]) == 0
     shown = capsys.readouterr().out
     for text in (f"zc1 {digest}", "ai.onnx 20", "x F32 batch×100", "y F32 batch×3", "5 Identity", "tiny", "a.weight"):
@@ -128,7 +143,7 @@ def test_inspect_shows_signature_tensors_and_the_digest_made_anew(
 
 
 def test_without_a_receipt_the_digest_is_told(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    digest = exporter.file_digests(artifact).weights_digest
+    digest = file_digests(artifact).weights_digest
     os.unlink(f"{artifact}.receipt.json")
     assert main(["verify", str(artifact)]) == 74
     assert digest in capsys.readouterr().err
@@ -144,7 +159,7 @@ def test_a_file_of_others_is_shown_without_a_digest(tmp_path: Path, capsys: pyte
     assert "no digest: w: the file holds no values for it in a form that can be read" in shown
     assert "none: not written by zero-convert" in shown
     with pytest.raises(MalformedError, match="raw bytes"):
-        exporter.file_digests(path)
+        file_digests(path)
 
 
 def test_names_that_a_reader_would_refuse_are_not_written(tmp_path: Path) -> None:
@@ -171,7 +186,7 @@ def test_every_flipped_bit_is_found_and_in_the_data_its_tensor_is_named(tmp_path
     small = {name: array[..., :2].copy() if array.ndim == 2 else array for name, array in TENSORS.items()}
     artifact = save(tmp_path / "tiny.onnx", small)
     content = artifact.read_bytes()
-    owner = {offset: t.name for t in exporter.read_header(artifact).tensors for offset in range(t.begin, t.end)}
+    owner = {offset: t.name for t in read_header(artifact).tensors for offset in range(t.begin, t.end)}
     assert len(owner) == 2 * 24 + 8 + 10 + 2
     for position in (position for position in range(len(content)) if position in owner or position % 4 == 0):
         for bit in (1 << position % 8, 128) if position not in owner else (1 << position % 8,):
@@ -275,23 +290,23 @@ LIES: dict[str, tuple[bytes, str]] = {
 def test_an_initializer_that_contradicts_itself_is_malformed(lie: str, tmp_path: Path) -> None:
     tensor, expected = LIES[lie]
     with pytest.raises(MalformedError, match=expected):
-        exporter.read_header(write_model(tmp_path / "a.onnx", tensor))
+        read_header(write_model(tmp_path / "a.onnx", tensor))
 
 
 def test_readers_must_not_disagree_on_which_graph_counts(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     path.write_bytes(message((1, 10), (7, b""), (8, message((2, 20))), (7, b"")))
     with pytest.raises(MalformedError, match="field 7 comes twice"):
-        exporter.read_header(path)
+        read_header(path)
     weight = message(*WEIGHT, (9, b"abcd"))
     with pytest.raises(MalformedError, match="initializer 'w', number 2"):
-        exporter.read_header(write_model(path, weight, weight))
+        read_header(write_model(path, weight, weight))
     with pytest.raises(MalformedError, match="a sparse initializer"):
-        exporter.read_header(write_model(path, weight, graph=((15, b""),)))
+        read_header(write_model(path, weight, graph=((15, b""),)))
     for content in (b"", b"{}", b"\x08\x0a"):
         path.write_bytes(content)
         with pytest.raises(MalformedError):
-            exporter.read_header(path)
+            read_header(path)
 
 
 def external(location: str, offset: str = "0", length: str = "4") -> bytes:
@@ -309,12 +324,12 @@ def test_data_is_looked_for_in_the_models_folder_only(tmp_path: Path) -> None:
     path = folder / "a.onnx"
     for location in (str(secret), "../secret", "inner/../../secret", "link", "out/secret", "..\\secret", ""):
         with pytest.raises(RefusedError, match="outside of the model's folder") as caught:
-            exporter.read_header(write_model(path, external(location)))
+            read_header(write_model(path, external(location)))
         assert caught.value.exit_code == 4
     (folder / "inner" / "data").write_bytes(b"abcd")
     (folder / "sibling").symlink_to(folder / "inner" / "data")
     for location in ("inner/data", "sibling"):
-        assert exporter.file_digests(write_model(path, external(location))).tensors["w"].shape == (1,)
+        assert file_digests(write_model(path, external(location))).tensors["w"].shape == (1,)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +347,7 @@ def test_offsets_and_lengths_must_fit_the_data_file(offset: str, length: str, ex
     (tmp_path / "data").write_bytes(b"abcdefgh")
     path = write_model(tmp_path / "a.onnx", external("data", offset, length))
     with pytest.raises(MalformedError, match=expected):
-        exporter.file_digests(path)
+        file_digests(path)
 
 
 def test_a_data_file_that_is_a_folder_or_a_pipe_is_refused(tmp_path: Path) -> None:
@@ -340,7 +355,7 @@ def test_a_data_file_that_is_a_folder_or_a_pipe_is_refused(tmp_path: Path) -> No
     os.mkfifo(tmp_path / "pipe")
     for name in ("folder", "pipe"):
         with pytest.raises(ZeroConvertError):
-            exporter.file_digests(write_model(tmp_path / "a.onnx", external(name)))
+            file_digests(write_model(tmp_path / "a.onnx", external(name)))
 
 
 @given(st.binary(max_size=60))
@@ -348,7 +363,7 @@ def test_any_bytes_are_a_model_or_malformed(tmp_path_factory: pytest.TempPathFac
     path = tmp_path_factory.getbasetemp() / "any.onnx"
     path.write_bytes(message((1, 10), (8, message((2, 20)))) + opening(7, len(content)) + content)
     try:
-        header = exporter.read_header(path)
+        header = read_header(path)
     except (MalformedError, RefusedError, StorageError):
         return
     assert header.size == path.stat().st_size
@@ -363,7 +378,7 @@ def test_numbers_are_written_as_protobuf_writes_them(value: int) -> None:
 
 def test_packed_numbers_are_numbers(tmp_path: Path) -> None:
     tensor = message((1, varint(2) + varint(300)), (2, 1), (8, b"w"), (9, bytes(2400)))
-    (read,) = exporter.read_header(write_model(tmp_path / "a.onnx", tensor)).tensors
+    (read,) = read_header(write_model(tmp_path / "a.onnx", tensor)).tensors
     assert read.shape == (2, 300)
 
 

@@ -16,7 +16,7 @@ from tests.hostile import torch_zip
 
 PROBE = """
 import json, os, sys
-from zero_convert import inspecting, readers
+from zero_convert import inspection, readers
 from zero_convert.errors import ZeroConvertError
 opened, armed = [], False
 def hook(event, arguments):
@@ -30,7 +30,7 @@ for round in range(2):  # the second time everything that reading needs is impor
         opened.clear()
         armed = True
         try:
-            inspecting.facts(inspecting.survey(readers.read(path), digest=True, values=True))
+            inspection.facts(inspection.survey(readers.read(path), digest=True, values=True))
             ended = 0
         except ZeroConvertError as error:
             ended = error.exit_code

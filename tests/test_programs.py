@@ -12,9 +12,10 @@ from torch import nn
 
 import zero_convert as zc
 from tests.checkpoints import Net, program, script
-from zero_convert.artifacts.receipt import read_receipt, receipt_path
+from zero_convert.artifacts.receipt import read_receipt
 from zero_convert.cli import main
 from zero_convert.errors import LoadError
+from zero_convert.formats.naming import receipt_path
 from zero_convert.sources import programs
 
 pytestmark = pytest.mark.filterwarnings(
@@ -99,7 +100,7 @@ def test_the_command_converts_a_trusted_program(tmp_path: Path, capsys: pytest.C
     assert main([str(program(tmp_path)), "--trust", "--out", str(out), "--validate", "none"]) == 0
     said = " ".join(capsys.readouterr().err.split())
     assert "it is a program: its loader runs a graph" in said and "joins 2 found" in said
-    assert read_receipt(receipt_path(out)).recipe.source == "torch.fx.graph_module.GraphModule"
+    assert read_receipt(receipt_path(out)).identity.recipe.source == "torch.fx.graph_module.GraphModule"
     assert main(["verify", str(out)]) == 0
 
 

@@ -14,20 +14,21 @@ from typing import Any
 import pytest
 
 from zero_convert.artifacts.receipt import (
-    make_receipt,
     metadata,
     read_receipt,
     receipt_from_json,
-    receipt_path,
+    receipt_json,
     recipe_from_json,
     recipe_from_metadata,
     recipe_json,
-    write_receipt,
 )
 from zero_convert.errors import MalformedError, StorageError, UsageError
 from zero_convert.exporters.safetensors import Entry, write
-from zero_convert.formats.digests import Written
+from zero_convert.formats.digests import FileDigest, Written
+from zero_convert.formats.naming import receipt_path
 from zero_convert.records import Edit, Recipe
+
+from .sealed import receipt_of, write_receipt
 
 RECIPE = Recipe(
     model="resnet18",
@@ -53,23 +54,39 @@ def written() -> Written:
     )
 
 
+RECEIPT = receipt_of(written(), RECIPE, EDITS, "sha256:abc", run=RUN)
+
+
 @pytest.fixture
 def receipt() -> dict[str, Any]:
-    return make_receipt(RECIPE, "sha256:abc", EDITS, written(), RUN)
+    return receipt_json(RECEIPT)
 
 
-def test_a_receipt_comes_back_as_it_was_made(tmp_path: Path, receipt: dict[str, Any]) -> None:
-    path = write_receipt(tmp_path / "model.safetensors", receipt)
+def test_a_receipt_comes_back_as_it_was_made(tmp_path: Path) -> None:
+    path = write_receipt(tmp_path / "model.safetensors", RECEIPT)
     assert path == receipt_path(tmp_path / "model.safetensors") == tmp_path / "model.safetensors.receipt.json"
     found = read_receipt(path)
-    assert found.recipe == RECIPE
-    assert found.edits == EDITS
+    assert found == RECEIPT
+    assert found.identity.recipe == RECIPE
+    assert found.identity.edits == EDITS
     assert found.written == written()
-    assert (found.fingerprint, found.file_format, found.run) == ("sha256:abc", "safetensors", RUN)
+    assert (found.identity.fingerprint, found.file_format, found.run) == ("sha256:abc", "safetensors", RUN)
 
 
-def test_a_receipt_is_the_text_that_the_design_spells(tmp_path: Path, receipt: dict[str, Any]) -> None:
-    text = write_receipt(tmp_path / "x", receipt).read_text()
+def test_files_beside_an_artifact_stand_under_their_role_and_come_back(receipt: dict[str, Any]) -> None:
+    data = FileDigest("d" * 64, 7, "data")
+    made = receipt_json(dataclasses.replace(RECEIPT, files=(*RECEIPT.files, data)))
+    assert made["identity"]["file"] == receipt["identity"]["file"] | {"data": {"sha256": "d" * 64, "size": 7}}
+    assert receipt_from_json(made).files == (*RECEIPT.files, data)
+    assert [file.path("a/x.onnx") for file in receipt_from_json(made).files] == ["a/x.onnx", "a/x.onnx.data"]
+    assert FileDigest("d" * 64, 7, "data", "part-1").path("a/x.onnx") == os.path.join("a", "part-1")
+    made["identity"]["file"]["data"]["size"] = -1
+    with pytest.raises(MalformedError, match=r"size.*identity\.file, data"):
+        receipt_from_json(made)
+
+
+def test_a_receipt_is_the_text_that_the_design_spells(tmp_path: Path) -> None:
+    text = write_receipt(tmp_path / "x", RECEIPT).read_text()
     assert text.startswith('{\n "identity": {\n  "edits": [\n')
     assert text.endswith("\n}\n")
     obj = json.loads(text)
@@ -77,32 +94,32 @@ def test_a_receipt_is_the_text_that_the_design_spells(tmp_path: Path, receipt: d
     assert list(obj["identity"]) == ["edits", "file", "fingerprint", "recipe", "tensors", "weights_digest"]
     assert list(obj["identity"]["tensors"]) == ["fc.bias", "n"]  # in the file it is the other way round
     assert obj["identity"]["tensors"]["fc.bias"] == {
-        "digest": written().leaves["fc.bias"],
+        "digest": written().tensors["fc.bias"].digest,
         "dtype": "F32",
         "shape": [2],
     }
 
 
 def test_the_identity_holds_nothing_of_the_run(receipt: dict[str, Any]) -> None:
-    other = make_receipt(RECIPE, "sha256:abc", EDITS, written(), {"host": "elsewhere"})
+    other = receipt_json(dataclasses.replace(RECEIPT, run={"host": "elsewhere"}))
     assert other["identity"] == receipt["identity"]
     assert other["run"] != receipt["run"]
 
 
 def test_a_run_may_hold_any_number(tmp_path: Path) -> None:
     run = {"nan": float("nan"), "inf": [float("-inf")], "path": Path("x"), "fine": (1, 2.5, None, True)}
-    path = write_receipt(tmp_path / "x", make_receipt(RECIPE, "", (), written(), run))
+    path = write_receipt(tmp_path / "x", dataclasses.replace(RECEIPT, run=run))
     assert read_receipt(path).run == {"nan": "nan", "inf": ["-inf"], "path": "x", "fine": [1, 2.5, None, True]}
 
 
-def test_an_old_receipt_is_replaced_only_by_force(tmp_path: Path, receipt: dict[str, Any]) -> None:
+def test_an_old_receipt_is_replaced_only_by_force(tmp_path: Path) -> None:
     path = receipt_path(tmp_path / "x")
     path.write_text("old")
     with pytest.raises(UsageError):
-        write_receipt(tmp_path / "x", receipt)
+        write_receipt(tmp_path / "x", RECEIPT)
     assert path.read_text() == "old"
-    write_receipt(tmp_path / "x", receipt, force=True)
-    assert read_receipt(path).recipe == RECIPE
+    write_receipt(tmp_path / "x", RECEIPT, force=True)
+    assert read_receipt(path).identity.recipe == RECIPE
     assert os.listdir(tmp_path) == [path.name]
 
 
@@ -232,7 +249,7 @@ def test_a_hostile_receipt_is_refused_by_the_field(
     edit(changed)
     with pytest.raises(MalformedError, match=named):
         receipt_from_json(changed)
-    assert receipt_from_json(receipt).recipe == RECIPE
+    assert receipt_from_json(receipt).identity.recipe == RECIPE
 
 
 def test_a_receipt_that_is_not_there_or_not_json_is_refused(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from zero_convert import checks, schemes
 from zero_convert.formulas import Constant, Formula
+from zero_convert.graph.fixed import mark
 from zero_convert.initialization.fill import initialize
-from zero_convert.initialization.resolve import RULES, TIE
+from zero_convert.initialization.resolve import FROZEN, RULES, TIE
 from zero_convert.initialization.scheme import AsConstructed, Scheme
 from zero_convert.readers import Tensor as Stored
 from zero_convert.records import Assignment
@@ -86,6 +87,18 @@ def twice() -> Twice:
     return net
 
 
+class Through(Net):
+    def between(self, x: Tensor) -> Tensor:
+        return self.extra(x)
+
+
+def through_a_frozen_matrix() -> Through:
+    net = Through(extra=nn.Linear(6, 6))
+    net.extra.weight.requires_grad_(False)
+    mark(net)
+    return net
+
+
 def without_buffers() -> Scheme:
     """A scheme that has a rule for linear layers alone."""
     scheme = schemes.get("zero-2022")
@@ -106,6 +119,8 @@ STORED = FileValues((6,), Stored("extra", "F32", (6,)))
 DECISIONS = {
     "empty layer": (lambda: Optional(extra=nn.Linear(0, 6)), {}, "extra.bias", Constant((6,), 0.0)),
     "scheme": (Net, {}, "stem.bias", Constant((6,), 0.0)),
+    FROZEN: (through_a_frozen_matrix, {}, "extra.weight", AsConstructed((6, 6))),
+    "beside fixed": (through_a_frozen_matrix, {}, "extra.bias", Constant((6,), 0.0)),
     "uncovered": (
         lambda: Zeta(extra=nn.Parameter(FACTORS.clone())), {"uncovered": "zeros"}, "extra", Constant((6,), 0.0)
     ),
@@ -146,7 +161,7 @@ def test_a_tie_decides_over_the_rules() -> None:
 
 def test_notes_are_beside_the_formula() -> None:
     net = Net(extra=nn.Parameter(torch.ones(6)))
-    net.stem.weight.requires_grad_(False)
+    net.stem.weight.requires_grad_(False).fill_(torch.nan)  # drawn
     found = assigned(net)
     assert found["stem.weight"].notes == ("frozen",)
     assert found["stem.weight"].rule == f"{found['stem.weight'].formula.rule} (frozen)"
@@ -167,13 +182,12 @@ def formulas(of: type[Formula] = Formula) -> Iterator[type[Formula]]:
 
 
 class Attending(nn.Module):
-    """Queries, keys and values from one layer; a layer that grows, and one that is frozen."""
+    """Queries, keys and values from one layer; and layers that grow."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 2)
         self.block = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True)
-        self.stem.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         made: Tensor = self.head(self.block(self.stem(x)))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import zero_convert as zc
 from zero_convert import checks
 from zero_convert.errors import CheckError, MalformedError, UntrustedError, UsageError
-from zero_convert.exporters.safetensors import read_header
+from zero_convert.formats.safetensors import read_header
 from zero_convert.validation import validate
 
 from .command_line import Run, runner

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from zero_convert.artifacts.receipt import make_receipt, metadata, receipt_path, recipe_json, write_receipt
+from tests.sealed import atomic_write, receipt_of, write_receipt
+from zero_convert.artifacts.receipt import metadata, recipe_json
 from zero_convert.artifacts.verify import Finding, Verification, artifacts, verify, verify_all
 from zero_convert.errors import MalformedError, MismatchError, StorageError
-from zero_convert.exporters.safetensors import Entry, read_header, write
-from zero_convert.formats.atomic import atomic_write
+from zero_convert.exporters.safetensors import Entry, write
 from zero_convert.formats.digests import canonical_json
+from zero_convert.formats.naming import receipt_path
+from zero_convert.formats.safetensors import read_header
 from zero_convert.records import Recipe
 
 RECIPE = Recipe(model="tiny", scheme="zero-2021", options={"c": 1}, ties={}, source="tests.Tiny")
@@ -29,7 +31,7 @@ def artifact(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.safetensors"
     with atomic_write(path) as stream:
         written = write(stream, entries(CONTENTS), metadata(RECIPE))
-    write_receipt(path, make_receipt(RECIPE, "none", (), written, {}))
+    write_receipt(path, receipt_of(written, RECIPE))
     return path
 
 

@@ -8,31 +8,32 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
 
 from . import rewrites, schemes, sources
 from .checks.subject import Subject
 from .errors import DeclinedError, ModelError, TraceError, UsageError
-from .graph.copies import copy_of
 from .graph.original import keep
+from .graph.state import digest, extra_state, refuse_misnamed, settle, stored_tensors
 from .graph.ties import ties
 from .graph.traced import Original, Traced
-from .initialization.constants import unverified_buffers
+from .initialization.constants import settle_frozen, unverified_buffers
 from .initialization.fill import initialize
 from .initialization.scheme import Scheme
 from .model_ref import ModelRef
 from .options import Inputs, Options, carried
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
-from .result import Progress, tell
+from .runtime.progress import Progress, tell
 from .runtime.threads import one_thread
 from .sources.building import detectors
 from .sources.building.fingerprint import fingerprint
+from .sources.building.precision import single_precision
 from .sources.file_values import FileValues
-from .sources.inputs import parse_inputs
+from .sources.inputs import parse_inputs, spell_inputs
 from .sources.model_file import File, opened
 from .sources.programs import torchscript
 from .structure import analyze
 from .tracing import record, retrace, trace
+from .tracing.outside import Facts, equal_outside, is_suspicious, refuse_outside
 from .tracing.shapes import propagate_shapes, runs
 
 SHOWN = 6  # parts and decisions named in a note
@@ -55,6 +56,7 @@ class Conversion:
         traced: the network; after the rewrites the new one.
         outputs: mode → what the forward returned before the rewrites.
         needed: example inputs as the recipe spells them, where the source's own would not do.
+        outside: notes on what the model holds outside of its state dict.
         joins, structure: what was found in the network before the rewrites, and after them.
         notes: what the reader of the plan should know about the capture.
         original: the network as given, where it was asked for.
@@ -74,6 +76,7 @@ class Conversion:
     traced: Traced = field(init=False)
     outputs: Mapping[str, Outputs] = field(init=False)
     needed: tuple[str, ...] = field(init=False)
+    outside: tuple[str, ...] = field(init=False)
     joins: Structure = field(init=False)
     notes: tuple[str, ...] = field(init=False)
     captured: float = field(init=False)
@@ -87,12 +90,13 @@ class Conversion:
         return self.found.scheme
 
     def trace(self) -> None:
-        """The network is captured. Raises TraceError."""
+        """The network is captured. Raises TraceError, and CoverageError for weights outside of the state dict."""
         loaded, given = self.loaded, self.loaded.example_inputs or ()
         self.fingerprint, self.training = fingerprint(loaded.module), loaded.module.training
         tell(self.asked.progress, "trace", loaded.source)
         self.inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
-        self.traced = traced = trace(loaded.module, given)
+        self.traced, self.outside = _traced(loaded, given)
+        traced = self.traced
         self.needed = _needed_inputs(loaded, traced.rung) if self.given else ()
         self.outputs = {"train": _outputs(traced.train), "evaluate": _outputs(traced.evaluate)}
 
@@ -105,7 +109,7 @@ class Conversion:
         self.joins = analyze(traced)
         kept = keep(traced) if compare else None
         self.original = None if kept is None else Original(kept, self.joins)
-        self.notes, self.captured = _capture_notes(traced), traced.captured
+        self.notes, self.captured = (*self.outside, *_capture_notes(traced)), traced.captured
 
     def rewrite(self) -> None:
         """It becomes what the scheme wants. Raises DeclinedError, or ModelError where that does not fit it."""
@@ -115,6 +119,7 @@ class Conversion:
             _same_outputs(traced, self.inputs, self.outputs, self.scheme, self.loaded.source)
         elif self.edits:
             traced = retrace(traced, traced.root, self.inputs)
+        refuse_misnamed(traced.root)
         self.traced, self.structure = traced, analyze(traced) if self.edits else self.joins
         _accepted(self.scheme, self.options, self.structure, self.loaded.source)
 
@@ -172,7 +177,7 @@ class Conversion:
 
     def recipe(self) -> Recipe:
         """What makes the conversion again."""
-        stored = ties(self.traced.root.state_dict(keep_vars=True))
+        stored = ties(stored_tensors(self.traced.root))
         return carried(
             Recipe,
             self.asked,
@@ -185,6 +190,7 @@ class Conversion:
             inputs=self.needed,
             scheme_source=self.found.source,
             files=self.file.digests if self.file and (self.kept or not self.loaded.name) else (),
+            extra_state={name: digest(text) for name, text in extra_state(self.traced.root).items()},
         )
 
 
@@ -221,7 +227,32 @@ def _load(model: str | ModelRef | nn.Module, options: Options, folders: Sequence
         file_values, notes = file.fit(loaded.module)
         loaded = replace(loaded, notes=(*notes, *loaded.notes))
     file_values = file_values if options.uncovered == "keep" else {}
-    return Conversion(options, found, chosen, _single_precision(loaded), inputs is not None, file, file_values)
+    settle_frozen(loaded.module, loaded.source, meant=loaded.poisoned or options.uncovered == "keep")
+    return Conversion(options, found, chosen, single_precision(loaded), inputs is not None, file, file_values)
+
+
+def _traced(loaded: sources.Loaded, given: Inputs) -> tuple[Traced, tuple[str, ...]]:
+    """The model's graphs, and notes on what it holds outside of its state dict.
+
+    Raises:
+        CoverageError: its forward reads weights there.
+        TraceError: as `trace`.
+    """
+    suspicious = is_suspicious(loaded.module)
+    constant: tuple[str, ...] = ()
+    if suspicious and loaded.name and not loaded.poisoned:  # a builder is known that draws what was drawn
+        constant = equal_outside(loaded.module, sources.load(loaded.name, loaded.model_args).module)
+    facts = Facts(loaded.poisoned and not loaded.seeded, loaded.drawn, constant)
+    notes = refuse_outside(loaded.module, given, facts) if suspicious else ()
+    try:
+        traced = trace(loaded.module, given)
+    except TraceError:
+        if not suspicious:
+            refuse_outside(loaded.module, given, facts)
+        raise
+    if not suspicious and (traced.opaque or not traced.whole):  # what is inside of these no graph shows
+        notes = refuse_outside(loaded.module, given, facts)
+    return traced, notes
 
 
 def _opened_file(model: ModelRef | nn.Module, options: Options) -> File | None:
@@ -267,49 +298,11 @@ def _capture_notes(traced: Traced) -> tuple[str, ...]:
 def cast(module: nn.Module, dtype: str) -> None:
     """Floating tensors of the module get the dtype; complex and whole ones stay.
 
-    A module that is not in float32 by now insists on its precisions (`_single_precision`), and only another one that
-    was asked for overrules it.
+    A module that is not in float32 by now insists on its precisions; only another one that was asked for overrules it.
     """
     if dtype == "float32":
         return
-    {"float16": nn.Module.half, "bfloat16": nn.Module.bfloat16}[dtype](module)
-
-
-def _single_precision(loaded: sources.Loaded) -> sources.Loaded:
-    """The model in float32, in which it is rewritten and checked; what is written has the dtype that was asked for.
-
-    One whose forward insists on other precisions, so that it does not run in float32, stays as it is.
-    """
-    inputs = loaded.example_inputs
-    found = {t.dtype for t in loaded.module.state_dict().values() if t.is_floating_point()}
-    if found <= {torch.float32}:
-        return loaded
-    if _insists(loaded.module, inputs):
-        return loaded
-    loaded.module.float()
-    return replace(loaded, example_inputs=_float(inputs))
-
-
-def _float(inputs: Inputs | None) -> Any:
-    return tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, inputs)
-
-
-def _insists(module: nn.Module, given: Inputs | None) -> bool:
-    """Whether the module runs as it is, and not in float32, whatever precision its inputs have."""
-
-    def runs(module: nn.Module, inputs: Any) -> bool:
-        try:
-            with torch.no_grad():
-                call = copy_of(module).eval()
-                call(**inputs) if isinstance(inputs, Mapping) else call(*(inputs or ()))
-        except Exception:  # whatever a forward raises
-            return False
-        return True
-
-    if not runs(module, given):
-        return False
-    single = copy_of(module).float()
-    return not runs(single, given) and not runs(single, _float(given))
+    module._apply(lambda t: t.to(getattr(torch, dtype)) if t.is_floating_point() else t)  # type: ignore[no-untyped-call]
 
 
 def _needed_inputs(loaded: sources.Loaded, rung: str) -> tuple[str, ...]:
@@ -331,11 +324,7 @@ def _needed_inputs(loaded: sources.Loaded, rung: str) -> tuple[str, ...]:
         and runs(loaded.module, usual)
     ):
         return ()
-    prefixes = [f"{name}=" for name in named] or [""] * len(values)
-    return tuple(
-        f"{prefix}{'x'.join(map(str, x.shape))}:{str(x.dtype).removeprefix('torch.')}"
-        for prefix, x in zip(prefixes, values, strict=True)
-    )
+    return spell_inputs(given, lambda inputs: runs(loaded.module, inputs))
 
 
 def _sizes(inputs: Inputs) -> list[tuple[Any, ...] | None]:
@@ -365,8 +354,8 @@ def _same_outputs(
                 expected=f"the original's outputs {outputs[mode]}",
                 fix="--scheme zero-2022 leaves the architecture as it is. Please report the model.",
             )
-    for m, training in modes.items():
-        m.training = training
+    for m in modes:
+        m.training = modes[m]
 
 
 def load_source(
@@ -392,7 +381,9 @@ def load_source(
     if (network := torchscript.lifted(loaded.module, loaded.example_inputs)) is not loaded.module:
         loaded = replace(loaded, module=network, source=sources.factory.source_of(network))
     reduced = detectors.reduce(loaded.module)
-    return replace(loaded, reduced=reduced, notes=(*loaded.notes, *detectors.told(reduced)))
+    notes = (*loaded.notes, *detectors.told(reduced), *settle(loaded.module))
+    extra_state(loaded.module)  # what cannot be named is refused before the work
+    return replace(loaded, reduced=reduced, notes=notes)
 
 
 def _outputs(graph: torch.fx.Graph) -> Outputs:

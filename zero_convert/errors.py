@@ -16,10 +16,12 @@
     └── StorageError       74   the file system said no
 
 A message is one paragraph: what failed, where, what was found, what was expected, and what to do about it.
-This file imports nothing, so that every room can raise.
+This file imports nothing of the package, so that every room can raise.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable
 
 
 class ZeroConvertError(Exception):
@@ -100,3 +102,28 @@ class MismatchError(FindingError):
 
 class StorageError(ZeroConvertError):
     exit_code = 74
+
+
+def closest(
+    word: str,
+    known: Iterable[str],
+    otherwise: str = "",
+    *,
+    most: int = 1,
+    cutoff: float = 0.6,
+    spell: Callable[[str], str] = str,
+    comma: str = ", ",
+) -> str:
+    """ "Did you mean a, b or c?" of the known words most like `word`, or `otherwise` where none is: an error's `fix`.
+
+    Args:
+        most: how many are named.
+        cutoff: the least likeness, 0 to 1, by `difflib`.
+        spell: how a known word is written.
+        comma: what separates all but the last two.
+    """
+    from difflib import get_close_matches  # only when something is wrong: it takes milliseconds
+
+    words = [spell(near) for near in get_close_matches(word, known, most, cutoff)]
+    before = f"{comma.join(words[:-1])} or " if len(words) > 1 else ""
+    return f"Did you mean {before}{words[-1]}?" if words else otherwise

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from .errors import UsageError
+from .formats.dtypes import choices
 
 Option = str | int | float | bool  # the value of an option of a scheme
 Inputs = Sequence[Any] | Mapping[str, Any]  # arguments of a forward: by position, or by name
@@ -89,9 +90,7 @@ class RecipeOptions:
     )
     model_args: ModelArgs = field(default_factory=dict)
     inputs: ShapeTexts = ()
-    dtype: Annotated[
-        str, Flag("--dtype", MODEL, "Type of the written values.", choices=("float32", "float16", "bfloat16"))
-    ] = "float32"
+    dtype: Annotated[str, Flag("--dtype", MODEL, "Type of the written values.", choices=choices())] = "float32"
     uncovered: Annotated[
         str,
         Flag("--uncovered", MODEL, "What becomes of a tensor that no rule covers.", choices=("error", "zeros", "keep"),

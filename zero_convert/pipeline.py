@@ -28,11 +28,11 @@ from .model_ref import ModelRef
 from .options import Inputs, Options, RecipeOptions
 from .records import Check, Plan, Structure
 from .restore import load as load
-from .result import Progress, tell
 from .result import Result as Result
-from .result import Saved as Saved
 from .result import refuse_failed as refuse_failed
+from .runtime.progress import Progress, tell
 from .runtime.signals import undone_by
+from .saving import Saved as Saved
 from .sources.building.fingerprint import fingerprint
 from .structure import analyze
 from .tracing import trace

@@ -304,14 +304,15 @@ class Check:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     threshold: str = ""
     remedy: str = ""
+    seen: Mapping[str, int] = field(default_factory=dict)  # what was looked at, and how much of it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(RecipeOptions):
     """What makes the bytes: the options that decide them, and what the conversion found.
 
-    `uncovered` ("leftovers" in JSON), `inputs`, `scheme_source` and `files` are written down only where they are not
-    the default.
+    `uncovered` ("leftovers" in JSON), `inputs`, `scheme_source`, `files` and `extra_state` are written down only where
+    they are not the default.
 
     Attributes:
         model: the MODEL string, or "" when a live module was given and no name is known for it.
@@ -320,6 +321,7 @@ class Recipe(RecipeOptions):
         inputs: where the source's own example inputs would not do.
         scheme_source: a fingerprint, where the scheme is from outside of this package.
         files: SHA-256 of each, where values or the structure came from files.
+        extra_state: name → SHA-256, where modules add to the state dict what is no tensor.
         format: version of the recipe's format.
     """
 
@@ -328,4 +330,5 @@ class Recipe(RecipeOptions):
     source: str
     scheme_source: str = ""
     files: tuple[str, ...] = ()
+    extra_state: Mapping[str, str] = field(default_factory=dict)
     format: int = 1

@@ -17,18 +17,21 @@ from os import PathLike
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from . import exporters, model_ref
+from . import model_ref
 from .artifacts.comparing import Difference, compare, compare_digests, compare_files
 from .artifacts.lock import Entry, LockedFile, Origin, record, strange_path, wordless
-from .artifacts.receipt import Identity, read_receipt, receipt_path
+from .artifacts.receipt import Identity, read_receipt
 from .errors import MismatchError, StorageError, UsageError, ZeroConvertError
 from .formats.digests import Written, brief, sha256_file
+from .formats.naming import FORMATS, receipt_path
 from .model_ref import ModelRef, SchemeRef
 from .options import Options, carried
 from .records import Edit
 
 if TYPE_CHECKING:
-    from .result import Progress, Result, Saved
+    from .result import Result
+    from .runtime.progress import Progress
+    from .saving import Saved
 
 
 @dataclass(frozen=True)
@@ -144,26 +147,22 @@ def differences(result: Result, entry: Entry) -> list[Difference]:
         )
     for file in entry.files:
         written = measured[_form(file)]
-        found += compare_files(file.path, (written.size, written.sha256), (file.size, file.sha256))
-        if written.data and file.data:
-            found += compare_files(
-                file.path, (written.data.size, written.data.sha256), (file.data.size, file.data.sha256), file.data_path
-            )
+        found += compare_files(file.path, written.files, file.files)
     return found
 
 
 def _form(file: LockedFile) -> tuple[str, int, str]:
     """What the bytes depend on besides the conversion: format, opset, name of the data file."""
-    return file.format, file.opset, PurePath(file.data_path).name if file.data else ""
+    data = next((PurePath(each.path(file.path)).name for each in file.files if each.role == "data"), "")
+    return file.format, file.opset, data
 
 
 def measure(result: Result, file: LockedFile, *, fold: bool = False) -> Written:
     """The digests of the file that the conversion would become. No file is written."""
-    known = exporters.formats()
     name, opset, location = _form(file)
-    if name not in known:
+    if name not in FORMATS:
         raise UsageError(
-            "the lock names a format this version cannot make", got=brief(name), expected=" or ".join(known)
+            "the lock names a format this version cannot make", got=brief(name), expected=" or ".join(FORMATS)
         )
     data = _Nowhere() if location else None
     return result.write(_Nowhere(), name, opset or None, fold=fold, data=data, location=location)
@@ -265,9 +264,8 @@ def entries_of(
     found: dict[str, tuple[Identity, list[LockedFile]]] = {}
     for file in saved:
         seal, path = read_receipt(receipt_path(file.path)), path_in(folder, file.path)
-        own = seal.written
         _, files = found.setdefault(seal.folded_from, (wordless(seal.identity), []))
-        files.append(LockedFile(path, seal.file_format, own.sha256, own.size, file.opset, own.data))
+        files.append(LockedFile(path, seal.file_format, seal.files, file.opset))
     model = str(request.model) if request.model.canonical == result.recipe.model else result.recipe.model
     scheme = SchemeRef(request.options.scheme)
     rules = scheme.text if scheme.runs_code else ""
@@ -300,7 +298,7 @@ def update(
     if found or dated or not all(_is_there(folder / file.path, file) for file in entry.files):
         saved: list[Saved] = []
         for file in entry.files:
-            options: dict[str, Any] = {"opset": file.opset or None, "external_data": file.data is not None}
+            options: dict[str, Any] = {"opset": file.opset or None, "external_data": bool(_form(file)[2])}
             options["fold"] = bool(entry.folded_from)
             saved += result.save(folder / file.path, force=True, format=file.format, progress=progress, **options)
         record(lock_path, *entries_of(Request.of(entry), result, saved, folder, origin))
@@ -308,10 +306,11 @@ def update(
 
 
 def _is_there(path: Path, file: LockedFile) -> bool:
-    """Whether the artifact, the file of its tensors and a receipt lie there, as the lock says."""
-    beside = path.with_name(PurePath(file.data_path).name)
-    sound = path.is_file() and receipt_path(path).is_file() and sha256_file(path) == file.sha256
-    return sound and (file.data is None or (beside.is_file() and sha256_file(beside) == file.data.sha256))
+    """Whether the artifact, the files of its tensors and a receipt lie there, as the lock says."""
+    places = {each.path(path): each.sha256 for each in file.files}
+    return receipt_path(path).is_file() and all(
+        os.path.isfile(place) and sha256_file(place) == sha256 for place, sha256 in places.items()
+    )
 
 
 def _identity(result: Result, written: Written, folds: Sequence[Edit]) -> Identity:

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import exporters, model_ref
+from . import model_ref
 from .artifacts import receipt
 from .conversion import Conversion, cast, prepare
 from .errors import LoadError, MalformedError, UsageError
+from .formats import naming
+from .graph.state import EXTRA, put_extra, stateful_parts, stored_tensors
 from .graph.ties import ties
 from .initialization.constants import nan_names
 from .model_ref import ModelRef, SchemeRef
@@ -50,14 +52,14 @@ def load(
         LoadError: it names no model; and the errors of `convert`.
         UsageError: it is an ONNX file.
     """
-    if exporters.format_in(path) != "safetensors":
+    if naming.format_in(path) != "safetensors":
         raise UsageError(
             "modules are loaded from safetensors", where=str(path), fix="Convert to FILE.safetensors as well."
         )
     conversion, recipe = rebuilt(path, Named(model, example_inputs, scheme, trust), uncovered="keep")
     module = conversion.traced.root
     cast(module, recipe.dtype)
-    _fill_from(module, path, recipe, str(path))
+    _fill_from(module, path, recipe, str(path), trust)
     if nan := nan_names(module):
         raise MalformedError("values are left that the file does not hold", where=", ".join(nan[:6]), got="NaN")
     return conversion.release().train()
@@ -85,7 +87,7 @@ def rebuilt(
     Errors as for `load`.
     """
     where = str(path)
-    metadata = exporters.load(exporters.format_in(path)).read_metadata(path)
+    metadata = naming.load(naming.format_in(path)).read_metadata(path)
     recipe = receipt.recipe_from_metadata(metadata, where)
     if recipe is None:
         raise MalformedError("the file has no recipe", where=where, expected="a file that zero-convert wrote")
@@ -155,13 +157,20 @@ def refuse_misfit(
         )
 
 
-def _fill_from(module: nn.Module, path: str | PathLike[str], recipe: Recipe, where: str) -> None:
+def _fill_from(module: nn.Module, path: str | PathLike[str], recipe: Recipe, where: str, trust: bool) -> None:
     from safetensors.torch import load_file
 
     tensors = load_file(path)
-    state = module.state_dict(keep_vars=True)
-    stored = set(ties(state).values())
+    state = stored_tensors(module)
+    tied = ties(state)
+    stored = set(tied.values())
     refuse_misfit({name: state[name] for name in stored}, tensors, recipe, where)
     with torch.no_grad():
         for name in sorted(stored):
-            state[name].copy_(tensors[name])
+            if name.rpartition(".")[2] != EXTRA:
+                state[name].copy_(tensors[name])
+    for name, part in stateful_parts(module).items():
+        if name in tied:
+            part.set_extra_state(tensors[tied[name]])
+    metadata = naming.load("safetensors").read_metadata(path)
+    put_extra(module, receipt.extra_state_from_metadata(metadata, recipe, where), recipe.extra_state, where, trust)

@@ -17,16 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks, exporters, readers
+from . import checks, readers
 from .artifacts import receipt
 from .errors import MalformedError, UsageError
+from .exporters.onnx.written import initializers, input_sizes
+from .formats import naming
+from .graph.state import EXTRA, put_extra, stored_tensors
 from .graph.ties import ties
 from .initialization.constants import nan_names
 from .inspection import survey
 from .options import Inputs, one_of
 from .records import Check, Recipe
 from .restore import Named, rebuilt, refuse_misfit
-from .result import Progress, tell
+from .runtime.progress import Progress, tell
 
 LEVELS = ("quick", "full")
 QUESTION = "Are the file's tensors those that its recipe makes?"
@@ -86,7 +89,7 @@ def validate(
     tell(progress, "read", str(path))
     digests = Digests.of(path)
     where, note = checks.resolve(device)
-    kind = exporters.format_in(path)
+    kind = naming.format_in(path)
     named = Named(model, example_inputs, scheme, trust)
     conversion, recipe = rebuilt(path, named, compare=True, progress=progress)
     sized = _sized(path, conversion.loaded.example_inputs) if kind == "onnx" and example_inputs is None else None
@@ -98,6 +101,9 @@ def validate(
     root = conversion.traced.root
     tell(progress, "read", str(path))
     tensors = _read(path, kind)
+    if kind == "safetensors":
+        texts = receipt.extra_state_from_metadata(naming.load(kind).read_metadata(path), recipe, str(path))
+        put_extra(root, texts, recipe.extra_state, str(path), trust)
     values = _compared(root, tensors, recipe, str(path), digests)
     tell(progress, "validate", where)
     found = (values, *checks.run(subject, level=level, device=where, train_steps=train_steps, progress=progress))
@@ -110,9 +116,9 @@ def validate(
 
 def _refuse_incomplete(path: str | PathLike[str]) -> None:
     """Raises UsageError for a file that its recipe alone does not make."""
-    metadata = exporters.load(exporters.format_in(path)).read_metadata(path)
+    metadata = naming.load(naming.format_in(path)).read_metadata(path)
     recipe = receipt.recipe_from_metadata(metadata, str(path))
-    if receipt.FOLDED_KEY in metadata:
+    if naming.FOLDED_KEY in metadata:
         raise UsageError(
             "a folded file has other tensors than the network of its recipe",
             where=str(path),
@@ -129,17 +135,14 @@ def _refuse_incomplete(path: str | PathLike[str]) -> None:
 
 def _sized(path: str | PathLike[str], usual: Inputs | None) -> Inputs | None:
     """The usual inputs in the sizes that are fixed in an ONNX file; None where they have these, or are no match."""
-    import onnx
-
     named: dict[Any, Any] = dict(usual) if isinstance(usual, Mapping) else dict(enumerate(usual or ()))
     tensors = {name: x for name, x in named.items() if isinstance(x, Tensor)}
-    graph = onnx.load(str(path), load_external_data=False).graph
-    dims = [each.type.tensor_type.shape.dim for each in graph.input]
-    if len(dims) != len(tensors) or any(len(d) != x.ndim for d, x in zip(dims, tensors.values(), strict=True)):
+    sizes = input_sizes(path)
+    if len(sizes) != len(tensors) or any(len(own) != x.ndim for own, x in zip(sizes, tensors.values(), strict=True)):
         return None
     changed = False
-    for (name, x), wanted in zip(tensors.items(), dims, strict=True):
-        shape = [d.dim_value if d.HasField("dim_value") else size for d, size in zip(wanted, x.shape, strict=True)]
+    for (name, x), wanted in zip(tensors.items(), sizes, strict=True):
+        shape = [usual_size if own is None else own for own, usual_size in zip(wanted, x.shape, strict=True)]
         if tuple(shape) != tuple(x.shape) and x.numel():
             named[name] = x.flatten()[torch.arange(prod(shape)) % x.numel()].reshape(shape)
             changed = True
@@ -159,7 +162,7 @@ class Digests:
     def of(cls, path: str | PathLike[str]) -> Digests:
         """Those of a file, whose tensors are read. Errors as for the readers."""
         contents = readers.read(path)
-        recorded = contents.metadata.get(receipt.DIGEST_KEY, "")
+        recorded = contents.metadata.get(naming.DIGEST_KEY, "")
         if not recorded:
             return cls("", "")
         found = survey(contents, digest=True, values=False)
@@ -191,11 +194,12 @@ def _refuse_other_tensors(
 
 def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, where: str, digests: Digests) -> Check:
     """Whether the file's tensors are the module's; afterwards the module holds the file's."""
-    state = root.state_dict(keep_vars=True)
+    state = stored_tensors(root)
     stored = dict.fromkeys(ties(state).values())
-    # In float32 the module is as it is written: one that insists on other precisions keeps them (`prepared.cast`).
+    # In float32 the module is as it is written: one that insists on other precisions keeps them (`conversion.cast`).
     dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
-    expected = {name: state[name].detach().to(dtype if state[name].is_floating_point() else None) for name in stored}
+    casts = {name for name in stored if state[name].is_floating_point() and name.rpartition(".")[2] != EXTRA}
+    expected = {name: state[name].detach().to(dtype if name in casts else None) for name in stored}
     _refuse_other_tensors(expected, tensors, recipe, where, digests)
     different = {name: count for name in stored if (count := _unequal(tensors[name], expected[name]))}
     with torch.no_grad():
@@ -214,7 +218,7 @@ def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, wh
         remedy = "The weights digest is the recorded one, so the model library has changed since; `check` says how."
     return Check(
         "values",
-        "fail" if different else "pass",
+        "fail" if different else "pass" if stored else "skip",
         QUESTION,
         summary,
         {"tensors": len(stored), "different": different, "nan": nan},
@@ -233,39 +237,7 @@ def _unequal(a: Tensor, b: Tensor) -> int:
 
 def _read(path: str | PathLike[str], kind: str) -> dict[str, Tensor]:
     if kind == "onnx":
-        return _initializers(path)
+        return initializers(path)
     from safetensors.torch import load_file
 
     return load_file(path)
-
-
-def _initializers(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of an ONNX file, those in its data file too."""
-    import onnx
-
-    found = {}
-    for tensor in onnx.load(str(path)).graph.initializer:
-        array = onnx.numpy_helper.to_array(tensor)
-        name = onnx.TensorProto.DataType.Name(tensor.data_type)
-        dtype = _TYPES.get(name)
-        if dtype is None:
-            raise MalformedError("a tensor has a type that torch does not have", where=tensor.name, got=name)
-        raw = torch.frombuffer(bytearray(array.tobytes()), dtype=dtype) if array.size else torch.empty(0, dtype=dtype)
-        found[tensor.name] = raw.reshape(array.shape)
-    return found
-
-
-_TYPES = {
-    "FLOAT": torch.float32,
-    "FLOAT16": torch.float16,
-    "BFLOAT16": torch.bfloat16,
-    "DOUBLE": torch.float64,
-    "INT64": torch.int64,
-    "INT32": torch.int32,
-    "INT16": torch.int16,
-    "INT8": torch.int8,
-    "UINT8": torch.uint8,
-    "BOOL": torch.bool,
-    "COMPLEX64": torch.complex64,
-    "COMPLEX128": torch.complex128,
-}

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zero_convert.formats.digests import Leaf, brief, canonical_json
+from zero_convert.formats.digests import FileDigest, Leaf, brief, canonical_json
 from zero_convert.formats.strict_json import is_digest
 from zero_convert.options import keys
 from zero_convert.records import Edit, Recipe
@@ -88,13 +88,15 @@ def compare_digests(name: str, got: str, expected: str, field: str) -> list[Diff
     return _one("weights", name, "digest", got, expected, (field,))
 
 
-def compare_files(path: str, got: tuple[int, str], expected: tuple[int, str], beside: str = "") -> list[Difference]:
-    """Size and SHA-256 of one file, or of the file beside it that holds its tensors."""
-    place = ("files", path)
-    return [
-        *_one("file", beside or path, "size", str(got[0]), str(expected[0]), place),
-        *_one("file", beside or path, "sha256", got[1], expected[1], place),
-    ]
+def compare_files(path: str, got: Sequence[FileDigest], expected: Sequence[FileDigest]) -> list[Difference]:
+    """Size and SHA-256 of each file of the artifact at the path that both sides have."""
+    theirs, place, found = {file.path(path): file for file in expected}, ("files", path), []
+    for own in got:
+        name = own.path(path)
+        if other := theirs.get(name):
+            found += _one("file", name, "size", str(own.size), str(other.size), place)
+            found += _one("file", name, "sha256", own.sha256, other.sha256, place)
+    return found
 
 
 def _recipes(got: Mapping[str, Any], expected: Mapping[str, Any]) -> Iterator[Difference]:

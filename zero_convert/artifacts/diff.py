@@ -6,7 +6,7 @@
     zero.lock#FILE          one entry
 
 Reads, writes nothing, no torch: values are compared with numpy, element by element and by their bits, so that -0 is
-not 0 and a NaN is itself. Which tensor types have numbers to subtract is said in `_numbers`.
+not 0 and a NaN is itself. Which types have numbers to subtract is said in `_types`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from zero_convert import exporters
 from zero_convert.errors import MalformedError, UsageError
+from zero_convert.formats import naming
 from zero_convert.formats.digests import Written, brief, parse_json
+from zero_convert.formats.dtypes import DTYPES
 from zero_convert.formats.strict_json import read_limited
 from zero_convert.records import Edit, Recipe
 
 from .comparing import Difference, compare, compare_files
 from .lock import SIZE_LIMIT, Entry, Lock, find, parse_lock
-from .receipt import RECEIPT_SUFFIX, Identity, receipt_from_json, recipe_from_metadata
+from .receipt import Identity, Receipt, receipt_from_json, recipe_from_metadata
 
 Pieces = Callable[[], Iterator[memoryview]]  # the bytes of one tensor, front to back
 
@@ -39,7 +40,7 @@ class Side:
 
     Attributes:
         name: as it was typed.
-        written: digests of its tensors; of its file, if it stands for one, else size -1.
+        written: digests of its files and tensors.
         recipe, fingerprint, edits: None where it does not say.
         values: tensor name → its bytes; empty where only digests are known.
     """
@@ -120,34 +121,33 @@ def _opened(name: str) -> Side | Lock:
         if not isinstance(lock, Lock):
             raise UsageError("only a lock has entries", where=name, got=brief(path), expected="zero.lock#FILE")
         return _entry_for(lock, path, inner)
-    suffix = Path(name).suffix.removeprefix(".").lower()
-    if suffix in exporters.formats():
-        return _artifact(name, suffix)
+    if format := naming.named_format(name):
+        return _artifact(name, format)
     data = read_limited(name, SIZE_LIMIT, "file")
     if not data.lstrip().startswith((b"{", b"<")):  # a lock with a merge conflict may start with its mark
         raise MalformedError(
             "this is nothing that diff can read",
             where=name,
             got=f"a file that starts with {data[:8]!r}",
-            expected=f"a lock, a receipt, or a file named {' or '.join(f'*.{known}' for known in exporters.formats())}",
+            expected=f"a lock, a receipt, or a file named {' or '.join(f'*.{known}' for known in naming.FORMATS)}",
         )
     if b'"zero.lock"' in data[:64] or Path(name).suffix == ".lock":
         return parse_lock(data, name)
     receipt = receipt_from_json(parse_json(data, name), name)
-    return Side(name, receipt.written, receipt.recipe, receipt.fingerprint, receipt.edits, {})
+    return _digests_only(name, receipt)
 
 
 def _artifact(name: str, format: str) -> Side:
-    exporter = exporters.load(format)
-    written: Written = exporter.file_digests(name)
-    recipe = recipe_from_metadata(exporter.read_metadata(name), name)
-    values = exporter.tensor_pieces(name) if hasattr(exporter, "tensor_pieces") else {}
+    reader = naming.load(format)
+    written: Written = reader.file_digests(name)
+    recipe = recipe_from_metadata(reader.read_metadata(name), name)
+    values = reader.tensor_pieces(name) if hasattr(reader, "tensor_pieces") else {}
     return Side(name, written, recipe, None, None, values)
 
 
 def _entry_for(lock: Lock, name: str, other: str) -> Side:
     """The entry of the file that the other side is, or stands for."""
-    wanted = other.removesuffix(RECEIPT_SUFFIX)
+    wanted = other.removesuffix(naming.RECEIPT_SUFFIX)
     found = find(lock, Path(os.path.relpath(wanted, Path(name).parent)).as_posix()) or find(lock, wanted)
     if found is None:
         known = [file.path for entry in lock.entries for file in entry.files]
@@ -159,13 +159,12 @@ def _entry_for(lock: Lock, name: str, other: str) -> Side:
             fix="Name one: zero.lock#FILE.",
         )
     entry, file = found
-    return _entry(f"{name}#{file.path}", entry, (file.size, file.sha256))
+    return _digests_only(f"{name}#{file.path}", entry.receipt(file))
 
 
-def _entry(name: str, entry: Entry, file: tuple[int, str]) -> Side:
-    identity = entry.identity
-    written = Written(file[1], file[0], identity.tensors, identity.weights_digest)
-    return Side(name, written, identity.recipe, identity.fingerprint, identity.edits, {})
+def _digests_only(name: str, receipt: Receipt) -> Side:
+    identity = receipt.identity
+    return Side(name, receipt.written, identity.recipe, identity.fingerprint, identity.edits, {})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -181,7 +180,7 @@ def _lock_differences(one: Lock, two: Lock) -> Iterator[Comparison]:
             what, got, expected = ("extra", "an entry", "none") if old is None else ("missing", "none", "an entry")
             yield Comparison(path, (Difference("entry", path, what, got, expected),), {}, (0, 0))
             continue
-        named = [_entry(path, entry, (file.size, file.sha256)) for entry, file in (old, new)]
+        named = [_digests_only(path, entry.receipt(file)) for entry, file in (old, new)]
         found = _compare(*named)
         ways = [
             Difference("entry", path, _CALLED.get(name, name), _said(new[0], name), _said(old[0], name))
@@ -210,8 +209,7 @@ def _compare(one: Side, two: Side) -> Comparison:
         got, expected = ("none" if side.recipe is None else "a recipe" for side in (two, one))
         found.append(Difference("recipe", "", what, got, expected))
     found += compare(_identity(two, one), _identity(one, two))
-    if -1 not in (one.written.size, two.written.size):
-        found += compare_files("", (two.written.size, two.written.sha256), (one.written.size, one.written.sha256))
+    found += compare_files("", two.written.files[:1], one.written.files[:1])
     elements = {
         each.name: _elements(each.name, one, two)
         for each in found
@@ -238,12 +236,12 @@ def _elements(name: str, one: Side, two: Side) -> Elements:
     count = differing = special = 0
     largest: float | None = None
     for old, new in _paired(one.values[name](), two.values[name]()):
-        bits, numbers = _numbers(leaf.dtype)
+        bits, numbers = _types(leaf.dtype)
         apart = np.frombuffer(old, bits) != np.frombuffer(new, bits)
         count, differing = count + apart.size, differing + int(apart.sum())
         if numbers is None or not apart.any():
             continue
-        distance = _distance(*(numbers(np.frombuffer(side, bits)[apart]) for side in (old, new)))
+        distance = _distance(*(np.frombuffer(side, numbers)[apart] for side in (old, new)))
         finite = np.isfinite(distance)
         special += int((~finite).sum())
         if finite.any():
@@ -259,15 +257,11 @@ def _paired(one: Iterator[memoryview], two: Iterator[memoryview]) -> Iterator[tu
         old, new = old[size:] or next(one, memoryview(b"")), new[size:] or next(two, memoryview(b""))
 
 
-def _numbers(dtype: str) -> tuple[Any, Callable[[Any], Any] | None]:
-    """The numpy type of a dtype's bits, and how they become numbers; None for types that are compared by bits alone."""
-    if dtype == "BF16":  # the upper half of a float32
-        return "<u2", lambda bits: (bits.astype("<u4") << 16).view("<f4")
-    kind, width = dtype[:1].lower(), dtype[1:]
-    if kind in "iufc" and width in ("8", "16", "32", "64") and dtype != "F8":
-        size = int(width) // 8
-        return f"<u{size}", lambda bits: bits.view(f"<{kind}{size}")
-    return "<u1", None
+def _types(dtype: str) -> tuple[Any, Any]:
+    """numpy's type of an element's bits, and that of its number; None for what is compared by its bits alone."""
+    row = DTYPES.get(dtype)
+    numbers = row.array if row is not None and row.kind in ("float", "int", "uint", "complex") else None
+    return ("u1", None) if numbers is None else (f"<u{numbers.itemsize}", numbers)
 
 
 def _distance(old: Any, new: Any) -> Any:

@@ -41,21 +41,21 @@ from typing import Any
 
 from zero_convert.errors import MalformedError
 from zero_convert.formats.atomic import alone, write_bytes
-from zero_convert.formats.digests import Blob, Written, brief, parse_json
+from zero_convert.formats.digests import FileDigest, brief, parse_json
+from zero_convert.formats.naming import ROLES
 from zero_convert.formats.strict_json import (
     Fields,
+    files_json,
     is_digest,
     is_text,
     is_texts,
-    read_blob,
-    read_edit,
+    read_files,
     read_limited,
-    read_source,
 )
 from zero_convert.model_ref import ModelRef, SchemeRef, is_absolute
 from zero_convert.records import Edit, Recipe
 
-from .receipt import DATA_SUFFIX, IDENTITY_FIELDS, Identity, Receipt, identity_from_json, identity_json
+from .receipt import IDENTITY_FIELDS, Identity, Receipt, identity_from_json, identity_json, read_edit, read_source
 
 NAME = "zero.lock"
 SIZE_LIMIT = 256 << 20  # bytes; ten models of 100,000 tensors have about 150 MB
@@ -69,24 +69,18 @@ _CONFLICT = re.compile(rb"^(<<<<<<<|=======|>>>>>>>)( |\r?$)", re.MULTILINE)  # 
 
 @dataclass(frozen=True, slots=True)
 class LockedFile:
-    """One file of a conversion: its path as "folder/name", relative to the lock's folder; format, SHA-256, bytes.
+    """One artifact of a conversion.
 
     Attributes:
+        path: as "folder/name", relative to the lock's folder.
+        files: the artifact itself, then the files beside it that hold its tensors.
         opset: version of the operators, of an ONNX file; 0 where the format has none.
-        data: the file beside it that holds its tensors.
     """
 
     path: str
     format: str
-    sha256: str
-    size: int
+    files: tuple[FileDigest, ...]
     opset: int = 0
-    data: Blob | None = None
-
-    @property
-    def data_path(self) -> str:
-        """The path of that file."""
-        return f"{self.path}{DATA_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +125,7 @@ class Entry:
 
     def receipt(self, file: LockedFile) -> Receipt:
         """What a receipt beside the file would say."""
-        identity = self.identity
-        written = Written(file.sha256, file.size, identity.tensors, identity.weights_digest, file.data)
-        return Receipt(
-            identity.recipe, identity.fingerprint, identity.edits, file.format, written, {}, self.folded_from
-        )
+        return Receipt(self.identity, file.files, file.format, {}, self.folded_from)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,12 +196,11 @@ def _spelled(value: Any, place: tuple[Any, ...], opening: str) -> Iterator[tuple
 
 
 def _entry_json(entry: Entry) -> dict[str, Any]:
-    files = {file.path: _file_json(file) for file in entry.files}
     origin = entry.origin
     return {
         **identity_json(entry.identity),
         "edits": [_edit_json(edit) for edit in entry.identity.edits],
-        "files": files,
+        "files": {file.path: _file_json(file) for file in entry.files},
         "inputs": list(entry.inputs),
         "model": entry.model,
         **({"scheme": entry.scheme} if entry.scheme else {}),
@@ -232,13 +221,7 @@ def wordless(identity: Identity) -> Identity:
 
 
 def _file_json(file: LockedFile) -> dict[str, Any]:
-    return {
-        "format": file.format,
-        "sha256": file.sha256,
-        "size": file.size,
-        **({"opset": file.opset} if file.opset else {}),
-        **({"data": dataclasses.asdict(file.data)} if file.data else {}),
-    }
+    return {"format": file.format, **files_json(file.files), **({"opset": file.opset} if file.opset else {})}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -359,10 +342,9 @@ def _origin(entry: Fields, recipe: Recipe) -> Origin:
 def _file(path: str, row: object, where: str) -> LockedFile:
     if reason := strange_path(path):
         raise MalformedError("a file's path is not one that a lock may hold", where=where, got=brief(path), fix=reason)
-    fields = Fields.of(row, f"{where}, file {brief(path)}", ("format", "sha256", "size"), ("opset", "data"))
+    fields = Fields.of(row, f"{where}, file {brief(path)}", ("format", "sha256", "size"), ("opset", *ROLES))
     opset = fields.size("opset") if "opset" in fields.raw else 0
-    size, data = fields.size("size"), read_blob(fields, "data")
-    return LockedFile(path, fields.text("format"), fields.digest("sha256"), size, opset, data)
+    return LockedFile(path, fields.text("format"), read_files(fields), opset)
 
 
 def strange_path(path: str) -> str:

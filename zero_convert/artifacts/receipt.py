@@ -14,39 +14,35 @@ was folded, the tensors are those of the file, and the weights digest is theirs 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from zero_convert import records
 from zero_convert.errors import MalformedError, UsageError
-from zero_convert.formats.atomic import write_bytes
-from zero_convert.formats.digests import Leaf, Written, brief, canonical_json, parse_json, weights_digest
+from zero_convert.formats import dtypes
+from zero_convert.formats.digests import FileDigest, Leaf, Written, brief, canonical_json, parse_json, weights_digest
+from zero_convert.formats.naming import EXTRA_KEY, RECIPE_KEY, ROLES
 from zero_convert.formats.strict_json import (
     Fields,
+    files_json,
     is_option,
     is_text,
     is_texts,
     is_value,
-    read_blob,
-    read_edit,
+    read_files,
     read_leaf,
     read_limited,
 )
 from zero_convert.options import flags, keys
 
-RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
-DIGEST_KEY = "zero_convert.weights_digest"  # likewise, where the format lets it follow the weights
-FOLDED_KEY = "zero_convert.folded_from"  # instead of it, where the tensors were folded for inference
-RECEIPT_SUFFIX = ".receipt.json"
-DATA_SUFFIX = ".data"  # of the file beside an ONNX file that holds its tensors
-BESIDE = (RECEIPT_SUFFIX, DATA_SUFFIX)  # added to the name of an artifact: what may lie beside it
-DTYPES = ("bfloat16", "float16", "float32", "float64")
+DTYPES = sorted(
+    str(row.torch) for row in dtypes.DTYPES.values() if row.kind == "float" and row.written and row.bits > 8
+)
 
 IDENTITY_FIELDS = ("edits", "fingerprint", "recipe", "tensors", "weights_digest")
 
@@ -77,83 +73,42 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A receipt that was read and holds together.
+    """What one artifact is, and how it was made.
 
     Attributes:
-        recipe: what makes the bytes.
-        fingerprint: of the model's source.
-        edits: the changes of the architecture, in order.
+        identity: of its conversion.
+        files: the artifact itself, then the files beside it that hold its tensors.
         file_format: name of a format, "safetensors".
-        written: sha256, size, tensors and weights digest.
-        run: how it was made, as the file says.
+        run: versions, device and checks; what JSON cannot hold is spelled as a string.
         folded_from: weights digest of the conversion, where the file was folded; else "".
     """
 
-    recipe: records.Recipe
-    fingerprint: str
-    edits: tuple[records.Edit, ...]
+    identity: Identity
+    files: tuple[FileDigest, ...]
     file_format: str
-    written: Written
     run: Mapping[str, Any]
     folded_from: str = ""
 
     @property
-    def identity(self) -> Identity:
-        """All of it but the file and the run."""
-        tensors, digest = self.written.tensors, self.written.weights_digest
-        return Identity(self.recipe, self.fingerprint, self.edits, tensors, digest)
+    def written(self) -> Written:
+        """Files, tensors and weights digest."""
+        return Written(self.files, self.identity.tensors, self.identity.weights_digest)
 
 
-def receipt_path(artifact: str | PathLike[str]) -> Path:
-    """Where the receipt of `artifact` lies: beside it, `FILE.receipt.json`."""
-    return Path(f"{os.fspath(artifact)}{RECEIPT_SUFFIX}")
+def receipt_json(receipt: Receipt) -> dict[str, Any]:
+    """The receipt as a JSON object.
 
-
-def make_receipt(
-    recipe: records.Recipe,
-    fingerprint: str,
-    edits: Sequence[records.Edit],
-    written: Written,
-    run: Mapping[str, Any],
-    *,
-    file_format: str = "safetensors",
-    folded_from: str = "",
-) -> dict[str, Any]:
-    """The receipt of an artifact as a JSON object.
-
-    Args:
-        recipe: what makes the bytes.
-        fingerprint: of the model's source.
-        edits: applied and declined, in order.
-        written: what the exporter measured.
-        run: versions, device and checks; what JSON cannot hold is spelled as a string.
-        file_format: the exporter's name.
-        folded_from: weights digest of the conversion, where the file was folded.
     Raises:
         UsageError: the recipe holds something else than plain values.
     """
-    identity = Identity(recipe, fingerprint, tuple(edits), written.tensors, written.weights_digest)
-    file: dict[str, Any] = {"format": file_format, "sha256": written.sha256, "size": written.size}
-    file |= {"data": dataclasses.asdict(written.data)} if written.data else {}
-    file |= {"folded_from": folded_from} if folded_from else {}
-    return {"identity": {**identity_json(identity), "file": file}, "run": _informative(run)}
+    file = {"format": receipt.file_format, **files_json(receipt.files)}
+    file |= {"folded_from": receipt.folded_from} if receipt.folded_from else {}
+    return {"identity": {**identity_json(receipt.identity), "file": file}, "run": _informative(receipt.run)}
 
 
-def write_receipt(artifact: str | PathLike[str], receipt: Mapping[str, Any], force: bool = False) -> Path:
-    """The path of the receipt that was written, whole or not at all, beside `artifact`.
-
-    Raises:
-        UsageError: a receipt is there and `force` is not given.
-        StorageError: the file system said no.
-    """
-    path = receipt_path(artifact)
-    write_bytes(path, spell_receipt(receipt), force)
-    return path
-
-
-def spell_receipt(receipt: Mapping[str, Any]) -> bytes:
-    """The bytes of a receipt's file."""
-    return (json.dumps(receipt, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+def spell_receipt(receipt: Receipt) -> bytes:
+    """The bytes of a receipt's file. Errors as `receipt_json`."""
+    return (json.dumps(receipt_json(receipt), indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
 
 
 def read_receipt(path: str | PathLike[str]) -> Receipt:
@@ -167,7 +122,7 @@ def read_receipt(path: str | PathLike[str]) -> Receipt:
 
 
 def receipt_from_json(obj: object, where: str = "receipt") -> Receipt:
-    """The receipt that a JSON object spells; the inverse of `make_receipt`.
+    """The receipt that a JSON object spells; the inverse of `receipt_json`.
 
     Raises:
         MalformedError: it spells none, or its weights digest is not that of its tensors.
@@ -176,17 +131,10 @@ def receipt_from_json(obj: object, where: str = "receipt") -> Receipt:
     inside = f"{where}, identity"
     fields = Fields.of(top.raw["identity"], inside, (*IDENTITY_FIELDS, "file"))
     identity = identity_from_json({name: fields.raw[name] for name in IDENTITY_FIELDS}, inside)
-    file = Fields.of(fields.raw["file"], f"{inside}.file", ("format", "sha256", "size"), ("data", "folded_from"))
-    tensors, digest = identity.tensors, identity.weights_digest
-    return Receipt(
-        recipe=identity.recipe,
-        fingerprint=identity.fingerprint,
-        edits=identity.edits,
-        file_format=file.text("format"),
-        written=Written(file.digest("sha256"), file.size("size"), tensors, digest, read_blob(file, "data")),
-        run=top.take("run", lambda value: isinstance(value, dict), "an object"),
-        folded_from=file.digest("folded_from") if "folded_from" in file.raw else "",
-    )
+    file = Fields.of(fields.raw["file"], f"{inside}.file", ("format", "sha256", "size"), (*ROLES, "folded_from"))
+    run = top.take("run", lambda value: isinstance(value, dict), "an object")
+    folded_from = file.digest("folded_from") if "folded_from" in file.raw else ""
+    return Receipt(identity, read_files(file), file.text("format"), run, folded_from)
 
 
 # --------------------------------------------------------------------------------------------- identity
@@ -208,6 +156,26 @@ def identity_json(identity: Identity) -> dict[str, Any]:
         },
         "weights_digest": identity.weights_digest,
     }
+
+
+def read_edit(obj: object, where: str) -> records.Edit:
+    """The edit that a JSON object spells; raises MalformedError. One without `source` is of an earlier version."""
+    names = {spec.name for spec in dataclasses.fields(records.Edit)} - {"source"}
+    fields = Fields.of(obj, where, names, ("source",))
+    return records.Edit(
+        rewrite=fields.text("rewrite"),
+        target=fields.text("target"),
+        action=fields.text("action"),
+        applied=fields.take("applied", lambda value: isinstance(value, bool), "true or false"),
+        reason=fields.text("reason"),
+        source=read_source(fields) if "source" in fields.raw else None,
+    )
+
+
+def read_source(fields: Fields) -> tuple[str, ...] | None:
+    """What an edit is made from; raises MalformedError."""
+    found = fields.take("source", lambda value: value is None or is_texts(value), "a list of texts, or null")
+    return None if found is None else tuple(found)
 
 
 def identity_from_json(obj: object, where: str, read: Callable[[object, str], records.Edit] = read_edit) -> Identity:
@@ -246,9 +214,37 @@ def identity_from_json(obj: object, where: str, read: Callable[[object, str], re
 # ----------------------------------------------------------------------------------------------- recipe
 
 
-def metadata(recipe: records.Recipe) -> dict[str, str]:
-    """The `__metadata__` of a safetensors file; other libraries ask for `format`."""
-    return {"format": "pt", **recipe_metadata(recipe)}
+def metadata(recipe: records.Recipe, extra_state: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The `__metadata__` of a safetensors file; other libraries ask for `format`.
+
+    Args:
+        extra_state: name → text of what modules keep in the state dict besides tensors.
+    """
+    extra = {EXTRA_KEY: canonical_json(dict(extra_state))} if extra_state else {}
+    return {"format": "pt", **recipe_metadata(recipe), **extra}
+
+
+def extra_state_from_metadata(metadata: Mapping[str, str], recipe: records.Recipe, where: str) -> dict[str, str]:
+    """Name → text of the extra state in an artifact; those that the artifact holds and the recipe names.
+
+    Raises:
+        MalformedError: a text is not the one that the recipe names.
+    """
+    text = metadata.get(EXTRA_KEY)
+    given = parse_json(text.encode("utf-8", "surrogatepass"), where) if text else {}
+    fields = Fields.of({EXTRA_KEY: given}, where, (EXTRA_KEY,))
+    found: dict[str, str] = dict(fields.mapping(EXTRA_KEY, is_text, "the text of an extra state"))
+    for name, value in found.items():
+        own = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+        if recipe.extra_state.get(name) != own:
+            raise MalformedError(
+                "an extra state is not the one that the recipe names",
+                where=f"{where}, {brief(name)}",
+                got=own,
+                expected=recipe.extra_state.get(name, "no such name"),
+                fix="The file was changed after it was written; convert again.",
+            )
+    return found
 
 
 def recipe_metadata(recipe: records.Recipe) -> dict[str, str]:
@@ -316,7 +312,10 @@ def recipe_from_json(obj: object, where: str = "recipe") -> records.Recipe:
 def _defaults(record: type[records.Recipe]) -> dict[str, Any]:
     """Key in JSON → value at which a field is left out."""
     names = keys(record)
-    return {names[f.name]: f.default for f in dataclasses.fields(record) if f.name not in _ALWAYS}
+    fields = (f for f in dataclasses.fields(record) if f.name not in _ALWAYS)
+    return {
+        names[f.name]: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in fields
+    }
 
 
 def _field(fields: Fields, name: str, key: str, usual: Any) -> Any:
@@ -338,6 +337,7 @@ _READERS: Mapping[str, Callable[[Fields], Any]] = {
     "ties": lambda fields: fields.mapping("ties", is_text, "a tensor's name"),
     "inputs": lambda fields: tuple(fields.take("inputs", is_texts, "a list of shapes")),
     "files": lambda fields: tuple(fields.take("files", is_texts, "a list of digests")),
+    "extra_state": lambda fields: fields.mapping("extra_state", is_text, "a digest"),
     "format": lambda fields: fields.raw["format"],
 }
 

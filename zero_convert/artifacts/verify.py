@@ -20,21 +20,14 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from zero_convert import exporters
 from zero_convert.errors import MalformedError, MismatchError, StorageError, ZeroConvertError
-from zero_convert.formats.digests import Blob, Leaf, Written, brief, canonical_json, sha256_file
+from zero_convert.formats import naming
+from zero_convert.formats.digests import Written, brief, canonical_json, sha256_file
+from zero_convert.formats.naming import DIGEST_KEY, FOLDED_KEY, RECEIPT_SUFFIX, ROLES, receipt_path
 
+from .comparing import compare_tensors
 from .lock import Lock, find, read_lock
-from .receipt import (
-    DIGEST_KEY,
-    FOLDED_KEY,
-    RECEIPT_SUFFIX,
-    Receipt,
-    read_receipt,
-    receipt_path,
-    recipe_from_metadata,
-    recipe_json,
-)
+from .receipt import Receipt, read_receipt, recipe_from_metadata, recipe_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +106,7 @@ def _names(folder: str | PathLike[str]) -> list[str]:
 
 
 def _named_like_one(name: str) -> bool:
-    return Path(name).suffix.removeprefix(".").lower() in exporters.formats()
+    return bool(naming.named_format(name))
 
 
 def verify_all(
@@ -211,12 +204,12 @@ def _locked(path: str | PathLike[str], lock: Lock, beside: Path) -> tuple[Path, 
 
 
 def _verified(artifact: Path, beside: Path, known: Receipt) -> Verification:
-    if known.file_format not in exporters.formats():
+    if known.file_format not in naming.FORMATS:
         raise MalformedError(
             "the receipt or lock names a format this version does not know",
             where=str(beside),
             got=brief(known.file_format),
-            expected=" or ".join(exporters.formats()),
+            expected=" or ".join(naming.FORMATS),
         )
     return Verification(artifact, beside, known, tuple(_findings(artifact, known)))
 
@@ -224,7 +217,7 @@ def _verified(artifact: Path, beside: Path, known: Receipt) -> Verification:
 def _alone(path: Path) -> str:
     """What an artifact without a receipt says of itself."""
     try:
-        digest = exporters.load(exporters.format_in(path)).file_digests(path).weights_digest
+        digest = naming.load(naming.format_in(path)).file_digests(path).weights_digest
         return f"a file with the weights zc1 {digest}"
     except ZeroConvertError:
         return "nothing"
@@ -232,11 +225,11 @@ def _alone(path: Path) -> str:
 
 def _findings(path: Path, receipt: Receipt) -> list[Finding]:
     expected = receipt.written
-    exporter = exporters.load(receipt.file_format)
+    reader = naming.load(receipt.file_format)
     named = receipt.file_format == "onnx"
     try:
-        written: Written = exporter.file_digests(path)
-        metadata = exporter.read_metadata(path)
+        written: Written = reader.file_digests(path)
+        metadata = reader.read_metadata(path)
     except MalformedError as error:
         findings = _compare("size", str(path.stat().st_size), str(expected.size))
         findings += _compare("sha256", sha256_file(path), expected.sha256)
@@ -248,9 +241,9 @@ def _findings(path: Path, receipt: Receipt) -> list[Finding]:
         spelled = "none" if recipe is None else canonical_json(recipe_json(recipe))
     except MalformedError as error:
         spelled = f"no recipe: {error}".removesuffix(".")
-    findings += _compare("recipe", spelled, canonical_json(recipe_json(receipt.recipe)))
-    for name in sorted(written.tensors.keys() | expected.tensors.keys()):
-        findings += _compare_tensor(name, written.tensors.get(name), expected.tensors.get(name))
+    findings += _compare("recipe", spelled, canonical_json(recipe_json(receipt.identity.recipe)))
+    moved = compare_tensors(written.tensors, expected.tensors)
+    findings += [Finding(each.what, each.got, each.expected, each.name) for each in moved]
     findings += _compare("weights digest", written.weights_digest, expected.weights_digest)
     if named:
         folded, own = receipt.folded_from, expected.weights_digest
@@ -258,27 +251,14 @@ def _findings(path: Path, receipt: Receipt) -> list[Finding]:
             "recorded weights digest", metadata.get(DIGEST_KEY, "none"), "none" if folded else f"zc1:{own}"
         )
         findings += _compare("folded from", metadata.get(FOLDED_KEY, "none"), f"zc1:{folded}" if folded else "none")
-    return findings + _compare("data file", _spelled(written.data), _spelled(expected.data))
+    for role in ROLES:
+        findings += _compare(f"{role} file", _spelled(written, role), _spelled(expected, role))
+    return findings
 
 
-def _spelled(data: Blob | None) -> str:
-    return f"{data.sha256}, {data.size} bytes" if data else "none"
+def _spelled(written: Written, role: str) -> str:
+    return "; ".join(f"{f.sha256}, {f.size} bytes" for f in written.files if f.role == role) or "none"
 
 
-def _compare_tensor(name: str, got: Leaf | None, expected: Leaf | None) -> list[Finding]:
-    if got is None or expected is None:
-        what = "missing" if got is None else "extra"
-        return [Finding(what, _describe(got), _describe(expected), name)]
-    return (
-        _compare("dtype", got.dtype, expected.dtype, name)
-        or _compare("shape", str(list(got.shape)), str(list(expected.shape)), name)
-        or _compare("values", got.digest, expected.digest, name)
-    )
-
-
-def _describe(leaf: Leaf | None) -> str:
-    return f"{leaf.dtype} {list(leaf.shape)}" if leaf else "no such tensor"
-
-
-def _compare(what: str, got: str, expected: str, tensor: str = "") -> list[Finding]:
-    return [] if got == expected else [Finding(what, got, expected, tensor)]
+def _compare(what: str, got: str, expected: str) -> list[Finding]:
+    return [] if got == expected else [Finding(what, got, expected)]

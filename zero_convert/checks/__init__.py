@@ -9,6 +9,7 @@ meaning, and it declares
     LEVELS      the levels at which it is asked, of "quick" and "full"
     NEEDS       what has to be there. Without "scheme" (a limit in `Scheme.checks`), "steps" (of training, asked for) or
                 "onnx" (a file) it is not asked; without "train" (the network runs in training mode) it is skipped
+    LEAST       the smallest subject that it must have seen to pass: what -> how much. With less it is skipped
     ask(context) -> Answer | None       None where the question does not arise
 
 No check imports another: what they share is in `harness/`. The model itself is never run and never written to.
@@ -17,13 +18,13 @@ No check imports another: what they share is in `harness/`. The model itself is 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
 from contextlib import nullcontext
 from importlib import import_module
 from os import PathLike
 from types import ModuleType
 
 from zero_convert.runtime.eager import eager
+from zero_convert.runtime.progress import Progress, tell
 from zero_convert.runtime.threads import one_thread
 
 from ..errors import ZeroConvertError
@@ -35,7 +36,6 @@ from .harness.inputs import BATCH
 from .harness.isolation import pinned, ran_out
 from .subject import Subject
 
-Progress = Callable[[str, str], None]
 SAMPLES = (BATCH, 2, 1)  # of a batch: fewer where the device's memory is too small
 LARGE = 5_000_000  # parameters
 
@@ -128,8 +128,7 @@ def answer(name: str, context: CheckContext, progress: Progress | None = None) -
     met = {"scheme": name in context.limits, "steps": context.train_steps > 0, "onnx": context.onnx is not None}
     if context.level not in file.LEVELS or not all(met.get(need, True) for need in file.NEEDS):
         return None
-    if progress is not None:
-        progress("validate", f"{name} on {context.device}")
+    tell(progress, "validate", f"{name} on {context.device}")
     try:
         if "train" in file.NEEDS and "train" not in context.modes:
             answered: Answer | None = Answer("skip", f"does not run in training mode: {context.refused['train']}")
@@ -143,4 +142,15 @@ def answer(name: str, context: CheckContext, progress: Progress | None = None) -
         line = (str(error).strip().splitlines() or [""])[0]
         summary = f"could not be answered: {type(error).__name__}: {line}"[:300]
         answered = Answer("fail", summary, remedy="The network stops there. --input gives other example inputs.")
-    return None if answered is None else Check(name=name, question=file.QUESTION, **vars(answered))
+    return None if answered is None else _judged(name, file, answered)
+
+
+def _judged(name: str, file: ModuleType, answered: Answer) -> Check:
+    """The answer as a record; one that passed on less than the file's `LEAST` is skipped, and says what it saw."""
+    less = [what for what, least in file.LEAST.items() if answered.seen.get(what, 0) < least]
+    status, summary = answered.status, answered.summary
+    if status == "pass" and less:
+        saw = ", ".join(f"{answered.seen.get(what, 0)} {what}" for what in less)
+        needs = ", ".join(f"{file.LEAST[what]}" for what in less)
+        status, summary = "skip", f"saw {saw}, and needs at least {needs}: {summary}"
+    return Check(**{**vars(answered), "name": name, "question": file.QUESTION, "status": status, "summary": summary})

@@ -16,6 +16,7 @@ QUESTION = "Is every trainable value exactly 0 or 1?"
 AFTER = "zero_branches"
 LEVELS = ("quick", "full")
 NEEDS = ()
+LEAST = {"trainable values": 1}
 
 
 def ask(context: CheckContext) -> Answer | None:
@@ -55,4 +56,5 @@ def ask(context: CheckContext) -> Answer | None:
         numbers,
         "0 or 1 exactly",
         remedy,
+        {"trainable values": zeros + ones},
     )

@@ -25,6 +25,7 @@ QUESTION = "Does every residual branch add no more than its limit?"
 AFTER = "training"
 LEVELS = ("quick", "full")
 NEEDS = ("scheme",)
+LEAST = {"branches": 1}
 ROUNDING = 1.001  # of the value and of its opposite
 REMEDY = "Its last layer is not what the scheme makes (--dry-run names the rules), or something behind it adds."
 
@@ -62,6 +63,7 @@ def ask(context: CheckContext) -> Answer | None:
         {"shares_of_the_limit": shares, "factor": factor},
         f"{factor:g} times what the last layer reads, 2/sqrt(eps) times more behind a norm",
         REMEDY if wrong else "",
+        {"branches": len(shares)},
     )
 
 

@@ -24,6 +24,7 @@ QUESTION = "Are all channels of every layer identical at the start?"
 AFTER = "branch_bound"
 LEVELS = ("quick", "full")
 NEEDS = ("scheme",)
+LEAST = {"places": 1}
 ROUNDING = 1e-5
 REMEDY = "Its layer starts with other values (--dry-run names the rules), or does not treat all channels alike."
 
@@ -60,4 +61,5 @@ def ask(context: CheckContext) -> Answer:
         {"spread": worst, "largest": scale},
         f"a spread of {limit:g}",
         REMEDY if wrong else "",
+        {"places": len(worst)},
     )

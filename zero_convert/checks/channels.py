@@ -24,6 +24,7 @@ QUESTION = "How many channels are distinct, duplicate or of almost no variance?"
 AFTER = "repeat"
 LEVELS = ("quick", "full")
 NEEDS = ("train",)
+LEAST = {"heads and norms": 1}
 MANY = 0.5  # part of a norm's channels
 SMALL = 16  # norms over fewer channels are not judged
 
@@ -60,6 +61,7 @@ def ask(context: CheckContext) -> Answer:
         (remedy(context.subject) or "No option of this scheme makes them different; another scheme does.")
         if warn
         else "",
+        {"heads and norms": len(heads) + len(norms)},
     )
 
 

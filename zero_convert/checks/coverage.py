@@ -28,6 +28,7 @@ QUESTION = "What share of the parameters is inside a captured graph, and can joi
 AFTER = ""
 LEVELS = ("quick", "full")
 NEEDS = ()
+LEAST = {"parameters": 1}  # in graphs, in recordings or in parts kept whole
 SHOWN = 3
 LITTLE = 0.5
 
@@ -74,6 +75,7 @@ def ask(context: CheckContext) -> Answer:
         },
         f"at least {LITTLE:.0%} captured, and no part kept whole owns more than one weight layer",
         fix if hiding or little else "",
+        {"parameters": total - unread},
     )
 
 

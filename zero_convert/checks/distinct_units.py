@@ -28,6 +28,7 @@ QUESTION = "How many units of each layer that grows can be different, and are th
 AFTER = "gradient_norms"
 LEVELS = ("quick", "full")
 NEEDS = ()
+LEAST = {"layers": 1}
 
 
 def ask(context: CheckContext) -> Answer | None:
@@ -60,6 +61,7 @@ def ask(context: CheckContext) -> Answer | None:
         "A weight is not what its rule makes: the file is damaged or was trained, or the formula is wrong."
         if wrong
         else "",
+        {"layers": len(numbers)},
     )
 
 

@@ -32,6 +32,7 @@ QUESTION = "Do layers of zeros and ones return exactly the same on integers for 
 AFTER = "distinct_units"
 LEVELS = ("quick", "full")
 NEEDS = ()
+LEAST = {"layers": 1}
 EXACT = 1 << 24  # from here on float32 does not hold every integer
 LARGEST = 4095
 BATCHES = {"quick": (1, 7), "full": (1, 2, 7, 32)}
@@ -67,6 +68,7 @@ def ask(context: CheckContext) -> Answer | None:
         {"layers": [name for name, _, _ in asked], "different": wrong, "excused": excused},
         "equal values",
         REMEDY if differences else "",
+        {"layers": len(asked)},
     )
 
 

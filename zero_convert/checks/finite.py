@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from zero_convert.graph.state import stored_tensors
+
 from .harness.bench import Answer, CheckContext
 
 NAME = "finite"
@@ -20,6 +22,7 @@ QUESTION = "Is every value of the state dict and of the outputs finite?"
 AFTER = "outputs"
 LEVELS = ("quick", "full")
 NEEDS = ()
+LEAST = {"values": 1, "output tensors": 1}
 OUTPUT = "the output"
 
 
@@ -27,7 +30,7 @@ def ask(context: CheckContext) -> Answer:
     root = context.subject.traced.root
     parameters = {name for name, _ in root.named_parameters(remove_duplicate=False)}
     wrong, values, infinite = [], 0, 0
-    for name, tensor in root.state_dict().items():
+    for name, tensor in stored_tensors(root).items():
         if not tensor.is_floating_point():
             continue
         values += tensor.numel()
@@ -37,15 +40,16 @@ def ask(context: CheckContext) -> Answer:
             wrong.append(name)
         else:
             infinite += int(torch.isinf(tensor).sum())
-    magnitudes = {}
+    magnitudes, looked = {}, 0
     for mode in context.modes:
         outputs = context.run(mode).outputs
+        looked += len(outputs)
         if not all(bool(torch.isfinite(t).all()) for t in outputs):
             wrong.append(f"{OUTPUT} in {mode} mode")
         else:
             magnitudes[mode] = max((float(t.abs().max()) for t in outputs if t.numel()), default=0.0)
     refusal = context.refusal()
-    summary = f"{values:,} values and all outputs are finite"
+    summary = f"{values:,} values and {looked} outputs are finite"
     if refusal:
         summary = f"{values:,} values are finite, and no output was seen: it {refusal}"
     if wrong:
@@ -57,6 +61,7 @@ def ask(context: CheckContext) -> Answer:
         | ({"refused": dict(context.refused)} if context.refused else {}),
         "no NaN, no infinity",
         _remedy(wrong),
+        {"values": values, "output tensors": looked},
     )
 
 

@@ -32,6 +32,7 @@ QUESTION = "How large is the first gradient of each parameter, and how far from 
 AFTER = "signal"
 LEVELS = ("quick", "full")
 NEEDS = ("train",)
+LEAST = {"gradients": 1}
 LIMIT = 0.01
 RANGE = 1e4  # of the weights
 SMALL = 1e-6  # of the largest norm
@@ -77,6 +78,7 @@ def ask(context: CheckContext) -> Answer | None:
         },
         f"finite; at most {LIMIT:.0%} off float64; weights within a factor of {RANGE:.0e}",
         _remedy(context, bool(broken), bool(over)) if status != "pass" else "",
+        {"gradients": len(names)},
     )
 
 

@@ -27,8 +27,10 @@ the next channel with either sign, is listed as "closed": the inputs decide, and
 the gate. The direction of a kernel (`weight_norm`) has no gradient where the inputs reach a single value of it: such a
 weight is as alive as its length.
 
-Fails if a weight of a convolution, linear or attention layer stays dead, or a gradient is not finite. Warns if another
-parameter stays dead, if a gate is closed, or if no output depends on any parameter.
+Fails if a weight of a convolution, linear or attention layer stays dead, if a gradient is not finite, or if no
+parameter at all, or none of a whole branch or stage, gets a gradient, whatever the reason. A stage is a submodule with
+weights in two layers at least, all of which the output is computed from; gates that the inputs close are none. Warns if
+another parameter stays dead, or if a gate is closed.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ from .harness.bench import Answer, CheckContext, disable_dropout
 from .harness.inputs import Inputs, floats
 from .harness.isolation import ran_out
 from .harness.remedies import INFINITE
+from .harness.silent_parts import silent_parts
 from .harness.training import cancelled_biases, gradients_of, step
 from .subject import Subject
 
@@ -57,9 +60,15 @@ QUESTION = "Which step is the first to give each parameter a gradient, and does 
 AFTER = "logits"
 LEVELS = ("quick", "full")
 NEEDS = ("train",)
+LEAST = {"parameters with a gradient": 1}
 TRIALS = ((0.1, False), (0.01, True), (0.001, False), (0.001, True))  # size of the steps; on the other batch
 JUDGED = WEIGHT_KINDS - {"embedding"}  # rows of an embedding that no index names have no gradient
 SHOWN = 4
+KEPT = "Parameters without a gradient keep their first value: see what stands after them."
+SILENT = (
+    "Nothing there ever learns. See what stands after it: a factor or a frozen layer of 0, a `detach`, a `no_grad`. "
+    "What is to stay as it is: requires_grad_(False) in the constructor."
+)
 
 
 @dataclass
@@ -103,7 +112,9 @@ def ask(context: CheckContext) -> Answer:
     weights -= {name for name, length in lengths.items() if length in seen}
     inert = _inert(context, [name for name in trained if name in weights - seen])
     closed = _closed(context, {*trained} & weights - seen - {*inert}, limit)
-    return _answer(trained, runs, cancelled, limit, weights, inert, closed)
+    first = {name for run in runs for name in run.first}
+    silent = silent_parts(subject, {*trained} - cancelled, first, {*closed})
+    return _answer(trained, runs, cancelled, limit, weights, inert, closed, silent)
 
 
 def _answer(
@@ -114,6 +125,7 @@ def _answer(
     weights: set[str],
     inert: list[str],
     closed: list[str],
+    silent: list[str],
 ) -> Answer:
     steps = {name: [run.first[name] for run in runs if name in run.first] for name in trained}
     first = {name: min(reached) for name, reached in steps.items() if reached}
@@ -130,6 +142,7 @@ def _answer(
         "limit": limit,
         "dead": dead,
         "inert": inert,
+        "silent_parts": silent,
         "closed": closed,
         "unused": unused,
         "cancelled": sorted(cancelled),
@@ -140,20 +153,23 @@ def _answer(
     if closed:
         summary += f"; {len(closed)} of them in gates that these inputs leave closed"
     if not dead and len(runs) > 1:
-        silent = [name for name in first if name not in runs[0].first]
-        summary += f"; {len(silent)} of them only with smaller steps or another batch"
+        late = [name for name in first if name not in runs[0].first]
+        summary += f"; {len(late)} of them only with smaller steps or another batch"
     if unused:
         summary += f"; {len(unused)} not used in training mode"
     if inert:
         summary += f"; {len(inert)} without a gradient whatever the weights are: {_some(inert)}"
     if cancelled:
         summary += f"; {len(cancelled)} biases cancelled by the norm after them"
+    if silent:
+        summary += f"; without any gradient: {_some(silent)}"
     return Answer(
-        "fail" if serious else "warn" if dead or not first else "pass",
+        "fail" if serious or silent else "warn" if dead else "pass",
         summary,
         numbers,
         f"alive within {limit} steps (longest branch, stem, head), or while each step wakes more",
-        "Parameters without a gradient keep their first value: see what stands after them." if dead else "",
+        SILENT if silent else KEPT if dead else "",
+        {"parameters with a gradient": len(first)},
     )
 
 

@@ -31,6 +31,7 @@ QUESTION = "Are all singular values of the residual blocks' Jacobian 0 or 1?"
 AFTER = "norm_per_depth"
 LEVELS = ("quick", "full")
 NEEDS = ("scheme",)
+LEAST = {"singular values": 1}
 SIDES = (8, 16, 32, 48, 64)
 REMEDY = "The check norm_per_depth names the first block that changes the length of the signal."
 ROWS = 512
@@ -74,6 +75,7 @@ def ask(context: CheckContext) -> Answer | None:
         {"off": off, "ones": ones, "zeros": len(values) - ones, "largest": float(values.max())},
         f"within {limit:g} of 0 or 1",
         REMEDY if wrong else "",
+        {"singular values": len(values)},
     )
 
 

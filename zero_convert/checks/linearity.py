@@ -23,6 +23,7 @@ QUESTION = "Is the network linear, f(x + y) = f(x) + f(y)?"
 AFTER = "jacobian"
 LEVELS = ("quick", "full")
 NEEDS = ("scheme",)
+LEAST = {"output tensors": 1}
 ROUNDING = 64  # units of float32's rounding, of the inputs' size
 REMEDY = "A bias, a norm, or a ReLU whose channels are no mirrored pairs: --dry-run lists edits and rules."
 
@@ -32,7 +33,7 @@ def ask(context: CheckContext) -> Answer:
     if refusal := context.refusal():
         return Answer("skip", refusal)
     off: dict[str, float] = {}
-    scale = size = 0.0
+    scale, size, seen = 0.0, 0.0, 0
     for mode in context.modes:
         x = context.inputs[mode != "train"]
         if not all(isinstance(value, Tensor) and value.is_floating_point() for value in x):
@@ -40,18 +41,22 @@ def ask(context: CheckContext) -> Answer:
         y = batches(x, None, samples=None, variant=1)[0]
         fx, fy = _returned(context, mode, x), _returned(context, mode, y)
         both = _returned(context, mode, tuple(a + b for a, b in zip(x, y, strict=True)))
+        seen += len(both)
         scale = most((scale, *(largest(t) for t in both)))
         size = max(size, *(largest(t) for t in (*x, *y)))
         off[mode] = most(largest(t - a - b) for t, a, b in zip(both, fx, fy, strict=True))
     allowed = max(limit * scale, ROUNDING * torch.finfo(torch.float32).eps * size)
     wrong = any(not value <= allowed for value in off.values())
-    summary = "outputs of x + y differ from the sum by " + ", ".join(f"{v:.2g} in mode {m}" for m, v in off.items())
+    summary = f"{seen} outputs of x + y differ from the sum by " + ", ".join(
+        f"{v:.2g} in mode {m}" for m, v in off.items()
+    )
     return Answer(
         "fail" if wrong else "pass",
         f"{summary} (outputs up to {scale:.3g})",
         {"off": off, "largest": scale},
         f"{limit:g} of the largest output",
         REMEDY if wrong else "",
+        {"output tensors": seen},
     )
 
 

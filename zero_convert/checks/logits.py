@@ -16,6 +16,7 @@ QUESTION = "Are the logits of a head that starts at zero exactly 0?"
 AFTER = "binary"
 LEVELS = ("quick", "full")
 NEEDS = ()
+LEAST = {"heads": 1}
 
 SHOWN = 3
 
@@ -47,7 +48,7 @@ def ask(context: CheckContext) -> Answer | None:
     summary += f", because the recording ends early: {stopped}" if stopped else ""
     status = "fail" if wrong or (missed and not stopped) else "warn" if missed else "pass"
     remedy = "Its weights or biases are not 0 (--dry-run names the rules), or its input is not finite." if wrong else ""
-    return Answer(status, summary, numbers, "exactly 0", remedy)
+    return Answer(status, summary, numbers, "exactly 0", remedy, {"heads": len(seen)})
 
 
 def _some(names: list[str]) -> str:

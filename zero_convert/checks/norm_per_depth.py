@@ -25,6 +25,7 @@ QUESTION = "Does every residual block keep the length of the signal?"
 AFTER = "symmetry"
 LEVELS = ("quick", "full")
 NEEDS = ("scheme",)
+LEAST = {"blocks": 1}
 EXACT = 1e-12
 REMEDY = "A layer of that block is not what the scheme makes (see --dry-run), or a norm or activation stands in it."
 
@@ -58,6 +59,7 @@ def ask(context: CheckContext) -> Answer | None:
         {"ratios": ratios, "both_sides": overlap},
         f"1 ± {limit:g}, in float64 ± {EXACT:g}",
         REMEDY if status == "fail" else "",
+        {"blocks": blocks},
     )
 
 

@@ -9,7 +9,8 @@ differs is excused if it is seen to depend on values: copies of the converted mo
 same shapes return other sizes there, or an operation leads to it that finds as many items as there are (`nonzero`,
 `nms`), and the size is that of the first axis. Number of tensors, dtypes and ranks must agree in any case.
 
-Fails on any other difference: a rewrite that changes a shape is wrong.
+Fails on any other difference: a rewrite that changes a shape is wrong. Fails if no tensor is returned in any mode: then
+no check has seen what the network computes.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from zero_convert.formulas.hashing import words
+from zero_convert.graph.results import tensors_of
 
 from .harness import isolation
 from .harness.bench import Answer, CheckContext, disable_dropout
-from .harness.inputs import Inputs, batches, moved, tensors_in
+from .harness.inputs import Inputs, batches, moved
 
 NAME = "outputs"
 QUESTION = "Are the shapes and dtypes of the outputs the original's, in training and evaluation mode?"
 AFTER = "coverage"
 LEVELS = ("quick", "full")
 NEEDS = ()
+LEAST = {"output tensors": 1}  # of both modes
 SCALES = (1.0, 4.0, 0.25)  # of the weights in the copies: scores pass or miss a limit
 SHOWN = 6
 FINDING = frozenset({"nonzero", "argwhere", "masked_select", "nms", "batched_nms", "unique", "unique_consecutive"})
@@ -41,6 +44,15 @@ Summary = tuple[tuple[tuple[int, ...], str], ...]
 
 def ask(context: CheckContext) -> Answer:
     traced, wrong, described, free = context.subject.traced, [], "", {}
+    seen = sum(map(len, context.subject.outputs.values()))
+    if not seen:
+        return Answer(
+            "fail",
+            "the forward returns no tensor that could be looked at",
+            {"outputs": {mode: [] for mode in context.subject.outputs}},
+            "at least one tensor, in containers or attributes of objects",
+            "Return the tensors themselves: what a set, a function or a module holds is not looked at.",
+        )
     for mode, expected in context.subject.outputs.items():
         if mode == "train" and traced.train is traced.evaluate:
             continue
@@ -67,6 +79,7 @@ def ask(context: CheckContext) -> Answer:
         | ({"sizes_of_values": free} if free else {}),
         "equal shapes and dtypes",
         "An edit changed what comes out: --dry-run lists the edits; --scheme zero-2022 makes none." if wrong else "",
+        {"output tensors": seen},
     )
 
 
@@ -82,7 +95,7 @@ def returned(context: CheckContext, module: nn.Module, mode: str, inputs: Inputs
                 raise
             graph = context.subject.traced.train
             values = fx.Interpreter(module.eval(), graph=graph).run(*moved(inputs, module, context.device))
-    return tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors_in(values))
+    return tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors_of(values))
 
 
 def differs(own: Summary, expected: Summary, excused: set[tuple[int, int]]) -> bool:

@@ -28,14 +28,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
+from zero_convert.exporters.onnx.written import weight_outputs, with_all_values
+from zero_convert.graph.results import tensors_of
 from zero_convert.graph.traced import Traced
 from zero_convert.runtime import rng
 
 from ..errors import DeviceError
 from .harness import isolation
 from .harness.bench import Answer, CheckContext, OnnxFile
-from .harness.inputs import Inputs, batches, moved, tensors_in
-from .harness.onnxruntime import SessionRun, provider_of, refusal, run, told, with_all_values
+from .harness.inputs import Inputs, batches, moved
+from .harness.onnxruntime import SessionRun, provider_of, refusal, run, told
 from .harness.recorder import owner_of
 
 NAME = "parity"
@@ -43,6 +45,7 @@ QUESTION = "Do torch and ONNX Runtime return the same, on the CPU and on the dev
 AFTER = "linearity"
 LEVELS = ("quick", "full")
 NEEDS = ("onnx",)
+LEAST = {"output tensors": 1, "ways": 1}
 LIMIT = 1e-4
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "BatchNormalization", "LayerNormalization"})
 
@@ -133,7 +136,7 @@ def ask(context: CheckContext) -> Answer:
     parts += [f"{way} not compared: {reason}" for way, reason in left_out.items()]
     return Answer(
         "fail" if over else "warn" if left_out else "pass",
-        f"against torch cpu: {'; '.join(parts)}",
+        f"{len(reference)} outputs against torch cpu: {'; '.join(parts)}",
         {
             "outputs": names,
             "ways": {way: [_numbers(e) for e in each] for way, each in distances.items()},
@@ -145,6 +148,7 @@ def ask(context: CheckContext) -> Answer:
         ""
         if not over
         else "Look at the node named; where all differ a little, the runtime rounds to less than float32.",
+        {"output tensors": len(reference), "ways": len(distances)},
     )
 
 
@@ -172,7 +176,7 @@ def _numbers(e: Errors) -> dict[str, float]:
 def _arrays(values: Any, dtype: str) -> list[Array]:
     """Tensors as ONNX Runtime takes them, floating ones in the file's type; with float32 in the module's."""
     kind = None if dtype == "float32" else getattr(torch, dtype)
-    return [_array(t.to(kind) if kind and t.is_floating_point() else t) for t in tensors_in(values)]
+    return [_array(t.to(kind) if kind and t.is_floating_point() else t) for t in tensors_of(values)]
 
 
 def _array(t: Tensor) -> Array:
@@ -187,7 +191,7 @@ def _torch(context: CheckContext, given: Inputs, device: str, dtype: str) -> lis
     with isolation.kept(module), torch.no_grad():
         rng.seed(device)
         returned = context.subject.traced.call(module.eval(), values)
-    return [_array(t) for t in tensors_in(returned)]
+    return [_array(t) for t in tensors_of(returned)]
 
 
 def _module(context: CheckContext, device: str, dtype: str) -> nn.Module:
@@ -264,13 +268,7 @@ def _by_layer(
     traced: Traced, path: str | PathLike[str], values: Mapping[str, Array], own: Mapping[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Layer → what torch makes behind it, and what ONNX Runtime makes, told by the name of the weight in both."""
-    import onnx
-
-    layers: dict[str, list[str]] = {}
-    for node in onnx.load(str(path), load_external_data=False).graph.node:
-        owner = next((name.rpartition(".")[0] for name in node.input if name.endswith(".weight")), "")
-        if owner and node.op_type in LAYERS:
-            layers.setdefault(owner, []).append(node.output[0])
+    layers = weight_outputs(path, LAYERS)
     reference: dict[str, Array] = {}
     mine: dict[str, Array] = {}
     for name, owner in _called(traced):

@@ -25,6 +25,7 @@ QUESTION = "How much does the model's own precision differ from float64?"
 AFTER = "channels"
 LEVELS = ("quick", "full")
 NEEDS = ()
+LEAST = {"tensors": 1}
 LIMIT = 1e-3
 MODES = {"train": "training", "evaluate": "evaluation"}
 
@@ -35,6 +36,7 @@ def ask(context: CheckContext) -> Answer:
     limit = max(LIMIT, 64 * torch.finfo(dtype).eps)
     numbers: dict[str, dict[str, float]] = {}
     left_out: dict[str, list[str]] = {}  # why → modes
+    seen = 0
     for mode in context.modes:
         own = context.run(mode)
         if own.random:
@@ -47,6 +49,7 @@ def ask(context: CheckContext) -> Answer:
         both = [name for name in own.heads if name in exact.heads]  # values may decide which layers run
         features = _difference([own.heads[n] for n in both], [exact.heads[n] for n in both])
         outputs = _difference(own.outputs, exact.outputs)
+        seen += len(both) + len(own.outputs)
         numbers[mode] = {
             "features": features[0],
             "largest_feature": features[1],
@@ -67,10 +70,13 @@ def ask(context: CheckContext) -> Answer:
     parts += [f"not compared in {' and '.join(MODES[m] for m in modes)} mode, {why}" for why, modes in left_out.items()]
     return Answer(
         "warn" if over else "pass" if numbers else "skip",
-        f"{name} differs from float64 by {', '.join(parts)}" if numbers else "; ".join(parts) or context.refusal(),
+        f"{name} differs from float64 in {seen} tensors by {', '.join(parts)}"
+        if numbers
+        else "; ".join(parts) or context.refusal(),
         {"dtype": name, **numbers},
         f"at most {limit:.0e} of the largest value",
         (remedy(context.subject) or CANCELS) if over else "",
+        {"tensors": seen},
     )
 
 

@@ -28,6 +28,7 @@ QUESTION = "Are two runs on the same input equal bit for bit?"
 AFTER = "gradients"
 LEVELS = ("quick", "full")
 NEEDS = ()
+LEAST = {"tensors": 1}
 REMEDY = "Look for an operator without a deterministic kernel, a generator of its own, or a forward that remembers."
 
 
@@ -56,6 +57,7 @@ def ask(context: CheckContext) -> Answer:
         | ({"different_without_determinism": without} if context.level == "full" else {}),
         "equal bits",
         REMEDY if different else "",
+        {"tensors": compared},
     )
 
 

@@ -32,6 +32,7 @@ QUESTION = "How do signal, gradient and distinct channels change with depth?"
 AFTER = "precision"
 LEVELS = ("quick", "full")
 NEEDS = ("train",)
+LEAST = {"depths": 1}
 RANGE = 1e4
 
 
@@ -73,6 +74,7 @@ def ask(context: CheckContext) -> Answer | None:
         numbers,
         f"finite; largest over smallest at most {RANGE:.0e}",
         broken_by if broken else ((remedy(context.subject) if repeated else "") or lengths) if warn else "",
+        {"depths": len(seen.names)},
     )
 
 

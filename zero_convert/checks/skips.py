@@ -35,6 +35,7 @@ QUESTION = "Without the inserted skips, does the rewritten network compute what 
 AFTER = "exact_parts"
 LEVELS = ("full",)
 NEEDS = ()
+LEAST = {"rewrites": 1, "output tensors": 1}
 SAME = frozenset({"out_of_place", "norm_modules", "relu_derivative"})
 INSERTED = frozenset(
     {
@@ -53,6 +54,7 @@ def ask(context: CheckContext) -> Answer | None:
     equal: list[str] = []
     wrong: dict[str, float] = {}
     unreadable: dict[str, str] = {}
+    looked = 0
     before = _rewritten(context, original, ())
     for index, name in enumerate(names):
         after = _rewritten(context, original, names[: index + 1])
@@ -61,7 +63,8 @@ def ask(context: CheckContext) -> Answer | None:
             if reason:
                 unreadable[name] = reason
             else:
-                off = _difference(context, before, after)
+                off, tensors = _difference(context, before, after)
+                looked = max(looked, tensors)
                 if off == 0:
                     equal.append(name)
                 else:
@@ -83,6 +86,7 @@ def ask(context: CheckContext) -> Answer | None:
         {"equal": equal, "different": wrong, "not_readable": unreadable},
         "equal bits",
         "That edit is wrong for this network: please report it; --scheme zero-2022 makes no edit." if wrong else "",
+        {"rewrites": len(equal), "output tensors": looked},
     )
 
 
@@ -118,15 +122,16 @@ def _behind(node: fx.Node, there: dict[str, fx.Node]) -> fx.Node:
     return node
 
 
-def _difference(context: CheckContext, before: Traced, after: Traced) -> float:
-    """The largest difference of the outputs; 0 for equal bits, infinity for other shapes."""
+def _difference(context: CheckContext, before: Traced, after: Traced) -> tuple[float, int]:
+    """The largest difference of the outputs, 0 for equal bits, infinity for other shapes; and how many there are."""
     inputs = context.small_inputs[1]
     first = _run(_Plain, before, inputs, set(), context.device)
     known = {node.name for node in before.evaluate.nodes}
     second = _run(_Without, after, inputs, known, context.device)
     if [t.shape for t in first] != [t.shape for t in second]:
-        return float("inf")
-    return most(float((a - b).abs().max()) for a, b in zip(first, second, strict=True) if not same_bits(a, b))
+        return float("inf"), len(first)
+    pairs = zip(first, second, strict=True)
+    return most(float((a - b).abs().max()) for a, b in pairs if not same_bits(a, b)), len(first)
 
 
 def _run(how: type[_Plain], traced: Traced, inputs: Inputs, known: set[str], device: str) -> list[Tensor]:

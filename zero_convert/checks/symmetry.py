@@ -6,9 +6,10 @@ part and did not: too large a step can push the input of every ReLU below 0). Af
 `channel_spread`) is measured with dropout off; the channels have parted when it is more than 0 anywhere. What parts
 them is something that treats equal channels differently: dropout, or a device whose kernels add up in no fixed order.
 
-The scheme says how many steps are made at most. Fails if a gradient is not finite. Warns if the channels have not
-parted by then: without anything that breaks the symmetry they never will on this device; with dropout the rate may be
-too small for so few values.
+The scheme says how many steps are made at most. Fails if a gradient is not finite, or if nothing breaks the symmetry:
+without dropout, channels that are identical by then are so for ever on this device, and the network has the width of
+one channel. Warns if the scheme put dropout in and they have not parted by then: its rate may be too small for so few
+values, and more data may do.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ QUESTION = "When do identical channels part in training?"
 AFTER = "channel_spread"
 LEVELS = ("quick", "full")
 NEEDS = ("scheme", "train")
+LEAST = {"steps": 1}
 SIZES = (0.1, 0.01, 0.001)
 
 
@@ -51,7 +53,7 @@ def ask(context: CheckContext) -> Answer:
         summary += f"(values up to {scale:.3g})"
     else:
         summary = f"still exactly identical after {len(parts)} steps"
-    status = "fail" if broken else "pass" if parted else "warn"
+    status = "fail" if broken else "pass" if parted else "warn" if expected else "fail"
     remedy = "--set break_symmetry=dropout:0.01; a device whose sums have no fixed order may do as well."
     if expected:
         remedy = "Training on more data may do; so does a larger rate in --set break_symmetry=dropout:P."
@@ -60,7 +62,8 @@ def ask(context: CheckContext) -> Answer:
         f"on {context.device}: {summary}",
         {"spread_after_step": parts, "step_size": size, "device": context.device},
         f"parted within {limit} steps",
-        INFINITE if broken else remedy if status == "warn" else "",
+        INFINITE if broken else "" if parted else remedy,
+        {"steps": len(parts)},
     )
 
 

@@ -33,6 +33,7 @@ QUESTION = "Does the loss fall in training, without a NaN, and in how many direc
 AFTER = "skips"
 LEVELS = ("quick", "full")
 NEEDS = ("steps", "train")
+LEAST = {"steps": 1}
 RATES = (0.1, 0.01, 0.001)
 
 
@@ -91,6 +92,7 @@ def ask(context: CheckContext) -> Answer:
         },
         "finite, and lower at the end than at the start",
         "A smaller rate or a norm may help; see what the other checks warn of." if not run.fell else "",
+        {"steps": len(run.norms)},
     )
 
 

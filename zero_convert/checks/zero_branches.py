@@ -23,6 +23,7 @@ QUESTION = "Does each residual branch that starts at zero contribute exactly 0 t
 AFTER = "finite"
 LEVELS = ("quick", "full")
 NEEDS = ()
+LEAST = {"branches": 1}
 
 
 def ask(context: CheckContext) -> Answer | None:
@@ -57,7 +58,7 @@ def ask(context: CheckContext) -> Answer | None:
     remedy = (
         "Its last layer is not 0 (--dry-run names the rules), or something behind it adds, writes in place or fills."
     )
-    return Answer(status, summary, numbers, "exactly 0", remedy if wrong else "")
+    return Answer(status, summary, numbers, "exactly 0", remedy if wrong else "", {"branches": len(seen)})
 
 
 def _behind(joins: Sequence[Join], node: str) -> str:

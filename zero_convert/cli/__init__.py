@@ -9,7 +9,6 @@ them), or one JSON object with `--json`.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 import sys
@@ -22,7 +21,7 @@ import typer.core
 
 from zero_convert.runtime.signals import INTERRUPTED, ending
 
-from ..errors import StorageError, UsageError, ZeroConvertError
+from ..errors import StorageError, UsageError, ZeroConvertError, closest
 from . import convert, diff, doctor, inspect, listing, lock, validate, verify
 from .options import FORMER, error_facts, print_json, spread
 
@@ -56,14 +55,10 @@ class _Commands(typer.core.TyperGroup):
         if word in self.commands:
             return [word, *args[:index], *args[index + 1 :]]
         meant = {**{name: name for name in self.commands}, "version": "--version", "help": "--help"}
-        close = difflib.get_close_matches(word, meant, n=1, cutoff=0.75)
-        if close and not any(arg.startswith(("--out", "-o", "--dry-run", "--help", "-h")) for arg in args):
-            raise UsageError(  # nobody asked for an output, so this is hardly a model
-                "no such command",
-                got=repr(word),
-                expected=", ".join(self.commands),
-                fix=f"Did you mean {meant[close[0]]!r}?",
-            )
+        fix = closest(word, meant, cutoff=0.75, spell=lambda name: repr(meant[name]))
+        if fix and not any(arg.startswith(("--out", "-o", "--dry-run", "--help", "-h")) for arg in args):
+            # nobody asked for an output, so this is hardly a model
+            raise UsageError("no such command", got=repr(word), expected=", ".join(self.commands), fix=fix)
         return ["convert", *args]
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from dataclasses import dataclass, replace
-from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import typer.core
 
-from ..errors import FindingError, UsageError
+from ..errors import FindingError, UsageError, closest
+from ..formats.naming import format_of
 from ..options import OUTPUT, RUN, FileOptions, Flag, Options, carried
 from . import report as report_page
 from .options import (
@@ -86,7 +85,9 @@ def convert(
         raise
     if messages.as_json:
         code = FindingError.exit_code if result.failed else 0
-        print_json({**_facts(result), "outputs": saved, "report": pages.written, "exit_code": code})
+        print_json(
+            {**_facts(result), "outputs": [one.facts() for one in saved], "report": pages.written, "exit_code": code}
+        )
     else:
         report_page.tell(screen, pages.written)
         display.saved(screen, saved, result.weights_digest)
@@ -109,11 +110,9 @@ def _plan(screen: Screen, model: str, options: Options, messages: Messages) -> N
 
 def _formats(output: Output) -> tuple[str, ...]:
     """The formats of the outputs; none where ONNX files are not the usual ones, of which parity speaks."""
-    from .. import exporters
-
     name = output.format or ("safetensors" if output.out == ("-",) else None)
     usual = not output.fold and output.opset is None
-    return tuple(exporters.format_of(path, name) for path in output.out) if usual else ()
+    return tuple(format_of(path, name) for path in output.out) if usual else ()
 
 
 def _check_outputs(model: str, output: Output, messages: Messages) -> None:
@@ -131,7 +130,7 @@ def _check_outputs(model: str, output: Output, messages: Messages) -> None:
         raise UsageError("stdout cannot take a file and a JSON object", where="--out -", got="--json")
     if sys.stdout.isatty():
         raise UsageError("a terminal cannot show a model", where="--out -", fix="Send stdout to a file or a pipe.")
-    formats = {exporters.format_of("-", output.format or "safetensors")}
+    formats = {format_of("-", output.format or "safetensors")}
     if output.external_data:
         raise UsageError("stdout takes one file only", where="--out -", got="--external-data")
     exporters.check_options(formats, output.opset, output.external_data, output.fold)
@@ -148,12 +147,12 @@ def _refuse_without_output(word: str) -> NoReturn:
             from . import app
 
             commands = list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-            close = difflib.get_close_matches(word, [*commands, *names], n=3)
+            otherwise = "`zero-convert models` lists every name."
             raise UsageError(
                 "no such command, and no model has this name",
                 got=repr(word),
                 expected=f"a model, or one of {', '.join(commands)}",
-                fix=f"Did you mean {' or '.join(close)}?" if close else "`zero-convert models` lists every name.",
+                fix=closest(word, [*commands, *names], otherwise, most=3, comma=" or "),
             )
     raise UsageError("no output is named", expected="--out FILE", fix="Or look at the plan with --dry-run.")
 
@@ -182,16 +181,18 @@ def _facts(result: Result) -> dict[str, Any]:
 
     plan: Plan = result.plan
     rules = {
-        rule: {"tensors": len(group), "values": sum(prod(each.tensor.shape) for each in group)}
+        rule: {"tensors": len(group), "values": plan_summary.values(group)}
         for rule, group in plan_summary.by_rule(plan.assignments).items()
     }
-    residual = [join for join in plan.joins if join.residual]
     return {
         "recipe": result.recipe,
         "rung": plan.rung,
         "rungs_failed": plan.rungs_failed,
         "captured": plan.captured,
-        "joins": {"found": len(residual), "rewritten": len(plan_summary.rewritten_joins(plan))},
+        "joins": {
+            "found": len(plan_summary.residual_joins(plan.joins)),
+            "rewritten": len(plan_summary.rewritten_joins(plan)),
+        },
         "edits": plan.edits,
         "rules": rules,
         "notes": plan.notes,

@@ -115,7 +115,14 @@ def lock(
         saved = result.save(*output.out, progress=progress, **vars(carried(FileOptions, output)))
         recorded = record(lock_file, *replay.entries_of(request, result, saved, lock_file.parent, origin))
     if messages.as_json:
-        print_json({"lock": str(lock_file), "entries": len(recorded.entries), "outputs": saved, "exit_code": 0})
+        print_json(
+            {
+                "lock": str(lock_file),
+                "entries": len(recorded.entries),
+                "outputs": [one.facts() for one in saved],
+                "exit_code": 0,
+            }
+        )
     else:
         display.saved(screen, saved, result.weights_digest)
         display_lock.recorded(screen, lock_file, recorded)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 
 from ..errors import ZeroConvertError
+from ..formats.naming import format_of
 from ..options import FileOptions, Flag, Options, RecipeOptions, flag_of, flags, keys
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def check_outputs(outputs: tuple[str, ...], files: FileOptions) -> list[Path]:
     from .. import exporters
 
     targets = exporters.check_outputs(outputs, files.format, files.force, external_data=files.external_data)
-    formats = {exporters.format_of(output, files.format) for output in outputs}
+    formats = {format_of(output, files.format) for output in outputs}
     exporters.check_options(formats, files.opset, files.external_data, files.fold)
     return targets
 

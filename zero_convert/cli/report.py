@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zero_convert.artifacts.receipt import BESIDE
+from zero_convert.formats.naming import BESIDE
 
 from ..errors import UsageError
 
@@ -33,9 +33,9 @@ def check(report: str | None, plots: str | None, outputs: Sequence[str], *, forc
     taken = [beside for output in outputs for beside in (output, *(output + suffix for suffix in BESIDE))]
     if report == "-" or any(report is not None and _same(report, output) for output in taken):
         raise UsageError("the report needs a file of its own", where="--report", got=str(report), expected="FILE.html")
-    from zero_convert import report as page
+    from ..report import check_outputs
 
-    page.check_outputs(report, plots, force)
+    check_outputs(report, plots, force)
 
 
 class Pages:
@@ -51,23 +51,23 @@ class Pages:
 
     @contextmanager
     def beside(self, saved: tuple[Saved, ...]) -> Iterator[list[tuple[Path, bytes]]]:
-        """For `Result.save`. Errors as `page.save`."""
+        """For `Result.save`. Errors as `report.save`."""
         if self._report is None and self._plots is None:
             yield []
             return
-        from zero_convert import report as page
+        from ..report import check_outputs, made
 
-        page.check_outputs(self._report, self._plots, self._force)
-        with page.made(self._result, self._report, plots=self._plots, saved=saved) as files:
+        check_outputs(self._report, self._plots, self._force)
+        with made(self._result, self._report, plots=self._plots, saved=saved) as files:
             yield files
         self.written = tuple(path for path, _ in files)
 
     def alone(self) -> None:
-        """Writes them where the result went to stdout. Errors as `page.save`."""
+        """Writes them where the result went to stdout. Errors as `report.save`."""
         if self._report is not None or self._plots is not None:
-            from zero_convert import report as page
+            from ..report import save
 
-            self.written = page.save(self._result, self._report, plots=self._plots, force=self._force)
+            self.written = save(self._result, self._report, plots=self._plots, force=self._force)
 
 
 def tell(screen: Screen, pages: Sequence[Path]) -> None:

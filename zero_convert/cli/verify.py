@@ -12,6 +12,7 @@ from ..options import OUTPUT, Force
 from .options import Messages, error_facts, option, print_json
 
 if TYPE_CHECKING:
+    from ..artifacts.verify import Verification
     from .display import Screen
 
 _AGAINST = "Compared with, instead of receipts"
@@ -60,8 +61,41 @@ def verify(
 
     from . import display
 
-    screen, as_json = messages.screen(), messages.as_json
-    paths = files or []
+    screen, as_json, paths = messages.screen(), messages.as_json, files or []
+    _check(paths, lock_file, oms, statement, force)
+    if oms:
+        _verify_manifest(screen, paths[0], oms, as_json)
+        _write_statement(screen, paths[0], statement, force)
+        return
+    rows: list[dict[str, Any]] = []
+    worst: ZeroConvertError | None = None
+    code = 0
+    for file, answer in verifying.verify_all(paths, lock_file):
+        if isinstance(answer, ZeroConvertError):
+            worst = answer if answer.exit_code > code else worst
+            row: dict[str, Any] = {"sound": False, **error_facts(answer)}
+        else:
+            if statement and len(answer.receipt.written.files) > 1 and not paths[0].is_dir():
+                raise UsageError(
+                    "a statement of one file would not cover the file of its tensors",
+                    where="--statement",
+                    got=str(paths[0]),
+                    expected="the folder that both are in",
+                )
+            row = _row(answer)
+        rows.append({"file": str(file), **row})
+        code = max(code, row["exit_code"])
+        if not as_json:
+            display.verification(screen, file, answer)
+    if not code:
+        _write_statement(screen, paths[0] if paths else Path(), statement, force)
+    if as_json:
+        print_json({"files": rows} | (error_facts(worst) if worst else {}) | {"exit_code": code})
+    raise typer.Exit(code)
+
+
+def _check(paths: list[Path], lock_file: Path | None, oms: Path | None, statement: Path | None, force: bool) -> None:
+    """Everything that can be said against the arguments before any file is read."""
     if not paths and lock_file is None:
         raise UsageError("nothing to verify", expected="FILE or FOLDER, or --lock FILE")
     if (oms or statement) and len(paths) != 1:
@@ -73,39 +107,14 @@ def verify(
         from zero_convert.formats.atomic import check_target
 
         check_target(statement, force)
-    if oms:
-        _verify_manifest(screen, paths[0], oms, as_json)
-        _write_statement(screen, paths[0], statement, force)
-        return
-    rows: list[dict[str, Any]] = []
-    worst: ZeroConvertError | None = None
-    code = 0
-    for file, answer in verifying.verify_all(paths, lock_file):
-        if isinstance(answer, ZeroConvertError):
-            worst = answer if answer.exit_code > code else worst
-            own, row = answer.exit_code, {"sound": False, **error_facts(answer)}
-        else:
-            own = FindingError.exit_code if answer.findings else 0
-            known = answer.receipt.written
-            row = {"sound": not answer.findings, "sha256": known.sha256, "weights_digest": known.weights_digest}
-            row |= {"folded_from": answer.receipt.folded_from} if answer.receipt.folded_from else {}
-            row |= {"findings": answer.findings, "exit_code": own}
-            if statement and known.data and not paths[0].is_dir():
-                raise UsageError(
-                    "a statement of one file would not cover the file of its tensors",
-                    where="--statement",
-                    got=str(paths[0]),
-                    expected="the folder that both are in",
-                )
-        rows.append({"file": str(file), **row})
-        code = max(code, own)
-        if not as_json:
-            display.verification(screen, file, answer)
-    if not code:
-        _write_statement(screen, paths[0] if paths else Path(), statement, force)
-    if as_json:
-        print_json({"files": rows} | (error_facts(worst) if worst else {}) | {"exit_code": code})
-    raise typer.Exit(code)
+
+
+def _row(answer: Verification) -> dict[str, Any]:
+    """What `--json` has of one artifact that could be read."""
+    written, folded_from = answer.receipt.written, answer.receipt.folded_from
+    row = {"sound": not answer.findings, "sha256": written.sha256, "weights_digest": written.weights_digest}
+    row |= {"folded_from": folded_from} if folded_from else {}
+    return row | {"findings": answer.findings, "exit_code": FindingError.exit_code if answer.findings else 0}
 
 
 def _verify_manifest(screen: Screen, path: Path, oms: Path, as_json: bool) -> None:

@@ -17,10 +17,9 @@ from typing import Any
 
 from zero_convert.model_ref import LIBRARIES
 
-from . import versions as versions
+from . import libraries
 from .ask import SLOW, Answer, ask
-from .libraries import DRIVER, Missing, missing, mixed
-from .versions import Needed
+from .libraries import DRIVER, OURS, RUNTIMES, Missing, Needed, cuda_major, missing, mixed
 
 Ask = Callable[..., Answer]
 LIMIT = 120.0  # seconds for one question: torch and its libraries may have to come from a slow disk
@@ -72,8 +71,8 @@ def examine(
         here: name → version of the installed packages; by default pip's metadata.
         needs: what zero-convert asks for; by default its metadata.
     """
-    here = versions.installed() if here is None else here
-    needs = versions.requirements(versions.OURS, here) if needs is None else needs
+    here = libraries.installed() if here is None else here
+    needs = libraries.requirements(OURS, here) if needs is None else needs
     questions = [("torch", ""), ("providers", ""), ("torchvision", ""), ("kernel", "cpu")]
     questions += [("import", module) for modules in _EXTRAS.values() for module in modules if module in here]
     questions += [("fonts", "")] if "matplotlib" in here else []
@@ -120,26 +119,31 @@ def usable(found: Sequence[Finding], device: str) -> tuple[Finding, ...]:
 
 def _packages(here: Mapping[str, str], needs: Sequence[Needed]) -> list[Finding]:
     found = [Finding("packages", "python", "ok", f"{platform.python_version()} on {platform.platform(terse=True)}")]
-    own = here.get(versions.OURS)
-    known = f"{versions.OURS} {own}" if own else "run from a checkout: what it asks for is not in pip's metadata"
-    found.append(Finding("packages", versions.OURS, "ok" if own else "warn", known, "" if own else "pip install ."))
+    own = here.get(OURS)
+    known = f"{OURS} {own}" if own else "run from a checkout: what it asks for is not in pip's metadata"
+    found.append(Finding("packages", OURS, "ok" if own else "warn", known, "" if own else "pip install ."))
     wrong = [one for one in needs if not one.fits and not one.extra]
     for one in wrong:
         got = f"{one.installed} is installed" if one.installed else "not installed"
         fix = f"pip install '{one.name}{one.wanted}'"
         found.append(Finding("packages", one.name, "fail", f"{got}, needed: {one.wanted or 'any version'}", fix))
     for package in (*LIBRARIES, "onnxscript"):
-        for one in versions.requirements(package, here):
+        for one in libraries.requirements(package, here):
             if one.installed and not one.fits and not one.extra:
                 summary = f"{package} {here.get(package, '')} asks for {one.name}{one.wanted}, {one.installed} is here"
                 found.append(Finding("packages", package, "warn", summary, f"pip install '{one.name}{one.wanted}'"))
-    both = versions.runtimes(here)
+    both = _runtimes(here)
     if len(both) > 1:
         summary = f"{' and '.join(both)} are installed; both are `import onnxruntime` and overwrite each other's files"
         keep = "onnxruntime" if sys.platform == "darwin" else "onnxruntime-gpu"
         fix = f"pip uninstall -y {' '.join(both)} && pip install --no-cache-dir {keep}"
         found.append(Finding("packages", "onnxruntime", "fail", summary, fix))
     return found
+
+
+def _runtimes(here: Mapping[str, str]) -> list[str]:
+    """The builds of ONNX Runtime that are installed."""
+    return [name for name in RUNTIMES if name in here]
 
 
 def _torch(answers: Mapping[tuple[str, str], Answer], here: Mapping[str, str]) -> list[Finding]:
@@ -176,7 +180,7 @@ def _torchvision(answer: Answer, torch: Mapping[str, Any], here: Mapping[str, st
     if answer.problem:
         local = f"torch {torch['version']} with torchvision {version}"
         return _broken("torch", "torchvision", answer, fix, before=f"{local} do not import together: ")
-    own, other = versions.cuda_major(answer.facts.get("cuda")), versions.cuda_major(torch.get("cuda"))
+    own, other = cuda_major(answer.facts.get("cuda")), cuda_major(torch.get("cuda"))
     if own != other and own is not None:
         summary = f"{answer.facts['version']} is built for CUDA {own}, torch for {f'CUDA {other}' if other else 'CPU'}"
         return Finding("torch", "torchvision", "fail" if other else "warn", summary, fix)
@@ -185,7 +189,7 @@ def _torchvision(answer: Answer, torch: Mapping[str, Any], here: Mapping[str, st
 
 def _runtime(answers: Mapping[tuple[str, str], Answer], here: Mapping[str, str]) -> list[Finding]:
     about = answers["providers", ""]
-    builds = versions.runtimes(here)
+    builds = _runtimes(here)
     if about.problem:
         return [_broken("onnxruntime", "onnxruntime", about, "pip install --force-reinstall onnxruntime-gpu")]
     build = " and ".join(builds) or "onnxruntime"

@@ -1,15 +1,23 @@
-"""Shared libraries that a loader did not find, and the pip packages that supply them. Imports none of them.
+"""Packages that have to work together, by pip's metadata, and those that supply a shared library. Imports none of them.
 
-The names come out of the loader's own complaint; whether a package is there is asked of pip's metadata.
+The names of libraries come out of the loader's own complaint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+OURS = "zero-convert"
+_BUILDS = ("", "-gpu", "-directml", "-openvino", "-rocm", "-migraphx", "-qnn")
+# Builds of ONNX Runtime: all of them are `import onnxruntime`, so one overwrites the files of another.
+RUNTIMES = (*(f"onnxruntime{build}" for build in _BUILDS), "ort-nightly", "ort-nightly-gpu")
 DRIVER = ("cuda", "nvcuda", "nvidia-ml")  # come with the GPU's driver
 
 # Name of the library → package for CUDA 12, for CUDA 13. The major version of each package is that of its library.
@@ -69,6 +77,67 @@ class Missing:
     fix: str
 
 
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """A package that another one asks for.
+
+    Attributes:
+        extra: the extra that asks for it, "" for everybody.
+        name: pip's name.
+        wanted: the versions that will do, ">=2.11"; "" for any.
+        installed: the version here; "" if it is not installed.
+        fits: it is installed in a version that will do.
+    """
+
+    extra: str
+    name: str
+    wanted: str
+    installed: str
+    fits: bool
+
+
+def installed() -> dict[str, str]:
+    """Name, as pip normalizes it → version, of all packages; the first of a name on the path is the one imported."""
+    found: dict[str, str] = {}
+    for package in metadata.distributions():
+        if name := package.metadata["Name"]:
+            found.setdefault(canonicalize_name(name), package.version)
+    return found
+
+
+def requirements(package: str, here: Mapping[str, str]) -> tuple[Needed, ...]:
+    """What a package asks for on this machine, its extras after what everybody needs; empty if it is not installed."""
+    try:
+        about = metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        return ()
+    return tuple(read_requirements(about.requires or [], about.metadata.get_all("Provides-Extra") or [], here))
+
+
+def read_requirements(texts: Iterable[str], extras: Iterable[str], here: Mapping[str, str]) -> Iterator[Needed]:
+    """The requirements that are spelled in the texts and hold here, each under the first extra that asks for it."""
+    open_: dict[str, Requirement] = {}
+    for text in texts:
+        with contextlib.suppress(InvalidRequirement):
+            open_[text] = Requirement(text)
+    for extra in ("", *extras):
+        for text, wanted in list(open_.items()):
+            if wanted.marker is None or wanted.marker.evaluate({"extra": extra}):
+                name = canonicalize_name(open_.pop(text).name)
+                version = here.get(name, "")
+                fits = bool(version) and wanted.specifier.contains(version, prereleases=True)
+                yield Needed(extra, name, str(wanted.specifier), version, fits)
+
+
+def cuda_major(version: str | int | None) -> int | None:
+    """13 of "13.2" (torch), of 13020 (torchvision), of "cu132"; None for a build without CUDA."""
+    number = re.search(r"\d+", str(version or ""))
+    if number is None:
+        return None
+    digits = number[0]
+    return int(digits) // 1000 if isinstance(version, int) else int(digits[:2] if "cu" in str(version) else digits)
+
+
 def missing(text: str, cuda: str | int | None = None) -> tuple[Missing, ...]:
     """What a loader's message, or all that a process wrote, says is missing; each once, in order.
 
@@ -77,13 +146,13 @@ def missing(text: str, cuda: str | int | None = None) -> tuple[Missing, ...]:
         cuda: the CUDA version that the complaining program was built for, "13.0"; decides where the name does not.
     """
     names = dict.fromkeys(_names(text))
-    return tuple(_missing(name, _major(cuda)) for name in names)
+    return tuple(_missing(name, cuda_major(cuda) or _NEWEST) for name in names)
 
 
 def mixed(text: str, cuda: str | int | None = None) -> tuple[Missing, ...]:
     """Libraries that are there in a version that another one cannot use ("undefined symbol …, version …")."""
     found = dict.fromkeys(match[2] for match in _MIXED.finditer(text))
-    return tuple(_missing(name, _major(cuda), fresh=True) for name in found)
+    return tuple(_missing(name, cuda_major(cuda) or _NEWEST, fresh=True) for name in found)
 
 
 def package_of(library: str, cuda: int = _NEWEST) -> tuple[str, str]:
@@ -104,17 +173,12 @@ def _missing(library: str, cuda: int, fresh: bool = False) -> Missing:
         driver = _parts(library)[0].lower() in DRIVER
         fix = "It comes with the driver of an NVIDIA GPU." if driver else "Install it with the system's own tools."
         return Missing(library, "", "", fix)
-    installed = version_of(package)
-    anew = "--force-reinstall " if fresh or _holds(package, library) else ""
-    return Missing(library, package, installed, f"pip install {anew}'{package}{version}'")
-
-
-def version_of(package: str) -> str:
-    """The version that pip's metadata know of; "" where the package is not installed."""
     try:
-        return metadata.version(package)
+        version_here = metadata.version(package)
     except metadata.PackageNotFoundError:
-        return ""
+        version_here = ""
+    anew = "--force-reinstall " if fresh or _holds(package, library) else ""
+    return Missing(library, package, version_here, f"pip install {anew}'{package}{version}'")
 
 
 def _holds(package: str, library: str) -> bool:
@@ -139,8 +203,3 @@ def _parts(library: str) -> tuple[str, str]:
         return posix[1], posix[2] or posix[3] or ""
     windows = re.fullmatch(r"(?:lib)?(.+?)(?:64)?(?:_(\d+?)(?:0?_\d+)*)?\.(?:dll|dylib)", library, re.IGNORECASE)
     return (windows[1], windows[2] or "") if windows else (library, "")
-
-
-def _major(cuda: str | int | None) -> int:
-    number = re.match(r"\d+", str(cuda or ""))
-    return int(number[0]) if number else _NEWEST

@@ -1,7 +1,7 @@
 """Safe writing: after any failure the old file is intact or the new one complete. Knows nothing of what is written.
 
 The bytes go to a temporary file in the target's own folder, are forced to the disk, read back and compared with what
-the writer promised, and take the target's name in one step; then the folder is forced to the disk as well. Files that
+the writer expects, and take the target's name in one step; then the folder is forced to the disk as well. Files that
 belong together are all made ready first and then take their names one after the other, while nobody else's do; if one
 of them cannot, the old ones come back. Only a process killed without warning leaves temporary files (`.NAME.….part`)
 behind.
@@ -32,12 +32,12 @@ _UNSUPPORTED = (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.EN
 class Output(BufferedWriter):
     """The stream of one output, which is not there before `commit`.
 
-    Whoever knows the digest of what it wrote promises it, and it is read back.
+    Whoever knows the digest of what it wrote states it with `expect`, and the file is read back.
     """
 
     def __init__(self, path: str | PathLike[str], target: Path, temporary: Path, force: bool) -> None:
         self._path, self._target, self._temporary, self._force = path, target, temporary, force
-        self._promised: tuple[int, str] | None = None
+        self._expected: tuple[int, str] | None = None
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         super().__init__(FileIO(os.open(self._temporary, flags, 0o666), "wb"), _BUFFER)
 
@@ -51,11 +51,11 @@ class Output(BufferedWriter):
         """The file that it is until then."""
         return self._temporary
 
-    def promise(self, size: int, sha256: str) -> None:
+    def expect(self, size: int, sha256: str) -> None:
         """Say what the file must read as: its bytes, and its SHA-256 in hex."""
-        self._promised = size, sha256
+        self._expected = size, sha256
 
-    def settle(self) -> None:
+    def flush_and_verify(self) -> None:
         """Force everything to the disk and read it back; nothing can be written any more."""
         with _told(self._path):
             self.flush()
@@ -65,16 +65,16 @@ class Output(BufferedWriter):
                     os.fchmod(self.fileno(), stat.S_IMODE(present.st_mode))
             os.fsync(self.fileno())
             self.close()
-            _read_back(self._temporary, self._promised, self._path)
+            _read_back(self._temporary, self._expected, self._path)
 
     def write_all(self, data: bytes) -> None:
-        """The whole of a small file: written, promised and settled."""
+        """The whole of a small file: written, forced to the disk and read back."""
         self.write(data)
-        self.promise(len(data), hashlib.sha256(data).hexdigest())
-        self.settle()
+        self.expect(len(data), hashlib.sha256(data).hexdigest())
+        self.flush_and_verify()
 
     def commit(self) -> None:
-        """Give the settled file its name."""
+        """Give the file its name, once it was verified."""
         with _told(self._path):
             check_target(self._path, self._force)  # somebody may have put a file there in the meantime
             _rename(self._temporary, self._target, self._force)
@@ -129,7 +129,7 @@ def check_target(path: str | PathLike[str], force: bool = False) -> Path:
 
 @contextlib.contextmanager
 def staged(path: str | PathLike[str], force: bool = False) -> Iterator[Output]:
-    """A binary stream that becomes the file `path` when it is settled and committed, and vanishes if it is not.
+    """A binary stream that becomes the file `path` when it is verified and committed, and vanishes if it is not.
 
     A new file gets the mode that the umask leaves of 0666; a replaced file keeps its mode. A symlink stays and its
     target is written.
@@ -160,17 +160,8 @@ def staged(path: str | PathLike[str], force: bool = False) -> Iterator[Output]:
             vanish()
 
 
-@contextlib.contextmanager
-def atomic_write(path: str | PathLike[str], force: bool = False) -> Iterator[Output]:
-    """A binary stream whose bytes become the file `path` when the block ends well. Arguments and errors as `staged`."""
-    with staged(path, force) as output:
-        yield output
-        output.settle()
-        output.commit()
-
-
 def commit_all(outputs: Sequence[Output]) -> None:
-    """Give settled outputs their names, in this order; whatever comes in between, all are old or all are new.
+    """Give verified outputs their names, in this order; whatever comes in between, all are old or all are new.
 
     Several names cannot be given in one step: a process killed between them leaves some new files beside old ones.
 
@@ -286,15 +277,15 @@ def _told(path: str | PathLike[str]) -> Iterator[None]:
 
 
 def write_bytes(path: str | PathLike[str], data: bytes, force: bool = False) -> None:
-    """Write a small file as `atomic_write` does. Errors as there."""
+    """Write a small file, whole or not at all. Errors as `staged`."""
     with staged(path, force) as output:
         output.write_all(data)
         output.commit()
 
 
-def _read_back(temporary: Path, promised: tuple[int, str] | None, path: str | PathLike[str]) -> None:
-    """Raises StorageError if the file is not what was promised; the disk is asked, not the memory, where that works."""
-    if promised is None:
+def _read_back(temporary: Path, expected: tuple[int, str] | None, path: str | PathLike[str]) -> None:
+    """Raises StorageError if the file is not what was expected; the disk is asked, not the memory, where that works."""
+    if expected is None:
         return
     hasher, size = hashlib.sha256(), 0
     with open(temporary, "rb", buffering=0) as file:
@@ -304,12 +295,12 @@ def _read_back(temporary: Path, promised: tuple[int, str] | None, path: str | Pa
         while chunk := file.read(_CHUNK):
             hasher.update(chunk)
             size += len(chunk)
-    if (size, hasher.hexdigest()) != promised:
+    if (size, hasher.hexdigest()) != expected:
         raise StorageError(
             "the output does not read back as it was written",
             where=str(path),
             got=f"{size} bytes with SHA-256 {hasher.hexdigest()}",
-            expected=f"{promised[0]} bytes with SHA-256 {promised[1]}",
+            expected=f"{expected[0]} bytes with SHA-256 {expected[1]}",
             fix="Nothing was replaced. The disk, its cable or the memory may be at fault.",
         )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -20,12 +21,12 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from zero_convert.errors import MalformedError, StorageError
+from ..errors import MalformedError
+from .naming import SUFFIXES
+from .spans import opened, read_pieces, size_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-_CHUNK = 1 << 20  # bytes read at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,35 +39,56 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
-class Blob:
-    """The bytes of a file: SHA-256 in hex, and how many they are."""
-
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What an artifact is, measured from the bytes that went by.
+class FileDigest:
+    """One file of an artifact.
 
     Attributes:
-        sha256: of the whole file, hex.
-        size: of the whole file in bytes.
-        tensors: name → dtype, shape and leaf digest, in the order of the file.
-        weights_digest: `zc1` over all tensors, hex.
-        data: the file beside it that holds its tensors, where there is one.
+        sha256: of its bytes, hex.
+        size: in bytes.
+        role: "" is the artifact itself; another file has the word under which receipts and locks hold it, "data".
+        name: of a file beside the artifact that is not called as its role says.
     """
 
     sha256: str
     size: int
-    tensors: Mapping[str, Leaf]
-    weights_digest: str
-    data: Blob | None = None
+    role: str = ""
+    name: str = ""
+
+    def path(self, artifact: str | PathLike[str]) -> str:
+        """Where it lies if the artifact lies there."""
+        place = os.fspath(artifact)
+        return os.path.join(os.path.dirname(place), self.name) if self.name else f"{place}{SUFFIXES[self.role]}"
+
+
+class Artifact:
+    """What stands for an artifact with its `files`: itself, then those beside it that hold its tensors."""
+
+    files: tuple[FileDigest, ...]
 
     @property
-    def leaves(self) -> dict[str, str]:
-        """Name → leaf digest in hex."""
-        return {name: leaf.digest for name, leaf in self.tensors.items()}
+    def sha256(self) -> str:
+        """Of the artifact itself, hex."""
+        return self.files[0].sha256
+
+    @property
+    def size(self) -> int:
+        """Of the artifact itself, in bytes."""
+        return self.files[0].size
+
+
+@dataclass(frozen=True)
+class Written(Artifact):
+    """What an artifact is, measured from the bytes that went by.
+
+    Attributes:
+        files: the artifact itself, then the files beside it that hold its tensors.
+        tensors: name → dtype, shape and leaf digest, in the order of the files.
+        weights_digest: `zc1` over all tensors, hex.
+    """
+
+    files: tuple[FileDigest, ...]
+    tensors: Mapping[str, Leaf]
+    weights_digest: str
 
 
 def canonical_json(obj: Any) -> str:
@@ -162,10 +184,7 @@ def sha256_file(path: str | PathLike[str]) -> str:
         StorageError: it cannot be read.
     """
     hasher = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                hasher.update(chunk)
-    except OSError as error:
-        raise StorageError("cannot read the file", where=str(path), got=error.strerror or str(error)) from error
+    with opened(path) as file:
+        for piece in read_pieces(file, 0, size_of(file), str(path)):
+            hasher.update(piece)
     return hasher.hexdigest()

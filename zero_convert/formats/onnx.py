@@ -1,4 +1,4 @@
-"""Reads an ONNX file as far as its tensors, metadata and signature go: no torch, no onnx, no code from the file.
+"""ONNX files as far as tensors, metadata, signature and digests go: no torch, no onnx, no code from the file.
 
     ModelProto    1 IR version   7 graph   8 opsets   14 metadata
     GraphProto    1 nodes   5 initializers   11 inputs   12 outputs
@@ -18,21 +18,18 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import BinaryIO
 
-from zero_convert.errors import MalformedError, RefusedError, StorageError
-from zero_convert.exporters.safetensors import DIMENSIONS, opened
-from zero_convert.exporters.safetensors import DTYPES as BITS
-
-from .digests import brief
+from ..errors import MalformedError, RefusedError, StorageError
+from .digests import FileDigest, Written, brief, weights_digest
+from .dtypes import find, stored
+from .hashing_lanes import ParallelHasher
+from .naming import data_path
 from .protobuf import Field, Message
+from .safetensors import DIMENSIONS, check_tiling
+from .spans import opened, read_pieces, size_of
 
-# ONNX's number of an element type → its name here; those without bits have no digest
-TYPES: Mapping[int, str] = {
-    1: "F32", 2: "U8", 3: "I8", 4: "U16", 5: "I16", 6: "I32", 7: "I64", 8: "STRING", 9: "BOOL", 10: "F16", 11: "F64",
-    12: "U32", 13: "U64", 14: "C64", 15: "C128", 16: "BF16", 17: "F8_E4M3", 18: "F8_E4M3FNUZ", 19: "F8_E5M2",
-    20: "F8_E5M2FNUZ", 21: "U4", 22: "I4", 24: "F8_E8M0",
-}  # fmt: skip
 TENSORS = 1_000_000  # at most, so that a small file cannot fill the memory
 _TYPED_DATA = (4, 5, 6, 7, 10, 11)
+_STRING = 8  # number of the only type whose elements have no width
 _INITIALIZER = 1000  # bytes of memory that one costs besides its fields
 
 
@@ -93,33 +90,30 @@ def read_metadata(path: str | PathLike[str]) -> Mapping[str, str]:
 
 def header_of(file: BinaryIO, where: str, spend: Callable[[int], None] = lambda _: None) -> OnnxHeader:
     """The header of an open file; errors as `read_header`, and what `spend` raises where it grows too large."""
-    size = os.fstat(file.fileno()).st_size
+    size = size_of(file)
     model = Message(file, 0, size, where, spend)
     ir_version, graph = 0, None
     producer: dict[int, str] = {}
     opsets: dict[str, int] = {}
     metadata: dict[str, str] = {}
-    try:
-        for field in model.fields(1, 2, 3, 7):
-            if field.number == 1:
-                ir_version = model.integer(field)
-            elif field.number in (2, 3):
-                producer[field.number] = model.text(field, lines=True)
-            elif field.number == 7:
-                graph = model.inside(field, "graph")
-            elif field.number == 8:
-                domain, version = _opset(model.inside(field, "opset"))
-                opsets[domain] = version
-            elif field.number == 14:
-                key, value = _pair(model.inside(field, "metadata"), lines=True)
-                if key in metadata:
-                    raise model.malformed(f"the metadata {brief(key)} comes twice")
-                metadata[key] = value
-        if graph is None or not opsets:
-            raise model.malformed("no graph, or no operator set", "an ONNX model")
-        tensors, inputs, outputs, operators = _graph(graph, where, spend)
-    except OSError as error:
-        raise StorageError("cannot read the file", where=where, got=error.strerror or str(error)) from error
+    for field in model.fields(1, 2, 3, 7):
+        if field.number == 1:
+            ir_version = model.integer(field)
+        elif field.number in (2, 3):
+            producer[field.number] = model.text(field, lines=True)
+        elif field.number == 7:
+            graph = model.inside(field, "graph")
+        elif field.number == 8:
+            domain, version = _opset(model.inside(field, "opset"))
+            opsets[domain] = version
+        elif field.number == 14:
+            key, value = _pair(model.inside(field, "metadata"), lines=True)
+            if key in metadata:
+                raise model.malformed(f"the metadata {brief(key)} comes twice")
+            metadata[key] = value
+    if graph is None or not opsets:
+        raise model.malformed("no graph, or no operator set", "an ONNX model")
+    tensors, inputs, outputs, operators = _graph(graph, where, spend)
     maker = " ".join(filter(None, (producer.get(2), producer.get(3))))
     return OnnxHeader(metadata, tuple(tensors.values()), size, ir_version, opsets, inputs, outputs, operators, maker)
 
@@ -178,7 +172,7 @@ def _tensor(message: Message, where: str) -> StoredTensor:
             elsewhere = message.integer(field) == 1
         elif field.number in _TYPED_DATA:
             typed.append(field)
-    tensor, dtype = f"tensor {brief(name)}", TYPES.get(kind, f"type {kind}")
+    tensor, dtype = f"tensor {brief(name)}", _spelled_type(kind, f"type {kind}")
     if len(shape) > DIMENSIONS or any(size >= 1 << 63 for size in shape):
         raise message.malformed(f"{tensor} of shape {brief(shape)}", f"at most {DIMENSIONS} sizes below 2**63")
     if elsewhere:
@@ -192,14 +186,18 @@ def _tensor(message: Message, where: str) -> StoredTensor:
         location, begin, end = ("", raw.begin, raw.end) if raw else ("", -1, -1)
         if raw is None and 0 not in shape:
             raise message.malformed(f"{tensor} has no data")
-    if (bits := BITS.get(dtype)) is not None:
-        for size in shape:
-            bits *= size
-            if bits >= 1 << 66:
-                raise message.malformed(f"{tensor} of shape {brief(shape)}", "fewer than 2**63 bytes")
+    if (row := stored(dtype)) is not None:
+        if (bits := row.bits_of(shape)) is None:
+            raise message.malformed(f"{tensor} of shape {brief(shape)}", "fewer than 2**63 bytes")
         if bits != 8 * (end - begin):
             raise message.malformed(f"{tensor} with {end - begin} bytes", f"{bits / 8:g} for {dtype} {brief(shape)}")
     return StoredTensor(name, dtype, tuple(shape), begin, end, location)
+
+
+def _spelled_type(number: int, unknown: str) -> str:
+    """The name of the element type with ONNX's number."""
+    row = find("onnx", number)
+    return "STRING" if number == _STRING else unknown if row is None else row.name
 
 
 def _external(entries: Mapping[str, str], where: str, tensor: str) -> tuple[str, int, int]:
@@ -267,7 +265,7 @@ def _spelled(tensor: Message) -> str:
     dtype, sizes = "", None
     for field in tensor.fields(1, 2):
         if field.number == 1:
-            dtype = TYPES.get(tensor.integer(field), "?")
+            dtype = _spelled_type(tensor.integer(field), "?")
         elif field.number == 2:
             shape = tensor.inside(field)
             sizes = [_size(shape.inside(dimension)) for dimension in shape.fields() if dimension.number == 1]
@@ -279,3 +277,59 @@ def _size(dimension: Message) -> str:
         if field.number in (1, 2):
             return str(dimension.integer(field)) if field.number == 1 else dimension.text(field)
     return "?"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# digests
+
+
+def file_digests(path: str | PathLike[str]) -> Written:
+    """The digests of the file at `path`, made again from its bytes and those of its data file.
+
+    A data file has to hold the tensors that the model has in it, end to end, and nothing besides.
+
+    Raises:
+        MalformedError, RefusedError, StorageError: as `read_header`; or a tensor is not stored as raw bytes.
+    """
+    where = str(path)
+    with opened(path) as file:
+        header = header_of(file, where)
+        for tensor in header.tensors:
+            if tensor.begin < 0 or stored(tensor.dtype) is None:
+                raise MalformedError(
+                    f"tensor {brief(tensor.name)} has no digest",
+                    where=where,
+                    got=f"{tensor.dtype}, not stored as raw bytes" if tensor.begin < 0 else tensor.dtype,
+                    expected="raw bytes of a type that safetensors has",
+                    fix="The file was not written by zero-convert.",
+                )
+        whole = _digests(file, 0, header.size, [t for t in header.tensors if not t.location], where)
+    found, files = dict(whole.tensors), [*whole.files]
+    for location in dict.fromkeys(t.location for t in header.tensors if t.location):
+        beside = os.path.join(os.path.dirname(where), location)
+        with opened(beside) as file:
+            size = size_of(file)
+            own = sorted((t for t in header.tensors if t.location == location), key=lambda t: (t.begin, t.end))
+            if (tiled := check_tiling(((t.name, t.begin, t.end) for t in own), beside)) != size:
+                what = "bytes follow the last tensor"
+                raise MalformedError(what, where=beside, got=f"{size} bytes", expected=str(tiled))
+            part = _digests(file, 0, size, own, beside)
+            found |= part.tensors
+        name = "" if location == data_path(path).name else location
+        files.append(FileDigest(part.sha256, part.size, "data", name))
+    leaves = {name: bytes.fromhex(leaf.digest) for name, leaf in found.items()}
+    return Written(tuple(files), {t.name: found[t.name] for t in header.tensors}, weights_digest(leaves))
+
+
+def _digests(file: BinaryIO, begin: int, end: int, tensors: list[StoredTensor], where: str) -> Written:
+    """The digests of a whole file and of the tensors in it, which are in its order."""
+    with ParallelHasher() as hasher:
+        position = begin
+        for tensor in tensors:
+            for piece in read_pieces(file, position, tensor.begin, where):
+                hasher.file(piece)
+            hasher.tensor(tensor.name, tensor.dtype, tensor.shape, read_pieces(file, tensor.begin, tensor.end, where))
+            position = tensor.end
+        for piece in read_pieces(file, position, end, where):
+            hasher.file(piece)
+    return hasher.written()

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
-from zero_convert.errors import MalformedError
-
+from ..errors import MalformedError
 from .digests import is_plain_text
+from .spans import DAMAGED, read_span
 
 VARINT, EIGHT, DELIMITED, FOUR = 0, 1, 2, 5
 _LONGEST = 10  # bytes of a varint
@@ -122,9 +122,8 @@ class Message:
 
     def malformed(self, what: str, expected: str = "") -> MalformedError:
         """The error that says so, for whoever knows the schema as well."""
-        fix = "The file is damaged or was made by hand."
         return MalformedError(
-            "the file does not hold together", where=self._where, got=what, expected=expected, fix=fix
+            "the file does not hold together", where=self._where, got=what, expected=expected, fix=DAMAGED
         )
 
     def _field(self, position: int, window: bytes, at: int) -> Field:
@@ -158,8 +157,4 @@ class Message:
     def _read(self, begin: int, size: int) -> bytes:
         if self._start <= begin and begin + size <= self._start + len(self._window):
             return self._window[begin - self._start : begin - self._start + size]
-        self._file.seek(begin)
-        data = self._file.read(size)
-        if len(data) != size:
-            raise self.malformed(f"the file ends at byte {begin + len(data)}")
-        return data
+        return read_span(self._file, begin, size, self._where)

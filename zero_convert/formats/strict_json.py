@@ -1,23 +1,20 @@
 """JSON objects that others wrote, believed only as far as they were checked: what receipts, recipes and locks share.
 
-Knows records and digests, no torch, and nothing of what the objects are for.
+Knows digests, no torch, and nothing of what the objects are for.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import re
-import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from zero_convert import records
-from zero_convert.errors import MalformedError, StorageError
-
-from .digests import Blob, Leaf, brief, is_plain_text
+from ..errors import MalformedError
+from .digests import FileDigest, Leaf, brief, is_plain_text
+from .naming import ROLES
+from .spans import opened, read_span, size_of
 
 
 def read_limited(path: str | PathLike[str], limit: int, what: str) -> bytes:
@@ -27,18 +24,10 @@ def read_limited(path: str | PathLike[str], limit: int, what: str) -> bytes:
         MalformedError: it has more than `limit` bytes.
         StorageError: it is no regular file, or cannot be read.
     """
-    where = str(path)
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise StorageError(f"cannot read the {what}", where=where, got="no regular file")
-        with open(path, "rb") as file:
-            data = file.read(limit + 1)
-    except (OSError, ValueError) as error:
-        got = getattr(error, "strerror", None) or str(error)
-        raise StorageError(f"cannot read the {what}", where=where, got=got) from error
-    if len(data) > limit:
-        raise MalformedError(f"too large for a {what}", where=where, expected=f"at most {limit} bytes")
-    return data
+    with opened(path, what) as file:
+        if (size := size_of(file)) > limit:
+            raise MalformedError(f"too large for a {what}", where=str(path), expected=f"at most {limit} bytes")
+        return read_span(file, 0, size, str(path), f"the {what}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +56,13 @@ class Fields:
         return value
 
     def text(self, name: str) -> str:
-        value: str = self.take(name, is_text, "text without control characters")
-        return value
+        return str(self.take(name, is_text, "text without control characters"))
 
     def digest(self, name: str) -> str:
-        value: str = self.take(name, is_digest, "64 hexadecimal digits")
-        return value
+        return str(self.take(name, is_digest, "64 hexadecimal digits"))
 
     def size(self, name: str) -> int:
-        value: int = self.take(name, is_size, "an integer from 0 to 2**63 - 1")
-        return value
+        return int(self.take(name, is_size, "an integer from 0 to 2**63 - 1"))
 
     def mapping(self, name: str, check: Callable[[object], bool], expected: str) -> dict[str, Any]:
         value = self.raw[name]
@@ -128,32 +114,19 @@ def read_leaf(obj: object, where: str) -> Leaf:
     return Leaf(fields.text("dtype"), tuple(shape), fields.digest("digest"))
 
 
-def read_blob(fields: Fields, name: str) -> Blob | None:
-    """The file that a field speaks of, if there is that field; raises MalformedError."""
-    if name not in fields.raw:
-        return None
-    inner = Fields.of(fields.raw[name], f"{fields.where}, {name}", ("sha256", "size"))
-    return Blob(inner.digest("sha256"), inner.size("size"))
+def files_json(files: Sequence[FileDigest]) -> dict[str, Any]:
+    """SHA-256 and size of an artifact; those of each file beside it stand under its role."""
+    own, *beside = files
+    return {"sha256": own.sha256, "size": own.size, **{file.role: files_json([file]) for file in beside}}
 
 
-def read_edit(obj: object, where: str) -> records.Edit:
-    """The edit that a JSON object spells; raises MalformedError. One without `source` is of an earlier version."""
-    names = {spec.name for spec in dataclasses.fields(records.Edit)} - {"source"}
-    fields = Fields.of(obj, where, names, ("source",))
-    return records.Edit(
-        rewrite=fields.text("rewrite"),
-        target=fields.text("target"),
-        action=fields.text("action"),
-        applied=fields.take("applied", lambda value: isinstance(value, bool), "true or false"),
-        reason=fields.text("reason"),
-        source=read_source(fields) if "source" in fields.raw else None,
-    )
-
-
-def read_source(fields: Fields) -> tuple[str, ...] | None:
-    """What an edit is made from; raises MalformedError."""
-    found = fields.take("source", lambda value: value is None or is_texts(value), "a list of texts, or null")
-    return None if found is None else tuple(found)
+def read_files(fields: Fields) -> tuple[FileDigest, ...]:
+    """The inverse of `files_json`; raises MalformedError."""
+    found = {"": fields}
+    for role in ROLES:
+        if role in fields.raw:
+            found[role] = Fields.of(fields.raw[role], f"{fields.where}, {role}", ("sha256", "size"))
+    return tuple(FileDigest(own.digest("sha256"), own.size("size"), role) for role, own in found.items())
 
 
 def wrong(where: str, what: str, got: object, expected: str) -> MalformedError:

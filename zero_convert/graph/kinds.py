@@ -20,6 +20,8 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _Av
 from zero_convert.nn.layers import HadamardTransform, ScalarBias, ScalarScale
 from zero_convert.records import Geometry
 
+from .fixed import departs, fixed_names
+
 NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 RELUS = (nn.ReLU, nn.ReLU6)
 ACTIVATIONS = (
@@ -49,9 +51,25 @@ QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.
 STOCHASTIC = frozenset({"torchvision.ops.stochastic_depth.StochasticDepth", "torchvision.ops.drop_block.DropBlock2d"})
 
 
+FIXED = "fixed"
+_TRANSFORMS = ("convolution", "linear", "bilinear")  # with a fixed weight
+
+
 def kind_of(module: nn.Module) -> str:
     """One of "convolution", "linear", "bilinear", "recurrent", "attention", "embedding", "norm", "activation", "pool",
-    "transform", "bias", "scale", "drop", or "" for a class that is not known."""
+    "transform", "bias", "scale", "drop", "fixed", or "" for a class that is not known.
+
+    "fixed" is a matrix, kernel or norm whose values the author fixed: a transform of the signal, no layer of weights.
+    """
+    kind = _kind_of_class(module)
+    if fixed_names(module) and (
+        (kind in _TRANSFORMS and "weight" in fixed_names(module)) or (kind == "norm" and departs(module))
+    ):
+        return FIXED
+    return kind
+
+
+def _kind_of_class(module: nn.Module) -> str:
     kinds: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
         (_ConvNd, "convolution"),
         (nn.Linear, "linear"),

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from zero_convert.nn.functional import pad_channels, relu0, relu6_0, subsample
 
-from .kinds import kind_of
+from .kinds import FIXED, kind_of
 
 ADDS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
 MULTIPLIES: frozenset[Any] = frozenset(
@@ -75,6 +75,8 @@ def kind(node: fx.Node, root: nn.Module) -> str:
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         known = kind_of(module)
+        if known == FIXED:
+            return "other"
         return known or ("opaque" if next(module.parameters(), None) is not None else "other")
     if node.op == "get_attr":
         return "parameter"

@@ -8,6 +8,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from zero_convert.errors import CoverageError
+from zero_convert.graph.fixed import frozen_names, mark
+from zero_convert.graph.state import stored_tensors
 from zero_convert.records import Assignment, Tensor
 from zero_convert.runtime.threads import one_thread
 
@@ -46,7 +49,7 @@ def _is_progression(value: torch.Tensor) -> bool:
 
 def unverified_buffers(root: nn.Module, assignments: Iterable[Assignment]) -> list[str]:
     """Names of the buffers that keep varied values without a formula: tables, or drawn by a constructor."""
-    state = root.state_dict()
+    state = stored_tensors(root)
     return [
         a.tensor.name
         for a in assignments
@@ -54,6 +57,27 @@ def unverified_buffers(root: nn.Module, assignments: Iterable[Assignment]) -> li
         and isinstance(a.formula, AsConstructed)
         and not is_constant(state[a.tensor.name], replace(a.tensor, trainable=True), False)
     ]
+
+
+@one_thread()
+def settle_frozen(root: nn.Module, source: str, *, meant: bool) -> None:
+    """Marks what the author fixed.
+
+    Args:
+        meant: frozen values are the author's: of a NaN-filled construction, or because the user says so.
+
+    Raises:
+        CoverageError: with every frozen tensor of a live module, where data and drawn values look alike.
+    """
+    if not meant and (names := frozen_names(root)):
+        raise CoverageError(
+            f"{len(names)} tensors of the given module are frozen, and nothing tells meant values from drawn ones",
+            where=f"{source}: {', '.join(names)}",
+            expected="a factory, whose constructor shows it, or a word on what is to become of them",
+            fix='Pass --uncovered keep (uncovered="keep" in Python): they keep their values. What the scheme is to '
+            "fill: requires_grad_(True) before converting.",
+        )
+    mark(root)
 
 
 @one_thread()

@@ -9,14 +9,14 @@ from collections.abc import Collection, Mapping
 
 import torch
 
-from zero_convert.errors import CoverageError
 from zero_convert.formulas import Constant, Formula
+from zero_convert.graph.state import stored_tensors
 from zero_convert.graph.traced import Traced
 from zero_convert.records import Assignment, Option, Structure
 from zero_convert.runtime.threads import one_thread
 from zero_convert.sources.file_values import FileValues
 
-from .resolve import SHOWN, Context, Tied, resolve
+from .resolve import Context, Tied, resolve
 from .scheme import AsConstructed, Scheme
 
 
@@ -42,9 +42,7 @@ def initialize(
     Raises:
         CoverageError: tensors without a rule, or values to be kept that were drawn at random.
     """
-    state = traced.root.state_dict(keep_vars=True)
-    if strange := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise CoverageError("the state dict holds more than tensors", where=", ".join(strange[:SHOWN]))
+    state = stored_tensors(traced.root)
     context = Context(state, structure, scheme, options, uncovered, constructed, drawn, file_values or {})
     assignments = resolve(context)
     with torch.no_grad():

@@ -12,6 +12,9 @@ import torch
 
 from zero_convert.errors import CoverageError
 from zero_convert.formulas import Constant, Floats, Formula
+from zero_convert.graph.fixed import is_set
+from zero_convert.graph.kinds import FIXED
+from zero_convert.graph.state import EXTRA
 from zero_convert.graph.ties import ties
 from zero_convert.records import Assignment, Layer, Option, Structure, Tensor
 from zero_convert.sources.file_values import FileValues
@@ -21,6 +24,7 @@ from .scheme import AsConstructed, Scheme
 
 SHOWN = 6  # tensors named in an error
 TIE = "tie"  # decides over all rules
+FROZEN = "frozen by its constructor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Context:
             may keep it. Otherwise a trainable tensor is kept only if it has the same value everywhere.
         drawn: names of integer tensors that a constructor drew at random.
         file_values: values of a file, by name, for what would stay as it was constructed.
+        meant: stored names of the frozen tensors that keep their values.
         given: what the scheme gives to the tensors of the layer in question, by their local names.
     """
 
@@ -60,6 +65,7 @@ class Context:
     constructed: bool = True
     drawn: Collection[str] = ()
     file_values: Mapping[str, FileValues] = field(default_factory=dict)
+    meant: Collection[str] = ()
     given: Mapping[str, Formula] = field(default_factory=dict)
 
     def is_fixed(self, tensor: Tensor, trusted: bool = False) -> bool:
@@ -87,6 +93,18 @@ def _scheme(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> 
     return context.given.get(tensor.local)
 
 
+def _frozen(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
+    """What the constructor froze and set stays, whatever the scheme has for such a tensor."""
+    return AsConstructed(tensor.shape) if tensor.name in context.meant else None
+
+
+def _beside_fixed(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
+    """The rest of a layer whose weight is fixed: shifts start at 0, the factors of a norm at 1."""
+    started = {"bias": 0.0, "weight": 1.0}
+    rest = layer.kind == FIXED and formula is None and not tensor.buffer and tensor.local in started
+    return Constant(tensor.shape, started[tensor.local]) if rest else None
+
+
 def _uncovered(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
     """What the user says of tensors that the scheme has no rule for."""
     said = {"zeros": Constant(tensor.shape, 0.0), "keep": AsConstructed(tensor.shape)}
@@ -95,6 +113,11 @@ def _uncovered(context: Context, layer: Layer, tensor: Tensor, formula: Answer) 
 
 def _buffer(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
     return AsConstructed(tensor.shape) if formula is None and tensor.buffer else None
+
+
+def _extra_state(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
+    """What a module's own code adds to the state dict is no weight, and nothing that is written to it stays there."""
+    return AsConstructed(tensor.shape) if tensor.local == EXTRA else None
 
 
 def _constant_read(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
@@ -124,12 +147,15 @@ def _drawn_value(context: Context, layer: Layer, tensor: Tensor, formula: Answer
 RULES: tuple[tuple[str, Callable[[Context, Layer, Tensor, Answer], Answer]], ...] = (
     ("empty layer", _empty_layer),
     ("scheme", _scheme),
+    (FROZEN, _frozen),
+    ("beside fixed", _beside_fixed),
     ("uncovered", _uncovered),
     ("buffer", _buffer),
     ("constant read", _constant_read),
     ("constant or else", _constant_or_else),
     ("file value", _file_value),
     ("drawn value", _drawn_value),
+    ("extra state", _extra_state),
 )
 
 
@@ -143,6 +169,7 @@ def resolve(context: Context) -> tuple[Assignment, ...]:
         CoverageError: tensors without a rule, or values to be kept that were drawn at random.
     """
     stored = ties(context.state)
+    context = replace(context, meant=_meant(context, stored))
     owners: dict[str, str] = {}  # stored name → the name, first in order of execution, whose formula its values follow
     assignments: list[Assignment] = []
     missing: list[str] = []
@@ -156,7 +183,7 @@ def resolve(context: Context) -> tuple[Assignment, ...]:
             elif (owner := owners.setdefault(stored[tensor.name], tensor.name)) != tensor.name:
                 assignments.append(Assignment(tensor, layer.name, layer.role, Tied(tensor.shape, owner), TIE))
             else:
-                notes = _notes(layer, tensor)
+                notes = _notes(layer, tensor, decided_by)
                 assignments.append(Assignment(tensor, layer.name, layer.role, formula, decided_by, notes))
     if missing:
         raise CoverageError(
@@ -179,17 +206,37 @@ def _decide(context: Context, layer: Layer, tensor: Tensor) -> tuple[Answer, str
     return formula, decided_by
 
 
-def _notes(layer: Layer, tensor: Tensor) -> tuple[str, ...]:
+def _meant(context: Context, stored: Mapping[str, str]) -> frozenset[str]:
+    """Names of the tensors that keep the values they are frozen at, with every name of the same memory.
+
+    Of a live module only the user can say that values were meant.
+    """
+    if not context.constructed and context.uncovered != "keep":
+        return frozenset()
+    tensors = [tensor for layer in context.structure.layers for tensor in layer.tensors]
+    frozen = (t.name for t in tensors if not t.trainable and not t.buffer and t.name not in context.drawn)
+    still = [t.name for layer in context.structure.layers if layer.kind == FIXED for t in layer.tensors if t.buffer]
+    kept = {stored[name] for name in (*(n for n in frozen if _holds_values(context.state[n])), *still)}
+    return frozenset(name for name in stored if stored[name] in kept)
+
+
+def _holds_values(value: torch.Tensor) -> bool:
+    return is_set(value) if value.is_floating_point() or value.is_complex() else True
+
+
+def _notes(layer: Layer, tensor: Tensor, decided_by: str) -> tuple[str, ...]:
     """What else the plan says of a tensor."""
-    frozen = not tensor.trainable and not tensor.buffer
     unused = dict(layer.uses).get(tensor.local) == "unused" and not tensor.buffer
-    return ("frozen",) * frozen + ("unused: the output does not depend on it",) * unused
+    frozen = "" if tensor.trainable or tensor.buffer else "frozen"
+    first = (FROZEN if decided_by == FROZEN else frozen,)
+    return (*filter(None, first), *("unused: the output does not depend on it",) * unused)
 
 
 def _refuse_drawn(context: Context, assignments: Sequence[Assignment]) -> None:
     """Raises CoverageError if values that no rule writes may have been drawn at random."""
     trusted = context.constructed and context.uncovered == "keep"
-    kept = [a.tensor for a in assignments if isinstance(a.formula, AsConstructed)]
+    unasked = [a.tensor for a in assignments if isinstance(a.formula, AsConstructed)]
+    kept = [tensor for tensor in unasked if tensor.trainable is False or tensor.name not in context.meant]
     if drawn := [tensor.name for tensor in kept if not context.is_fixed(tensor, trusted)]:
         raise CoverageError(
             f"{len(drawn)} tensors would be kept as constructed, but hold no constants",

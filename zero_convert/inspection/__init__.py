@@ -8,17 +8,18 @@ from __future__ import annotations
 import collections
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.artifacts.receipt import DIGEST_KEY, FOLDED_KEY, recipe_from_metadata, recipe_json
-from zero_convert.errors import RefusedError
-from zero_convert.exporters.safetensors import DTYPES
+from zero_convert.artifacts.receipt import recipe_from_metadata, recipe_json
+from zero_convert.formats import dtypes
 from zero_convert.formats.digests import leaf_hasher, weights_digest
-from zero_convert.readers import Contents, Limits, Storage, Tensor
-from zero_convert.readers.tensor_bytes import check_crc, pieces, readable
+from zero_convert.formats.naming import DIGEST_KEY, FOLDED_KEY
 
+from ..errors import RefusedError
+from ..readers import Contents, Limits, Storage, Tensor
+from ..readers.tensor_bytes import check_crc, pieces, readable
 from .likely_architecture import likely
 
 if TYPE_CHECKING:
@@ -83,7 +84,9 @@ def survey(
 def _undigested(contents: Contents) -> str:
     own = [tensor for tensor in contents.tensors if tensor.name in contents.weights]
     for tensor in own:
-        if why := readable(tensor) or ("" if tensor.dtype in DTYPES else f"safetensors has no type {tensor.dtype}"):
+        if why := readable(tensor) or (
+            "" if dtypes.stored(tensor.dtype) else f"safetensors has no type {tensor.dtype}"
+        ):
             return f"{tensor.name}: {why}"
     return "" if own else "it holds no tensors"
 
@@ -123,17 +126,20 @@ class _Reading:
 
 
 def _read(tensor: Tensor, hashers: list[Any], want: bool) -> Values | None:
-    describer = None
+    """Gives every byte of the tensor to the hashers; what the values are, if that is wanted."""
     if want:
-        from .tensor_values import Describer
+        from .tensor_values import describe
 
-        describer = Describer(tensor.dtype, tensor.shape)
+        return describe(tensor.dtype, tensor.shape, _hashed(tensor, hashers))
+    collections.deque(_hashed(tensor, hashers), maxlen=0)
+    return None
+
+
+def _hashed(tensor: Tensor, hashers: list[Any]) -> Iterator[memoryview]:
     for piece in pieces(tensor):
         for hasher in hashers:
             hasher.update(piece)
-        if describer is not None:
-            describer.take(piece)
-    return None if describer is None else describer.values()
+        yield piece
 
 
 def own_names(contents: Contents) -> dict[str, str]:
@@ -153,7 +159,7 @@ def own_names(contents: Contents) -> dict[str, str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# as JSON, `inspection/inspect.schema.json`
+# as JSON, `inspect.schema.json`
 
 
 def facts(found: Survey) -> dict[str, Any]:

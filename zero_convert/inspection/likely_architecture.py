@@ -1,6 +1,6 @@
 """Which architecture a file's tensors likely belong to, by their names and shapes. No torch: the index is shipped.
 
-`inspection/architectures.tsv`, written by `scripts/index_architectures.py`, has a line for each distinct architecture of
+`architectures.tsv`, written by `scripts/index_architectures.py`, has a line for each distinct architecture of
 torchvision, timm and transformers, behind one with their versions:
 
     tensors   number of tensors, without counters of batches
@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zero_convert.model_ref import ModelRef
-from zero_convert.tied_names import completions
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -43,6 +42,18 @@ _KINDS = 8  # names without their numbers, at least, by which a family can be to
 _GRADES = ("exact", "classes", "headless", "part", "family", "part")
 _WORDS = 1 << 64
 _DIGITS = 6  # hexadecimal ones of a hash in a sample
+# What files of transformers leave out: matrices that are tied to another one, and stored under its name only. Names
+# from the classes' `_tied_weights_keys` (transformers 5.23).
+_OUTPUTS = (
+    "lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight", "predictions.decoder.weight",
+    "generator_lm_head.weight", "proj_out.weight", "embed_out.weight", "decoder.weight", "head.weight",
+    "head.decoder.weight", "output_projection.weight", "decoder.output_projection.weight", "vocab_projector.weight",
+    "output.weight", "lm_head.out_proj.weight", "pred_layer.proj.weight", "lm_loss.weight", "mlm_score.decoder.weight",
+    "text_decoder.cls.predictions.decoder.weight", "text_decoder_postnet.lm_head.weight", "text_model.lm_head.weight",
+)  # fmt: skip
+_EMBEDDING = re.compile(r"(^|[._])(\w*embed\w*|emb|wte|w|shared)\.weight$")
+_SHARED = "shared.weight"
+_SIDES = (("encoder", "decoder"), ("encoder",), ("decoder",), ("text_encoder", "text_decoder"), ("text_decoder",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +168,7 @@ def _with_tied(own: Shapes, count: int) -> Iterator[tuple[int, float, list[Row]]
     total = sum(element(name, shape) for name, shape in own.items())
     kinds = {_kind(name) for name in own}
     known = sum(map(_hash, kinds))
-    for added in completions(own):
+    for added in _completions(own):
         sums = (total + sum(element(name, shape) for name, shape in added.items())) % _WORDS
         if _exact(len(own) + len(added), sums) is None:
             more = (known + sum(map(_hash, {_kind(name) for name in added} - kinds))) % _WORDS
@@ -166,6 +177,38 @@ def _with_tied(own: Shapes, count: int) -> Iterator[tuple[int, float, list[Row]]
         fitting = _fitting({**own, **added}, count + len(added))
         if fitting is not None and _GRADES[fitting[0]] in ("exact", "family"):
             yield fitting
+
+
+def _completions(shapes: Shapes) -> Iterator[dict[str, tuple[int, ...]]]:
+    """The tensors that may be missing, name → shape, one dict for each way.
+
+    A language model's output is often its embedding, and an encoder and a decoder share theirs.
+    """
+    tables = [shape for name, shape in shapes.items() if len(shape) == 2 and _EMBEDDING.search(name)]
+    if not tables:
+        return
+    table = max(tables)
+    heads: list[dict[str, tuple[int, ...]]] = []
+    for name in _OUTPUTS:
+        if name not in shapes:
+            outer, _, _ = name.rpartition(".decoder.")
+            bias = shapes.get(f"{outer}.bias") if outer else None
+            heads.append({name: table, **({f"{outer}.decoder.bias": bias} if bias is not None else {})})
+    for sides in _sides(shapes):
+        for head in (*heads, {}):  # a network with an output is what files mostly hold
+            if added := {**sides, **head}:
+                yield added
+
+
+def _sides(shapes: Shapes) -> Iterator[dict[str, tuple[int, ...]]]:
+    """What an encoder and a decoder have of the embedding that they share."""
+    yield {}
+    for name in (name for name in shapes if name == _SHARED or name.endswith(f".{_SHARED}")):
+        before = name.removesuffix(_SHARED)
+        for sides in _SIDES:
+            names = [f"{before}{side}.embed_tokens.weight" for side in sides]
+            if not any(each in shapes for each in names):
+                yield dict.fromkeys(names, shapes[name])
 
 
 def _first(pair: tuple[float, Row | None]) -> float:

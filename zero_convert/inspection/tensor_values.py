@@ -18,16 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zero_convert.formats.dtypes import DTYPES
+
 Floats = npt.NDArray[np.float64]
-_PLAIN = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
-    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1", "C64": "<f4", "C128": "<f8", "C32": "<f2",
-    "QI32": "<i4", "QI8": "i1", "QU8": "u1",
-}  # fmt: skip
-_TINY = {  # exponent bits, mantissa bits, bias, kinds of specials
-    "F8_E4M3": (4, 3, 7, "one nan"), "F8_E5M2": (5, 2, 15, "ieee"), "F8_E4M3FNUZ": (4, 3, 8, "unsigned zero"),
-    "F8_E5M2FNUZ": (5, 2, 16, "unsigned zero"),
-}  # fmt: skip
 _STEP = 1 << 18  # elements looked at together
 
 
@@ -69,21 +62,21 @@ class Describer:
     """Takes in a tensor's bytes, in pieces of whole elements, and says what they are."""
 
     def __init__(self, dtype: str, shape: tuple[int, ...]) -> None:
-        self._dtype = dtype
-        self._known = dtype in _PLAIN or dtype in ("BF16", "F8_E8M0") or dtype in _TINY
+        row = DTYPES.get(dtype)
+        self._numbers = None if row is None else row.parts
         self._sums = _Sums()
         self._first: float | None = None
         self._constant = True
-        size = prod(shape) * (2 if dtype in ("C64", "C128", "C32") else 1)
-        self._size = size
-        self._matrix = _Matrix(shape) if len(shape) >= 2 and dtype[0] in "FBIU" and dtype != "BOOL" else None
+        self._size = prod(shape)
+        real = row is not None and row.kind in ("float", "int", "uint")
+        self._matrix = _Matrix(shape) if len(shape) >= 2 and real else None
         self._seen = 0
 
     def take(self, piece: bytes | memoryview) -> None:
         """The next bytes."""
-        if not self._known:
+        if self._numbers is None:
             return
-        values = _decoded(piece, self._dtype)
+        values = np.frombuffer(piece, self._numbers)
         for start in range(0, len(values), _STEP):
             self._take(np.asarray(values[start : start + _STEP], np.float64))
 
@@ -101,7 +94,7 @@ class Describer:
         """What they were."""
         if not self._size:
             return Values("empty")
-        if not self._known:
+        if self._numbers is None:
             return Values("unknown")
         kind, detail = self._kind()
         s = self._sums
@@ -197,39 +190,6 @@ class _Matrix:
         if self._identity:
             return ("identity" if self._rows == self._columns else "partial identity"), at.strip()
         return ("hadamard" if self._hadamard else "signs"), f"±{self._scale:.9g}{at}"
-
-
-def _decoded(piece: bytes | memoryview, dtype: str) -> npt.NDArray[Any]:
-    """The numbers of a type; of complex ones both parts."""
-    if dtype in _PLAIN:
-        return np.frombuffer(piece, _PLAIN[dtype])
-    if dtype == "BF16":
-        return (np.frombuffer(piece, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
-    table: npt.NDArray[np.float64] = _TABLES.get(dtype) if dtype in _TABLES else _table(dtype)  # type: ignore[assignment]
-    _TABLES[dtype] = table
-    return table[np.frombuffer(piece, np.uint8)]
-
-
-_TABLES: dict[str, Floats] = {}
-
-
-def _table(dtype: str) -> Floats:
-    """The 256 numbers of an 8-bit type. Sources: OCP 8-bit floating point 1.0; arXiv 2206.02915 (FNUZ)."""
-    if dtype == "F8_E8M0":
-        return np.array([math.nan if code == 255 else math.ldexp(1.0, code - 127) for code in range(256)])
-    exponents, mantissas, bias, specials = _TINY[dtype]
-    found = []
-    for code in range(256):
-        sign = -1.0 if code & 0x80 else 1.0
-        exponent, mantissa = (code & 0x7F) >> mantissas, code & ((1 << mantissas) - 1)
-        whole = mantissa if exponent == 0 else mantissa + (1 << mantissas)
-        value = sign * math.ldexp(whole, max(exponent, 1) - bias - mantissas)
-        if specials == "ieee" and exponent == (1 << exponents) - 1:
-            value = sign * math.inf if mantissa == 0 else math.nan
-        elif (specials == "one nan" and code & 0x7F == 0x7F) or (specials == "unsigned zero" and code == 0x80):
-            value = math.nan
-        found.append(value)
-    return np.array(found)
 
 
 def describe(dtype: str, shape: tuple[int, ...], pieces: Iterable[bytes | memoryview]) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Callable, Collection
@@ -14,6 +15,20 @@ from torch import fx, nn
 
 class Container(nn.Module):
     """Holds submodules under their original names. It has no forward: the graph is the forward."""
+
+
+class _Stateful(nn.Module):
+    """Keeps the extra state which the original module added to a state dict."""
+
+    def get_extra_state(self) -> Any:
+        return self.__dict__["kept_state"]
+
+    def set_extra_state(self, state: Any) -> None:
+        self.__dict__["kept_state"] = state
+
+
+class StatefulContainer(_Stateful, Container):
+    """A container with extra state."""
 
 
 def uncalled(root: nn.Module, *graphs: fx.Graph) -> list[str]:
@@ -59,12 +74,22 @@ class ConvertedModule(nn.Module):
                     holder.register_parameter(name, parameter)
                 for name, buffer in module._buffers.items():
                     holder.register_buffer(name, buffer, name not in module._non_persistent_buffers_set)
+                if type(module).get_extra_state is not nn.Module.get_extra_state:
+                    made._keep_state(holder, copy.deepcopy(module.get_extra_state()))
         made._prune()
         for target in dict.fromkeys(str(n.target) for g in (train, evaluate) for n in g.nodes if n.op == "get_attr"):
             made._constant(root, target)
         made.training = root.training
         made._set_graphs(train, evaluate)
         return made
+
+    def _keep_state(self, holder: nn.Module, state: Any) -> None:
+        holder.__dict__["kept_state"] = state
+        if holder is self:
+            for name in ("get_extra_state", "set_extra_state"):
+                setattr(type(self), name, vars(_Stateful)[name])
+        else:
+            holder.__class__ = StatefulContainer
 
     def _holder(self, path: str) -> nn.Module:
         node: nn.Module = self
@@ -117,6 +142,8 @@ class ConvertedModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "kept_state" in state:
+            self._keep_state(self, state["kept_state"])
         self._set_graphs(state["train_graph"], state["evaluate_graph"])
 
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from os import PathLike
 
-from ..errors import MalformedError, UntrustedError
-from . import gguf, onnx, safetensors, torch_export, torch_legacy, torch_tar, torch_zip
+from zero_convert.formats.digests import brief
+
+from ..errors import MalformedError, RefusedError, UntrustedError
+from . import gguf, onnx, safetensors, torch_export, torch_legacy, torch_zip
 from .contents import Contents as Contents
 from .contents import Limits as Limits
 from .contents import Storage as Storage
@@ -30,7 +32,7 @@ def read(path: str | PathLike[str], limits: Limits | None = None) -> Contents:
     Raises:
         MalformedError: it is none of the known formats, or does not hold together.
         UntrustedError: it is a program and nothing else.
-        RefusedError: it asks for more than the limits, or for a file outside of its folder.
+        RefusedError: it asks for more than the limits, or for a file outside of its folder; or it is a tar archive.
         StorageError: it, or a file it names, cannot be read.
     """
     return _read(str(path), Budget(limits or Limits(), str(path)))
@@ -45,8 +47,7 @@ def _read(path: str, budget: Budget) -> Contents:
             return gguf.read(source)
         if safetensors.looks_like(head):
             return safetensors.read(source)
-        if torch_tar.looks_like(head):
-            return torch_tar.read(source)
+        _refuse_tar(path, head)
         if safetensors.looks_like_index(head):
             return safetensors.read_index(source, _shard)
         if onnx.looks_like(head):
@@ -62,6 +63,29 @@ def _read(path: str, budget: Budget) -> Contents:
     )
 
 
+def _refuse_tar(path: str, head: bytes) -> None:
+    """Refuse a tar archive by its name: what torch saved before 0.1.10, or any other."""
+    if head[257:262] != b"ustar":
+        return
+    first = head[:100].rstrip(b"\0").decode("latin-1")
+    if first in ("sys_info", "storages", "tensors", "pickle"):  # torch's members, in no fixed order
+        raise RefusedError(
+            "torch archive of 2016 (tar)",
+            where=path,
+            got=f"a tar archive that begins with {first!r}",
+            expected="what torch.save writes since 0.1.10",
+            fix="torch.save(torch.load(FILE, weights_only=False), NEW) saves it again. Loading it runs what is in it: "
+            "do that only if you know who made it.",
+        )
+    raise RefusedError(
+        "tar archive",
+        where=path,
+        got=f"a tar archive that begins with {brief(first)}",
+        expected="a model file",
+        fix="Unpack it, and give one of its files.",
+    )
+
+
 def _shard(source: Source, path: str) -> Contents:
     """What is in one file of a sharded model, on the budget of its index."""
     with Source(path, source.budget) as inner:
@@ -73,7 +97,7 @@ def _shard(source: Source, path: str) -> Contents:
 def _archive(source: Source) -> Contents:
     archive = Archive(source)
     if torch_export.is_one(archive):
-        return torch_export.read(source, archive)
+        return torch_export.read(source, archive, torch_zip.read)
     folder = archive.folder()
     if f"{folder}data.pkl" in archive.members:
         return torch_zip.read(source, archive)

@@ -1,6 +1,6 @@
 """What a reader found in a file: one record for every format. Frozen facts; no byte of a tensor is in them.
 
-A tensor's bytes stay in the file: `Storage` says where, `bytes.py` reads them through windows. Knows no format.
+A tensor's bytes stay in the file: `Storage` says where, `tensor_bytes.py` reads them through windows. Knows no format.
 """
 
 from __future__ import annotations
@@ -10,13 +10,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from ..exporters.safetensors import DTYPES
-
-# dtype → bits per element: those of safetensors, and those that it cannot spell (they have no digest)
-BITS: Mapping[str, int] = {
-    **DTYPES, "C128": 128, "C32": 32, "QI32": 32, "QI8": 8, "QU8": 8, "QU4X2": 8, "QU2X4": 8, "F4X2": 8, "BITS8": 8,
-    "BITS16": 16, "U4": 4, "I4": 4,
-}  # fmt: skip
+from zero_convert.formats.dtypes import DTYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +49,7 @@ class Tensor:
 
     Attributes:
         name: where it is found, keys joined by dots.
-        dtype: as safetensors spells it, else a key of `BITS`, else what the file calls it.
+        dtype: a key of `DTYPES`, else what the file calls it.
         shape: its sizes in elements; () is a scalar.
         strides: in elements; None is row-major without gaps.
         storage: where its bytes are; None if the file holds none of them in a form that can be read.
@@ -83,8 +77,8 @@ class Tensor:
     @property
     def nbytes(self) -> int | None:
         """Of its elements, row-major without gaps; None for a dtype of unknown width."""
-        bits = BITS.get(self.dtype)
-        return None if bits is None else (bits * self.values + 7) // 8
+        row = DTYPES.get(self.dtype)
+        return None if row is None else (row.bits * self.values + 7) // 8
 
 
 @dataclass(frozen=True, slots=True)

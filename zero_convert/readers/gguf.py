@@ -9,23 +9,24 @@ Source: ggml, docs/gguf.md. Numbers are little-endian, texts begin with their le
 from __future__ import annotations
 
 import struct
+from math import prod
 from typing import Any
 
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import find
 
 from .contents import Contents, Storage, Tensor
 from .parsing.source import Source
 
 FORMAT = "GGUF"
-# number of a type → its name, elements in a block, bytes of a block
-TYPES = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136),
-    24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
+# number of a type that is quantized in blocks → its name, elements in a block, bytes of a block
+BLOCKS = {
+    2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56),
+    34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
 }  # fmt: skip
 _VALUES = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _TEXT, _ARRAY = 8, 9
@@ -105,10 +106,8 @@ def read(source: Source) -> Contents:
     tensors, expected = [], 0
     names: set[str] = set()
     for name, shape, kind, offset in described:
-        dtype, block, width = TYPES[kind]
-        values = 1
-        for size in shape:
-            values *= size
+        dtype, block, width = kind
+        values = prod(shape)
         size = values // block * width
         if name in names or values % block or offset != expected or start + offset + size > source.end:
             raise source.malformed(f"tensor {brief(name)} comes twice, or does not fit the file")
@@ -129,17 +128,16 @@ def read(source: Source) -> Contents:
     )
 
 
-def _info(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
+def _info(reader: _Reader) -> tuple[str, tuple[int, ...], tuple[str, int, int], int]:
     name = reader.source.name(reader.text(_LONGEST), "a tensor's name")
     rank = reader.number("<I")
     if rank > 8:
         raise reader.source.malformed(f"tensor {brief(name)} has too many dimensions", str(rank), "at most 8")
     sizes = [reader.number("<Q") for _ in range(rank)]
-    kind, offset = reader.number("<I"), reader.number("<Q")
-    total = 1
-    for size in sizes:
-        total *= size
-    if kind not in TYPES or total >= 1 << 62:
-        raise reader.source.malformed(f"tensor {brief(name)} is of an unknown type or size", brief([kind, sizes]))
+    number, offset = reader.number("<I"), reader.number("<Q")
+    row = find("gguf", number)
+    kind = BLOCKS.get(number) if row is None else (row.name, 1, row.bits // 8)
+    if kind is None or prod(sizes) >= 1 << 62:
+        raise reader.source.malformed(f"tensor {brief(name)} is of an unknown type or size", brief([number, sizes]))
     reader.source.budget.take(600)
     return name, tuple(reversed(sizes)), kind, offset

@@ -1,6 +1,6 @@
 """ONNX: the initializers of the main graph, also those in a data file beside the model, and those in typed fields.
 
-The format itself is read by `formats/onnx.py`, which reads back what the exporter writes. An ONNX file is a
+The format itself is read by `formats/onnx.py`. An ONNX file is a
 graph of known operators: loading it runs no code from it, so it asks for no trust.
 """
 
@@ -10,19 +10,20 @@ import os
 from math import prod
 
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import DTYPES
 from zero_convert.formats.onnx import StoredTensor, header_of
 
-from .contents import BITS, Contents, Storage, Tensor
+from .contents import Contents, Storage, Tensor
 from .parsing.source import Source
 from .parsing.views import tied
 
 FORMAT = "ONNX"
-_RAW = {4: ("F32", "C64"), 10: ("F64", "C128")}  # fields whose values are the bytes of these types
-_NUMBERS = {
-    5: ("I32", "I16", "I8", "U16", "U8", "BOOL", "F16", "BF16", "F8_E4M3", "F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ",
-        "F8_E8M0"),
-    7: ("I64",), 11: ("U64", "U32"),
-}  # fmt: skip # fields that hold one protobuf number for each value
+# kind and bits of a type → the typed field of its values; those of all others are in field 5
+_FIELDS = {
+    ("float", 32): 4, ("complex", 64): 4, ("int", 64): 7, ("float", 64): 10, ("complex", 128): 10, ("uint", 32): 11,
+    ("uint", 64): 11,
+}  # fmt: skip
+_RAW = (4, 10)  # fields whose values are the bytes of their type; the others hold one protobuf number for each
 _OPENINGS = (b"\x08", b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x3a", b"\x42", b"\x72")  # fields 1 to 5, 7, 8, 14
 
 
@@ -68,18 +69,18 @@ def _tensor(source: Source, stored: StoredTensor) -> Tensor:
 
 def _typed(source: Source, stored: StoredTensor, number: int, begin: int, end: int) -> Storage | None:
     """The values of a typed field, if they are stored in a form that is read here."""
-    total = prod(stored.shape)
-    if stored.dtype in _RAW.get(number, ()):
-        if 8 * (end - begin) != total * BITS[stored.dtype]:
+    total, row = prod(stored.shape), DTYPES.get(stored.dtype)
+    if row is None or row.kind == "packed" or number != _FIELDS.get((row.kind, row.bits), 5):
+        return None
+    if number in _RAW:
+        if 8 * (end - begin) != total * row.bits:
             raise source.malformed(
                 f"tensor {brief(stored.name)} does not fit its shape", f"{end - begin} bytes", brief(stored.shape)
             )
         return Storage(source.path, begin, end)
-    if stored.dtype in _NUMBERS.get(number, ()):
-        if not total <= end - begin <= 10 * total:
-            raise source.malformed(f"tensor {brief(stored.name)} does not fit its shape")
-        return Storage(source.path, begin, end, varints=True)
-    return None
+    if not total <= end - begin <= 10 * total:
+        raise source.malformed(f"tensor {brief(stored.name)} does not fit its shape")
+    return Storage(source.path, begin, end, varints=True)
 
 
 def looks_like(head: bytes) -> bool:

@@ -1,6 +1,6 @@
 """safetensors: one file, or several with an index that says which tensor is where.
 
-The header is read by `exporters/safetensors.py`, which writes such files; here its size is limited before that.
+The header is read by `formats/safetensors.py`; here its size is limited before that.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Callable
 from typing import Any
 
 from zero_convert.formats.digests import brief, parse_json
+from zero_convert.formats.safetensors import read_header
+from zero_convert.formats.spans import DAMAGED
 
 from ..errors import RefusedError
-from ..exporters.safetensors import read_header
 from .contents import Contents, Storage, Tensor
-from .parsing.source import DAMAGED, Source
+from .parsing.source import JSON, Source
 from .parsing.views import tied
 
 FORMAT, SHARDED = "safetensors", "sharded"
-JSON = 20  # bytes of memory that a byte of JSON may become
 
 
 def read(source: Source) -> Contents:

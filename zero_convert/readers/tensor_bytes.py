@@ -13,11 +13,11 @@ from math import prod
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import DTYPES
+from zero_convert.formats.spans import DAMAGED, opened, read_span
 
-from ..errors import MalformedError, StorageError
-from ..exporters.safetensors import opened
-from .contents import BITS, Storage, Tensor
-from .parsing.source import DAMAGED
+from ..errors import MalformedError
+from .contents import Storage, Tensor
 from .parsing.views import contiguous
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def readable(tensor: Tensor) -> str:
     """Why the tensor's bytes cannot be read here; "" if they can."""
     if tensor.storage is None:
         return "the file holds no values for it in a form that can be read"
-    if tensor.dtype not in BITS:
+    if tensor.dtype not in DTYPES:
         return f"values of type {tensor.dtype} are quantized in blocks"
     return ""
 
@@ -81,27 +81,16 @@ def check_crc(storage: Storage) -> None:
 
 def _span(file: BinaryIO, begin: int, end: int, where: str) -> Iterator[memoryview]:
     while begin < end:
-        data = _read(file, begin, min(end - begin, PIECE), where)
+        data = read_span(file, begin, min(end - begin, PIECE), where)
         begin += len(data)
         yield memoryview(data)
-
-
-def _read(file: BinaryIO, begin: int, size: int, where: str) -> bytes:
-    try:
-        file.seek(begin)
-        data = file.read(size)
-    except OSError as error:
-        raise StorageError("cannot read the file", where=where, got=error.strerror or str(error)) from error
-    if len(data) != size:
-        raise MalformedError("the file ends early", where=where, got=f"{begin + len(data)} bytes", fix=DAMAGED)
-    return data
 
 
 # -- views
 
 
 def _gathered(file: BinaryIO, tensor: Tensor, storage: Storage) -> Iterator[memoryview]:
-    width = BITS[tensor.dtype] // 8
+    width = DTYPES[tensor.dtype].bits // 8
     strides = tuple(step * width for step in tensor.strides or ())
     for start, shape in _blocks(tensor.shape, PIECE // width):
         offset = tensor.offset + sum(at * step for at, step in zip(start, strides, strict=True))
@@ -133,7 +122,7 @@ def _block(
     reach = sum((size - 1) * step for size, step in zip(shape, strides, strict=True)) + width
     kind = np.dtype((np.void, width))
     if reach <= _WINDOW:
-        data = _read(file, storage.begin + offset, reach, storage.path)
+        data = read_span(file, storage.begin + offset, reach, storage.path)
         return np.ndarray(shape, kind, data, 0, strides)
     axis = max(range(len(shape)), key=lambda index: (shape[index] - 1) * strides[index])
     out = np.empty(shape, kind)
@@ -151,11 +140,11 @@ def _numbers(file: BinaryIO, storage: Storage, tensor: Tensor) -> Iterator[memor
     """Protobuf's numbers as elements: the low bytes of each, which has to fit."""
     import numpy as np
 
-    width, count, rest = BITS[tensor.dtype] // 8, 0, b""
-    signed = tensor.dtype in ("I64", "I32", "I16", "I8")
+    row, count, rest = DTYPES[tensor.dtype], 0, b""
+    width, signed = row.bits // 8, row.kind == "int"
     at = storage.begin
     while at < storage.end:
-        data = rest + _read(file, at, min(storage.end - at, PIECE // 8 - len(rest)), storage.path)
+        data = rest + read_span(file, at, min(storage.end - at, PIECE // 8 - len(rest)), storage.path)
         at += len(data) - len(rest)
         raw = np.frombuffer(data, np.uint8)
         ends = np.flatnonzero(raw < 0x80)

@@ -10,24 +10,20 @@ Until torch 2.7 it was `serialized_exported_program.json` beside `serialized_sta
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 from zero_convert.formats.digests import brief, parse_json
+from zero_convert.formats.dtypes import find
+from zero_convert.formats.safetensors import DIMENSIONS
 
-from ..exporters.safetensors import DIMENSIONS
-from . import torch_zip
-from .contents import BITS, Contents, Storage, Tensor
-from .parsing.source import Source
+from .contents import Contents, Storage, Tensor
+from .parsing.source import JSON, Source
 from .parsing.views import tied
 from .parsing.zip_archive import Archive
-from .safetensors import JSON
 
 FORMAT = "torch.export"
-TYPES = {
-    1: "U8", 2: "I8", 3: "I16", 4: "I32", 5: "I64", 6: "F16", 7: "F32", 8: "F64", 9: "C32", 10: "C64", 11: "C128",
-    12: "BOOL", 13: "BF16", 28: "U16", 29: "F8_E4M3", 30: "F8_E5M2", 31: "F8_E4M3FNUZ", 32: "F8_E5M2FNUZ",
-    33: "F8_E8M0", 34: "U32", 35: "U64",
-}  # fmt: skip # torch/_export/serde/schema.py, ScalarType
 _STRIDED = 7  # layout
 _PROGRAM = "it is a program: its loader runs a graph, and loads pickles from the file"
 
@@ -40,10 +36,10 @@ def is_one(archive: Archive) -> bool:
     )
 
 
-def read(source: Source, archive: Archive) -> Contents:
-    """What is in the archive."""
+def read(source: Source, archive: Archive, nested: Callable[[Source, Archive], Contents]) -> Contents:
+    """What is in the archive; `nested` reads the archives of torch.save in it."""
     if "serialized_exported_program.json" in archive.members:
-        return _read_old(source, archive)
+        return _read_old(source, archive, nested)
     folder = archive.folder()
     if archive.text(f"{folder}archive_format") != "pt2" or archive.text(f"{folder}byteorder", "little") != "little":
         raise source.malformed("the archive is of an unknown format or byte order")
@@ -62,7 +58,7 @@ def read(source: Source, archive: Archive) -> Contents:
     globals_: dict[str, None] = {}
     for member in archive.members.values():
         if member.name.endswith(".pt"):
-            inner = _nested(source, archive, member.name)
+            inner = _nested(source, archive, member.name, nested)
             globals_.update(dict.fromkeys(inner.globals))
             trust += [f"{member.name}: {reason}" for reason in inner.trust]
         elif "custom_obj_" in member.name or member.name.endswith((".so", ".cubin", ".cpp", ".py", ".pkl")):
@@ -104,25 +100,23 @@ def _tensor(source: Source, archive: Archive, folder: str, name: str, entry: dic
     meta = entry.get("tensor_meta")
     try:
         assert isinstance(meta, dict)
-        dtype = TYPES[meta["dtype"]]
+        row = find("export", meta["dtype"])
+        assert row is not None
         shape, strides = (tuple(_integer(each) for each in meta[field]) for field in ("sizes", "strides"))
         offset = _integer(meta["storage_offset"])
         assert meta["layout"] == _STRIDED and len(shape) == len(strides) <= DIMENSIONS
     except (AssertionError, KeyError, TypeError, ValueError):
         raise source.malformed(f"weight {brief(name)} is described in no known way", brief(meta)) from None
     last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
-    held = 8 * member.size // BITS[dtype]
+    held = 8 * member.size // row.bits
     if not member.stored or (last >= held if 0 not in shape else offset > held) or max((0, *shape)) >= 1 << 62:
         raise source.malformed(
-            f"weight {brief(name)} does not fit its member", f"{member.size} bytes", f"{dtype} {brief(list(shape))}"
+            f"weight {brief(name)} does not fit its member", f"{member.size} bytes", f"{row.name} {brief(list(shape))}"
         )
-    values = 1
-    for size in shape:
-        values *= size
-    source.budget.take(400 + max(0, values * BITS[dtype] // 8 - member.size))
+    source.budget.take(400 + max(0, prod(shape) * row.bits // 8 - member.size))
     storage = Storage(source.path, member.begin, member.end, member.crc)
     kind = "parameter" if entry.get("is_param") is True else "buffer"
-    return Tensor(name, dtype, shape, strides, storage, offset * BITS[dtype] // 8, kind)
+    return Tensor(name, row.name, shape, strides, storage, offset * row.bits // 8, kind)
 
 
 def _integer(value: Any) -> int:
@@ -140,19 +134,19 @@ def _no_holes(source: Source, members: list[str], tensors: list[Tensor], archive
             raise source.malformed("a member belongs to no weight", brief(name))
 
 
-def _nested(source: Source, archive: Archive, name: str) -> Contents:
+def _nested(source: Source, archive: Archive, name: str, read_one: Callable[[Source, Archive], Contents]) -> Contents:
     member = archive.members[name]
     if not member.stored:
         raise source.malformed("a member is compressed", brief(name), "stored as it is")
     inner = source.inside(member.begin, member.end, name)
     if source.read(member.begin, min(4, inner.size)) != b"PK\x03\x04":
         raise source.malformed("a member is no archive of torch.save", brief(name))
-    return torch_zip.read(inner, Archive(inner))
+    return read_one(inner, Archive(inner))
 
 
-def _read_old(source: Source, archive: Archive) -> Contents:
+def _read_old(source: Source, archive: Archive, nested: Callable[[Source, Archive], Contents]) -> Contents:
     parts = {
-        name: _nested(source, archive, name)
+        name: _nested(source, archive, name, nested)
         for name in ("serialized_state_dict.pt", "serialized_constants.pt", "serialized_example_inputs.pt")
         if name in archive.members and archive.members[name].size
     }

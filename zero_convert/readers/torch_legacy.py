@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import DTYPES
 
-from .contents import BITS, Contents, Storage
+from .contents import Contents, Storage
 from .parsing.pickle_machine import Machine
 from .parsing.pickle_symbols import Sequence, StoredIn, Table
 from .parsing.source import Source
+from .parsing.state_dicts import contents_of, tensors
 from .parsing.torch_pickles import SAFE, Rebuild, reasons
-from .torch_zip import described
 
 FORMAT, PLAIN = "torch legacy", "pickle"
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -45,7 +46,8 @@ def read(source: Source) -> Contents:
             "the keys are not those of the tensors", f"{len(listed)} keys", f"{len(rebuild.storages)} storages"
         )
     storages = _storages(source, [rebuild.storages[key] for key in listed], machine.position)
-    return described(source, FORMAT, "torch.save (legacy)", root, storages, machine.globals, reasons(machine.globals))
+    arrays, trust = tensors(root, source), reasons(machine.globals)
+    return contents_of(source, FORMAT, "torch.save (legacy)", root, arrays, storages, machine.globals, trust)
 
 
 def _storages(source: Source, ordered: list[StoredIn], at: int) -> dict[str, Storage]:
@@ -56,7 +58,7 @@ def _storages(source: Source, ordered: list[StoredIn], at: int) -> dict[str, Sto
             raise source.malformed(
                 f"storage {brief(stored.key)} has another size than its tensors say", str(count), str(stored.count)
             )
-        size = count * (8 if stored.dtype is None else BITS[stored.dtype]) // 8
+        size = count * (8 if stored.dtype is None else DTYPES[stored.dtype].bits) // 8
         if size > source.end - at - 8:
             raise source.malformed("the file ends inside a storage", f"{source.end - at - 8} bytes", str(size))
         found[stored.key] = Storage(source.path, at + 8, at + 8 + size)
@@ -72,7 +74,7 @@ def _plain(source: Source, machine: Machine, root: Any, rebuild: Rebuild) -> Con
         raise source.malformed("a plain pickle names storages, and has none")
     trust = reasons(machine.globals, lambda name: name in SAFE and not name.startswith("torch"))
     trust = ("it is a plain pickle, which only a pickle loader can load", *trust)
-    return described(source, PLAIN, "", root, {}, machine.globals, trust)
+    return contents_of(source, PLAIN, "", root, tensors(root, source), {}, machine.globals, trust)
 
 
 def looks_like(head: bytes) -> bool:

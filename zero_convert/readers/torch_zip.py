@@ -1,24 +1,29 @@
 """`torch.save` since 1.6: a zip archive with one pickle, `NAME/data.pkl`, and a member `NAME/data/KEY` per storage.
 
-TorchScript archives are built alike, of classes whose code is in the archive.
+TorchScript archives are built alike, of classes whose code is in the archive. It says which attributes are parameters
+and which are buffers, and is only read:
+
+    class Conv2d(Module):
+      __parameters__ = ["weight", "bias", ]
+      __buffers__ = []
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import DTYPES
 
-from . import _script
-from .contents import BITS, Contents, Storage, Tensor
-from .parsing import state_dicts
+from .contents import Contents, Storage
 from .parsing.pickle_machine import Machine
-from .parsing.pickle_symbols import Array, Global
+from .parsing.pickle_symbols import Array, Call, Table
 from .parsing.source import Source
+from .parsing.state_dicts import contents_of, tensors
 from .parsing.torch_pickles import SAFE, Rebuild, reasons
-from .parsing.views import tied
 from .parsing.zip_archive import Archive
 
 FORMAT, SCRIPT = "torch zip", "TorchScript"
@@ -26,6 +31,12 @@ _SCRIPT_CALLS = frozenset(
     f"torch.jit._pickle.{name}"
     for name in ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist", "build_tensor_from_id")
 )
+
+_Kinds = Mapping[str, Mapping[str, str]]  # class → attribute → "parameter" or "buffer"
+_CLASS = re.compile(r"^class (\w+)\(Module\):\n((?:  __\w+__ = \[[^\n]*\]\n)*)", re.MULTILINE)
+_LIST = re.compile(r"  __(parameter|buffer)s__ = \[([^\n]*)\]\n")
+_NAME = re.compile(r'"(\w+)"')
+_COST = 500  # bytes of memory of an attribute
 
 
 def read(source: Source, archive: Archive) -> Contents:
@@ -56,8 +67,12 @@ def read(source: Source, archive: Archive) -> Contents:
         trust += tuple(f"it holds code or another pickle: {name}" for name in stray[:10])
     version = archive.text(f"{folder}version") or archive.text(f"{folder}.data/version")
     producer = f"torch.jit.save (archive version {version})" if script else f"torch.save (archive version {version})"
-    declared = _script.kinds(archive, folder) if script else None
-    return described(source, SCRIPT if script else FORMAT, producer, root, storages, globals_, trust, declared=declared)
+    known = _kinds(archive, folder) if script else {}
+    arrays = tensors(root, source)
+    if known:
+        arrays = [(path, replace(array, kind=_kind_at(root, path, known))) for path, array in arrays]
+    name = SCRIPT if script else FORMAT
+    return contents_of(source, name, producer, root, arrays, storages, globals_, trust, program=script)
 
 
 def _pickle(archive: Archive, name: str, rebuild: Rebuild) -> tuple[Machine, Any]:
@@ -75,7 +90,7 @@ def _storages(source: Source, archive: Archive, rebuild: Rebuild, folder: str) -
         member = archive.members.get(folder + key)
         if member is None:
             raise source.malformed("a storage is missing", brief(folder + key))
-        bits = 8 if stored.dtype is None else BITS[stored.dtype]
+        bits = 8 if stored.dtype is None else DTYPES[stored.dtype].bits
         if not member.stored:
             raise source.malformed("a storage is compressed", brief(member.name), "stored as it is")
         if 8 * member.size != bits * stored.count:
@@ -85,56 +100,31 @@ def _storages(source: Source, archive: Archive, rebuild: Rebuild, folder: str) -
     return found
 
 
-def described(
-    source: Source,
-    name: str,
-    producer: str,
-    root: Any,
-    storages: Mapping[str, Storage],
-    globals_: Mapping[Global, None],
-    trust: tuple[str, ...],
-    details: Mapping[str, Any] | None = None,
-    declared: _script.Kinds | None = None,
-) -> Contents:
-    """The record of a pickle whose storages are at the given places; `declared` says what its attributes are."""
-    found = state_dicts.tensors(root, source)
-    if declared:
-        found = [(path, replace(array, kind=_script.kind_at(root, path, declared))) for path, array in found]
-    spelled = state_dicts.names(found, source)
-    at, prefix, own, others = state_dicts.weights(root, found)
-    module, inside = state_dicts.network(root) if name != SCRIPT else ("", ())
-    if module:
-        verb = "holds" if inside else "is"
-        trust = (f"it {verb} a whole network, pickled: loading it imports and calls its classes", *trust)
-    tensors = tied(_tensor(text, array, storages) for text, (_, array) in zip(spelled, found, strict=True))
-    _expanded(source, tensors)
-    return Contents(
-        path=source.path,
-        format=name,
-        size=source.size,
-        tensors=tensors,
-        weights=own,
-        producer=producer,
-        weights_at=at,
-        weights_prefix=prefix,
-        sections=others,
-        metadata=state_dicts.facts(root),
-        globals=tuple(map(str, globals_)),
-        trust=trust,
-        details={"module": module, **(details or {})},
-    )
+def _kinds(archive: Archive, folder: str) -> _Kinds:
+    """What the code below `folder` declares, by the names that pickles have for its classes."""
+    found: dict[str, dict[str, str]] = {}
+    for name in archive.members:
+        if name.startswith(f"{folder}code/") and name.endswith(".py"):
+            module = name.removeprefix(f"{folder}code/").removesuffix(".py").replace("/", ".")
+            for cls, lists in _CLASS.findall(archive.unpacked(name).decode("utf-8", "replace")):
+                attributes = found.setdefault(f"{module}.{cls}", {})
+                for kind, names in _LIST.findall(lists):
+                    listed = _NAME.findall(names)
+                    archive.source.budget.take(_COST * len(listed))
+                    attributes.update(dict.fromkeys(listed, kind))
+    return found
 
 
-def _tensor(name: str, array: Array, storages: Mapping[str, Storage]) -> Tensor:
-    storage = None if array.storage is None else storages[array.storage.key]
-    offset = array.offset * BITS[array.dtype] // 8
-    return Tensor(name, array.dtype, array.shape, array.strides, storage, offset, array.kind)
-
-
-def _expanded(source: Source, tensors: tuple[Tensor, ...]) -> None:
-    """Refuse views that repeat their storage beyond what the limit for memory could hold: nobody could load them."""
-    beyond = 0
-    for tensor in tensors:
-        if tensor.storage is not None and tensor.strides is not None:
-            beyond += max(0, (tensor.nbytes or 0) - (tensor.storage.end - tensor.storage.begin))
-    source.budget.take(beyond)
+def _kind_at(root: Any, path: tuple[str, ...], known: _Kinds) -> str:
+    """What the tensor with these keys is; "" where no class says it."""
+    at, kind = root, ""
+    for key in path:
+        kind = ""
+        if isinstance(at, Call) and isinstance(at.state, Table):
+            kind = known.get(str(at.function), {}).get(key, "")
+            at = at.state.get(key)
+        elif isinstance(at, Table):
+            at = at.get(key)
+        else:
+            return ""
+    return kind if isinstance(at, Array) else ""

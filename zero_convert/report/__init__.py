@@ -1,9 +1,9 @@
 """The report on one conversion: a page of HTML that needs nothing else, and its figures as PNG.
 
-    from zero_convert import page
+    from zero_convert import report
 
     result = zc.convert("resnet50")
-    page.save(result, "report.html", plots="figures", saved=result.save("r50.safetensors"))
+    report.save(result, "report.html", plots="figures", saved=result.save("r50.safetensors"))
 
     facts.py    what is said, in words and tables      drawing.py   matplotlib, its settings, SVG and PNG
     blocks.py   the distinct kinds of residual block   charts.py    the figures
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from zero_convert.errors import StorageError, UsageError
 from zero_convert.formats.atomic import check_target, commit_all, staged
+from zero_convert.initialization import plan_summary
 from zero_convert.nn.tree import ConvertedModule
 from zero_convert.runtime.signals import undone_by
 
@@ -34,7 +35,8 @@ from . import blocks, charts, drawing, facts, weights
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from zero_convert.result import Result, Saved
+    from zero_convert.result import Result
+    from zero_convert.saving import Saved
 
 KINDS = 8  # of blocks that are drawn
 _CURVES = (
@@ -226,7 +228,7 @@ def _html(result: Result, saved: Sequence[Saved], figures: Figures) -> str:
         ],
         "kinds_left": len(kinds) - KINDS,
         "kept": result.original is not None,
-        "edits": facts.edits(result.plan.edits),
+        "edits": plan_summary.edits_by_reason(result.plan.edits),
         "curves": [
             {"title": title, "svg": drawn[name]}
             for quantity, title, _, _ in _CURVES
@@ -237,7 +239,8 @@ def _html(result: Result, saved: Sequence[Saved], figures: Figures) -> str:
         "weights": [
             {"shown": shown, "svg": drawn[f"weight-{index}"]} for index, shown in enumerate(_weights(result), 1)
         ],
-        "rules": facts.rules(result.plan),
+        "rules": plan_summary.by_rule(result.plan.assignments),
+        "plan_summary": plan_summary,
         "checks": result.checks,
         "device": result.device,
         "recipe": facts.recipe_text(result.recipe),

@@ -7,18 +7,19 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from math import prod
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.artifacts.receipt import receipt_path, recipe_json
-from zero_convert.initialization.plan_summary import by_rule, rewritten_joins
+from zero_convert.artifacts.receipt import recipe_json
+from zero_convert.formats.naming import receipt_path
+from zero_convert.initialization import plan_summary
 from zero_convert.options import flags
-from zero_convert.records import Check, Edit, Plan, Recipe
+from zero_convert.records import Check, Recipe
 
 if TYPE_CHECKING:
-    from zero_convert.result import Result, Saved
+    from zero_convert.result import Result
+    from zero_convert.saving import Saved
 
-SHOWN = 3  # names of tensors or targets in a row
+_STREAM = 3  # joins, at least, that make a stream
 
 
 def title(recipe: Recipe) -> str:
@@ -28,20 +29,20 @@ def title(recipe: Recipe) -> str:
 def sentence(result: Result) -> str:
     """What was done."""
     plan, recipe = result.plan, result.recipe
-    joins = [join for join in plan.joins if join.residual]
+    joins, assignments = plan_summary.residual_joins(plan.joins), plan.assignments
     edits = sum(edit.applied for edit in plan.edits)
-    values = sum(prod(each.tensor.shape) for each in plan.assignments)
-    rules = len(by_rule(plan.assignments))
-    options = ", ".join(f"{key}={value}" for key, value in recipe.options.items())
+    rules = len(plan_summary.by_rule(assignments))
+    options = plan_summary.option_list(recipe.options)
     name = recipe.model or f"A {recipe.source}"
     start = f"{name} became a deterministic start by the scheme {recipe.scheme}" + (f" ({options})" if options else "")
-    told = f"{len(rewritten_joins(plan))} of its {len(joins)} residual joins" if joins else "it has no residual join"
+    rewritten = len(plan_summary.rewritten_joins(plan))
+    told = f"{rewritten} of its {len(joins)} residual joins" if joins else "it has no residual join"
     changed = (
         f"{edits} edit{'s' if edits > 1 else ''} of the architecture" if edits else "the architecture stays as it is"
     )
     touched = f"{changed}, which touch {told}" if joins and edits else f"{changed}; {told}" if not joins else changed
     return (
-        f"{start}: {touched}; {len(plan.assignments):,} tensors with {values:,} values follow "
+        f"{start}: {touched}; {len(assignments):,} tensors with {plan_summary.values(assignments):,} values follow "
         f"{rules} rule{'s' if rules != 1 else ''}, and none of them comes from a random number."
     )
 
@@ -53,37 +54,6 @@ def verdict(checks: Sequence[Check]) -> str:
     words = {"fail": "fail", "warn": "warn", "pass": "pass", "skip": "do not apply"}
     counts = Counter(check.status for check in checks)
     return f"{len(checks)} checks: " + ", ".join(f"{counts[s]} {word}" for s, word in words.items() if counts[s]) + "."
-
-
-def rules(plan: Plan) -> list[dict[str, Any]]:
-    """A row for each rule."""
-    rows = []
-    for rule, group in by_rule(plan.assignments).items():
-        names = [each.tensor.name for each in group]
-        more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-        values = sum(prod(each.tensor.shape) for each in group)
-        rows.append({"rule": rule, "tensors": len(group), "values": values, "names": names[:SHOWN], "more": more})
-    return rows
-
-
-def edits(found: Sequence[Edit]) -> list[dict[str, Any]]:
-    """A row for each rewrite, what it did, and what it declined with the reason."""
-    rows: dict[tuple[str, str, bool], list[Edit]] = {}
-    for edit in found:
-        rows.setdefault(
-            (edit.rewrite.replace("_", " "), edit.reason if not edit.applied else "", edit.applied), []
-        ).append(edit)
-    return [
-        {
-            "rewrite": rewrite,
-            "applied": applied,
-            "count": len(group),
-            "first": group[0].action,
-            "at": "everywhere" if group[0].target == "*" else group[0].target,
-            "reason": reason,
-        }
-        for (rewrite, reason, applied), group in rows.items()
-    ]
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -119,14 +89,16 @@ def python(recipe: Recipe) -> str:
 
 def files(saved: Sequence[Saved]) -> list[dict[str, Any]]:
     """Name, size, SHA-256 and receipt of each file; no folder, which says nothing of what it is."""
-    rows = []
-    for one in saved:
-        rows.append(
-            {"name": one.path.name, "size": one.size, "sha256": one.sha256, "receipt": receipt_path(one.path.name).name}
-        )
-        if one.data is not None:
-            rows.append({"name": one.data.path.name, "size": one.data.size, "sha256": one.data.sha256, "receipt": ""})
-    return rows
+    return [
+        {
+            "name": path.name,
+            "size": file.size,
+            "sha256": file.sha256,
+            "receipt": "" if file.role else receipt_path(path.name).name,
+        }
+        for one in saved
+        for path, file in zip(one.paths, one.files, strict=True)
+    ]
 
 
 def depth_columns(checks: Sequence[Check]) -> Mapping[str, Mapping[str, Sequence[Any]]]:
@@ -141,7 +113,7 @@ def curves(columns: Mapping[str, Mapping[str, Sequence[Any]]], quantity: str) ->
     A depth is the number of weight layers passed; the last point is what the head reads. `quantity` is "activation" or
     "gradient", or "distinct" or "low_variance" in percent of the channels.
     """
-    stream = bool(columns) and all(list(c["kind"]).count("join") >= SHOWN for c in columns.values())
+    stream = bool(columns) and all(list(c["kind"]).count("join") >= _STREAM for c in columns.values())
     found: dict[str, list[tuple[float, float]]] = {}
     for name, column in columns.items():
         points: list[tuple[float, float]] = []
@@ -162,7 +134,7 @@ def curves(columns: Mapping[str, Mapping[str, Sequence[Any]]], quantity: str) ->
 
 def along(columns: Mapping[str, Mapping[str, Sequence[Any]]]) -> str:
     """What a point of the curves is."""
-    stream = bool(columns) and all(list(c["kind"]).count("join") >= SHOWN for c in columns.values())
+    stream = bool(columns) and all(list(c["kind"]).count("join") >= _STREAM for c in columns.values())
     return "the sum at a residual join, the last what the head reads" if stream else "what each weight layer reads"
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from zero_convert.formulas.formula import FAMILIES, Formula
+from zero_convert.graph.state import stored_tensors
 from zero_convert.initialization.plan_summary import by_rule
 from zero_convert.nn.layers import HadamardTransform
 from zero_convert.records import Assignment
@@ -39,7 +40,7 @@ class Shown:
 
 def chosen(module: nn.Module, assignments: Sequence[Assignment]) -> tuple[Shown, ...]:
     """One matrix of each kind of rule, those that are not constant, Hadamard ones first; a frozen transform as well."""
-    state = module.state_dict()
+    state = {name: value.detach() for name, value in stored_tensors(module).items()}
     found = []
     for name, one in module.named_modules():
         if isinstance(one, HadamardTransform):

@@ -6,7 +6,6 @@ package, are found through `_user_schemes.py`.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import pkgutil
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +13,7 @@ from importlib import import_module
 
 from zero_convert.initialization.scheme import OptionSpec, Scheme
 
-from ..errors import UsageError
+from ..errors import UsageError, closest
 from ..model_ref import SchemeRef
 from ..records import Check, Option
 from . import _user_schemes
@@ -59,12 +58,11 @@ def find(name: str, folders: Sequence[str] = ()) -> Found:
     others = _user_schemes.installed()
     if name in others:
         return _user_schemes.from_package(others[name])
-    near = difflib.get_close_matches(name, [*schemes, *aliases, *others], 1, 0.5)
     raise UsageError(
         "unknown scheme",
         got=repr(name),
         expected="one of " + ", ".join([*schemes, *others]) + ", or a file.py",
-        fix=f"Did you mean {near[0]}?" if near else "`zero-convert schemes` lists them.",
+        fix=closest(name, [*schemes, *aliases, *others], "`zero-convert schemes` lists them.", cutoff=0.5),
     )
 
 
@@ -114,23 +112,21 @@ def complete_options(scheme: Scheme, given: Mapping[str, Option]) -> dict[str, O
     chosen: dict[str, Option] = {}
     for key, value in given.items():
         if key not in specs:
-            near = difflib.get_close_matches(key, specs, 1, 0.5)
             raise UsageError(
                 f"scheme {scheme.name} has no such option",
                 where="--set",
                 got=repr(key),
                 expected="one of " + ", ".join(specs),
-                fix=f"Did you mean {near[0]}?" if near else f"`zero-convert schemes {scheme.name}` explains them.",
+                fix=closest(key, specs, f"`zero-convert schemes {scheme.name}` explains them.", cutoff=0.5),
             )
         spec: OptionSpec = specs[key]
         if (read := spec.read(value)) is None:
-            near = difflib.get_close_matches(str(value), spec.choices, 1, 0.5)
             raise UsageError(
                 f"option {key} of scheme {scheme.name} has no such value",
                 where="--set",
                 got=repr(value),
                 expected="one of " + ", ".join(spec.spellings),
-                fix=f"Did you mean {near[0]}?" if near else "",
+                fix=closest(str(value), spec.choices, cutoff=0.5),
             )
         chosen[key] = read
     return {name: chosen.get(name, spec.default) for name, spec in specs.items()}

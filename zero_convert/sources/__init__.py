@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import fnmatch
 import importlib
 import sys
@@ -36,7 +35,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.errors import UsageError, ZeroConvertError
+from zero_convert.errors import UsageError, ZeroConvertError, closest
 from zero_convert.model_ref import LIBRARIES, ModelRef, installed_libraries
 from zero_convert.runtime.user_code import failing_as
 
@@ -68,6 +67,7 @@ class Loaded:
         poisoned: whether NaN marks the values that a constructor would have drawn at random.
         lazy: names of tensors that got their shape from the example inputs.
         drawn: names of integer tensors that come from a random draw (they hold fixed values instead).
+        seeded: whether the constructor drew from a generator that was seeded instead, so that no NaN marks its values.
         notes: what the reader of the plan should know about the loading.
         reduced: what of the module is smaller while it is looked at (`detectors.py`).
     """
@@ -80,6 +80,7 @@ class Loaded:
     poisoned: bool
     lazy: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
+    seeded: bool = False
     notes: tuple[str, ...] = ()
     reduced: tuple[Setting, ...] = ()
 
@@ -132,6 +133,7 @@ def load(
         poisoned=True,
         lazy=lazy,
         drawn=poison.drawn_names(module),
+        seeded=poison.seeded,
         notes=(*poison.notes, *_lazy_notes(lazy), *said),
     )
 
@@ -320,16 +322,11 @@ def _unknown(ref: ModelRef) -> UsageError:
     if not library and name.endswith(".py"):
         return UsageError("a file needs the name of its factory", got=repr(name), expected="path/to/file.py:factory")
     known = dict.fromkeys(item for origin, items in names("*").items() if library in ("", origin) for item in items)
-    close = difflib.get_close_matches(name, known, n=3)
-    fix = f"Did you mean {_either(close)}?" if close else "`zero-convert models` lists every name."
+    fix = closest(name, known, "`zero-convert models` lists every name.", most=3)
     for other in LIBRARIES if not library else ():
         if not _origin(other).available():
             fix += f" {other} is not installed; `pip install {other}` adds its names."
     return UsageError("no model has this name", where=library, got=repr(name), fix=fix)
-
-
-def _either(words: Sequence[str]) -> str:
-    return " or ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _convention(module: nn.Module, model: str) -> Inputs | None:

@@ -6,7 +6,6 @@ running it: the user asked for that by typing its name. No model library is know
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
@@ -15,9 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from zero_convert.errors import LoadError, UsageError, ZeroConvertError
+from zero_convert.errors import LoadError, UsageError, ZeroConvertError, closest
 from zero_convert.model_ref import ModelRef
 from zero_convert.runtime.eager import uncompiled
 from zero_convert.runtime.user_code import importable, place, run_file, spell
@@ -98,7 +97,26 @@ def checked(build: Callable[[], Any], model: str, args: Mapping[str, Any]) -> nn
             got=f"an object of type {type(made).__module__}.{type(made).__qualname__}",
             expected="an nn.Module",
         )
+    refuse_classes_of_tensors(made, model)
     return uncompiled(made)
+
+
+def refuse_classes_of_tensors(module: nn.Module, model: str) -> None:
+    """Raises LoadError for a parameter or buffer of a class of its own: what it holds no rule could write.
+
+    Quantized weights and shards are such, and what operations make of them is theirs to say.
+    """
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        base = type(tensor)
+        if base not in (Tensor, nn.Parameter) and not nn.parameter.is_lazy(tensor):
+            raise LoadError(
+                "a tensor is of a class of its own",
+                where=f"{model}, {name}",
+                got=f"a {base.__module__}.{base.__qualname__}",
+                expected="a torch.Tensor or nn.Parameter",
+                fix="Convert the module before it is quantized, sharded or wrapped, or register the plain tensor "
+                "(as_subclass(torch.Tensor)).",
+            )
 
 
 def on_cpu(module: nn.Module, model: str) -> nn.Module:
@@ -139,6 +157,7 @@ def copied(module: nn.Module) -> nn.Module:
         LoadError: the module cannot be copied.
     """
     name = type(module).__qualname__
+    refuse_classes_of_tensors(module, name)
     try:
         twin = duplicate(module)
     except Exception as error:
@@ -176,10 +195,7 @@ def _attribute(module: ModuleType, path: str, place: str) -> Any:
     for part in path.split("."):
         if not hasattr(value, part):
             own = [n for n in vars(value) if not n.startswith("_")] if hasattr(value, "__dict__") else []
-            close = difflib.get_close_matches(part, own, n=1)
-            raise UsageError(
-                "no such factory", where=place, got=repr(path), fix=f"Did you mean {close[0]}?" if close else ""
-            )
+            raise UsageError("no such factory", where=place, got=repr(path), fix=closest(part, own))
         value = getattr(value, part)
     return value
 

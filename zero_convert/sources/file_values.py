@@ -8,12 +8,10 @@ import torch
 
 from zero_convert.errors import LoadError
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import DTYPES
 from zero_convert.formulas import Floats, Formula
 from zero_convert.readers import Tensor
 from zero_convert.readers.tensor_bytes import check_crc, pieces, readable
-from zero_convert.structure import SAFETENSORS_DTYPES
-
-_TYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +42,15 @@ class FileValues(Formula):
             MalformedError: its bytes are not what the file says of them.
         """
         stored = self.stored
-        why = readable(stored) or ("" if stored.dtype in _TYPES else f"its type is {stored.dtype}")
+        row = DTYPES.get(stored.dtype)
+        why = readable(stored) or ("" if row is not None and row.written else f"its type is {stored.dtype}")
         where = stored.storage.path if stored.storage else ""
-        if why:
+        if why or row is None:
             raise LoadError(f"tensor {brief(stored.name)} cannot be taken from the file", where=where, got=why)
         if stored.storage is not None:
             check_crc(stored.storage)
         data = bytearray().join(pieces(stored))
-        empty = torch.empty(stored.shape, dtype=_TYPES[stored.dtype])
+        empty = torch.empty(stored.shape, dtype=getattr(torch, str(row.torch)))
         values = torch.frombuffer(data, dtype=empty.dtype).reshape(stored.shape) if data else empty
         if bool(torch.isnan(values.float() if values.element_size() == 1 else values).any()):
             raise LoadError(

@@ -20,12 +20,12 @@ from zero_convert import model_ref, readers
 from zero_convert.artifacts.receipt import recipe_from_metadata
 from zero_convert.errors import LoadError, UsageError
 from zero_convert.formats.digests import brief, sha256_file
+from zero_convert.formats.dtypes import of_torch
 from zero_convert.graph.ties import ties
 from zero_convert.inspection.likely_architecture import likely
 from zero_convert.model_ref import ModelRef
 from zero_convert.readers import IMPORTS, Contents, torch_export, torch_zip
 from zero_convert.runtime.user_code import place, spell
-from zero_convert.structure import SAFETENSORS_DTYPES
 
 from . import matching, programs
 from .file_values import FileValues
@@ -66,7 +66,7 @@ class File:
         first = ties(state)
         found = matching.fit(
             {name: (tensor.dtype, tensor.shape) for name, tensor in own.items()},
-            {n: (SAFETENSORS_DTYPES.get(v.dtype, str(v.dtype)), tuple(v.shape)) for n, v in state.items()},
+            {n: (row.name if (row := of_torch(v.dtype)) else str(v.dtype), tuple(v.shape)) for n, v in state.items()},
             first,
         )
         if not found.whole:

@@ -28,7 +28,6 @@ from zero_convert.graph.traced import Traced
 from ..records import Layer, Structure
 from .graph_facts import Facts
 from .joins import find_joins
-from .layers import SAFETENSORS_DTYPES as SAFETENSORS_DTYPES
 from .layers import find_layers
 from .signal_paths import with_ways
 from .uncaptured_roles import with_hidden

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable
 
 from torch import fx, nn
 
+from zero_convert.graph.fixed import fixed_names
 from zero_convert.graph.kinds import WEIGHT_KINDS, geometry, kind_of
 from zero_convert.graph.queries import Reach, is_size, kind, signals_in, tensors_in
 
@@ -49,8 +50,10 @@ class Facts:
         return (str(raw.target).rpartition(".")[0],) if raw is not None and self._is_parameter(raw) else known
 
     def _is_parameter(self, node: fx.Node) -> bool:
+        """Whether the node reads a parameter that is a scheme's to fill: none that its author fixed."""
         path, _, name = str(node.target).rpartition(".")
-        return name in self.root.get_submodule(path)._parameters
+        owner = self.root.get_submodule(path)
+        return name in owner._parameters and name not in fixed_names(owner)
 
     def _find_gates(self) -> tuple[tuple[Gate, ...], dict[fx.Node, fx.Node]]:
         """Products of a signal with what weight layers compute from it; and the product of each gate layer's node."""

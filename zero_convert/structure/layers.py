@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -10,8 +10,19 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
-from zero_convert.graph.kinds import NORMS, WEIGHT_KINDS, geometry, is_quantized, kind_of, own_weight, recurrent_gates
+from zero_convert.formats.dtypes import of_torch
+from zero_convert.graph.kinds import (
+    FIXED,
+    NORMS,
+    WEIGHT_KINDS,
+    geometry,
+    is_quantized,
+    kind_of,
+    own_weight,
+    recurrent_gates,
+)
 from zero_convert.graph.queries import tensors_in
+from zero_convert.graph.state import EXTRA, stored_tensors
 
 from ..errors import CoverageError
 from ..records import Join, Layer, Tensor
@@ -22,24 +33,6 @@ from .raw_parameters import Use, are_the_signal, feeds_nothing_else, is_inverted
 from .roles import Roles
 from .sections import find_sections
 
-SAFETENSORS_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.complex64: "C64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-}
 ATTENTION = ("query", "key", "value")
 
 
@@ -75,7 +68,7 @@ class _Inventory:
         }
         owners: set[int] = set()
         found: list[tuple[int, Layer]] = []
-        state = set(facts.root.state_dict(keep_vars=True))
+        state = stored_tensors(facts.root)
         for path, module in _plain_modules(facts.root):
             _refuse_quantized(path, module)
             tensors = tuple(_own_tensors(path, module, state))
@@ -99,6 +92,8 @@ class _Inventory:
             reason = f"inside {inside}, which tracing kept whole"
         elif what == "attention" and role == "last":
             role = "branch"  # what is last is its output projection
+        if what == FIXED:
+            return Layer(path, what, type(module).__qualname__, "trunk", tensors, reason="fixed by its constructor")
         layer = Layer(path, what, type(module).__qualname__, role, tensors, geometry(module), (), join, reason=reason)
         made = parametrized(module)
         if made is not None:
@@ -198,7 +193,7 @@ def _refuse_quantized(path: str, module: nn.Module) -> None:
         )
 
 
-def _own_tensors(path: str, module: nn.Module, state: Iterable[str]) -> Iterator[Tensor]:
+def _own_tensors(path: str, module: nn.Module, state: Mapping[str, torch.Tensor]) -> Iterator[Tensor]:
     """The module's entries of the state dict, parameters first; with those that its weight is computed from."""
     made = module.parametrizations if parametrize.is_parametrized(module) else nn.Module()
     prefix = f"{path}.parametrizations" if path else "parametrizations"
@@ -209,11 +204,18 @@ def _own_tensors(path: str, module: nn.Module, state: Iterable[str]) -> Iterator
             for name, value in (part._buffers if buffer else part._parameters).items():
                 if value is None or prefix + name not in state:
                     continue
-                if value.dtype not in SAFETENSORS_DTYPES:
-                    raise CoverageError("a tensor's type cannot be stored", where=prefix + name, got=str(value.dtype))
-                dtype = SAFETENSORS_DTYPES[value.dtype]
-                trainable = value.requires_grad and not buffer
-                yield Tensor(prefix + name, tuple(value.shape), dtype, trainable, buffer)
+                yield _described(prefix + name, value, buffer)
+    extra = f"{path}.{EXTRA}" if path else EXTRA
+    if extra in state:
+        yield _described(extra, state[extra], buffer=True)
+
+
+def _described(name: str, value: torch.Tensor, buffer: bool) -> Tensor:
+    row = of_torch(value.dtype)
+    if row is None or not row.written:
+        raise CoverageError("a tensor's type cannot be stored", where=name, got=str(value.dtype))
+    trainable = value.requires_grad and not buffer
+    return Tensor(name, tuple(value.shape), row.name, trainable, buffer)
 
 
 def is_table(facts: Facts, path: str) -> bool:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .shapes import tensors_of
+from zero_convert.graph.results import tensors_of
+
 from .symbolic_sizes import _Traced
 from .symbolic_sizes import argument as of_size
 
@@ -113,7 +114,7 @@ class Nodes:
             if isinstance(tensor, torch._subclasses.FakeTensor):
                 raise CannotRecord("a tensor appears that no call of torch's Python interface made")
             names = [self._constant_name()]
-            setattr(self.root, names[0], tensor)
+            setattr(self.root, names[0], tensor.detach() if isinstance(tensor, nn.Parameter) else tensor)
             self.attributes[id(tensor)] = names
         here = f"{self.running[-1]}." if self.running and self.running[-1] else ""
         name = next((n for n in names if n.startswith(here) and "." not in n[len(here) :]), names[0])
@@ -135,6 +136,8 @@ class Nodes:
     def argument(self, value: Any) -> Any:
         """The value as a node's argument."""
         if isinstance(value, Tensor):
+            if isinstance(value, nn.Parameter) and not self.real and id(value) not in self.attributes:
+                raise CannotRecord("a parameter is read that is no part of the module")
             return self.node(value)
         if isinstance(value, _Traced):
             return of_size(value)
@@ -162,6 +165,21 @@ class Nodes:
         if self.real:
             return self._object(value)
         raise CannotRecord(f"a {type(value).__qualname__} is passed on")
+
+    def result(self, value: Any) -> Any:
+        """What the forward returns as the argument of the output node.
+
+        A recording, which nobody runs for its result, has the tensors of an object there instead of the object.
+        """
+        if not self.real:
+            return self.argument(value)
+        if isinstance(value, dict):
+            return {key if isinstance(key, str) else str(key): self.result(item) for key, item in value.items()}
+        if isinstance(value, (tuple, list)):
+            return tuple(map(self.result, value))
+        if isinstance(value, (Tensor, *PLAIN)):
+            return self.argument(value)
+        return tuple(map(self.node, tensors_of(value)))
 
     def _object(self, value: Any) -> fx.Node:
         """A Python object that a recording needs to run again, kept beside the module's state."""

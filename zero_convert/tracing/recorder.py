@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from zero_convert.graph.results import tensors_of
 from zero_convert.nn.functional import FunctionCall, assigned
 from zero_convert.runtime import rng
 
@@ -30,7 +31,7 @@ from .call_signatures import Call
 from .known_shapes import known_output, known_value
 from .nodes import CannotRecord, Nodes
 from .operations import QUESTIONS, VALUES, assigned_attribute, attribute, is_method, target
-from .shapes import example_output, quiet, tensor_summary, tensors_of
+from .shapes import example_output, quiet, tensor_summary
 from .side_effects import refuse_draws, restored, unassigned
 from .symbolic_sizes import Size, sizes_of, traced
 from .vmap import one_by_one
@@ -94,7 +95,7 @@ class Recorder(TorchFunctionMode):
             maps = one_by_one(lambda: not self._paused, self._from_input)
             with whole, self._calls_seen(), sizes_of(self.graph), maps, self:
                 value = self.root(*faked[: len(args)], **dict(zip(keywords, faked[len(args) :], strict=True)))
-                node = self.graph.output(self._values.argument(value))
+                node = self.graph.output(self._values.result(value))
             node.meta["outputs"] = tensor_summary(value)
         return self.graph
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from zero_convert.graph.copies import copy_of
 from zero_convert.graph.example_values import reference_tensor
+from zero_convert.graph.results import tensors_of
 from zero_convert.runtime import rng
 from zero_convert.runtime.eager import eager
 from zero_convert.runtime.source_lines import user_frame
@@ -29,7 +30,6 @@ from .side_effects import restored
 
 Inputs = Sequence[Any] | Mapping[str, Any]
 WITH_OPTIONS = frozenset({F.dropout, F.batch_norm})  # whose keyword arguments do not change the shape
-MAX_DEPTH = 8  # of nests that a forward returns
 
 
 class _Recorder(fx.Interpreter):
@@ -67,25 +67,8 @@ class _Recorder(fx.Interpreter):
 
 
 def tensor_summary(value: Any) -> tuple[tuple[tuple[int, ...], str], ...]:
-    """(shape, dtype) of every tensor in a nest of containers, fields of dataclasses included."""
+    """(shape, dtype) of every tensor that a forward returned."""
     return tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in tensors_of(value))
-
-
-def tensors_of(value: Any, depth: int = 0) -> Iterator[torch.Tensor]:
-    """The tensors in a nest of containers, fields of dataclasses included."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif depth > MAX_DEPTH or isinstance(value, type):
-        return
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_of(item, depth + 1)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_of(item, depth + 1)
-    elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            yield from tensors_of(getattr(value, name), depth + 1)
 
 
 def stand_in(module: nn.Module) -> None:
@@ -204,7 +187,8 @@ def _failing(module: nn.Module, inputs: Inputs, error: BaseException) -> TraceEr
         where=f"{type(module).__qualname__} {user_frame(error, module)}".strip(),
         got=said,
         expected=f"an output for inputs of shape {shapes}",
-        fix="Give example inputs that fit the model (--input 1x3x224x224, or example_inputs= in Python).",
+        fix="Give example inputs that fit the model: --input 1x3x224x224, lengths and other numbers as --input [7,5]; "
+        'a dict or a list in Python: example_inputs=({"ids": ids, "mask": mask},).',
     )
 
 

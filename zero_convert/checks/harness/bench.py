@@ -20,13 +20,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from zero_convert.errors import DeviceError
 from zero_convert.graph.copies import copy_of
 from zero_convert.graph.kinds import kind_of
+from zero_convert.graph.results import tensors_of
 from zero_convert.graph.traced import Traced
 from zero_convert.nn.tree import ConvertedModule
 from zero_convert.runtime import rng
 
 from ..subject import Subject
 from . import isolation
-from .inputs import BATCH, Batches, Inputs, batches, crops, floats, moved, tensors_in, varied
+from .inputs import BATCH, Batches, Inputs, batches, crops, floats, moved, varied
 from .recorder import READ, RETURNED, Recorder, Run, first_line
 
 SIDES = (96, 160)  # images are cropped to the first of these that the network accepts
@@ -40,13 +41,18 @@ class OutOfMemory(DeviceError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a check answers: the fields of a `records.Check` without name and question, which its file declares."""
+    """What a check answers: the fields of a `records.Check` without name and question, which its file declares.
+
+    Attributes:
+        seen: what was looked at, and how much of it, in the words of the file's `LEAST`.
+    """
 
     status: str
     summary: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
     threshold: str = ""
     remedy: str = ""
+    seen: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,7 @@ class CheckContext:
     @cached_property
     def inputs(self) -> Batches:
         """For the runs that are looked at."""
-        clips = any(x.ndim == 5 for x in tensors_in(self.subject.inputs))
+        clips = any(x.ndim == 5 for x in tensors_of(self.subject.inputs))
         return self._fit(self._cropped(SMALL_SIDES if clips else SIDES), self._modes, keep=True)
 
     @cached_property

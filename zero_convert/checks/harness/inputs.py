@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from zero_convert.formulas.hashing import words
 from zero_convert.graph.example_values import reference_tensor
+from zero_convert.graph.results import tensors_of
 
 BATCH = 4  # with fewer, a batch norm over single values has no gradient to speak of
 LARGE = 128 * 128  # positions from which on a network that takes no other size gets fewer samples
@@ -43,31 +44,15 @@ def mapped(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return values
 
 
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """The tensors in a nest of tuples, lists, mappings and dataclasses (which a network may return)."""
-    if isinstance(values, Tensor):
-        yield values
-        return
-    items: Any = ()
-    if isinstance(values, Mapping):
-        items = values.values()
-    elif isinstance(values, list | tuple):
-        items = values
-    elif hasattr(values, "__dataclass_fields__") and not isinstance(values, type):
-        items = (getattr(values, name) for name in values.__dataclass_fields__)
-    for item in items:
-        yield from tensors_in(item)
-
-
 def floats(values: Any) -> list[Tensor]:
-    """The floating tensors in a nest; complex ones as pairs of real numbers."""
-    found = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors_in(values))
+    """The floating tensors in what a forward takes or returns; complex ones as pairs of real numbers."""
+    found = (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors_of(values))
     return [t for t in found if t.is_floating_point()]
 
 
 def crops(given: Inputs, side: int) -> bool:
     """Whether an image or video among the inputs is larger than `side` in both directions."""
-    return any(_is_image(x) and min(x.shape[-2:]) > side for x in tensors_in(given))
+    return any(_is_image(x) and min(x.shape[-2:]) > side for x in tensors_of(given))
 
 
 def batches(

@@ -167,23 +167,6 @@ def told(fallen: Sequence[str]) -> str:
     return f"{nodes}: {', '.join(fallen[:4])}{more}"
 
 
-def with_all_values(path: str | PathLike[str]) -> tuple[bytes, list[tuple[str, str]]]:
-    """The model with every value that a node of its main graph makes as an output, and (node, value) in their order.
-
-    Data files are taken in, so a model beyond 2 GiB has no such form.
-    """
-    import onnx
-
-    model = onnx.load(os.fspath(path))
-    known = {output.name for output in model.graph.output}
-    values = [(node.name, name) for node in model.graph.node for name in node.output if name]
-    for _, name in values:
-        if name not in known:
-            model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
-    content: bytes = model.SerializeToString()
-    return content, values
-
-
 def _options(ort: Any) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

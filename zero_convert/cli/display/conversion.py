@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from math import prod
 from typing import TYPE_CHECKING
 
 from rich.console import RenderableType
@@ -13,10 +11,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from zero_convert.initialization.plan_summary import by_rule, rewritten_joins
-from zero_convert.records import Assignment, Check, Edit, Option, Plan, Structure
+from zero_convert.initialization import plan_summary
+from zero_convert.records import Assignment, Check, Edit, Plan, Structure
 
-from .screen import Screen, checksum_line, counted, facts_table, size, table_of, times
+from .screen import Screen, checksum_line, counted, facts_table, rest, size, table_of, times
 
 if TYPE_CHECKING:
     from zero_convert.pipeline import Inspection, Result, Saved
@@ -54,18 +52,17 @@ def saved(screen: Screen, files: Sequence[Saved], digest: str) -> None:
     Without files the bytes went to stdout, and the digest is told to the reader.
     """
     for file in files:
-        beside = f", {file.data.path}, {size(file.data.size)}," if file.data else ""
+        sizes = (f"{path}, {size(each.size)}," for path, each in zip(file.paths, file.files, strict=True))
         screen.tell(
             Text.assemble(
                 ("wrote ", "green"),
-                f"{file.path}, {size(file.size)}{beside or ','} and {file.receipt_path}",
+                f"{' '.join(sizes)} and {file.receipt_path}",
                 (f"; {file.note}" if file.note else "", "dim"),
             )
         )
     for file in files:
-        screen.give(checksum_line(file.sha256, str(file.path)))
-        if file.data:
-            screen.give(checksum_line(file.data.sha256, str(file.data.path)))
+        for path, each in zip(file.paths, file.files, strict=True):
+            screen.give(checksum_line(each.sha256, str(path)))
     (screen.give if files else screen.tell)(f"# weights zc1 {digest}")
     for file in files:
         if file.folded_from:
@@ -94,11 +91,7 @@ def plan(screen: Screen, plan: Plan, model: str, dtype: str) -> None:
 
 
 def _headline(model: str, plan: Plan, dtype: str) -> str:
-    return f"{model} → {plan.scheme} ({_options(plan.options)}), {dtype}"
-
-
-def _options(options: Mapping[str, Option]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in options.items()) or "no options"
+    return f"{model} → {plan.scheme} ({plan_summary.option_list(plan.options) or 'no options'}), {dtype}"
 
 
 def _add_capture(facts: Table, found: Plan | Inspection) -> None:
@@ -112,7 +105,7 @@ def _add_notes(facts: Table, notes: Sequence[str], whole: bool) -> None:
     for index, text in enumerate(shown):
         facts.add_row(Text("" if index else "notes", "dim"), Text(text))
     if len(shown) < len(notes):
-        facts.add_row("", Text(f"and {len(notes) - len(shown)} more; -v lists them", "dim"))
+        facts.add_row("", rest(len(notes) - len(shown)))
 
 
 def _first(names: Sequence[str]) -> str:
@@ -120,36 +113,29 @@ def _first(names: Sequence[str]) -> str:
 
 
 def _add_joins(facts: Table, plan: Plan) -> None:
-    residual = [join for join in plan.joins if join.residual]
+    residual, rewritten = plan_summary.residual_joins(plan.joins), plan_summary.rewritten_joins(plan)
     kinds = counted(join.shortcut for join in residual)
-    rewritten = rewritten_joins(plan)
-    facts.add_row(
-        Text("joins", "dim"),
-        Text(f"{len(residual)} found, {len(rewritten)} rewritten" + (f": {kinds}" if kinds else "")),
-    )
+    text = f"{len(residual)} found, {len(rewritten)} rewritten" + (f": {kinds}" if kinds else "")
+    facts.add_row(Text("joins", "dim"), Text(text))
 
 
 def _add_edits(facts: Table, edits: Sequence[Edit]) -> None:
-    applied = Counter(edit.rewrite.replace("_", " ") for edit in edits if edit.applied)
-    if applied:
-        counts = ", ".join(f"{rewrite} {count}" for rewrite, count in applied.items())
+    groups = plan_summary.edits_by_reason(edits)
+    if counts := ", ".join(f"{rewrite} {len(group)}" for (rewrite, applied, _), group in groups.items() if applied):
         facts.add_row(Text("edits", "dim"), Text(counts))
-    reasons: dict[tuple[str, str], list[Edit]] = {}
-    for edit in edits:
-        if not edit.applied:
-            reasons.setdefault((edit.rewrite.replace("_", " "), edit.reason), []).append(edit)
-    for index, ((rewrite, reason), group) in enumerate(reasons.items()):
-        at = [edit.target for edit in group]
-        facts.add_row(Text("" if index else "declined", "dim"), Text(f"{rewrite}: {reason} ({_first(at)})"))
+    declined = ((rewrite, reason, group) for (rewrite, applied, reason), group in groups.items() if not applied)
+    for index, (rewrite, reason, group) in enumerate(declined):
+        at = _first([edit.target for edit in group])
+        facts.add_row(Text("" if index else "declined", "dim"), Text(f"{rewrite}: {reason} ({at})"))
 
 
 def _rules(assignments: Sequence[Assignment]) -> Table:
     table = Table.grid(padding=(0, 2))
     for justify in ("left", "right", "right"):
         table.add_column(justify=justify)
-    for rule, group in by_rule(assignments).items():
-        count, values = len(group), sum(prod(each.tensor.shape) for each in group)
-        table.add_row(Text(rule), f"{count:,} tensor{'s' if count > 1 else ' '}", f"{values:,} values")
+    for rule, group in plan_summary.by_rule(assignments).items():
+        count = f"{len(group):,} tensor{'s' if len(group) > 1 else ' '}"
+        table.add_row(Text(rule), count, f"{plan_summary.values(group):,} values")
     return table
 
 
@@ -162,8 +148,7 @@ def _edits(edits: Sequence[Edit]) -> RenderableType:
         if edit.reason:
             action.append(f"; {edit.reason}", "dim")
         name = "" if edit.rewrite == rewrite else edit.rewrite.replace("_", " ")
-        target = "everywhere" if edit.target == "*" else edit.target
-        table.add_row(Text(name, "dim"), Text.assemble((mark, style), f" {target}"), action)
+        table.add_row(Text(name, "dim"), Text.assemble((mark, style), f" {plan_summary.site(edit)}"), action)
         rewrite = edit.rewrite
     return Padding(table, (0, 0, 0, 2))
 
@@ -199,7 +184,7 @@ def inspection(screen: Screen, found: Inspection) -> None:
     screen.give(Text(f"{found.name}, {found.source}", "bold"), "")
     facts = facts_table()
     _add_capture(facts, found)
-    residual = [join for join in structure.joins if join.residual]
+    residual = plan_summary.residual_joins(structure.joins)
     kinds = counted(join.shortcut for join in residual)
     counts = f"{found.parameters:,} parameters, {found.buffers:,} values in buffers"
     facts.add_row(Text("values", "dim"), Text(counts))

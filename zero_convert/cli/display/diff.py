@@ -11,7 +11,7 @@ from rich.text import Text
 
 from zero_convert.artifacts.comparing import Difference, short
 
-from . import Screen, facts_table, table_of
+from .screen import Screen, facts_table, rest, table_of
 
 if TYPE_CHECKING:
     from zero_convert.artifacts.diff import Comparison, Elements
@@ -53,7 +53,7 @@ def _comparison(screen: Screen, one: Comparison) -> None:
         )
     screen.give(table)
     if len(shown) < len(one.differences):
-        screen.tell(Text(f"and {len(one.differences) - len(shown):,} more; -v lists them", "dim"))
+        screen.tell(rest(len(one.differences) - len(shown)))
 
 
 def _change(one: Difference) -> str:

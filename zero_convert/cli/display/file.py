@@ -26,7 +26,7 @@ _ALL = 0.9  # share of the tensors above which nothing needs to be said of the o
 
 
 def file_contents(screen: Screen, found: Mapping[str, Any]) -> None:
-    """The facts of `inspecting.facts` for people."""
+    """The facts of `inspection.facts` for people."""
     screen.give(Text(f"{escaped(found['file'])}, {size(found['size'])}", "bold"), "")
     facts = facts_table()
     for label, text, style in _facts(found, screen.verbose > 0):

@@ -29,11 +29,7 @@ def verification(screen: Screen, path: Path, answer: Verification | ZeroConvertE
     screen.give(Text.assemble(f"{path}: ", ("OK", "green") if sound else ("DIFFERS", "bold red")))
     if folded := answer.receipt.folded_from:
         screen.tell(Text(f"  folded for inference: the weights digest zc1 {folded} does not apply to it", "dim"))
-    shown = answer.findings if screen.verbose else answer.findings[:10]
-    for finding in shown:
-        screen.tell(Text(f"  {finding}"))
-    if len(shown) < len(answer.findings):
-        screen.tell(Text(f"  and {len(answer.findings) - len(shown):,} more; -v lists them", "dim"))
+    screen.tell_first(answer.findings)
 
 
 def schemes(screen: Screen, known: Sequence[Scheme]) -> None:

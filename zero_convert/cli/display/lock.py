@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from zero_convert.artifacts.model_signing import Manifest
     from zero_convert.replay import Answer
 
-_SHOWN = 10  # differences of an entry, where nobody asked for all
-
 
 def answer(screen: Screen, found: Answer, moved: str, to_stdout: bool = True) -> None:
     """`FILE: OK`, or what `moved` calls it and what moved, or `NOT CHECKED` and why."""
@@ -29,11 +27,7 @@ def answer(screen: Screen, found: Answer, moved: str, to_stdout: bool = True) ->
     (screen.give if to_stdout else screen.tell)(line)
     if found.error is not None:
         error(found.error, whole=True)
-    shown = found.differences if screen.verbose else found.differences[:_SHOWN]
-    for difference in shown:
-        screen.tell(Text(f"  {difference}"))
-    if len(shown) < len(found.differences):
-        screen.tell(Text(f"  and {len(found.differences) - len(shown):,} more; -v lists them", "dim"))
+    screen.tell_first(found.differences)
 
 
 def counts(screen: Screen, answers: Sequence[Answer], lock: str, hint: str = "") -> None:
@@ -57,9 +51,6 @@ def manifest(screen: Screen, path: Path, expected: Manifest, found: Sequence[Dif
     """`FOLDER: OK`, or `DIFFERS` and which files; and that no signature was looked at."""
     word = ("DIFFERS", "bold red") if found else ("OK", "green")
     screen.give(Text.assemble(f"{path}: ", word))
-    for difference in found if screen.verbose else found[:_SHOWN]:
-        screen.tell(Text(f"  {difference}"))
-    if len(found) > _SHOWN and not screen.verbose:
-        screen.tell(Text(f"  and {len(found) - _SHOWN:,} more; -v lists them", "dim"))
+    screen.tell_first(found)
     count = len(expected.resources)
     screen.tell(Text(f"{count} {'file' if count == 1 else 'files'} by digest; the signature was not checked", "dim"))

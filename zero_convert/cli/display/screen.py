@@ -6,8 +6,7 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,18 +16,12 @@ from rich.table import Table
 from rich.text import Text
 
 from zero_convert.errors import ZeroConvertError
+from zero_convert.runtime.progress import Progress
 from zero_convert.runtime.signals import undone_by
 
 from .escaping import escaped, escaped_lines
 
-if TYPE_CHECKING:
-    pass
-
-
 _UNFOLDED = 10_000  # columns of a stream that is no terminal
-
-
-Progress = Callable[[str, str], None]
 
 
 class Screen:
@@ -47,6 +40,13 @@ class Screen:
         """To the reader, on stderr."""
         if not self.quiet:
             print_lines(self._err, lines)
+
+    def tell_first(self, findings: Sequence[object], most: int = 10) -> None:
+        """A line for each finding, of many the first and their number, unless -v asks for all."""
+        shown = findings if self.verbose else findings[:most]
+        self.tell(*(Text(f"  {finding}") for finding in shown))
+        if len(shown) < len(findings):
+            self.tell(Text.assemble("  ", rest(len(findings) - len(shown))))
 
     def give(self, *lines: RenderableType) -> None:
         """The result, on stdout."""
@@ -144,6 +144,11 @@ def size(count: int) -> str:
         if count >= factor:
             return f"{count / factor:.1f} {unit}"
     return f"{count} bytes"
+
+
+def rest(count: int) -> Text:
+    """What stands for the lines that are not shown."""
+    return Text(f"and {count:,} more; -v lists them", "dim")
 
 
 def cut(text: str, length: int, width: int) -> str:

@@ -11,7 +11,7 @@ Initializers that no node needs (`num_batches_tracked`) have a reader of their o
 runtimes drop it without a word, and warn without it. No paths, doc strings, versions of producers, shapes of values in
 between.
 
-`_onnx_graph.py` makes the graph. It is written here as a stream, as protobuf itself would write it: the tensors go by
+`graph.py` makes the graph. It is written here as a stream, as protobuf itself would write it: the tensors go by
 once and are never in memory together. Beyond `INLINE` bytes, or where asked for, tensors of 1024 bytes or more go to
 the file `NAME.onnx.data` beside the model, end to end and by name; what is smaller stays, because readers may need its
 values to tell shapes. Both files are complete on the disk before one of them takes its name.
@@ -19,23 +19,18 @@ values to tell shapes. Both files are complete on the disk before one of them ta
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO
 
-from zero_convert.artifacts.receipt import DATA_SUFFIX, DIGEST_KEY, FOLDED_KEY
 from zero_convert.errors import ModelError, UsageError
-from zero_convert.exporters._onnx_digests import file_digests as file_digests
-from zero_convert.exporters.safetensors import Entry, Lanes, force_to_disk, pieces, raw_bytes
-from zero_convert.formats.atomic import Output, commit_all, staged
-from zero_convert.formats.digests import Blob, Written, brief, is_plain_text, weights_digest
-from zero_convert.formats.onnx import TYPES
-from zero_convert.formats.onnx import read_header as read_header
-from zero_convert.formats.onnx import read_metadata as read_metadata
+from zero_convert.exporters.safetensors import Entry, force_to_disk, raw_bytes
+from zero_convert.formats.digests import FileDigest, Written, brief, is_plain_text, weights_digest
+from zero_convert.formats.dtypes import DTYPES
+from zero_convert.formats.hashing_lanes import ParallelHasher, pieces
+from zero_convert.formats.naming import DIGEST_KEY, FOLDED_KEY, data_path
 from zero_convert.formats.protobuf import VARINT, opening, varint
 
 OPSETS = range(18, 26)  # what torch writes and ONNX Runtime reads
@@ -45,7 +40,6 @@ INLINE = 1_800_000_000  # bytes of tensors; readers of protobuf end at 2 GiB
 
 _LIMIT = 1 << 31  # bytes; no reader of protobuf goes further
 SMALL = 1024  # bytes; below it a tensor stays in the model, whose readers tell shapes from it
-NUMBERS = {name: number for number, name in TYPES.items()}
 _IR_VERSION, _PRODUCER, _GRAPH, _OPSET, _METADATA = 1, 2, 7, 8, 14  # ModelProto
 _INITIALIZER = 5  # GraphProto
 _DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14  # TensorProto
@@ -65,15 +59,6 @@ class Graph:
     raised: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DataFile:
-    """The file beside a model that holds its tensors: path, sha256 (hex), size in bytes."""
-
-    path: Path
-    sha256: str
-    size: int
-
-
 def checked_opset(opset: int | None) -> int:
     """The version of the operators to write, `OPSET` for None.
 
@@ -86,13 +71,8 @@ def checked_opset(opset: int | None) -> int:
     return OPSET if opset is None else opset
 
 
-def data_path(path: str | PathLike[str]) -> Path:
-    """Where the data file of a model lies: beside it, `NAME.onnx.data`."""
-    return Path(f"{os.fspath(path)}{DATA_SUFFIX}")
-
-
 def checked_data_path(path: str | PathLike[str]) -> Path:
-    """The same.
+    """Where the data file of a model lies: beside it, `NAME.onnx.data`.
 
     Raises:
         UsageError: a model cannot name such a file.
@@ -117,48 +97,6 @@ def needs_data_file(entries: Sequence[Entry]) -> bool:
     return sum(entry.size for entry in entries) > INLINE
 
 
-def save(
-    path: str | PathLike[str],
-    graph: Graph,
-    entries: Sequence[Entry],
-    metadata: Mapping[str, str],
-    *,
-    force: bool = False,
-    external_data: bool = False,
-) -> tuple[Written, DataFile | None]:
-    """The digests of the model that was written to `path`, and its data file if it has one.
-
-    Args:
-        graph: reads the entries by their names.
-        entries: the state dict, ties resolved.
-        metadata: besides the digest; written with sorted keys.
-        external_data: have a data file even where one file would do, unless nothing is large enough to be in it.
-
-    Raises:
-        ModelError: a tensor of a type that ONNX does not have.
-        UsageError, StorageError: as `staged`, `Output.settle` and `commit_all`.
-    """
-    beside = checked_data_path(path) if wants_data_file(entries, external_data) else None
-    with contextlib.ExitStack() as stack:
-        model = stack.enter_context(staged(path, force))
-        data = None if beside is None else stack.enter_context(staged(beside, force))
-        written = write(model, graph, entries, metadata, data, "" if beside is None else beside.name)
-        settle(model, data, written)
-        commit_all([model] if data is None else [data, model])
-    if beside is None or written.data is None:
-        return written, None
-    return written, DataFile(beside, written.data.sha256, written.data.size)
-
-
-def settle(model: Output, data: Output | None, written: Written) -> None:
-    """Force a model and its data file to the disk and read them back. Errors as `Output.settle`."""
-    model.promise(written.size, written.sha256)
-    model.settle()
-    if data is not None and written.data is not None:
-        data.promise(written.data.size, written.data.sha256)
-        data.settle()
-
-
 def write(
     stream: BinaryIO,
     graph: Graph,
@@ -167,14 +105,17 @@ def write(
     data: BinaryIO | None = None,
     location: str = "",
 ) -> Written:
-    """The digests of the model that was written to `stream`. Errors as for `save`.
+    """The digests of the model that was written to `stream`.
 
     Args:
+        graph: reads the entries by their names.
+        entries: the state dict, ties resolved.
+        metadata: besides the digest; written with sorted keys.
         data: takes the tensors, where the model has a data file.
         location: the name of that file.
-
     Raises:
-        ModelError: also where the onnx library's full check refuses the model; nothing is written then.
+        ModelError: a tensor of a name or type that ONNX does not have, a model too large for one file, or one that the
+            onnx library's full check refuses. Nothing is written then.
     """
     from .validity import check
 
@@ -197,7 +138,7 @@ def write(
         )
     own = {} if FOLDED_KEY in metadata else {DIGEST_KEY: ""}  # known at the end
     check(graph, ordered, {**metadata, **own}, IR_VERSION)
-    with Lanes() as model, Lanes() as beside:
+    with ParallelHasher() as model, ParallelHasher() as beside:
 
         def put(piece: bytes) -> None:
             stream.write(piece)
@@ -207,9 +148,9 @@ def write(
         put(opening(_GRAPH, size) + graph.head)
         for entry, outside, head in heads:
             put(opening(_INITIALIZER, len(head) + (0 if outside else entry.size)) + head)
-            target, lanes = (data, beside) if outside and data is not None else (stream, model)
+            target, hasher = (data, beside) if outside and data is not None else (stream, model)
             raw = raw_bytes(entry)
-            lanes.tensor(entry.name, entry.dtype, entry.shape, pieces(raw))
+            hasher.tensor(entry.name, entry.dtype, entry.shape, pieces(raw))
             target.write(raw)
         put(graph.tail + _bytes(_OPSET, _bytes(1, b"") + _number(2, graph.opset)))
         digest = weights_digest(model.leaves() | beside.leaves())
@@ -221,8 +162,8 @@ def write(
                 force_to_disk(file)  # while the hashes finish
     first, second = model.written(), beside.written()
     found = {**first.tensors, **second.tensors}
-    blob = None if data is None else Blob(second.sha256, second.size)
-    return Written(first.sha256, first.size, {e.name: found[e.name] for e in ordered}, digest, blob)
+    files = first.files if data is None else (*first.files, FileDigest(second.sha256, second.size, "data"))
+    return Written(files, {e.name: found[e.name] for e in ordered}, digest)
 
 
 def _read_once(entry: Entry) -> Entry:
@@ -235,13 +176,13 @@ def _read_once(entry: Entry) -> Entry:
 
 def _tensor_head(entry: Entry, location: str, offset: int) -> bytes:
     """A TensorProto up to its data, or whole if that is in another file."""
-    number = NUMBERS.get(entry.dtype)
+    number = DTYPES[entry.dtype].onnx
     if number is None:
         raise ModelError(
             "ONNX has no such element type",
             where=entry.name,
             got=entry.dtype,
-            expected=", ".join(sorted(NUMBERS)),
+            expected=", ".join(sorted(name for name, row in DTYPES.items() if row.onnx)),
             fix="Write safetensors, which has it.",
         )
     sizes = b"".join(_number(_DIMS, size) for size in entry.shape)

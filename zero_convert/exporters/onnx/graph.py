@@ -7,6 +7,7 @@ with two small matrices of ±1; `benchmarks/onnx_hadamard.py` has measured it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import warnings
@@ -23,7 +24,9 @@ from torch.utils import _pytree as pytree
 from zero_convert.errors import ModelError
 from zero_convert.formulas import hadamard
 from zero_convert.graph.copies import copy_of
+from zero_convert.graph.results import is_plain, tensors_of
 from zero_convert.nn.layers import HadamardTransform
+from zero_convert.nn.tree import ConvertedModule
 from zero_convert.records import Edit
 
 from . import OPSET, OPSETS, Graph
@@ -56,7 +59,7 @@ def graph(
 
 def _graph(module: nn.Module, inputs: Any, states: Mapping[str, str], opset: int) -> tuple[Graph, str, list[Any]]:
     """The graph at one version of the operators, why its batch size is fixed, and the signatures of its states."""
-    own = _prepared(module)
+    own = _returning_tensors(_prepared(module))
     given = _as_cast(own, inputs)
     fixed = ""
     try:
@@ -153,6 +156,40 @@ def _prepared(module: nn.Module) -> nn.Module:
     return own
 
 
+def _returning_tensors(module: nn.Module) -> nn.Module:
+    """The module, a copy, returning the tensors inside of an object that torch's exporter does not take apart."""
+    if isinstance(module, ConvertedModule) and _returns_plain(module.evaluate_graph):
+        return module
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        value = forward(*args, **kwargs)
+        return value if is_plain(value) else tuple(tensors_of(value))
+
+    module.forward = plain
+    return module
+
+
+def _returns_plain(graph: fx.Graph) -> bool:
+    """Whether a graph returns tensors, numbers and None, and makes no object of them."""
+    leaves = pytree.tree_leaves(graph.output_node().args[0])
+    nodes = [leaf for leaf in leaves if isinstance(leaf, fx.Node)]
+    others = [leaf for leaf in leaves if not isinstance(leaf, fx.Node)]
+    return is_plain(others) and not any(isinstance(node.target, type) for node in nodes)
+
+
+@contextlib.contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Distributions do not look at the values of their parameters, which decides nothing but an error."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
+
+
 def _as_cast(module: nn.Module, inputs: Any) -> Any:
     """The inputs, floating ones in the type of the module's parameters."""
     dtypes = [tensor.dtype for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
@@ -184,7 +221,7 @@ def _batches(inputs: Any) -> tuple[Any, Any]:
 
 def _export(module: nn.Module, inputs: Any, shapes: Any, opset: int) -> Any:
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), None)
-    with _quiet(), torch.no_grad(), _FourAxes():
+    with _quiet(), torch.no_grad(), _FourAxes(), _unvalidated():
         program = torch.onnx.export(
             module, args, kwargs=kwargs, dynamo=True, optimize=False, verbose=False, opset_version=opset,
             dynamic_shapes=shapes,

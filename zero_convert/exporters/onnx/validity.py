@@ -14,8 +14,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from zero_convert.errors import ModelError, UsageError
 from zero_convert.exporters.safetensors import Entry, raw_bytes
+from zero_convert.formats.dtypes import DTYPES
 
-from . import NUMBERS, SMALL, Graph
+from . import SMALL, Graph
 from .simplification import all_nodes, signatures
 
 
@@ -31,7 +32,7 @@ def check(graph: Graph, entries: Sequence[Entry], metadata: Mapping[str, str], i
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     for entry in entries:
-        number = NUMBERS[entry.dtype]
+        number = DTYPES[entry.dtype].onnx
         if entry.size < SMALL:
             tensor = TensorProto(name=entry.name, data_type=number, dims=entry.shape, raw_data=bytes(raw_bytes(entry)))
             model.graph.initializer.append(tensor)

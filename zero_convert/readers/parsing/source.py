@@ -7,13 +7,14 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import BinaryIO
 
-from zero_convert.errors import MalformedError, RefusedError, StorageError
-from zero_convert.exporters.safetensors import opened
+from zero_convert.errors import MalformedError, RefusedError
 from zero_convert.formats.digests import is_plain_text
-from zero_convert.readers.contents import Limits
+from zero_convert.formats.spans import DAMAGED, opened, read_span
 
-DAMAGED = "The file is damaged or was made by hand."
+from ..contents import Limits
+
 PARTS = 4096  # characters of a name
+JSON = 20  # bytes of memory that a byte of JSON may become
 
 
 class Budget:
@@ -74,14 +75,7 @@ class Source(AbstractContextManager["Source"]):
         """Bytes `begin:begin+size`, which have to be there; the caller has bounded `size`."""
         if size < 0 or not self.begin <= begin <= begin + size <= self.end:
             raise self.malformed("it points outside of itself", f"bytes {begin}:{begin + size}", f"up to {self.end}")
-        try:
-            self.file.seek(begin)
-            data = self.file.read(size)
-        except OSError as error:
-            raise StorageError("cannot read the file", where=self.where, got=error.strerror or str(error)) from error
-        if len(data) != size:
-            raise self.malformed("the file ends early", f"{len(data)} bytes", f"{size}")
-        return data
+        return read_span(self.file, begin, size, self.where)
 
     def small(self, begin: int, end: int) -> bytes:
         """The same of something that is taken into memory as a whole, and so is accounted for."""

@@ -1,4 +1,4 @@
-"""From the tree of symbols that a pickle describes to named tensors, and to which of them are the model's own.
+"""From the tree of symbols that a pickle describes to named tensors, to those that are the model's own, to `Contents`.
 
 A pickled module is walked as `state_dict()` would: its `_parameters`, `_buffers` and `_modules`. Everything else is
 named by its keys. Cycles and sharing end with the depth and the budget.
@@ -10,9 +10,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import DTYPES
 
-from .pickle_symbols import Array, Call, Sequence, Table
+from ..contents import Contents, Storage, Tensor
+from .pickle_symbols import Array, Call, Global, Sequence, Table
 from .source import Source
+from .views import tied
 
 DEPTH = 64  # of containers in one another
 WEIGHTS = (
@@ -24,6 +27,68 @@ _FACTS, _SHORT = 40, 200  # entries of a checkpoint that are told, and character
 _VISIT = 100  # bytes that a visited value costs
 
 Path = tuple[str, ...]
+
+
+def contents_of(
+    source: Source,
+    name: str,
+    producer: str,
+    root: Any,
+    arrays: list[tuple[Path, Array]],
+    storages: Mapping[str, Storage],
+    globals_: Mapping[Global, None],
+    trust: tuple[str, ...],
+    *,
+    program: bool = False,
+) -> Contents:
+    """The record of a file with a pickle.
+
+    Args:
+        name: of the format.
+        root: what the pickle describes.
+        arrays: its tensors, as `tensors` finds them.
+        storages: where their data are, by key.
+        trust: why loading it would mean to run code from it, besides that it is a network.
+        program: its classes are code in the file, and no network of importable ones.
+    """
+    spelled = _names(arrays, source)
+    at, prefix, own, others = _weights(root, arrays)
+    module, inside = ("", ()) if program else _network(root)
+    if module:
+        verb = "holds" if inside else "is"
+        trust = (f"it {verb} a whole network, pickled: loading it imports and calls its classes", *trust)
+    views = tied(_tensor(text, array, storages) for text, (_, array) in zip(spelled, arrays, strict=True))
+    _refuse_repeated(source, views)
+    return Contents(
+        path=source.path,
+        format=name,
+        size=source.size,
+        tensors=views,
+        weights=own,
+        producer=producer,
+        weights_at=at,
+        weights_prefix=prefix,
+        sections=others,
+        metadata=_facts(root),
+        globals=tuple(map(str, globals_)),
+        trust=trust,
+        details={"module": module},
+    )
+
+
+def _tensor(name: str, array: Array, storages: Mapping[str, Storage]) -> Tensor:
+    storage = None if array.storage is None else storages[array.storage.key]
+    offset = array.offset * DTYPES[array.dtype].bits // 8
+    return Tensor(name, array.dtype, array.shape, array.strides, storage, offset, array.kind)
+
+
+def _refuse_repeated(source: Source, views: tuple[Tensor, ...]) -> None:
+    """Refuse views that repeat their storage beyond what the limit for memory could hold: nobody could load them."""
+    beyond = 0
+    for tensor in views:
+        if tensor.storage is not None and tensor.strides is not None:
+            beyond += max(0, (tensor.nbytes or 0) - (tensor.storage.end - tensor.storage.begin))
+    source.budget.take(beyond)
 
 
 def tensors(root: Any, source: Source) -> list[tuple[Path, Array]]:
@@ -96,7 +161,7 @@ def _key(key: Any, index: int, source: Source) -> str:
     return f"({index})"
 
 
-def facts(root: Any) -> dict[str, str]:
+def _facts(root: Any) -> dict[str, str]:
     """The texts and numbers of a checkpoint, of those the first and short ones: epoch, version, …; also those in a dict
     or an object (a `Namespace`) on its first level: hyper_parameters.lr, args.batch_size."""
     found: dict[str, str] = {}
@@ -120,13 +185,13 @@ def _plain(root: Any) -> Iterator[tuple[Any, Any]]:
                     yield f"{key}.{below}", each
 
 
-def network(root: Any) -> tuple[str, Path]:
+def _network(root: Any) -> tuple[str, Path]:
     """The class of the network that a loader would build, and where it is in a checkpoint; "" if there is none."""
     at, base = _model(root)
     return (str(at.function), base) if isinstance(at, Call) and _module(at) is not None else ("", ())
 
 
-def names(found: list[tuple[Path, Array]], source: Source) -> list[str]:
+def _names(found: list[tuple[Path, Array]], source: Source) -> list[str]:
     """The names of the tensors: keys joined by dots, each once."""
     joined = [".".join(path) for path, _ in found]
     seen: set[str] = set()
@@ -137,7 +202,7 @@ def names(found: list[tuple[Path, Array]], source: Source) -> list[str]:
     return joined
 
 
-def weights(root: Any, found: list[tuple[Path, Array]]) -> tuple[str, str, Mapping[str, str], Mapping[str, int]]:
+def _weights(root: Any, found: list[tuple[Path, Array]]) -> tuple[str, str, Mapping[str, str], Mapping[str, int]]:
     """Which tensors are the model's own: where they are, the prefix of their names, both names; the other sections."""
     at, base = _model(root)
     flat = isinstance(at, Table) and any(isinstance(value, Array) for _, value in at.pairs)

@@ -9,28 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from zero_convert.exporters.safetensors import DIMENSIONS
 from zero_convert.formats.digests import brief
-from zero_convert.readers.contents import BITS
+from zero_convert.formats.dtypes import DTYPES
+from zero_convert.formats.safetensors import DIMENSIONS
 
 from .pickle_symbols import Array, Call, Global, Sequence, StoredIn, Table
 from .source import Source
 
-STORAGES: Mapping[str, str] = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
-    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
-    "BoolStorage": "BOOL", "ComplexDoubleStorage": "C128", "ComplexFloatStorage": "C64",
-    "QInt32Storage": "QI32", "QInt8Storage": "QI8", "QUInt8Storage": "QU8", "QUInt4x2Storage": "QU4X2",
-    "QUInt2x4Storage": "QU2X4",
-}  # fmt: skip
-TYPES: Mapping[str, str] = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8", "bool": "BOOL",
-    "complex128": "C128", "complex64": "C64", "complex32": "C32", "float8_e4m3fn": "F8_E4M3",
-    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2": "F8_E5M2", "float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "float8_e8m0fnu": "F8_E8M0", "float4_e2m1fn_x2": "F4X2", "bits8": "BITS8", "bits16": "BITS16",
-    "qint32": "QI32", "qint8": "QI8", "quint8": "QU8", "quint4x2": "QU4X2", "quint2x4": "QU2X4",
-}  # fmt: skip
+STORAGES = {f"{row.storage}Storage": row.name for row in DTYPES.values() if row.storage}
+TYPES = {row.torch: row.name for row in DTYPES.values() if row.torch}
 SAFE = frozenset(
     [
         "collections.OrderedDict", "collections.Counter", "builtins.set", "builtins.bytearray", "builtins.complex",
@@ -146,9 +133,9 @@ class Rebuild:
         name = self._type(dtype)
         if not isinstance(storage, StoredIn) or storage.dtype is not None:
             raise self._source.malformed("a tensor has no storage of bytes")
-        if 8 * storage.count % BITS[name]:
+        if 8 * storage.count % DTYPES[name].bits:
             raise self._source.malformed("a storage does not end with an element", f"{storage.count} bytes of {name}")
-        return self._checked(name, storage, offset, size, stride, 8 * storage.count // BITS[name])
+        return self._checked(name, storage, offset, size, stride, 8 * storage.count // DTYPES[name].bits)
 
     def _meta(self, dtype: Any, size: Any, stride: Any, *_: Any) -> Array:
         return self._checked(self._type(dtype), None, 0, size, stride, None)
@@ -160,11 +147,8 @@ class Rebuild:
         sizes, strides = self._sizes(size), self._sizes(stride)
         if len(sizes) != len(strides) or len(sizes) > DIMENSIONS or not _natural(offset):
             raise self._source.malformed("a tensor has an impossible shape", brief([sizes, strides, offset]))
-        total = BITS[dtype]
-        for each in sizes:
-            total *= each
-            if total >= 1 << 66:
-                raise self._source.malformed("a tensor is too large", f"shape {brief(sizes)}", "fewer than 2**63 bytes")
+        if DTYPES[dtype].bits_of(sizes) is None:
+            raise self._source.malformed("a tensor is too large", f"shape {brief(sizes)}", "fewer than 2**63 bytes")
         last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
         if count is not None and (last if 0 not in sizes else offset - 1) >= count:
             raise self._source.malformed(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from zero_convert.readers.contents import BITS, Tensor
+from zero_convert.formats.dtypes import DTYPES
+
+from ..contents import Tensor
 
 
 def tied(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
@@ -66,4 +68,4 @@ def _end(tensor: Tensor) -> int:
     if tensor.strides is None:
         return begin + (tensor.nbytes or 0)
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.strides, strict=True))
-    return begin + (last + 1) * BITS[tensor.dtype] // 8
+    return begin + (last + 1) * DTYPES[tensor.dtype].bits // 8

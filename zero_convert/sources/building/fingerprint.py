@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from zero_convert import sources
+from zero_convert.graph.state import stored_tensors
 
 from .nan_constructor import skeleton
 
@@ -55,7 +56,7 @@ def fingerprint(module: nn.Module) -> str:
     parameter and buffer of the state dict. Classes by their name without the package, which moves between releases.
     """
     modules = [[path, type(part).__qualname__, _geometry(part)] for path, part in module.named_modules()]
-    tensors = [[name, list(t.shape), str(t.dtype)] for name, t in module.state_dict(keep_vars=True).items()]
+    tensors = [[name, list(t.shape), str(t.dtype)] for name, t in stored_tensors(module).items()]
     text = json.dumps([modules, tensors], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 

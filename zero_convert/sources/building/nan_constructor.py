@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zero_convert.errors import LoadError
+from zero_convert.graph import unregistered
 from zero_convert.runtime.threads import one_thread
 
 from .memory import require
@@ -59,19 +60,23 @@ class Poison(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         notes: one sentence per kind of randomness that NaN cannot carry.
+        seeded: whether Python's or numpy's generator was used, which NaN cannot mark.
     """
 
     def __init__(self, write: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.notes: list[str] = []
+        self.seeded = False
         self._write = write
         self._kinds: dict[Any, int] = {}
         self._drawn: dict[int, Tensor] = {}  # storage → a tensor that keeps it alive
         self._reads = 0
 
     def drawn_names(self, module: nn.Module) -> tuple[str, ...]:
-        """Names of the module's integer tensors whose values came from a random draw, sorted."""
-        return tuple(sorted(n for n, t in _tensors(module) if not _can_be_nan(t) and _storage(t) in self._drawn))
+        """Names of the module's integer tensors, registered or not, whose values came from a random draw, sorted."""
+        outside = ((each.name, each.tensor) for each in unregistered.find(module))
+        tensors = (*_tensors(module), *outside)
+        return tuple(sorted(n for n, t in tensors if not _can_be_nan(t) and _storage(t) in self._drawn))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -351,6 +356,7 @@ def _generators_restored(poison: Poison) -> Iterator[None]:
     try:
         yield
     finally:
+        poison.seeded = random.getstate() != seeded_python or _numpy_position() != seeded_numpy
         if random.getstate() != seeded_python:
             poison._note("the constructor draws from Python's random; it was seeded with 0")
         if _numpy_position() != seeded_numpy:

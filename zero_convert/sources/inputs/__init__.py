@@ -6,7 +6,7 @@ guesses for networks of unknown origin in `guess.py`.
 
 from __future__ import annotations
 
-import difflib
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,40 +15,79 @@ from typing import Any
 import torch
 from torch import nn
 
-from zero_convert.errors import UsageError
+from zero_convert.errors import UsageError, closest
+from zero_convert.formats.dtypes import DTYPES
 from zero_convert.graph.example_values import reference_tensor
 
 # What a forward is called with: positional arguments, or keyword arguments by name.
 Inputs = tuple[Any, ...] | dict[str, Any]
 
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64)
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _FLOATS + _INTEGERS}
+_DTYPES = {row.torch: getattr(torch, row.torch) for row in DTYPES.values() if row.torch and row.written}
 MAX_ELEMENTS = 1 << 30
+LISTED = 16  # whole numbers that a recipe spells out: lengths, offsets
 
 
 def parse_input(text: str) -> torch.Tensor:
-    """The tensor that "1x3x224x224" or "1x128:int64" describes, with reference values.
+    """The tensor that "1x3x224x224" or "1x128:int64" describes, with reference values; or "[7,5]", with these.
+
+    Numbers without a point are int64, with one float32, unless a dtype is given.
 
     Raises:
-        UsageError: not sizes joined by `x`, an unknown dtype, or more than 2^30 elements.
+        UsageError: neither sizes joined by `x` nor a list of numbers, an unknown dtype, or more than 2^30 elements.
     """
     sizes, colon, name = text.strip().partition(":")
+    if sizes.startswith("[") and (not colon or name in _DTYPES):
+        return _listed(sizes, text, _DTYPES[name] if colon else None)
     if not re.fullmatch(r"[1-9][0-9]{0,9}(x[1-9][0-9]{0,9})*", sizes):
-        raise UsageError("this is no input shape", where="--input", got=repr(text), expected="1x3x224x224[:dtype]")
-    if colon and name not in DTYPES:
-        close = difflib.get_close_matches(name, DTYPES, n=1)
+        raise UsageError(
+            "this is no input shape", where="--input", got=repr(text), expected="1x3x224x224[:dtype] or [7,5]"
+        )
+    if colon and name not in _DTYPES:
         raise UsageError(
             "no such dtype",
             where="--input",
             got=repr(name),
-            expected=f"one of {', '.join(DTYPES)}",
-            fix=f"Did you mean {close[0]}?" if close else "",
+            expected=f"one of {', '.join(_DTYPES)}",
+            fix=closest(name, _DTYPES),
         )
     shape = tuple(map(int, sizes.split("x")))
     if math.prod(shape) > MAX_ELEMENTS:
         raise UsageError("the input is too large", where="--input", got=text, expected="at most 2^30 elements")
-    return reference_tensor(shape, DTYPES[name] if colon else torch.float32)
+    return reference_tensor(shape, _DTYPES[name] if colon else torch.float32)
+
+
+def _listed(numbers: str, text: str, dtype: torch.dtype | None) -> torch.Tensor:
+    try:
+        values = json.loads(numbers)
+        made = torch.tensor(values, dtype=dtype)
+    except (ValueError, TypeError, RuntimeError, OverflowError, RecursionError) as error:
+        raise UsageError(
+            "these are no numbers for an input", where="--input", got=repr(text)[:80], expected="[7,5] or [[0.5],[1]]"
+        ) from error
+    return made
+
+
+def spell_inputs(given: Inputs, runs: Callable[[Inputs], bool]) -> tuple[str, ...]:
+    """The texts that `parse_inputs` makes such inputs of: sizes, where the forward runs with reference values.
+
+    Otherwise whole numbers are spelled out where they are few: lengths and offsets, which have to make sense.
+    """
+    named = given if isinstance(given, dict) else dict(enumerate(given))
+    prefixes = [f"{name}=" if isinstance(name, str) else "" for name in named]
+    texts = [f"{prefix}{_sizes(value)}" for prefix, value in zip(prefixes, named.values(), strict=True)]
+    listed = [f"{prefix}{_values(value)}" for prefix, value in zip(prefixes, named.values(), strict=True)]
+    return tuple(texts if texts == listed or runs(parse_inputs(texts)) else listed)
+
+
+def _sizes(value: torch.Tensor) -> str:
+    return f"{'x'.join(map(str, value.shape))}:{str(value.dtype).removeprefix('torch.')}"
+
+
+def _values(value: torch.Tensor) -> str:
+    whole = not value.is_floating_point() and not value.is_complex() and value.dtype is not torch.bool
+    if not whole or not value.ndim or not 0 < value.numel() <= LISTED:
+        return _sizes(value)
+    return f"{json.dumps(value.tolist(), separators=(',', ':'))}:{str(value.dtype).removeprefix('torch.')}"
 
 
 def parse_inputs(texts: Sequence[str]) -> Inputs:

@@ -6,12 +6,11 @@ not have is refused, because the library would keep it and do nothing with it. B
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from zero_convert.errors import LoadError, UsageError
+from zero_convert.errors import LoadError, UsageError, closest
 
 # What a configuration is given unless the user says otherwise, where it has the key. Skipping whole layers and
 # masking the input at random make the training forward another network at each call; a cache only serves generation.
@@ -196,11 +195,11 @@ def _known(config: Any, key: str, where: str) -> None:
     names = {*vars(config), *getattr(config, "attribute_map", {}), *COMMON}
     if key in names or isinstance(getattr(type(config), key, None), property):
         return
-    close = difflib.get_close_matches(key, sorted(name for name in names if not name.startswith("_")), n=3)
+    public = sorted(name for name in names if not name.startswith("_"))
     raise UsageError(
         f"{type(config).__name__} has no {key!r}",
         where=where,
-        fix=f"Did you mean {' or '.join(close)}?" if close else "Check --model-arg.",
+        fix=closest(key, public, "Check --model-arg.", most=3, comma=" or "),
     )
 
 

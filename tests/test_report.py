@@ -23,13 +23,14 @@ pytest.importorskip("jinja2")
 import zero_convert as zc
 from tests import browser, nets
 from tests.command_line import Run, runner
-from zero_convert import checks
-from zero_convert import report as page
+from zero_convert import checks, report
 from zero_convert.cli import report as cli_report
 from zero_convert.errors import StorageError, UsageError
 from zero_convert.formats import atomic
+from zero_convert.formats.digests import FileDigest
 from zero_convert.records import Recipe
 from zero_convert.report import blocks, charts, drawing, facts, layout
+from zero_convert.saving import Saved
 
 SECTIONS = ["blocks", "depth", "weights", "rules", "checks", "recipe", "repeat"]
 HOSTILE = "<img src=x onerror=alert(1)>&\"'$\\frac{1}{0}$"
@@ -56,7 +57,7 @@ def plain(_few_checks: None) -> zc.Result:
 
 @pytest.fixture(scope="module")
 def text(bottleneck: zc.Result) -> str:
-    return page.html(bottleneck)
+    return report.html(bottleneck)
 
 
 @pytest.fixture
@@ -140,8 +141,8 @@ def test_a_known_weakness_stands_at_the_top_with_its_remedy(text: str, bottlenec
 
 
 def test_the_same_result_gives_the_same_bytes(plain: zc.Result, tmp_path: Path) -> None:
-    first = page.save(plain, tmp_path / "a.html", plots=tmp_path / "a")
-    second = page.save(plain, tmp_path / "b.html", plots=tmp_path / "b")
+    first = report.save(plain, tmp_path / "a.html", plots=tmp_path / "a")
+    second = report.save(plain, tmp_path / "b.html", plots=tmp_path / "b")
     assert [p.name for p in first[1:]] == [p.name for p in second[1:]] and len(first) > 5
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
 
@@ -150,14 +151,14 @@ def test_the_users_settings_of_matplotlib_change_nothing_and_come_back(bottlenec
     import matplotlib
 
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "none", "axes.facecolor": "red"}):
-        assert page.html(bottleneck) == text
+        assert report.html(bottleneck) == text
         assert matplotlib.rcParams["font.size"] == 30
 
 
 def test_a_network_without_joins_has_a_page_too(plain: zc.Result) -> None:
-    text = page.html(plain)
+    text = report.html(plain)
     assert "no residual join" in text and "Hadamard" in text
-    assert len(_figures(text)) == 4 + len(page.weights.chosen(plain.module, plain.plan.assignments))
+    assert len(_figures(text)) == 4 + len(report.weights.chosen(plain.module, plain.plan.assignments))
 
 
 def test_sizes_that_a_forward_asks_for_are_no_signal_and_a_kept_architecture_shows_its_rules() -> None:
@@ -171,14 +172,14 @@ def test_sizes_that_a_forward_asks_for_are_no_signal_and_a_kept_architecture_sho
             return self.head(x + self.up(x.reshape(x.size(0), x.shape[1])) * places)
 
     result = zc.convert(Sized(), torch.zeros(3, 8), scheme="zero-2022", device="cpu")
-    (kind,) = page._kinds(result)
+    (kind,) = report._kinds(result)
     assert kind.before is not None and kind.after is not None
     assert [box.label for box in kind.before] == ["input", "linear 8 → 8", "×", "+"]
     assert [box.rule for box in kind.after] == ["", "identity 8×8", "", ""]
 
 
 def test_without_checks_the_page_says_so() -> None:
-    text = page.html(zc.convert(nets.mlp(), torch.zeros(1, 20), scheme="zero-2022", validate="none"))
+    text = report.html(zc.convert(nets.mlp(), torch.zeros(1, 20), scheme="zero-2022", validate="none"))
     assert "No check was asked for." in text and "No depth was measured" in text
 
 
@@ -193,7 +194,7 @@ def test_names_of_a_model_never_become_markup() -> None:
             return self.head(x + getattr(self, HOSTILE)(torch.relu(x)))
 
     result = zc.convert(Named(), torch.zeros(1, 8), scheme="zero-2022", device="cpu")
-    text = page.html(result)
+    text = report.html(result)
     assert "img" not in _read(text).tags and "<img" not in text
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
     for figure in _figures(text):
@@ -201,9 +202,9 @@ def test_names_of_a_model_never_become_markup() -> None:
 
 
 def test_texts_of_checks_and_files_are_escaped(plain: zc.Result, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved = SimpleNamespace(path=Path(f"{HOSTILE.replace('/', '')}.safetensors"), size=1, sha256="0" * 64, data=None)
+    saved = Saved(Path(f"{HOSTILE.replace('/', '')}.safetensors"), Path("x"), (FileDigest("0" * 64, 1),), "0" * 64)
     monkeypatch.setattr(plain, "device", HOSTILE)
-    text = page.html(plain, [saved])  # type: ignore[list-item]
+    text = report.html(plain, [saved])  # type: ignore[list-item]
     assert "<img" not in text and text.count("&lt;img src=x") >= 3
 
 
@@ -214,15 +215,15 @@ def test_an_existing_file_is_kept_unless_forced_and_nothing_else_is_written(plai
     target = tmp_path / "report.html"
     target.write_text("mine")
     with pytest.raises(UsageError):
-        page.save(plain, target, plots=tmp_path / "plots")
+        report.save(plain, target, plots=tmp_path / "plots")
     assert target.read_text() == "mine" and not (tmp_path / "plots").exists()
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "weight-1.png").write_text("mine")
     with pytest.raises(UsageError):
-        page.save(plain, tmp_path / "other.html", plots=tmp_path / "plots")
+        report.save(plain, tmp_path / "other.html", plots=tmp_path / "plots")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["plots", "report.html"]
     assert [p.name for p in (tmp_path / "plots").iterdir()] == ["weight-1.png"]
-    page.save(plain, target, plots=tmp_path / "plots", force=True)
+    report.save(plain, target, plots=tmp_path / "plots", force=True)
     assert target.read_text().startswith("<!doctype html>")
     assert (tmp_path / "plots" / "weight-1.png").read_bytes().startswith(b"\x89PNG")
 
@@ -264,15 +265,14 @@ def _files(folder: Path) -> dict[str, bytes | None]:
 def test_plots_need_a_folder(plain: zc.Result, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
-        page.save(plain, plots=tmp_path / "file")
+        report.save(plain, plots=tmp_path / "file")
 
 
 def test_without_the_extra_its_exact_command_is_named(
     monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(page, "find_spec", lambda name: None if name == "matplotlib" else SimpleNamespace())
-    out, report = str(tmp_path / "a.safetensors"), str(tmp_path / "a.html")
-    ran = run("resnet18", "--out", out, "--report", report)
+    monkeypatch.setattr(report, "find_spec", lambda name: None if name == "matplotlib" else SimpleNamespace())
+    ran = run("resnet18", "--out", str(tmp_path / "a.safetensors"), "--report", str(tmp_path / "a.html"))
     assert ran.code == 2 and "pip install 'zero-convert[report]'" in ran.err and list(tmp_path.iterdir()) == []
 
 
@@ -312,7 +312,7 @@ def test_a_report_about_nothing_or_in_the_place_of_its_model_is_refused(
 
 
 def test_the_drawn_block_is_that_of_the_graph(bottleneck: zc.Result) -> None:
-    first, second, third = page._kinds(bottleneck)
+    first, second, third = report._kinds(bottleneck)
     assert (first.names, second.names, third.names) == (("body.0",), ("body.1",), ("body.2",))
     assert second.before is not None and second.after is not None
     assert [box.label for box in second.before] == [
@@ -331,7 +331,7 @@ def test_the_drawn_block_is_that_of_the_graph(bottleneck: zc.Result) -> None:
 
 def test_a_kept_architecture_is_drawn_with_the_same_operations_before_and_after() -> None:
     kept = zc.convert(nets.BottleneckNet(), torch.zeros(1, 3, 32, 32), scheme="zero-2022", device="cpu")
-    for kind in page._kinds(kept):
+    for kind in report._kinds(kept):
         assert kind.before is not None and kind.after is not None
         assert [box.label for box in kind.before] == [box.label for box in kind.after]
 
@@ -379,7 +379,7 @@ def test_a_value_of_exactly_0_is_seen_on_a_logarithmic_scale() -> None:
 def test_the_heat_map_of_a_frozen_transform_is_its_matrix(bottleneck: zc.Result) -> None:
     from zero_convert.formulas import hadamard
 
-    shown = page.weights.chosen(bottleneck.module, bottleneck.plan.assignments)[0]
+    shown = report.weights.chosen(bottleneck.module, bottleneck.plan.assignments)[0]
     matrix = np.ones((1, 1), np.int8)
     for factor in hadamard.kronecker_factors(len(shown.values)):
         matrix = np.kron(matrix, factor)
