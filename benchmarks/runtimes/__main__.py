@@ -14,7 +14,7 @@ import torch
 
 from .child import RUNTIMES
 from .networks import NETWORKS, SCHEMES, case
-from .table import LIMIT, outcome, table
+from .table import LIMIT, Outcome, outcome, table
 
 
 def main() -> int:
@@ -28,18 +28,18 @@ def main() -> int:
     networks = given.networks or list(NETWORKS)
     if strange := sorted(set(networks) - set(NETWORKS)):
         parser.error(f"no such network: {', '.join(strange)}")
-    outcomes = []
+    outcomes, text = list[Outcome](), ""
     for network in networks:
         for scheme in SCHEMES:
             with tempfile.TemporaryDirectory() as folder:
                 made = case(network, scheme, Path(folder).resolve())
                 environment = {"NODE_MODULES": given.node_modules}
                 outcomes += [outcome(name, made, given.python, environment) for name in given.only]
-    text = introduction() + "\n".join(table(outcomes, networks)) + "\n"
+            text = introduction() + "\n".join(table(outcomes, networks)) + "\n"
+            if given.out is not None:
+                given.out.write_text(text, encoding="utf-8")  # as far as it is
     if given.out is None:
         print(text, end="")
-    else:
-        given.out.write_text(text, encoding="utf-8")
     return int(any(not each.right and not each.missing for each in outcomes))
 
 

@@ -111,12 +111,15 @@ def table(outcomes: Iterable[Outcome], networks: Sequence[str]) -> list[str]:
         if all(each.missing for each in row):
             lines.append(f"| {runtime} | not installed |{' – |' * len(columns)}")
             continue
-        lines.append(f"| {runtime} | {version} | {' | '.join(_cell(each) for each in row)} |")
+        cells = [_cell(found.get((runtime, network, scheme))) for network in networks for scheme in SCHEMES]
+        lines.append(f"| {runtime} | {version} | {' | '.join(cells)} |")
         reasons.update((f"* {e.runtime}, {e.network} {e.scheme}: {e.reason}", None) for e in row if e.reason)
     return [*lines, *(["", *reasons] if reasons else [])]
 
 
-def _cell(each: Outcome) -> str:
+def _cell(each: Outcome | None) -> str:
+    if each is None:
+        return "–"
     if each.reason:
         return "fails"
     return f"{each.difference:.1e}" if each.right else f"**{each.difference:.1e}**"

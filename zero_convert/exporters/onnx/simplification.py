@@ -70,11 +70,13 @@ def constant_of(node: NodeProto) -> TensorProto | None:
     if attribute.type not in _ATTRIBUTES or attribute.name.startswith(("value_string", "sparse")):
         return None
     if attribute.name == "value":
-        return attribute.t
+        given: TensorProto = attribute.t
+        return given
     values: Any = onnx.helper.get_attribute_value(attribute)
     shape = [len(values)] if attribute.name.endswith("s") else []
     kind = TensorProto.INT64 if "int" in attribute.name else TensorProto.FLOAT
-    return onnx.helper.make_tensor("", kind, shape, values if shape else [values])
+    made: TensorProto = onnx.helper.make_tensor("", kind, shape, values if shape else [values])
+    return made
 
 
 def signatures(

@@ -128,8 +128,9 @@ def _added(
     """The output of a new node in front of another."""
     node = ir.Node("", kind, inputs, attributes, num_outputs=1)
     graph.insert_before(before, node)
-    value = node.outputs[0]
-    value.dtype = inputs[0].dtype if inputs else ir.DataType.INT64
+    value, dtype = node.outputs[0], inputs[0].dtype if inputs else ir.DataType.INT64
+    if dtype is not None:
+        value.dtype = dtype
     return value
 
 
@@ -150,4 +151,5 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, int) and isinstance(b, int):
         return a == b
     first, second = (each if isinstance(each, int) else each.node.expr for each in (a, b))
-    return bool((first - second).expand() == 0) if not isinstance(first - second, int) else first == second
+    difference: Any = first - second  # of sympy
+    return bool(difference.expand() == 0)

@@ -32,7 +32,7 @@ def check(graph: Graph, entries: Sequence[Entry], metadata: Mapping[str, str], i
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     for entry in entries:
-        number = DTYPES[entry.dtype].onnx
+        number = DTYPES[entry.dtype].onnx or 0
         if entry.size < SMALL:
             tensor = TensorProto(name=entry.name, data_type=number, dims=entry.shape, raw_data=bytes(raw_bytes(entry)))
             model.graph.initializer.append(tensor)

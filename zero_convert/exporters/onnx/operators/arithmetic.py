@@ -39,7 +39,7 @@ def cast(inputs: Inputs, attributes: Attributes) -> Array:
         return x if kind == onnx.TensorProto.INT64 else none()
     dtypes = {each: onnx.helper.tensor_dtype_to_np_dtype(each) for each in CASTS}
     if kind not in dtypes or x.dtype not in dtypes.values():
-        return none()  # type: ignore[no-any-return]
+        return none()
     dtype = dtypes[kind]
     if dtype == x.dtype:
         return x
@@ -51,7 +51,7 @@ def cast(inputs: Inputs, attributes: Attributes) -> Array:
     if x.dtype.kind in "iub":
         return _to_floats(x, dtype)
     if x.dtype == np.float64 and dtype.itemsize < 4:
-        return none()  # type: ignore[no-any-return]  # rounded once or twice
+        return none()  # rounded once or twice
     made = x.astype(dtype)
     check_normal(made)
     return none() if (np.isnan(wide(made)) | ((made == 0) & (x != 0))).any() else made
@@ -81,7 +81,7 @@ def _computed(xs: list[Array], integer: Function, floating: Function | None) -> 
     """A function of each element."""
     dtype = xs[0].dtype
     if any(x.dtype != dtype for x in xs):
-        return none()  # type: ignore[no-any-return]
+        return none()
     shape = np.broadcast_shapes(*(x.shape for x in xs))
     check_size(shape, dtype, xs)
     if dtype.kind in "iu":
@@ -89,7 +89,7 @@ def _computed(xs: list[Array], integer: Function, floating: Function | None) -> 
         values = [integer(*each) for each in zip(*rows, strict=True)]
         return np.array(values, dtype).reshape(shape) if _fit(values, np.iinfo(dtype)) else none()
     if floating is None or not is_float(dtype):
-        return none()  # type: ignore[no-any-return]
+        return none()
     check_normal(*xs)
     made = np.asarray(floating(*xs)).astype(dtype, copy=False)
     check_normal(made)
@@ -121,7 +121,7 @@ def _folded(integer: Function, floating: Function) -> Evaluator:
         for index in range(1, len(inputs)):
             other = one(inputs, index)
             if is_float(made.dtype) and ((made == 0) & (other == 0) & (np.signbit(made) != np.signbit(other))).any():
-                return none()  # type: ignore[no-any-return]
+                return none()
             made = _computed([made, other], integer, floating)
         return made
 
@@ -195,7 +195,7 @@ def _reduced(integer: Callable[[list[int]], int]) -> Evaluator:
 def _cum_sum(inputs: Inputs, attributes: Attributes) -> Array:
     x, (axis, *_) = indices(inputs, 0), integers(inputs, 1)
     if attributes.get("exclusive", 0) or attributes.get("reverse", 0):
-        return none()  # type: ignore[no-any-return]
+        return none()
     made = np.cumsum(x.astype(object), axis)
     return made.astype(x.dtype) if _fit([int(v) for v in made.flat], np.iinfo(x.dtype)) else none()
 

@@ -106,7 +106,7 @@ def _split(inputs: Inputs, attributes: Attributes) -> list[Array]:
         size = -(-x.shape[axis] // count)
         sizes = [size] * (count - 1) + [x.shape[axis] - size * (count - 1)]
     if sum(sizes) != x.shape[axis] or min(sizes, default=0) < 0:
-        return none()  # type: ignore[no-any-return]
+        return none()
     return list(np.split(x, [sum(sizes[:index]) for index in range(1, len(sizes))], axis))
 
 
@@ -119,7 +119,7 @@ def _where(inputs: Inputs, attributes: Attributes) -> Array:
 def _pad(inputs: Inputs, attributes: Attributes) -> Array:
     x, pads = one(inputs), integers(inputs, 1)
     if attributes.get("mode", b"constant") != b"constant" or min(pads, default=0) < 0:
-        return none()  # type: ignore[no-any-return]
+        return none()
     axes = optional_integers(inputs, 3) or list(range(x.ndim))
     before, after = [0] * x.ndim, [0] * x.ndim
     for index, axis in enumerate(axes):
@@ -135,7 +135,7 @@ def _pad(inputs: Inputs, attributes: Attributes) -> Array:
 def _scatter_nd(inputs: Inputs, attributes: Attributes) -> Array:
     made, index, values = one(inputs).copy(), indices(inputs, 1), one(inputs, 2)
     if attributes.get("reduction", b"none") != b"none":
-        return none()  # type: ignore[no-any-return]
+        return none()
     for place in np.ndindex(index.shape[:-1]):
         made[tuple(index[place])] = values[place]
     return made
@@ -144,7 +144,7 @@ def _scatter_nd(inputs: Inputs, attributes: Attributes) -> Array:
 def _scatter_elements(inputs: Inputs, attributes: Attributes) -> Array:
     made, index, values = one(inputs).copy(), indices(inputs, 1), one(inputs, 2)
     if attributes.get("reduction", b"none") != b"none":
-        return none()  # type: ignore[no-any-return]
+        return none()
     for place in np.ndindex(index.shape):
         target = list(place)
         target[attributes.get("axis", 0)] = index[place]
@@ -183,7 +183,7 @@ def _range(inputs: Inputs, attributes: Attributes) -> Array:
     ends = [one(inputs, index).reshape(()) for index in range(3)]
     dtype, exact = ends[0].dtype, [x.item() for x in ends]
     if dtype.kind not in "iu" and any(not float(x).is_integer() or abs(x) >= _EXACT_RANGE for x in exact):
-        return none()  # type: ignore[no-any-return]  # start + i·delta is rounded in more than one way
+        return none()  # start + i·delta is rounded in more than one way
     values = range(*(int(x) for x in exact))
     check_size([len(values)], dtype, [])
     return np.array(list(values), dtype)
@@ -192,7 +192,8 @@ def _range(inputs: Inputs, attributes: Attributes) -> Array:
 def _eye_like(inputs: Inputs, attributes: Attributes) -> Array:
     x = one(inputs)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(attributes["dtype"]) if "dtype" in attributes else x.dtype
-    return np.eye(*x.shape, k=attributes.get("k", 0)).astype(dtype)
+    rows, columns = x.shape
+    return np.eye(rows, columns, attributes.get("k", 0), dtype)
 
 
 def _one_hot(inputs: Inputs, attributes: Attributes) -> Array:
@@ -201,7 +202,8 @@ def _one_hot(inputs: Inputs, attributes: Attributes) -> Array:
     axis = axis if axis >= 0 else index.ndim + 1 + axis
     check_size([*index.shape, depth], off.dtype, [])
     places = np.arange(depth).reshape([-1] + [1] * (index.ndim - axis))
-    return np.where(places == np.expand_dims(np.where(index < 0, index + depth, index), axis), on, off)
+    chosen: Array = np.where(places == np.expand_dims(np.where(index < 0, index + depth, index), axis), on, off)
+    return chosen
 
 
 def _non_zero(inputs: Inputs, attributes: Attributes) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ class NoAnswerError(Exception):
     """An operator's result is not computed here."""
 
 
-def none(*_: object) -> Any:
+def none(*_: object) -> NoReturn:
     """Ends the function of an operator: there is no answer."""
     raise NoAnswerError
 
