@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zero_convert.exporters import onnx as exporter
-from zero_convert.exporters import safetensors
 from zero_convert.exporters.onnx import canonical as forms
 from zero_convert.exporters.onnx import graph as graph_module
 from zero_convert.graph.ties import ties
-from zero_convert.structure import SAFETENSORS_DTYPES
+from zero_convert.saving import entries_of
 
 
 class Net(nn.Module):
@@ -134,27 +133,12 @@ CASES: dict[str, Case] = {
 INPUT = torch.linspace(-1, 1, 48).reshape(2, 4, 6)
 
 
-def entries(module: nn.Module) -> list[safetensors.Entry]:
-    """What the exporter writes of a module's state dict."""
-    state = module.state_dict(keep_vars=True)
-
-    def values(tensor: Tensor) -> Any:
-        return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-    return [
-        safetensors.Entry(
-            name, SAFETENSORS_DTYPES[state[name].dtype], tuple(state[name].shape), lambda t=state[name]: values(t)
-        )
-        for name in dict.fromkeys(ties(state).values())
-    ]
-
-
 def written(module: nn.Module, inputs: Any, opset: int | None = None) -> tuple[bytes, exporter.Graph]:
     """The file of a module in evaluation mode, and its graph."""
     made, fixed = graph_module.graph(module.eval(), inputs, ties(module.state_dict(keep_vars=True)), opset)
     assert not fixed
     stream = io.BytesIO()
-    exporter.write(stream, made, entries(module), {})
+    exporter.write(stream, made, entries_of(module), {})
     return stream.getvalue(), made
 
 
@@ -174,7 +158,7 @@ def written_both_ways(module: nn.Module, inputs: Any) -> tuple[bytes, bytes]:
         patch.setattr(graph_module, "canonical", canonical)
         whole, _ = written(module, inputs)
     stream = io.BytesIO()
-    exporter.write(stream, graphs[-1], entries(module), {})
+    exporter.write(stream, graphs[-1], entries_of(module), {})
     return whole, stream.getvalue()
 
 

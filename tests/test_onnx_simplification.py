@@ -15,8 +15,9 @@ from onnx import TensorProto, helper
 
 from zero_convert.exporters.onnx import OPSET
 from zero_convert.exporters.onnx.simplification import all_nodes, simplify
+from zero_convert.saving import entries_of
 
-from .onnx_graphs import CASES, INPUT, answers, entries, parsed, written, written_both_ways
+from .onnx_graphs import CASES, INPUT, answers, parsed, written, written_both_ways
 
 OPSETS = [helper.make_opsetid("", OPSET)]
 
@@ -54,7 +55,7 @@ def test_constants_are_folded_and_not_a_bit_of_the_results_moves(name: str) -> N
 def test_weights_and_the_free_batch_are_untouched(name: str) -> None:
     whole, plain, module = files(name)
     model = parsed(whole)
-    expected = [(e.name, e.shape, bytes(memoryview(e.data()))) for e in entries(module)]
+    expected = [(e.name, e.shape, bytes(memoryview(e.data()))) for e in entries_of(module)]
     assert sorted((t.name, tuple(t.dims), t.raw_data) for t in model.graph.initializer) == sorted(expected)
     assert model.graph.initializer == parsed(plain).graph.initializer
     assert model.graph.input == parsed(plain).graph.input and model.graph.output == parsed(plain).graph.output

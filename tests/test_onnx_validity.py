@@ -20,10 +20,12 @@ from zero_convert.exporters import onnx as exporter
 from zero_convert.exporters import safetensors
 from zero_convert.exporters.onnx import Graph, validity
 from zero_convert.exporters.onnx.graph import graph
+from zero_convert.formats.dtypes import DTYPES
 from zero_convert.graph.ties import ties
+from zero_convert.saving import entries_of
 
 from .nets import tiny_resnet
-from .onnx_graphs import entries, parsed, written
+from .onnx_graphs import parsed, written
 from .subjects import IMAGES
 
 IMAGE, ROW, VOLUME = (2, 4, 8, 8), (2, 4, 8), (2, 4, 4, 4, 4)
@@ -139,7 +141,7 @@ def convolution(**changes: Any) -> onnx.NodeProto:
     return helper.make_node(**given)
 
 
-def sound(weight: tuple[int, ...] = (5, 4, 3, 3), kind: str = "F32") -> list[safetensors.Entry]:
+def sound(weight: tuple[int, ...] = (40, 4, 3, 3), kind: str = "F32") -> list[safetensors.Entry]:
     size = {"F32": 4, "F16": 2, "I64": 8}[kind]
     count = size * int(torch.Size(weight).numel())
     return [
@@ -148,7 +150,7 @@ def sound(weight: tuple[int, ...] = (5, 4, 3, 3), kind: str = "F32") -> list[saf
     ]
 
 
-IMAGE_IN: tuple[int, list[Any], list[Any]] = (TensorProto.FLOAT, ["batch", 4, 8, 8], ["batch", 5, 6, 6])
+IMAGE_IN: tuple[int, list[Any], list[Any]] = (TensorProto.FLOAT, ["batch", 4, 8, 8], ["batch", 40, 6, 6])
 BROKEN: dict[str, tuple[list[onnx.NodeProto], tuple[int, list[Any], list[Any]], list[safetensors.Entry]]] = {
     "an unknown operator": ([convolution(op_type="Konv")], IMAGE_IN, sound()),
     "an unknown attribute": ([convolution(nope=1)], IMAGE_IN, sound()),
@@ -177,34 +179,43 @@ def whole(made: Graph, given: list[safetensors.Entry]) -> onnx.ModelProto:
     for entry in given:
         data = bytes(safetensors.raw_bytes(entry))
         model.graph.initializer.add(
-            name=entry.name, data_type=exporter.NUMBERS[entry.dtype], dims=entry.shape, raw_data=data
+            name=entry.name, data_type=DTYPES[entry.dtype].onnx, dims=entry.shape, raw_data=data
         )
     return model
 
 
 @pytest.mark.parametrize("external", [False, True])
 @pytest.mark.parametrize("case", BROKEN)
-def test_an_invalid_model_is_refused_and_nothing_is_written(case: str, external: bool, tmp_path: Path) -> None:
+def test_an_invalid_model_is_refused_and_nothing_is_written(case: str, external: bool) -> None:
     nodes, signature, given = BROKEN[case]
     made = made_graph(nodes, *signature)
     with pytest.raises((onnx.checker.ValidationError, onnx.shape_inference.InferenceError)) as theirs:
         onnx.checker.check_model(whole(made, given), full_check=True)
+    stream, data = io.BytesIO(), io.BytesIO() if external else None
     with pytest.raises(ModelError, match="no valid ONNX model, and was not written") as caught:
-        exporter.save(tmp_path / "a.onnx", made, given, {}, external_data=external)
+        exporter.write(stream, made, given, {}, data, "a.onnx.data")
     assert caught.value.exit_code == 3
     assert caught.value.got == " ".join(str(theirs.value).split())[:400]  # the answer for the whole model
-    assert os.listdir(tmp_path) == []
-    stream = io.BytesIO()
-    with pytest.raises(ModelError):
-        exporter.write(stream, made, given, {})
-    assert stream.getvalue() == b""
+    assert stream.getvalue() == b"" and (data is None or data.getvalue() == b"")
 
 
 @pytest.mark.parametrize("external", [False, True])
 def test_a_sound_model_is_written(external: bool, tmp_path: Path) -> None:
     made = made_graph([convolution()], *IMAGE_IN)
-    exporter.save(tmp_path / "a.onnx", made, sound(), {"key": "value"}, external_data=external)
+    with (tmp_path / "a.onnx").open("wb") as stream, (tmp_path / "b").open("wb") as data:
+        exporter.write(stream, made, sound(), {"key": "value"}, data if external else None, "b")
     onnx.checker.check_model(tmp_path / "a.onnx", full_check=True)
+
+
+@pytest.mark.parametrize("more", [(), ("b.safetensors",)])
+def test_a_conversion_whose_graph_is_invalid_writes_no_file(
+    more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = zc.convert(tiny_resnet(), (IMAGES,), scheme="zero-2022", validate="none")
+    result._writer._graphs[None] = made_graph([convolution(op_type="Konv")], *IMAGE_IN), ""
+    with pytest.raises(ModelError, match="Konv"):
+        result.save(*(tmp_path / name for name in (*more, "a.onnx")))
+    assert os.listdir(tmp_path) == []
 
 
 def test_the_check_asks_for_no_large_values() -> None:
@@ -220,13 +231,13 @@ def test_the_check_asks_for_no_large_values() -> None:
         validity.check(made_graph([node], TensorProto.FLOAT, [7, 1], [5, 1]), [huge], {}, exporter.IR_VERSION)
 
 
-def test_each_tensor_is_asked_for_once(tmp_path: Path) -> None:
+def test_each_tensor_is_asked_for_once() -> None:
     module = nn.Linear(40, 3)
     asked: list[str] = []
     counted = [
         safetensors.Entry(e.name, e.dtype, e.shape, lambda e=e: asked.append(e.name) or e.data())
-        for e in entries(module)
+        for e in entries_of(module)
     ]
     made, _ = graph(module.eval(), (torch.ones(2, 40),), ties(module.state_dict(keep_vars=True)))
-    exporter.save(tmp_path / "a.onnx", made, counted, {})
+    exporter.write(io.BytesIO(), made, counted, {})
     assert sorted(asked) == ["bias", "weight"]
