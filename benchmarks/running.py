@@ -45,7 +45,7 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"zero-2022, evaluation mode, one thread, processor time, median of {given.rounds} runs in turns\n")
-    print("| model | rung | original, ms | converted, ms | ÷ original |")
+    print("| model | capture | original, ms | converted, ms | ÷ original |")
     print("|---|---|---:|---:|---:|")
     over = []
     for model in given.models:
@@ -58,7 +58,9 @@ def main() -> int:
             rounds = [[seconds(module, copy.deepcopy(inputs)) for module in pair] for _ in range(given.rounds + 1)]
         first, second = (statistics.median(column) for column in zip(*rounds[1:], strict=True))
         ratio = second / first
-        print(f"| `{model}` | {result.plan.rung} | {first * 1e3:.1f} | {second * 1e3:.1f} | {ratio:.3f} |", flush=True)
+        print(
+            f"| `{model}` | {result.plan.capture} | {first * 1e3:.1f} | {second * 1e3:.1f} | {ratio:.3f} |", flush=True
+        )
         over += [model] if ratio > LIMIT else []
     print(f"\nLimit: {LIMIT:g} × the original. {'Passed: ' + ', '.join(over) if over else 'It is kept.'}")
     return int(bool(over))

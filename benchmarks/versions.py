@@ -5,7 +5,8 @@
     python -m benchmarks.versions onnx PYTHON PYTHON resnet18     only conversions whose name holds one of these words
 
 `safetensors` makes every conversion of `tests/goldens.py` with each, and other bytes are a defect. `onnx` makes those
-of `ONNX`; there the exporter's versions choose the nodes: other bytes are told, and only other weights are a defect.
+of `ONNX`; there the exporter's versions choose the nodes: other bytes are told, and only other weights or another
+start are a defect.
 Prints one Markdown table; ends with 1 at a defect. torchvision comes in the version that its own requirements tie to
 that torch.
 """
@@ -33,7 +34,7 @@ LIBRARIES = {
     "safetensors": ("torch", "torchvision", "safetensors"),
     "onnx": ("torch", "torchvision", "safetensors", "onnx", "onnx_ir", "onnxscript"),
 }
-COUNTED = ("sha256", "weights_digest")
+COUNTED = ("sha256", "weights_digest", "start_digest")
 
 Digests = dict[str, dict[str, str]]
 
@@ -53,6 +54,7 @@ def safetensors(words: Sequence[str]) -> Digests:
 def onnx(words: Sequence[str]) -> Digests:
     """The same for ONNX files."""
     import zero_convert as zc
+    from tests.goldens import identity
     from zero_convert.sources.inputs import parse_input
 
     found = {}
@@ -60,7 +62,7 @@ def onnx(words: Sequence[str]) -> Digests:
         for scheme in (each for each in SCHEMES if asked(f"{model} {each}", words)):
             result = zc.convert(model, (parse_input(shape),) if shape else None, scheme=scheme, validate="none")
             written = result.write(io.BytesIO(), "onnx")
-            found[f"{model} {scheme}"] = {"sha256": written.sha256, "weights_digest": written.weights_digest}
+            found[f"{model} {scheme}"] = {"sha256": written.sha256, **identity(result)}
     return found
 
 
@@ -96,14 +98,17 @@ def table(one: dict[str, Any], other: dict[str, Any]) -> tuple[str, dict[str, in
     first, second = one["digests"], other["digests"]
     counts = {name: sum(first[key][name] == second[key][name] for key in first) for name in COUNTED}
     lines = [f"A: {one['versions']}", "", f"B: {other['versions']}", ""]
-    lines += ["| conversion | sha256 with A | sha256 with B | file | weights |", "|---|---|---|---|---|"]
+    lines += ["| conversion | sha256 with A | sha256 with B | file | weights | start |", "|---|---|---|---|---|---|"]
     for key in first:
         same = ["same" if first[key][name] == second[key][name] else "**differ**" for name in COUNTED]
         lines.append(
             f"| {key} | `{first[key]['sha256'][:16]}…` | `{second[key]['sha256'][:16]}…` | {' | '.join(same)} |"
         )
-    files, weights = counts.values()
-    lines += ["", f"{files} of {len(first)} files have the same bytes, {weights} the same weights."]
+    files, weights, starts = counts.values()
+    lines += [
+        "",
+        f"{files} of {len(first)} files have the same bytes, {weights} the same weights, {starts} are the same start.",
+    ]
     return "\n".join(lines), counts
 
 
@@ -124,8 +129,8 @@ def main(arguments: list[str]) -> int:
             answers.append(ask(environment(each, Path(folder)), kind, words))
     text, counts = table(*answers)
     print(text)
-    promised = counts["sha256" if kind == "safetensors" else "weights_digest"]
-    return int(promised < len(answers[0]["digests"]))
+    promised = [counts[name] for name in COUNTED if kind == "safetensors" or name != "sha256"]
+    return int(min(promised) < len(answers[0]["digests"]))
 
 
 if __name__ == "__main__":

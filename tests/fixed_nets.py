@@ -300,3 +300,28 @@ CASES = (
     Case("Reservoir", rows(6), lambda: {"random.bias": torch.zeros(8)}, ("random.weight",)),
     Case("Followed", rows(6), dict, ("copy.0.weight", "copy.0.bias", "copy.2.weight", "copy.2.bias")),
 )
+
+
+class RawEnd(nn.Module):
+    """A raw frozen kernel behind the last trained layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.kernel = frozen(torch.full((4, 1, 3, 3), 1 / 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(self.conv(self.stem(x).relu()), self.kernel, padding=1, groups=4)
+
+
+class Trained(nn.Module):
+    """Nothing is frozen, though the constructor set a weight: where training begins is a scheme's to say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 6), nn.Linear(6, 3)
+        nn.init.constant_(self.first.weight, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.head(self.first(x).relu())
+        return made

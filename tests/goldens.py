@@ -84,6 +84,9 @@ CASES = (
 )
 
 
+PARTS = {"values": "weights_digest", "network": "architecture_digest"}
+
+
 class Hashing:
     """A stream that keeps nothing but the SHA-256 of what was written to it."""
 
@@ -96,12 +99,18 @@ class Hashing:
 
 
 def digests(case: Case) -> dict[str, str]:
-    """SHA-256 of the file and weights digest, made now."""
+    """SHA-256 of the file, digests of weights, architecture and start, made now."""
     result = zc.convert(case.model, scheme=case.scheme, options=case.options, dtype=case.dtype, validate="none")
     stream = Hashing()
     written = result.write(stream)
     assert written.sha256 == stream.hash.hexdigest()
-    return {"sha256": written.sha256, "weights_digest": written.weights_digest}
+    return {"sha256": written.sha256, **identity(result)}
+
+
+def identity(result: zc.Result) -> dict[str, str]:
+    """The digests that are the same in every format."""
+    names = ("weights_digest", "architecture_digest", "start_digest")
+    return {name: getattr(result, name) for name in names}
 
 
 def golden() -> dict[str, dict[str, str]]:
@@ -112,11 +121,12 @@ def golden() -> dict[str, dict[str, str]]:
 
 def moved(case: Case, found: Mapping[str, str]) -> str:
     """What a person needs to know about a case whose digests are not the golden ones; "" where they are."""
-    expected = golden().get(case.key, {"sha256": "nothing", "weights_digest": "nothing"})
+    expected = {**dict.fromkeys(found, "nothing"), **golden().get(case.key, {})}
     if found == expected:
         return ""
-    values = "the values moved" if found["weights_digest"] != expected["weights_digest"] else "same values, other file"
-    lines = [f"{case.key}: {values}", *(f"  {name}: {expected[name]} → {found[name]}" for name in expected)]
+    parts = [f"the {what} moved" for what, name in PARTS.items() if found[name] != expected[name]]
+    lines = [f"{case.key}: {' and '.join(parts) or 'same values, other file'}"]
+    lines += [f"  {name}: {expected[name]} → {found[name]}" for name in expected]
     return "\n".join(
         [*lines, "  If this is meant: `python -m tests.goldens --update`, and a line in CHANGELOG.md that says why."]
     )

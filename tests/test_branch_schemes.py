@@ -92,11 +92,11 @@ def rule(scheme: str, layer: Layer, structure: Structure, **options: int) -> obj
 
 def test_fixup_has_the_deviations_of_the_authors_code() -> None:
     # init.normal_(conv1.weight, 0, sqrt(2 / (out·k·k)) · L^-0.5) for basic blocks, L^-0.25 for bottlenecks; last 0.
-    first, last = conv("a", "branch", 64, 32, 3, 0), conv("b", "last", 64, 64, 3, 0)
+    first, last = conv("a", "branch", 64, 32, 3, 0), conv("b", "branch-last", 64, 64, 3, 0)
     basic = blocks(16, first, last)
     assert rule("fixup", first, basic) == Bell((64, 32, 3, 3), math.sqrt(2 / (64 * 9)) * 0.25, 0, "a.weight")
     assert rule("fixup", last, basic).rule == "constant 0"  # type: ignore[attr-defined]
-    middle, end = conv("c", "branch", 64, 64, 3, 0), conv("d", "last", 256, 64, 1, 0)
+    middle, end = conv("c", "branch", 64, 64, 3, 0), conv("d", "branch-last", 256, 64, 1, 0)
     bottleneck = blocks(16, first, middle, end)
     assert rule("fixup", middle, bottleneck) == Bell((64, 64, 3, 3), math.sqrt(2 / (64 * 9)) * 0.5, 0, "c.weight")
     projection = conv("p", "shortcut", 256, 64, 1, 0)
@@ -106,8 +106,8 @@ def test_fixup_has_the_deviations_of_the_authors_code() -> None:
 
 def test_fixup_keeps_a_last_layer_alive_that_could_not_leave_0() -> None:
     first = conv("a", "branch", 8, 8, 3, 0)
-    for why in ({"clipped": True}, {"stilled": True}):
-        last = conv("b", "last", 8, 8, 3, 0, **why)
+    for why in ({"before_relu": True}, {"zeroed_by_scale": True}):
+        last = conv("b", "branch-last", 8, 8, 3, 0, **why)
         structure = blocks(16, first, last)
         shrunk = Bell((8, 8, 3, 3), math.sqrt(2 / 72) * 0.5, 0, "b.weight")  # 16^(-1/4): both layers share the L^(-1/2)
         assert rule("fixup", last, structure) == shrunk
@@ -116,7 +116,7 @@ def test_fixup_keeps_a_last_layer_alive_that_could_not_leave_0() -> None:
 
 @pytest.mark.parametrize("scheme", ["skipinit", "rezero"])
 def test_gated_schemes_have_hes_deviation_and_numbers_of_0(scheme: str) -> None:
-    layers = conv("a", "branch", 64, 32, 3, 0), conv("b", "last", 16, 64, 1, 0), conv("h", "head", 10, 64, 1)
+    layers = conv("a", "branch", 64, 32, 3, 0), conv("b", "branch-last", 16, 64, 1, 0), conv("h", "head", 10, 64, 1)
     structure = blocks(1, *layers)
     found = [rule(scheme, layer, structure) for layer in layers]
     assert found[0] == Bell((64, 32, 3, 3), math.sqrt(2 / (32 * 9)), 0, "a.weight")

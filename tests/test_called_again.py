@@ -119,12 +119,12 @@ def test_what_chooses_is_no_signal() -> None:
 
 def test_of_scores_and_what_they_choose_the_scores_are_not_zero() -> None:
     roles = {layer.name: layer.role for layer in zc.convert(mixture(), (X,)).structure.layers}
-    assert roles["1.gate"] == "branch" and roles["1.experts.3.2"] == "last"
+    assert roles["1.gate"] == "branch" and roles["1.experts.3.2"] == "branch-last"
 
 
 def test_a_stem_that_a_branch_calls_again_is_not_zero() -> None:
     result = zc.convert(Steps(), (X,))
-    assert result.structure.layer("first.0").role == "stem" and result.structure.layer("second.0").role == "last"
+    assert result.structure.layer("first.0").role == "stem" and result.structure.layer("second.0").role == "branch-last"
 
 
 def test_a_parameter_that_is_added_to_one_leaves_the_one() -> None:

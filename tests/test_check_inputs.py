@@ -118,7 +118,7 @@ class Multiples(nn.Module):
 
 def test_what_the_forward_says_to_cropped_images_counts_where_a_graph_would_take_them() -> None:
     subject = convert(Multiples(), torch.zeros(1, 3, 224, 224), "zero-2022")
-    assert subject.traced.rung == "values"
+    assert subject.traced.capture == "values"
     context = CheckContext(subject, "quick", "cpu")
     assert [context.inputs[0][0].shape[-1], context.small_inputs[0][0].shape[-1]] == [96, 64]
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zero_convert import checks, rewrites, schemes
 from zero_convert.checks.harness.bench import CheckContext
@@ -23,6 +24,7 @@ from zero_convert.errors import DeviceError, UsageError
 from zero_convert.formulas import PartialIdentity, Rows
 from zero_convert.initialization.fill import initialize
 from zero_convert.records import Check
+from zero_convert.runtime.threads import threads
 from zero_convert.structure import analyze
 from zero_convert.tracing import trace
 
@@ -158,12 +160,26 @@ def test_checks_leave_the_model_and_the_process_as_they_were(scheme: str) -> Non
 
 @pytest.mark.usefixtures("switches_of_their_own")
 def test_inside_the_checks_float32_is_float32_and_algorithms_are_deterministic() -> None:
-    with pinned("cpu"):
-        assert torch.backends.mkldnn.conv.fp32_precision in ("none", "ieee")
-        assert torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
+    rows, values = torch.arange(400_000) % 37, torch.rand(400_000)
+    products: dict[str, torch.dtype] = {}
+
+    class Kernels(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            products[func.overloadpacket.__name__] = next((x.dtype for x in args if isinstance(x, Tensor)), torch.int8)
+            return func(*args, **(kwargs or {}))
+
+    with Kernels(), pinned("cpu"):
         assert torch.are_deterministic_algorithms_enabled()
-        assert not torch.backends.cudnn.benchmark
-    assert torch.backends.mkldnn.conv.fp32_precision == "bf16"
+        x = nn.Linear(8, 4)(nn.Conv2d(3, 8, 3)(torch.ones(2, 3, 5, 5)).mean((2, 3))) @ torch.eye(4)
+        assert x.dtype is torch.float32
+        x.sum().backward()
+        assert bool(torch.empty(9).isnan().all())
+        with threads(2):
+            sums = {torch.zeros(37).index_put_((rows,), values, accumulate=True).numpy().tobytes() for _ in range(50)}
+        assert len(sums) == 1
+    wide = {name for name, dtype in products.items() if dtype is torch.float64}  # no kernel of float64 rounds to less
+    assert {"convolution", "convolution_backward", "addmm", "mm"} <= wide
+    assert torch.backends.mkldnn.conv.fp32_precision == "bf16" and not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_run_leaves_the_copy_that_the_next_one_uses_as_it_was() -> None:

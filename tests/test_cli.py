@@ -108,7 +108,9 @@ def test_a_conversion_writes_the_file_and_its_receipt_and_says_both_hashes(run: 
     assert name == "a.safetensors"
     assert sha256 == hashlib.sha256(Path(name).read_bytes()).hexdigest()
     receipt = json.loads(Path("a.safetensors.receipt.json").read_text())
-    assert ran.out.splitlines()[1:] == [f"# weights zc1 {receipt['identity']['weights_digest']}"]
+    start, weights = ran.out.splitlines()[1:]
+    assert weights == f"# weights zc1 {receipt['identity']['weights_digest']}"
+    assert re.fullmatch(r"# start zs1 [0-9a-f]{64}", start)
     assert "joins" in ran.err
     assert "constant 0" in ran.err
     assert run("verify", "a.safetensors").out == "a.safetensors: OK\n"
@@ -159,7 +161,7 @@ def test_a_dry_run_names_the_rule_of_every_tensor_and_writes_nothing(run: Run) -
 def test_quiet_says_nothing_but_the_result(run: Run) -> None:
     ran = run("-q", "net.py:Net", "--out", "a.safetensors", *SMALL)
     assert (ran.code, ran.err) == (0, "")
-    assert len(ran.out.splitlines()) == 2
+    assert len(ran.out.splitlines()) == 3
 
 
 def test_options_reach_the_factory_and_the_scheme(run: Run) -> None:
@@ -391,7 +393,7 @@ def test_a_line_of_stdout_is_one_file_and_sha256sum_reads_it_back(run: Run, name
     ran = run("net.py:Net", "--out", name, *SMALL, "--validate", "none")
     assert ran.code == 0, ran.err
     lines = ran.out.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     assert lines[0].startswith("\\") == (name != "a b.safetensors")
     if tool := shutil.which("sha256sum"):
         subprocess.run([tool, "--check", "--strict"], input=lines[0] + "\n", text=True, check=True, capture_output=True)

@@ -59,7 +59,9 @@ def tree() -> dict[str, tuple[int, bytes]]:
 def test_lock_converts_writes_and_records_and_check_finds_the_same(run: Run) -> None:
     ran = lock(run)
     assert "locked in zero.lock, 1 entry" in ran.err
-    assert re.fullmatch(r"[0-9a-f]{64}  a\.safetensors\n# weights zc1 [0-9a-f]{64}\n", ran.out)
+    assert re.fullmatch(
+        r"[0-9a-f]{64}  a\.safetensors\n# start zs1 [0-9a-f]{64}\n# weights zc1 [0-9a-f]{64}\n", ran.out
+    )
     assert run("verify", "a.safetensors").code == 0
     (entry,) = read_lock("zero.lock").entries
     assert (entry.model, entry.inputs) == ("nets/net.py:Net", ("2x3x8x8",))
@@ -193,7 +195,7 @@ def test_drift_of_the_source_names_the_first_thing_and_the_first_tensor(run: Run
 @pytest.mark.parametrize(
     ("old", "new", "first"),
     [
-        ('"mixing": "none"', '"mixing": "signs"', "file 'a.safetensors': sha256"),
+        ('"mixing": "none"', '"mixing": "signs"', "architecture: digest"),
         ('"dtype": "float32"', '"dtype": "bfloat16"', "tensor "),
         ('"source": "net.Net"', '"source": "net.Old"', "source 'source': value: got \"net.Net\""),
         (

@@ -44,14 +44,14 @@ def test_weights_are_averages_at_the_centre_and_ends_are_zero() -> None:
     weight = fill("constnet", conv(2, 3, 3, 3, role="stem"))["weight"]
     assert weight[:, :, 1, 1].tolist() == [[third] * 3] * 2
     assert np.count_nonzero(weight) == 6
-    for role in ("last", "head"):
+    for role in ("branch-last", "head"):
         assert not fill("constnet", conv(2, 3, 3, 3, role=role))["weight"].any()
     assert fill("constnet", conv(4, 4, 1, groups=2))["weight"].tolist() == [[[0.5], [0.5]]] * 4
 
 
 def test_a_last_layer_that_zero_would_leave_dead_is_an_average() -> None:
-    for more in ({"clipped": True}, {"stilled": True}):
-        assert fill("constnet", replace(linear(2, 2, "last"), **more))["weight"].tolist() == [[0.5, 0.5]] * 2
+    for more in ({"before_relu": True}, {"zeroed_by_scale": True}):
+        assert fill("constnet", replace(linear(2, 2, "branch-last"), **more))["weight"].tolist() == [[0.5, 0.5]] * 2
 
 
 def test_items_have_no_rule() -> None:
@@ -70,7 +70,7 @@ def test_a_classifier_behind_which_a_relu_stands_is_an_average() -> None:
             return F.relu(self.head(F.relu(self.conv(x)))).mean((2, 3))
 
     subject = convert(Rectified(), IMAGES[:1], "constnet")
-    assert subject.structure.layer("head").clipped
+    assert subject.structure.layer("head").before_relu
     assert bool((subject.traced.root.get_parameter("head.weight") == 0.25).all())
 
 
@@ -115,7 +115,7 @@ def test_every_nonzero_weight_has_rank_one(net: str) -> None:
         if one.kind in ("convolution", "linear"):
             weight = subject.traced.root.get_parameter(f"{one.name}.weight").detach()
             assert weight.unique().numel() <= 2 and bool((weight == weight[:1, :1]).all()), one.name
-            assert (one.role in ("last", "head")) == (not weight.any()), one.name
+            assert (one.role in ("branch-last", "head")) == (not weight.any()), one.name
 
 
 @pytest.mark.parametrize("net", ["resnet18", "pre-activation", "norm-free", "bottleneck"])

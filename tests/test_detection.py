@@ -26,7 +26,7 @@ SCHEMES = ("zero-2021", "zero-2022")
 def test_detectors_convert_and_pass_their_checks(name: str, scheme: str) -> None:
     result = zc.convert(f"torchvision:{name}", scheme=scheme, device="cpu")
     assert not [f"{check.name}: {check.summary}" for check in result.failed]
-    assert result.plan.rung == "regions"
+    assert result.plan.capture == "regions"
 
 
 @pytest.mark.zoo

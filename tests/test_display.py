@@ -127,7 +127,7 @@ def test_names_with_a_line_end_or_a_backslash_are_escaped_as_coreutils_does() ->
 
 
 def test_joins_rewritten_inside_a_region_are_counted(regions: Plan) -> None:
-    assert regions.rung == "regions"
+    assert regions.capture == "regions"
     assert [join.node for join in plan_summary.rewritten_joins(regions)] == ["add", "add_1", "add_2"]
     outside = tuple(edit for edit in regions.edits if not edit.target.startswith("last"))
     assert [join.node for join in plan_summary.rewritten_joins(replace(regions, edits=outside))] == ["add", "add_1"]

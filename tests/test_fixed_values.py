@@ -54,12 +54,23 @@ def test_the_layer_before_a_fixed_end_is_the_head_and_no_transform_follows_a_fix
     roles = {a.tensor.name: a.role for a in plan.assignments}
     assert roles["body.2.weight"] == "head" and roles["first.weight"] == roles["last.weight"] == "trunk"
     plan = zc.plan(NAMED["haar"].model, (fixed_nets.images(),))
-    assert not [edit for edit in plan.edits if edit.target in ("first", "last")]
+    assert not [edit for edit in plan.edits if edit.target in ("first", "branch-last")]
 
 
 def test_the_last_layer_of_a_branch_is_the_one_before_a_fixed_kernel() -> None:
     result = zc.convert(NAMED["Blur"].model, (fixed_nets.images(),), scheme="zero-2022", validate="none")
     assert not result.module.get_parameter("conv2.weight").any()
+
+
+def test_a_raw_fixed_kernel_is_no_head() -> None:
+    result = zc.convert("tests.fixed_nets:RawEnd", (fixed_nets.images(),), validate="none")
+    assert result.structure.layer("conv").role == "head" and not result.module.get_parameter("conv.weight").any()
+
+
+def test_a_weight_that_is_set_and_trained_gets_a_rule() -> None:
+    result = zc.convert("tests.fixed_nets:Trained", (fixed_nets.rows(6)(),), validate="none")
+    assert result.structure.layer("first").kind == "linear"
+    assert not torch.equal(result.module.get_parameter("first.weight"), torch.full((6, 6), 0.5))
 
 
 # -- live modules ------------------------------------------------------------------------------------------------------

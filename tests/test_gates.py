@@ -61,18 +61,18 @@ def roles(net: nn.Module) -> dict[str, str]:
 @pytest.mark.parametrize("name", LIFTED)
 def test_a_factor_that_is_not_zero_leaves_the_zero_to_the_branch(name: str) -> None:
     found = roles(Gated(LIFTED[name]))
-    assert (found["last"], found["reduce"], found["expand"]) == ("last", "gate", "gate-last")
+    assert (found["last"], found["reduce"], found["expand"]) == ("branch-last", "gate", "gate-last")
 
 
 @pytest.mark.parametrize("name", UNLIFTED)
 def test_of_two_factors_that_would_both_be_zero_the_gate_is(name: str) -> None:
     found = roles(Gated(UNLIFTED[name]))
-    assert (found["last"], found["reduce"], found["expand"]) == ("branch", "gate", "last")
+    assert (found["last"], found["reduce"], found["expand"]) == ("branch", "gate", "branch-last")
 
 
 def test_a_gate_with_a_join_inside_is_zero_where_all_of_its_ways_are() -> None:
     found = roles(Gated(torch.tanh, residual=True))
-    assert (found["last"], found["expand"], found["inner"]) == ("branch", "last", "last")
+    assert (found["last"], found["expand"], found["inner"]) == ("branch", "branch-last", "branch-last")
 
 
 def test_a_factor_on_the_way_itself_is_not_zero() -> None:
@@ -143,7 +143,7 @@ def test_a_second_gate_on_a_branch_leaves_the_zero_to_the_branch(scheme: str) ->
     result = zc.convert(AxisGates(), (ramp(2, 3, 6, 6),), scheme=scheme, device="cpu")
     found = {layer.name: layer.role for layer in result.structure.layers}
     assert (found["last"], found["rows"].startswith("gate"), found["columns"].startswith("gate")) == (
-        "last",
+        "branch-last",
         True,
         True,
     )

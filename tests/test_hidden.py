@@ -70,10 +70,10 @@ def roles(result: zc.Result) -> dict[str, str]:
 def test_experts_that_values_choose_keep_the_promises(scheme: str) -> None:
     result = zc.convert(Mixture(), (ramp(12, 4),), scheme=scheme, device="cpu")
     assert not [f"{check.name}: {check.summary}" for check in result.failed]
-    assert result.plan.rung == "values+leaf"
+    assert result.plan.capture == "values+leaf"
     assert sum(join.residual for join in result.plan.joins) == 2
     found = roles(result)
-    assert {found[f"blocks.{i}.experts.{k}.2"] for i in range(2) for k in range(3)} == {"last"}
+    assert {found[f"blocks.{i}.experts.{k}.2"] for i in range(2) for k in range(3)} == {"branch-last"}
     assert {found[f"blocks.{i}.experts.{k}.0"] for i in range(2) for k in range(3)} == {"branch"}
 
 
@@ -82,6 +82,6 @@ def test_blocks_that_were_not_reached_have_the_roles_of_those_that_were(scheme: 
     result = zc.convert(EarlyExit(), (ramp(2, 4),), scheme=scheme, device="cpu")
     assert not [f"{check.name}: {check.summary}" for check in result.failed]
     assert not result.plan.joins[1:], "only the first block was reached"
-    assert {roles(result)[f"blocks.{i}.2"] for i in range(3)} == {"last"}
+    assert {roles(result)[f"blocks.{i}.2"] for i in range(3)} == {"branch-last"}
     saved = {name: tuple(value.shape) for name, value in result.module.state_dict().items()}
     assert saved == {name: tuple(value.shape) for name, value in EarlyExit().state_dict().items()}

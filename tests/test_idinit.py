@@ -25,7 +25,7 @@ E = np.float32(1e-6)
 
 
 def last(m: int, n: int, *kernel: int, **more):
-    return conv(m, n, *kernel, role="last", join=0, **more) if kernel else linear(m, n, "last", join=0)
+    return conv(m, n, *kernel, role="branch-last", join=0, **more) if kernel else linear(m, n, "branch-last", join=0)
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
@@ -135,11 +135,11 @@ def test_rows_sum_to_zero_and_entries_are_zero_epsilon_or_tau(net: str, order: s
     subject = convert(make(), inputs, "idinit", order=order, tau=tau)
     found = weights(subject)
     t = float(np.float32(np.sqrt(2))) if tau == "sqrt2" else 1.0
-    ends = [name for name, (role, _) in found.items() if role == "last"]
+    ends = [name for name, (role, _) in found.items() if role == "branch-last"]
     assert len(ends) == {"resnet18": 8, "resnet50": 16, "pre-activation": 3, "plain": 0, "mlp": 0, "vit": 6}[net]
     for name, (role, weight) in found.items():
         flat = weight.flatten(1)
-        if role == "last":
+        if role == "branch-last":
             assert set(flat.unique().tolist()) == {0.0, float(E), -float(E)}, name
             assert not flat.sum(1).any() and bool((flat.count_nonzero(1) == 2).all()), name
         else:
@@ -184,5 +184,5 @@ def test_no_check_fails(make: Callable[[], nn.Module]) -> None:
 
 
 def test_a_branch_that_a_factor_silences_ends_in_an_identity() -> None:
-    silent = replace(last(2, 2), stilled=True)
+    silent = replace(last(2, 2), zeroed_by_scale=True)
     assert fill("idinit", silent)["weight"].tolist() == [[1, 0], [0, 1]]

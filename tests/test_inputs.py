@@ -15,7 +15,7 @@ from zero_convert import sources
 from zero_convert.errors import LoadError, UsageError
 from zero_convert.graph import example_values
 from zero_convert.sources import inputs
-from zero_convert.sources.building.nan_constructor import poisoned_names
+from zero_convert.sources.building.nan_constructor import nan_filled_names
 from zero_convert.sources.inputs.guess import guess
 from zero_convert.sources.inputs.trials import Trials, without_values
 
@@ -199,7 +199,7 @@ def test_lazy_layers_of_a_factory_get_their_sizes_and_no_random_value(tmp_path: 
     assert loaded.module.stem.weight.shape == (4, 3, 3, 3)
     assert loaded.module.extra.weight.shape == (3, 4)
     layers = ("stem", "head", "extra")
-    assert poisoned_names(loaded.module) == {f"{name}.{part}" for name in layers for part in ("weight", "bias")}
+    assert nan_filled_names(loaded.module) == {f"{name}.{part}" for name in layers for part in ("weight", "bias")}
     assert loaded.module.norm.running_var.tolist() == [1.0] * 4
     assert float(loaded.module.calls) == 0
     assert loaded.module.training and loaded.module.norm.training
@@ -221,7 +221,7 @@ def test_lazy_layers_of_a_live_module_get_their_sizes_on_the_copy() -> None:
     assert isinstance(live.head, nn.LazyLinear) and nn.parameter.is_lazy(live.head.weight)
     assert loaded.module.stem.in_channels == 1
     assert not loaded.module.training
-    assert "stem.weight" in poisoned_names(loaded.module)
+    assert "stem.weight" in nan_filled_names(loaded.module)
     assert torch.equal(state, torch.get_rng_state())
 
 

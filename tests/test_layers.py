@@ -587,7 +587,7 @@ class EarlyExit(nn.Module):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_last_layers_before_a_relu_that_no_rewrite_reaches_are_not_zero(scheme: str, rectified: bool) -> None:
     result = zc.convert(EarlyExit(rectified), (ramp(4, 5),), scheme=scheme, device="cpu")
-    assert result.plan.rung == "regions"
+    assert result.plan.capture == "regions"
     assert not result.failed, [check.summary for check in result.failed]
     assert result.module.branches[0].weight.any()
     assert bool(result.module.head.weight.any()) == (rectified or scheme == "zero-2022")

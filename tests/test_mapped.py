@@ -70,8 +70,8 @@ def test_a_recorded_map_computes_what_torch_maps():
 def test_a_map_over_samples_is_left_to_torch():
     result = zc.convert(Samples(), (torch.randn(4, 5),), scheme="zero-2022")
     assert not result.failed
-    assert result.plan.rung == "regions"
-    assert "torch.vmap maps over values of an input" in " ".join(result.plan.rungs_failed)
+    assert result.plan.capture == "regions"
+    assert "torch.vmap maps over values of an input" in " ".join(result.plan.capture_attempts)
     x = torch.randn(7, 5)
     torch.testing.assert_close(result.module(x), result.module.head(_joined(result.module, x)))
 

@@ -166,7 +166,11 @@ def test_a_module_is_not_loaded_from_it() -> None:
 def test_nothing_else_of_the_exporter_is_in_the_file() -> None:
     path = saved("tiny_resnet", "zero-2021")[1].path
     model = onnx.load(path)
-    assert [entry.key for entry in model.metadata_props] == ["zero_convert", "zero_convert.weights_digest"]
+    assert [entry.key for entry in model.metadata_props] == [
+        "zero_convert",
+        "zero_convert.architecture",
+        "zero_convert.weights_digest",
+    ]
     assert (model.producer_name, model.producer_version, model.doc_string, model.domain) == ("zero-convert", "", "", "")
     assert not model.graph.value_info and not model.functions
     nodes = model.graph.node

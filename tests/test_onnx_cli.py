@@ -36,7 +36,8 @@ def sums(folder: Path, *names: str) -> list[str]:
 def test_one_run_writes_both_formats_with_one_weights_digest(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*CONVERT, "--out", "a.safetensors", "--out", "b.onnx"]) == 0
     out, err = capfd.readouterr()
-    *files, digest = out.splitlines()
+    *files, start, digest = out.splitlines()
+    assert start.startswith("# start zs1 ")
     assert files == sums(folder, "a.safetensors", "b.onnx")
     assert "and b.onnx.receipt.json; evaluation mode" in err
     for name in ("a.safetensors", "b.onnx"):
@@ -53,7 +54,7 @@ def test_a_data_file_is_named_after_the_model_and_has_a_line_of_its_own(
 ) -> None:
     assert main([*CONVERT, "--out", "b.onnx", "--external-data", "--opset", "18"]) == 0
     out, err = capfd.readouterr()
-    assert out.splitlines()[:-1] == sums(folder, "b.onnx", "b.onnx.data")
+    assert out.splitlines()[:-2] == sums(folder, "b.onnx", "b.onnx.data")
     assert "b.onnx.data" in err
     assert onnx.load("b.onnx").opset_import[0].version == 18
     assert main(["verify", "b.onnx"]) == 0
@@ -73,6 +74,7 @@ def test_stdout_takes_the_bytes_of_the_model(folder: Path, capfdbinary: pytest.C
     shown = capfdbinary.readouterr().out
     assert b"ai.onnx 20" in shown
     assert err.splitlines()[-1].removeprefix(b"# weights ") in shown
+    assert err.splitlines()[-2].removeprefix(b"# start ") in shown
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,7 @@ class Folding(nn.Module):
 def test_a_part_that_is_called_with_several_sizes_is_captured(scheme: str) -> None:
     result = zc.convert(Folding(), (ramp(2, 2, 8),), scheme=scheme)
     sound(result)
-    assert result.plan.rung == "regions"
+    assert result.plan.capture == "regions"
     assert result.plan.captured > 0.9
     assert sum(join.residual for join in result.plan.joins) == 2
 
@@ -376,5 +376,5 @@ class Reading(nn.Module):
 @pytest.mark.parametrize("scheme", ["zero-2021", "zero-2022"])
 def test_a_part_of_which_others_call_a_part_keeps_its_forward(scheme: str) -> None:
     result = zc.convert(Reading(), (ramp(2, 5, 4), torch.tensor([2, 3])), scheme=scheme)
-    assert result.plan.rung == "regions"
+    assert result.plan.capture == "regions"
     assert result.module(ramp(2, 5, 4), torch.tensor([1])).shape == (2, 3)

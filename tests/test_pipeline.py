@@ -401,7 +401,7 @@ def test_wrong_arguments_are_named(arguments, error, words) -> None:
 
 def test_inspection_shows_the_model_as_given() -> None:
     found = zc.inspect_model(cifar_resnet18(), example_inputs=(X,))
-    assert len(found.structure.joins) == 8 and found.rung == "fx"
+    assert len(found.structure.joins) == 8 and found.capture == "fx"
     assert [j.shortcut for j in found.structure.joins].count("projection") == 3
     assert found.parameters == 11_173_962 and {j.order for j in found.structure.joins} == {"post-activation"}
 

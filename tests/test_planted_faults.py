@@ -146,8 +146,8 @@ class Rooted(nn.Module):
         self.first, self.head, self.planted = nn.Linear(6, 6), nn.Linear(6, 4), planted
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.first(x) * 0
-        return self.head(x + (branch.sqrt() if self.planted else branch))
+        branch = self.first(x)
+        return self.head(x + ((branch * 0).sqrt() if self.planted else branch))
 
 
 class Noisy(nn.Module):

@@ -358,6 +358,6 @@ def test_a_promise_without_a_place_to_look_at_is_skipped() -> None:
         "no layer to look at: none reads all channels of its input",
     )
     subject = subject_of(nets.NormFreeNet(), IMAGES, scheme="idinit")
-    layers = tuple(replace(layer, stilled=True) for layer in subject.structure.layers)
+    layers = tuple(replace(layer, zeroed_by_scale=True) for layer in subject.structure.layers)
     found = ask("branch_bound", replace(subject, structure=replace(subject.structure, layers=layers)))
     assert found is not None and found.status == "skip" and found.summary.startswith("no branch to look at"), found

@@ -81,6 +81,16 @@ class Twice(Net):
         return self.extra(torch.tanh(self.again(x)))
 
 
+class Counting(Net):
+    """A net with a tensor as extra state."""
+
+    def get_extra_state(self) -> Tensor:
+        return torch.ones(3)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        assert state.shape == (3,)
+
+
 def twice() -> Twice:
     net = Twice(again=nn.Linear(6, 6), extra=nn.Linear(6, 6))
     net.extra.weight = net.again.weight
@@ -125,6 +135,7 @@ DECISIONS = {
         lambda: Zeta(extra=nn.Parameter(FACTORS.clone())), {"uncovered": "zeros"}, "extra", Constant((6,), 0.0)
     ),
     "buffer": (lambda: Shifted(extra=torch.ones(6)), {"scheme": without_buffers()}, "extra", AsConstructed((6,))),
+    "extra state": (Counting, {}, "_extra_state", AsConstructed((3,))),
     "constant read": (lambda: Policy(extra=nn.Parameter(torch.ones(6))), {}, "extra", AsConstructed((6,))),
     "constant or else": (
         lambda: Scaled(extra=nn.Parameter(FACTORS.clone())), {"constructed": False}, "extra", Constant((6,), 1.0)

@@ -25,11 +25,11 @@ from zero_convert.checks.subject import Subject
 from zero_convert.errors import CoverageError
 from zero_convert.formulas import Mirrored, Orthogonal
 from zero_convert.graph.example_values import reference_values
-from zero_convert.records import Check, Way
+from zero_convert.records import Check, SignalPath
 from zero_convert.runtime.threads import one_thread
 
 BATCH = torch.from_numpy(reference_values((2, 3, 32, 32)))
-INPUT, RELU = Way("input"), Way("layer", "b", ("relu",))
+INPUT, RELU = SignalPath("input"), SignalPath("layer", "b", ("relu",))
 
 
 class PostActivationNet(nn.Module):
@@ -102,7 +102,7 @@ def test_the_first_layer_makes_pairs_and_the_head_reads_their_difference() -> No
 
 def test_a_layer_without_a_relu_before_it_has_half_the_weight() -> None:
     whole = fill("risotto", replace(linear(8, 8), way=RELU))["weight"]
-    half = fill("risotto", replace(linear(8, 8), way=Way("layer", "b")))["weight"]
+    half = fill("risotto", replace(linear(8, 8), way=SignalPath("layer", "b")))["weight"]
     assert np.array_equal(whole, 2 * half) and np.array_equal(whole[:4, :4], -whole[4:, :4])
 
 

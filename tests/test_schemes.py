@@ -13,7 +13,7 @@ from zero_convert import schemes
 from zero_convert.errors import UsageError
 from zero_convert.formulas import Formula
 from zero_convert.initialization.scheme import SEED
-from zero_convert.records import Geometry, Join, Layer, Option, Structure, Tensor, Way
+from zero_convert.records import Geometry, Join, Layer, Option, SignalPath, Structure, Tensor
 
 R2 = np.float32(1 / math.sqrt(2))
 
@@ -23,7 +23,7 @@ def tensor(name: str, *shape: int, buffer: bool = False) -> Tensor:
 
 
 def layer(kind: str, role: str, *tensors: Tensor, geometry: Geometry | None = None, **more) -> Layer:
-    return Layer("a", kind, kind.title(), role, tensors, geometry, way=Way("layer", "b", ("relu",)), **more)
+    return Layer("a", kind, kind.title(), role, tensors, geometry, way=SignalPath("layer", "b", ("relu",)), **more)
 
 
 def conv(m: int, n: int, *kernel: int, groups: int = 1, stride: int = 1, role: str = "trunk", join=None) -> Layer:
@@ -95,7 +95,7 @@ def test_the_last_convolution_of_a_branch_is_zero_and_a_transformers_is_not() ->
         join = Join(0, "add", "x", "b", "x", "identity", ("first", "a"), (), "plain", (), "", 4, 4, 1)
         return Structure((Layer("first", first.kind, "", "branch", (), first.geometry), last), (join,))
 
-    last = linear(4, 8, "last", join=0)
+    last = linear(4, 8, "branch-last", join=0)
     assert not fill("zero-2022", last, structure(conv(8, 4, 3), last))["weight"].any()
     assert fill("zero-2022", last, structure(linear(8, 4), last))["weight"].any()
 
@@ -104,7 +104,7 @@ def test_a_branch_with_convolution_and_attention_does_not_end_in_zero() -> None:
     """Its values V are 0 already; with the output projection 0 as well, neither would ever get a gradient."""
     join = Join(0, "add", "x", "b", "x", "identity", ("conv", "qkv", "a"), (), "plain", (), "", 4, 4, 1)
     qkv = Layer("qkv", "linear", "", "branch", (), Geometry(12, 4), sections=(("value", 12),))
-    last = linear(4, 4, "last", join=0)
+    last = linear(4, 4, "branch-last", join=0)
     structure = Structure((Layer("conv", "convolution", "", "branch", (), None), qkv, last), (join,))
     assert fill("zero-2022", last, structure)["weight"].any()
 
@@ -127,7 +127,7 @@ def test_an_attention_of_which_nothing_else_carries_the_signal_starts_with_value
     attention = layer("attention", "trunk", tensor("a.in_proj_weight", 6, 2), geometry=Geometry(2, 2))
     assert fill("zero-2022", attention)["in_proj_weight"].tolist() == [[1, 0], [0, 1], [0, 0], [0, 0], [1, 0], [0, 1]]
     parts = (("query", 2), ("key", 2), ("value", 2))
-    for alone in (linear(6, 2, sections=parts), linear(6, 2, "branch", sections=parts, clipped=True)):
+    for alone in (linear(6, 2, sections=parts), linear(6, 2, "branch", sections=parts, before_relu=True)):
         assert fill("zero-2022", alone)["weight"].tolist() == [[1, 0], [0, 1], [0, 0], [0, 0], [1, 0], [0, 1]]
 
 
@@ -156,7 +156,7 @@ def test_exact_orders_are_isometries_where_a_crop_is_not() -> None:
 # -- zero-2021 ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("role", ["last", "head", "gate-last"])
+@pytest.mark.parametrize("role", ["branch-last", "head", "gate-last"])
 def test_what_a_skip_or_the_loss_covers_is_zero(role: str) -> None:
     assert not fill("zero-2021", linear(3, 3, role))["weight"].any()
 

@@ -18,7 +18,7 @@ from zero_convert import sources
 from zero_convert.errors import LoadError, UsageError
 from zero_convert.sources import inputs
 from zero_convert.sources.building.fingerprint import fingerprint, recognize
-from zero_convert.sources.building.nan_constructor import poisoned_names
+from zero_convert.sources.building.nan_constructor import nan_filled_names
 
 NETS = str(Path(nets.__file__))
 
@@ -28,7 +28,7 @@ def test_a_bare_name_is_torchvisions() -> None:
     assert (loaded.name, loaded.source) == ("torchvision:resnet18", "torchvision.models.resnet.ResNet")
     assert loaded.module.fc.out_features == 7
     assert loaded.module.training
-    assert loaded.poisoned
+    assert loaded.nan_filled
     assert (loaded.model_args, loaded.notes, loaded.drawn) == ({"num_classes": 7}, (), ())
     assert [tuple(x.shape) for x in loaded.example_inputs or ()] == [(1, 3, 224, 224)]
 
@@ -38,7 +38,7 @@ def test_a_name_that_only_timm_knows_is_timms() -> None:
     loaded = sources.load("resnet10t")
     assert (loaded.name, loaded.source) == ("timm:resnet10t", "timm.models.resnet.ResNet")
     assert tuple(loaded.example_inputs[0].shape) == (1, 3, 176, 176)
-    assert "conv1.0.weight" in poisoned_names(loaded.module)
+    assert "conv1.0.weight" in nan_filled_names(loaded.module)
 
 
 def test_names_are_all_of_torchvisions_and_patterns_choose() -> None:
@@ -64,7 +64,7 @@ def test_the_same_file_gives_the_same_name_from_any_folder(tmp_path: Path, monke
     loaded = sources.load(f"{tmp_path}/mine.py:make", {"n": 5})
     assert (loaded.name, loaded.source) == ("mine.py:make", "beside.Net")
     assert tuple(loaded.example_inputs[0].shape) == (1, 3)
-    assert poisoned_names(loaded.module) == {"0.weight", "0.bias"}
+    assert nan_filled_names(loaded.module) == {"0.weight", "0.bias"}
     assert str(tmp_path) not in sys.path
     again = sources.load(loaded.name, {"n": 5}, folders=[str(tmp_path)])
     assert again.name == loaded.name
@@ -72,10 +72,10 @@ def test_the_same_file_gives_the_same_name_from_any_folder(tmp_path: Path, monke
     assert sources.load("mine:make").name == "mine:make"
 
 
-def test_a_module_made_when_its_file_is_run_is_poisoned_too(tmp_path: Path) -> None:
+def test_a_module_made_when_its_file_is_run_is_filled_with_NaN_too(tmp_path: Path) -> None:
     (tmp_path / "ready.py").write_text("from torch import nn\nprint('hello')\nnet = nn.Linear(4, 2)\n")
     loaded = sources.load(f"{tmp_path}/ready.py:net")
-    assert poisoned_names(loaded.module) == {"weight", "bias"}
+    assert nan_filled_names(loaded.module) == {"weight", "bias"}
 
 
 def test_a_factory_that_prints_leaves_stdout_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -178,7 +178,7 @@ def test_an_adopted_module_is_a_copy_with_its_ties_and_mode() -> None:
     before = [p.detach().clone() for p in module.parameters()]
     loaded = sources.adopt(module, (torch.ones(2, 4, requires_grad=True),))
     assert loaded.module[0].weight is loaded.module[1].weight
-    assert (loaded.name, loaded.poisoned, loaded.module.training) == ("", False, False)
+    assert (loaded.name, loaded.nan_filled, loaded.module.training) == ("", False, False)
     assert not loaded.example_inputs[0].requires_grad
     with torch.no_grad():
         loaded.module[0].weight.zero_()
@@ -312,4 +312,4 @@ def test_every_torchvision_model_is_built(name: str) -> None:
     assert loaded.notes == ()
     weights = {f"{path}.weight" for path, m in loaded.module.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     zeroed = {n for n in weights if not loaded.module.get_parameter(n).any()}  # some builders zero a last layer
-    assert weights - zeroed <= poisoned_names(loaded.module)
+    assert weights - zeroed <= nan_filled_names(loaded.module)

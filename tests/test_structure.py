@@ -143,7 +143,7 @@ def test_nested_joins_have_their_own_layers() -> None:
     assert outer.fork == inner_one.fork
     found = roles(odd("nested"))
     assert [found[name] for name in (*inner_one.branch, *inner_two.branch, "1.branch.2")] == [
-        "branch", "last", "branch", "last", "last",
+        "branch", "branch-last", "branch", "branch-last", "branch-last",
     ]  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def test_a_branch_that_ends_in_an_inner_sum_is_zero_only_with_both_its_ends() ->
 
     found = structure(Net(body))
     assert [join.residual for join in found.joins] == [True, True]
-    assert roles(found) == {"stem": "stem", "conv1": "last", "conv2": "last", "head.fc": "head"}
+    assert roles(found) == {"stem": "stem", "conv1": "branch-last", "conv2": "branch-last", "head.fc": "head"}
 
 
 def test_a_feature_pyramid_is_no_chain_of_residual_joins() -> None:
@@ -184,7 +184,7 @@ def test_parallel_attention_and_mlp_are_two_joins_from_one_fork() -> None:
     assert second.residual
     assert first.fork == second.fork == "embed"
     assert (first.branch, second.branch) == (("attention.qkv", "attention.proj"), ("mlp.0", "mlp.2"))
-    assert roles(found)["attention.proj"] == roles(found)["mlp.2"] == "last"
+    assert roles(found)["attention.proj"] == roles(found)["mlp.2"] == "branch-last"
 
 
 @pytest.mark.parametrize("name", ["gate_before_norm", "gate_after_norm"])
@@ -194,7 +194,7 @@ def test_gates_are_found_and_are_no_part_of_the_branch(name: str) -> None:
     assert [gate.layers for gate in found.gates] == [(f"{i}.branch.{at}.fc1", f"{i}.branch.{at}.fc2") for i in (1, 2)]
     assert [join.branch for join in found.joins] == [(f"{i}.branch.0", f"{i}.branch.3") for i in (1, 2)]
     assert (roles(found)[f"1.branch.{at}.fc1"], roles(found)[f"1.branch.{at}.fc2"]) == ("gate", "gate-last")
-    assert roles(found)["1.branch.3"] == "last"
+    assert roles(found)["1.branch.3"] == "branch-last"
     assert all(join.chain for join in found.joins)
 
 
@@ -252,7 +252,7 @@ def test_a_module_used_twice_is_one_layer_in_both_branches() -> None:
     found = odd("shared_conv")
     assert [join.branch for join in found.joins] == [("shared", "last")] * 2
     assert [layer.name for layer in found.layers].count("shared") == 1
-    assert (roles(found)["shared"], roles(found)["last"]) == ("branch", "last")
+    assert (roles(found)["shared"], roles(found)["last"]) == ("branch", "branch-last")
 
 
 def test_tied_weights_belong_to_both_layers_by_name() -> None:
@@ -299,7 +299,7 @@ def test_attention_ends_in_its_output_projection() -> None:
     found = odd("post_norm")
     assert found.joins[0].branch == ("attention",)
     named = {layer.name: layer.role for layer in found.layers}
-    assert (named["attention"], named["attention.out_proj"]) == ("branch", "last")
+    assert (named["attention"], named["attention.out_proj"]) == ("branch", "branch-last")
 
 
 def test_what_a_leaf_hides_is_told() -> None:

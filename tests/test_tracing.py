@@ -208,7 +208,7 @@ def test_what_a_hook_collects_is_seen() -> None:
 
     module = Collects()
     traced = trace(module, (ramp(3, 4),))
-    assert traced.rung == "values" and module.seen == []
+    assert traced.capture == "values" and module.seen == []
     assert torch.equal(run(traced.train, module, ramp(3, 4)), 2 * module.inner(ramp(3, 4)))
 
 
@@ -221,7 +221,7 @@ def test_variable_arguments_are_counted_by_the_example() -> None:
 def test_a_submodule_that_branches_on_values_becomes_a_leaf_and_costs_its_neighbours_nothing() -> None:
     module = WithLeaf()
     traced = trace(module, (IMAGE,))
-    assert traced.rung == "values+leaf"
+    assert traced.capture == "values+leaf"
     assert traced.opaque == ("odd",)
     symbols, line = traced.failed
     assert symbols.startswith("fx: ") and line.startswith("odd kept whole")
@@ -253,7 +253,7 @@ def test_inputs_that_do_not_fit_are_named_by_file_line_and_shape() -> None:
 def test_a_model_that_asks_for_values_keeps_its_python_and_is_recorded() -> None:
     module = DecidingItself()
     traced = trace(module, (ramp(2, 4),))
-    assert (traced.rung, traced.whole) == ("regions", False)
+    assert (traced.capture, traced.whole) == ("regions", False)
     assert [region.path for region in traced.regions] == ["body"]
     [join] = analyze(traced).joins
     assert join.branch == ("body.branch.0",)
@@ -262,14 +262,14 @@ def test_a_model_that_asks_for_values_keeps_its_python_and_is_recorded() -> None
 
 def test_a_decision_that_only_the_inputs_make_is_followed_and_told() -> None:
     traced = trace(Counting(4), (ramp(2, 4),))
-    assert traced.rung == "values"
+    assert traced.capture == "values"
     assert traced.decisions == ("in the model: True for the example inputs",)
 
 
 def test_sizes_stay_free_where_control_flow_depends_on_them() -> None:
     module = SizeDependent()
     traced = trace(module, (ramp(2, 3, 8),))
-    assert traced.rung == "values"
+    assert traced.capture == "values"
     for shape in ((5, 3, 8), (1, 7, 8), (3, 2, 8)):
         assert torch.equal(run(traced.train, module, ramp(*shape)), module(ramp(*shape)))
 

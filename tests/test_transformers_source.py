@@ -17,7 +17,7 @@ from zero_convert import sources
 from zero_convert.errors import LoadError, UsageError
 from zero_convert.sources.building import memory
 from zero_convert.sources.building.fingerprint import fingerprint
-from zero_convert.sources.building.nan_constructor import poisoned_names
+from zero_convert.sources.building.nan_constructor import nan_filled_names
 from zero_convert.sources.inputs import run
 
 transformers = pytest.importorskip("transformers")
@@ -84,7 +84,7 @@ def check(name: str) -> None:
     assert loaded.name == f"transformers:{name}"
     assert loaded.notes == ()
     again = sources.load(f"transformers:{name}", TINY[name])
-    assert drawn_anew(name, TINY[name]) <= poisoned_names(again.module) | set(again.drawn)
+    assert drawn_anew(name, TINY[name]) <= nan_filled_names(again.module) | set(again.drawn)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -172,7 +172,7 @@ def test_nothing_is_asked_of_the_network(monkeypatch: pytest.MonkeyPatch) -> Non
     before = constants.HF_HUB_OFFLINE
     seen = []
     monkeypatch.setattr(
-        transformers.BertModel, "__init__", lambda *args: seen.append(constants.HF_HUB_OFFLINE) or refuse()
+        transformers.BertModel, "__init__", lambda *args: seen.append(bool(constants.is_offline_mode())) or refuse()
     )
     with pytest.raises(LoadError, match="a connection was attempted"):
         sources.load("transformers:bert", BERT)
@@ -198,7 +198,7 @@ def test_nothing_is_asked_of_the_network(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_type_or_a_class_names_a_network(name: str, source: str) -> None:
     args = {"num_hidden_layers": 1} if name != "trocr" else {"decoder_layers": 1, "d_model": 32}
     loaded = sources.load(f"transformers:{name}", {**args, "vocab_size": 99})
-    assert (loaded.source, loaded.module.training, loaded.poisoned) == (source, True, True)
+    assert (loaded.source, loaded.module.training, loaded.nan_filled) == (source, True, True)
 
 
 def test_a_bare_name_that_only_transformers_knows_is_its() -> None:

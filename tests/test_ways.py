@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests import nets
-from zero_convert.records import Structure, Way
+from zero_convert.records import SignalPath, Structure
 from zero_convert.structure import analyze
 from zero_convert.tracing import trace
 
@@ -20,15 +20,15 @@ def structure(net: nn.Module, *shape: int) -> Structure:
 def test_blocks_of_both_orders() -> None:
     after = structure(nets.tiny_resnet(), 1, 3, 32, 32)
     stem, first, second = after.layers[0], after.layer("blocks.0.conv1"), after.layer("blocks.0.conv2")
-    assert stem.way == Way("input", "x")
-    assert first.way == Way("layer", "conv1", ("norm", "relu"))
-    assert second.way == Way("layer", "blocks.0.conv1", ("norm", "relu"))
-    assert after.joins[0].carried == Way("layer", "conv1", ("norm", "relu"))
-    assert after.joins[0].added == Way("layer", "blocks.0.conv2", ("norm",))
+    assert stem.way == SignalPath("input", "x")
+    assert first.way == SignalPath("layer", "conv1", ("norm", "relu"))
+    assert second.way == SignalPath("layer", "blocks.0.conv1", ("norm", "relu"))
+    assert after.joins[0].shortcut_path == SignalPath("layer", "conv1", ("norm", "relu"))
+    assert after.joins[0].branch_path == SignalPath("layer", "blocks.0.conv2", ("norm",))
     before = structure(nets.PreActivationResNet(), 1, 3, 32, 32)
-    assert before.layer("body.2.conv1").way == Way("join", before.joins[1].node, ("norm", "relu"))
-    assert before.joins[2].carried == Way("join", before.joins[1].node)
-    assert before.layer("head").way == Way("join", before.joins[2].node, ("norm", "relu", "average pool"))
+    assert before.layer("body.2.conv1").way == SignalPath("join", before.joins[1].node, ("norm", "relu"))
+    assert before.joins[2].shortcut_path == SignalPath("join", before.joins[1].node)
+    assert before.layer("head").way == SignalPath("join", before.joins[2].node, ("norm", "relu", "average pool"))
 
 
 class Passing(nn.Module):
@@ -87,4 +87,4 @@ class Twice(nn.Module):
 
 
 def test_a_layer_that_is_used_twice_has_several_ways() -> None:
-    assert structure(Twice(), 2, 4).layer("b").way == Way("several")
+    assert structure(Twice(), 2, 4).layer("b").way == SignalPath("several")

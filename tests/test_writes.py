@@ -45,7 +45,7 @@ class Asked(nn.Module):
 
 def test_a_rewritten_part_still_has_the_methods_that_are_called_from_outside() -> None:
     made = zc.convert(Asked(), (ramp(2, 6),), scheme="zero-2021", device="cpu", validate="none")
-    assert made.plan.rung == "regions" and any(edit.applied for edit in made.plan.edits)
+    assert made.plan.capture == "regions" and any(edit.applied for edit in made.plan.edits)
     for module in (made.module, copy.deepcopy(made.module)):
         assert module(ramp(2, 6)).shape == (2, 3)
         body = module.get_submodule("body")

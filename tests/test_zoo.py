@@ -228,7 +228,7 @@ def test_counting_leaves_the_module_as_it_was() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
-def test_poisoned_tensors_and_only_those_are_filled_in() -> None:
+def test_tensors_of_NaN_and_only_those_are_filled_in() -> None:
     net = nn.Sequential(linear(), nn.LayerNorm(6))
     with torch.no_grad():
         net[0].weight[0, 0] = float("nan")

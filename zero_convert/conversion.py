@@ -12,6 +12,8 @@ from torch import nn
 from . import rewrites, schemes, sources
 from .checks.subject import Subject
 from .errors import DeclinedError, ModelError, TraceError, UsageError
+from .formats.identity import architecture_digest
+from .graph.architecture import describe_network
 from .graph.original import keep
 from .graph.state import digest, extra_state, refuse_misnamed, settle, stored_tensors
 from .graph.ties import ties
@@ -20,12 +22,14 @@ from .initialization.constants import settle_frozen, unverified_buffers
 from .initialization.fill import initialize
 from .initialization.scheme import Scheme
 from .model_ref import ModelRef
+from .nn.state_guard import guard
 from .options import Inputs, Options, carried
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .runtime.progress import Progress, tell
 from .runtime.threads import one_thread
 from .sources.building import detectors
 from .sources.building.fingerprint import fingerprint
+from .sources.building.precision import cast as cast
 from .sources.building.precision import single_precision
 from .sources.file_values import FileValues
 from .sources.inputs import parse_inputs, spell_inputs
@@ -55,6 +59,7 @@ class Conversion:
         inputs: example inputs by position.
         traced: the network; after the rewrites the new one.
         outputs: mode → what the forward returned before the rewrites.
+        described, description: of the network before the rewrites, and after them.
         needed: example inputs as the recipe spells them, where the source's own would not do.
         outside: notes on what the model holds outside of its state dict.
         joins, structure: what was found in the network before the rewrites, and after them.
@@ -75,6 +80,8 @@ class Conversion:
     inputs: tuple[Any, ...] = field(init=False)
     traced: Traced = field(init=False)
     outputs: Mapping[str, Outputs] = field(init=False)
+    described: Mapping[str, Any] = field(init=False, repr=False)
+    description: Mapping[str, Any] = field(init=False, repr=False)
     needed: tuple[str, ...] = field(init=False)
     outside: tuple[str, ...] = field(init=False)
     joins: Structure = field(init=False)
@@ -97,7 +104,8 @@ class Conversion:
         self.inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
         self.traced, self.outside = _traced(loaded, given)
         traced = self.traced
-        self.needed = _needed_inputs(loaded, traced.rung) if self.given else ()
+        self.described = self.description = describe_network(traced)
+        self.needed = _needed_inputs(loaded, traced.capture) if self.given else ()
         self.outputs = {"train": _outputs(traced.train), "evaluate": _outputs(traced.evaluate)}
 
     def analyze(self, *, compare: bool) -> None:
@@ -122,6 +130,8 @@ class Conversion:
         refuse_misnamed(traced.root)
         self.traced, self.structure = traced, analyze(traced) if self.edits else self.joins
         _accepted(self.scheme, self.options, self.structure, self.loaded.source)
+        if self.edits:
+            self.description = describe_network(traced)
 
     def fill(self, *, write: bool) -> tuple[Assignment, ...]:
         """The rule of each tensor; with `write` its values as well, and the mode that the module was in."""
@@ -131,7 +141,7 @@ class Conversion:
             self.scheme,
             self.options,
             uncovered=self.asked.uncovered,
-            constructed=self.loaded.poisoned,
+            constructed=self.loaded.nan_filled,
             drawn=self.loaded.drawn,
             file_values=self.file_values,
             write=write,
@@ -141,22 +151,31 @@ class Conversion:
             self.traced.root.train(self.training)
         return assignments
 
+    @property
+    def architecture_digest(self) -> str:
+        """`za1` of the network, hex."""
+        return architecture_digest(self.description)
+
     def subject(self, assignments: tuple[Assignment, ...]) -> Subject:
         """What the checks are asked of."""
         network = self.traced, self.structure, self.scheme, self.options
         return Subject(*network, assignments, self.inputs, self.outputs, self.original)
 
     def release(self) -> nn.Module:
-        """The rewritten module for the user; what was reduced while it was looked at is as it was made."""
+        """The rewritten module for the user; what was reduced while it was looked at is as it was made.
+
+        Its state dicts carry the architecture digest.
+        """
         detectors.restore(self.loaded.reduced)
+        guard(self.traced.root, self.architecture_digest)
         return self.traced.root
 
     def plan(self, assignments: tuple[Assignment, ...]) -> Plan:
         return Plan(
             scheme=self.scheme.name,
             options=dict(self.options),
-            rung=self.traced.rung,
-            rungs_failed=self.traced.failed,
+            capture=self.traced.capture,
+            capture_attempts=self.traced.failed,
             joins=self.joins.joins,
             edits=self.edits,
             assignments=assignments,
@@ -166,7 +185,7 @@ class Conversion:
 
     def _unverified_buffers(self, assignments: tuple[Assignment, ...]) -> tuple[str, ...]:
         """A note on values of a given module that nobody here can tell from drawn ones."""
-        names = [] if self.loaded.poisoned else unverified_buffers(self.traced.root, assignments)
+        names = [] if self.loaded.nan_filled else unverified_buffers(self.traced.root, assignments)
         if not names:
             return ()
         which = ", ".join(names[:SHOWN]) + (" …" if len(names) > SHOWN else "")
@@ -227,7 +246,7 @@ def _load(model: str | ModelRef | nn.Module, options: Options, folders: Sequence
         file_values, notes = file.fit(loaded.module)
         loaded = replace(loaded, notes=(*notes, *loaded.notes))
     file_values = file_values if options.uncovered == "keep" else {}
-    settle_frozen(loaded.module, loaded.source, meant=loaded.poisoned or options.uncovered == "keep")
+    settle_frozen(loaded.module, loaded.source, meant=loaded.nan_filled or options.uncovered == "keep")
     return Conversion(options, found, chosen, single_precision(loaded), inputs is not None, file, file_values)
 
 
@@ -240,9 +259,9 @@ def _traced(loaded: sources.Loaded, given: Inputs) -> tuple[Traced, tuple[str, .
     """
     suspicious = is_suspicious(loaded.module)
     constant: tuple[str, ...] = ()
-    if suspicious and loaded.name and not loaded.poisoned:  # a builder is known that draws what was drawn
+    if suspicious and loaded.name and not loaded.nan_filled:  # a builder is known that draws what was drawn
         constant = equal_outside(loaded.module, sources.load(loaded.name, loaded.model_args).module)
-    facts = Facts(loaded.poisoned and not loaded.seeded, loaded.drawn, constant)
+    facts = Facts(loaded.nan_filled and not loaded.seeded, loaded.drawn, constant)
     notes = refuse_outside(loaded.module, given, facts) if suspicious else ()
     try:
         traced = trace(loaded.module, given)
@@ -295,20 +314,10 @@ def _capture_notes(traced: Traced) -> tuple[str, ...]:
     return (*notes, *(f"control flow {decision}" for decision in traced.decisions[:SHOWN]))
 
 
-def cast(module: nn.Module, dtype: str) -> None:
-    """Floating tensors of the module get the dtype; complex and whole ones stay.
-
-    A module that is not in float32 by now insists on its precisions; only another one that was asked for overrules it.
-    """
-    if dtype == "float32":
-        return
-    module._apply(lambda t: t.to(getattr(torch, dtype)) if t.is_floating_point() else t)  # type: ignore[no-untyped-call]
-
-
-def _needed_inputs(loaded: sources.Loaded, rung: str) -> tuple[str, ...]:
+def _needed_inputs(loaded: sources.Loaded, capture: str) -> tuple[str, ...]:
     """The given example inputs as the recipe spells them, where the source's own would not do to trace the model.
 
-    On the rung `fx` those do that run: its graph takes no way that sizes decide. On the others the graph is what these
+    In the capture `fx` those do that run: sizes decide no branch of its graph. In the others the graph is what these
     inputs make of the forward, so they have to be of the same sizes.
     """
     usual, given = sources.conventional_inputs(loaded), loaded.example_inputs or ()
@@ -320,7 +329,7 @@ def _needed_inputs(loaded: sources.Loaded, rung: str) -> tuple[str, ...]:
         usual is not None
         and len(usual) == len(values)
         and isinstance(usual, Mapping) == bool(named)
-        and (rung == "fx" or _sizes(usual) == _sizes(given))
+        and (capture == "fx" or _sizes(usual) == _sizes(given))
         and runs(loaded.module, usual)
     ):
         return ()

@@ -4,7 +4,7 @@
     ├── UsageError          2   a name, option or suffix that does not exist
     ├── ModelError          3
     │   ├── LoadError           the factory failed, or returned something else than a module
-    │   ├── TraceError          no rung of the ladder captured the model
+    │   ├── TraceError          no capture in the chain worked for the model
     │   └── CoverageError       a tensor that no rule of the scheme covers
     ├── RefusedError        4
     │   ├── UntrustedError      running code that a file names needs the user's word

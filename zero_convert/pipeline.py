@@ -11,18 +11,21 @@ import inspect
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, get_type_hints
 
 import torch
 from torch import nn
 
+from zero_convert.runtime.patches import one_at_a_time
+
 from . import checks
 from .checks.subject import Subject
 from .conversion import cast, load_source, prepare
 from .errors import CoverageError, UsageError
 from .exporters.onnx import needs_data_file
+from .graph.architecture.original_class import original_class
 from .initialization.constants import nan_names
 from .model_ref import ModelRef
 from .options import Inputs, Options, RecipeOptions
@@ -50,8 +53,8 @@ class Inspection:
     name: str
     source: str
     structure: Structure
-    rung: str
-    rungs_failed: tuple[str, ...]
+    capture: str = field(metadata={"json": "rung"})
+    capture_attempts: tuple[str, ...] = field(metadata={"json": "rungs_failed"})
     parameters: int
     buffers: int
     fingerprint: str
@@ -85,6 +88,7 @@ def _by_keywords(
 
 
 @_by_keywords(Options)
+@one_at_a_time()
 @torch.inference_mode(False)
 def convert(model: str | nn.Module, options: Options) -> Result:
     """The model rewritten for the scheme, every parameter filled by a closed formula, and checked.
@@ -132,6 +136,8 @@ def convert(model: str | nn.Module, options: Options) -> Result:
         inputs=conversion.loaded.example_inputs or (),
         graph=conversion.traced.evaluate if conversion.traced.whole else None,
         original=conversion.original,
+        architecture_digest=conversion.architecture_digest,
+        original_class=original_class(conversion.described, conversion.description),
     )
     if options.validate == "full" and "onnx" in options.formats:
         tell(progress, "validate", f"parity on {where}")
@@ -154,6 +160,7 @@ def _parity(result: Result, subject: Subject, *, device: str, strict: bool) -> C
 
 
 @_by_keywords(Options)
+@one_at_a_time()
 @torch.inference_mode(False)
 def plan(model: str | nn.Module, options: Options) -> Plan:
     """Every edit and every tensor's rule, without writing a value. Arguments and errors as for `convert`.
@@ -164,6 +171,7 @@ def plan(model: str | nn.Module, options: Options) -> Plan:
     return conversion.plan(conversion.fill(write=False))
 
 
+@one_at_a_time()
 @torch.inference_mode(False)
 def inspect_model(
     model: str | nn.Module,
@@ -181,8 +189,8 @@ def inspect_model(
         name=loaded.name,
         source=loaded.source,
         structure=analyze(traced),
-        rung=traced.rung,
-        rungs_failed=traced.failed,
+        capture=traced.capture,
+        capture_attempts=traced.failed,
         parameters=sum(p.numel() for p in loaded.module.parameters()),
         buffers=sum(b.numel() for b in loaded.module.buffers()),
         fingerprint=fingerprint(loaded.module),

@@ -16,7 +16,7 @@ from .options import RecipeOptions
 if TYPE_CHECKING:
     from .formulas import Formula
 
-NOT_IN_JSON = {"json": False}  # of a field that `--json` leaves out
+NOT_IN_JSON = {"json": False}  # of a field that `--json` leaves out; a text is its key there
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Geometry:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class SignalPath:
     """How a signal comes to a place: what made it, and what it passed since.
 
     Attributes:
@@ -94,7 +94,7 @@ class Layer:
         role: what it does in the network:
             "stem"      first weight layer on the way from an input
             "branch"    inside a residual branch, not its last weight layer
-            "last"      last weight layer of a residual branch: its output meets a shortcut
+            "branch-last" last weight layer of a residual branch: its output meets a shortcut
             "shortcut"  a projection on the shortcut side of a join
             "gate"      inside a multiplicative gate (squeeze-excitation), not its last weight layer
             "gate-last" last weight layer of a gate
@@ -106,21 +106,21 @@ class Layer:
             table), "embedding" (a table of items), "temperature" (of an attention), "signal" (the input of a layer),
             "weight" (of a product or convolution, see `weights`), "read" (otherwise) or "unused".
         join: index of the residual join the layer belongs to (innermost), or None.
-        parts: 3 where one linear layer makes queries, keys and values at once, else 1.
+        parts: how many of queries, keys and values one linear layer makes, at least 1.
         reason: why this kind or role, in a few words, for the plan.
         sections: what the output's rows are, as (what, number) in their order: "query", "key", "value" of an
             attention; "gate" and "factor" of a product of two parts of the output; "candidate" and "gate" of a
             recurrent layer; "" for rows that are nothing of the kind. Empty where nothing is known.
         weights: of raw parameters with the use "weight": the geometry and role of each one. Axes before those that
             the geometry speaks of are a stack of weights.
-        neutral: values of parameters that a norm, or a layer with factors of its own, leaves the signal alone with.
+        neutral: parameter values that make the norm, or the factors of another layer, the identity.
         table: an embedding that is added to another signal: a table of positions or of kinds.
-        blank: the row of an embedding that stays 0.
-        clipped: between this "last" layer and its join, between this "head" and the output, or between the values of
-            an attention and the next layers, stands what has derivative 0 at 0. Started at 0 it would never get a
-            gradient where that derivative is not changed.
-        stilled: between this "last" layer and its join stands a factor that the constructor set to 0: the branch adds 0
-            already, and with both at 0 neither would ever get a gradient.
+        padding_idx: the row of an embedding that stays 0.
+        before_relu: a ReLU-like activation, with derivative 0 at 0, lies between this "branch-last" layer and its join,
+            this "head" and the output, or the values of an attention and the next layers. Started at 0 it would never
+            get a gradient where that derivative is not changed.
+        zeroed_by_scale: a factor that the constructor set to 0 lies between this "branch-last" layer and its join. The
+            branch adds 0 already; if both start at 0, both gradients are 0 forever.
         shared: names of the other layers that hold the same weight.
         normalized: its features end divided by their own norm, where 0 would be 0/0: of a layer, with no weight layer
             in between on some way (its role is no "head" then); of raw parameters, whatever is in between.
@@ -144,15 +144,20 @@ class Layer:
     weights: tuple[tuple[str, Geometry, str], ...] = ()
     neutral: tuple[tuple[str, float], ...] = ()
     table: bool = False
-    blank: int | None = None
-    clipped: bool = False
-    stilled: bool = False
+    padding_idx: int | None = field(default=None, metadata={"json": "blank"})
+    before_relu: bool = field(default=False, metadata={"json": "clipped"})
+    zeroed_by_scale: bool = field(default=False, metadata={"json": "stilled"})
     normalized: bool = False
     shared: tuple[str, ...] = ()
     parametrization: tuple[str, int] | None = None
     parameters: tuple[tuple[str, str], ...] = ()
     refusal: str = ""
-    way: Way | None = None
+    way: SignalPath | None = None
+
+    @property
+    def fused_qkv(self) -> bool:
+        """Whether one linear layer makes queries, keys and values."""
+        return self.parts == 3
 
     def has(self, section: str) -> bool:
         """Whether some of the output's rows are this."""
@@ -163,7 +168,8 @@ class Layer:
 class Join:
     """A residual join: an addition whose two operands share a nearest common ancestor, the fork.
 
-    Node names are those of the training graph. `carried` is the way of the shortcut's operand, `added` the branch's.
+    Node names are those of the training graph. `shortcut_path` is the way of the shortcut's operand, `branch_path` the
+    branch's.
     """
 
     index: int
@@ -184,8 +190,8 @@ class Join:
     reason: str = ""  # why it is no residual join, or what stands against rewriting it
     depth: int = 1  # the most weight layers on one way from fork to join; an attention is two
     scale: str = ""  # the scalar factor that a rewrite put at the end of the branch
-    carried: Way | None = None
-    added: Way | None = None
+    shortcut_path: SignalPath | None = field(default=None, metadata={"json": "carried"})
+    branch_path: SignalPath | None = field(default=None, metadata={"json": "added"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +217,7 @@ class Structure:
 
     def ends(self, join: Join) -> tuple[Layer, ...]:
         """The last layers of a join's branch, also where the same layers are the branch of another join before it."""
-        last = [layer for layer in self.layers if layer.role == "last" and layer.join is not None]
+        last = [layer for layer in self.layers if layer.role == "branch-last" and layer.join is not None]
         return tuple(
             layer for layer in last if layer.join == join.index or self.joins[layer.join or 0].branch == join.branch
         )
@@ -281,8 +287,8 @@ class Plan:
 
     scheme: str
     options: Mapping[str, Option]
-    rung: str  # how the model was captured
-    rungs_failed: tuple[str, ...]  # one line for each rung that did not work
+    capture: str = field(metadata={"json": "rung"})  # how the model was captured
+    capture_attempts: tuple[str, ...] = field(metadata={"json": "rungs_failed"})  # a line for each that did not work
     joins: tuple[Join, ...]  # of the model as given
     edits: tuple[Edit, ...]
     assignments: tuple[Assignment, ...]
@@ -305,6 +311,37 @@ class Check:
     threshold: str = ""
     remedy: str = ""
     seen: Mapping[str, int] = field(default_factory=dict)  # what was looked at, and how much of it
+
+
+@dataclass(frozen=True, slots=True)
+class OriginalClass:
+    """What a file's tensors are in the class that was converted.
+
+    Attributes:
+        loads: names and shapes fit, so that `load_state_dict` raises nothing.
+        same: the class computes what the converted network computes: its architecture digest is the same.
+        differing: names that one of the two does not have, or has in another shape.
+        tied: names that the file leaves out because another name holds the same tensor.
+    """
+
+    loads: bool
+    same: bool
+    differing: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """One line for the reader."""
+        if not self.loads:
+            more = f" and {len(self.differing) - 1} more" if len(self.differing) > 1 else ""
+            return f"does not load into the original class ({self.differing[0]}{more}): use zero_convert.load"
+        how = f" with strict=False ({len(self.tied)} tied names are stored once)" if self.tied else ""
+        if self.same:
+            return f"also loads into the original class{how}, and is the same network there"
+        return (
+            f"also loads into the original class{how} without an error, and is another network there: "
+            "use zero_convert.load"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

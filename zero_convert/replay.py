@@ -315,7 +315,8 @@ def _is_there(path: Path, file: LockedFile) -> bool:
 
 def _identity(result: Result, written: Written, folds: Sequence[Edit]) -> Identity:
     edits = (*result.plan.edits, *folds)
-    return Identity(result.recipe, result.fingerprint, edits, written.tensors, written.weights_digest)
+    architecture = "" if folds else result.architecture_digest
+    return Identity(result.recipe, result.fingerprint, edits, written.tensors, written.weights_digest, architecture)
 
 
 @contextlib.contextmanager

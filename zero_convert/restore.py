@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from zero_convert.runtime.patches import one_at_a_time
+
 from . import model_ref
 from .artifacts import receipt
 from .conversion import Conversion, cast, prepare
-from .errors import LoadError, MalformedError, UsageError
+from .errors import LoadError, MalformedError, MismatchError, UsageError
 from .formats import naming
 from .graph.state import EXTRA, put_extra, stateful_parts, stored_tensors
 from .graph.ties import ties
@@ -23,7 +25,13 @@ from .model_ref import ModelRef, SchemeRef
 from .options import Inputs, Options, carried
 from .records import Recipe
 
+ANOTHER_NETWORK = (
+    "The model's source may have changed since, or another model, scheme or example input was named: name those it was "
+    "made from (`model=`, `example_inputs=`; --arch, --input)."
+)
 
+
+@one_at_a_time()
 @torch.inference_mode(False)
 def load(
     path: str | PathLike[str],
@@ -48,6 +56,7 @@ def load(
 
     Raises:
         MalformedError: no file of ours, or its tensors do not fit the network.
+        MismatchError: the network that was rebuilt has another architecture digest than the file records.
         UntrustedError: it names a factory outside the model libraries, or a scheme's file.
         LoadError: it names no model; and the errors of `convert`.
         UsageError: it is an ONNX file.
@@ -60,6 +69,7 @@ def load(
     module = conversion.traced.root
     cast(module, recipe.dtype)
     _fill_from(module, path, recipe, str(path), trust)
+    refuse_other_architecture(conversion, path)
     if nan := nan_names(module):
         raise MalformedError("values are left that the file does not hold", where=", ".join(nan[:6]), got="NaN")
     return conversion.release().train()
@@ -154,6 +164,25 @@ def refuse_misfit(
             got=", ".join(strange[:6]),
             expected=f"the tensors of {recipe.model or recipe.source} under {recipe.scheme}",
             fix="The model library may have changed since; name the model it was made from (`model=`, --arch).",
+        )
+
+
+def recorded_architecture(path: str | PathLike[str]) -> str:
+    """The architecture digest that an artifact carries, hex; "" of one from before there was such a digest."""
+    metadata = naming.load(naming.format_in(path)).read_metadata(path)
+    return receipt.architecture_from_metadata(metadata, str(path))
+
+
+def refuse_other_architecture(conversion: Conversion, path: str | PathLike[str]) -> None:
+    """Raises MismatchError if the network is not the one that the artifact records."""
+    known, own = recorded_architecture(path), conversion.architecture_digest
+    if known and known != own:
+        raise MismatchError(
+            "the network that was rebuilt is not the one that the file was made from",
+            where=str(path),
+            got=f"za1 {own}",
+            expected=f"za1 {known}",
+            fix=ANOTHER_NETWORK,
         )
 
 

@@ -12,13 +12,16 @@ from typing import Any
 
 from torch import fx, nn
 
+from zero_convert.runtime.patches import one_at_a_time
+
 from . import exporters
 from .errors import CheckError
 from .exporters.safetensors import Entry
 from .formats.digests import Written
+from .formats.identity import start_digest
 from .graph.traced import Original
 from .options import FileOptions
-from .records import Check, Edit, Plan, Recipe, Structure
+from .records import Check, Edit, OriginalClass, Plan, Recipe, Structure
 from .runtime.progress import Progress
 from .saving import Beside, Saved, Writer, run_record
 
@@ -38,6 +41,8 @@ class Result:
         inputs: example inputs of the forward, by position or by name; an export to ONNX follows them.
         graph: of the forward in evaluation mode, where one stands for it.
         original: graph and structure of the network before the rewrites, for reports; None for `validate="none"`.
+        architecture_digest: `za1` of the network, 64 hex digits: what it computes with its weights, whatever they are.
+        original_class: whether the file also loads into the class that was converted, and what it is there.
     """
 
     module: nn.Module
@@ -50,10 +55,13 @@ class Result:
     inputs: tuple[Any, ...] | Mapping[str, Any] = field(default=(), repr=False)
     graph: fx.Graph | None = field(default=None, repr=False)
     original: Original | None = field(default=None, repr=False)
+    architecture_digest: str = ""
+    original_class: OriginalClass | None = None
     _writer: Writer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._writer = Writer(self.module, self.recipe, self.fingerprint, self.plan.edits, self.inputs, self.graph)
+        network = self.plan.edits, self.inputs, self.graph, self.architecture_digest
+        self._writer = Writer(self.module, self.recipe, self.fingerprint, *network)
 
     @property
     def failed(self) -> tuple[Check, ...]:
@@ -66,10 +74,16 @@ class Result:
         return self._writer.weights_digest
 
     @property
+    def start_digest(self) -> str:
+        """The `zs1` digest of architecture and weights, 64 hex digits; the same in every file format."""
+        return start_digest(self.architecture_digest, self.weights_digest)
+
+    @property
     def folds(self) -> tuple[Edit, ...]:
         """What became of each norm and transform, once a file has been folded; the same every time."""
         return self._writer.folds
 
+    @one_at_a_time()
     def save(
         self,
         path: str | PathLike[str],
@@ -112,6 +126,7 @@ class Result:
         options = FileOptions(force=force, format=format, opset=opset, external_data=external_data, fold=fold)
         return self._writer.save(paths, options, self.run_record, beside, progress)
 
+    @one_at_a_time()
     def write(
         self,
         stream: Any,

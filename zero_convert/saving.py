@@ -113,6 +113,7 @@ class Writer:
 
     Attributes:
         edits, inputs, graph: of the conversion.
+        architecture: digest of the network, hex; "" where none is known.
         folds: what became of each norm and transform, once a file has been folded; the same every time.
     """
 
@@ -122,6 +123,7 @@ class Writer:
     edits: tuple[Edit, ...]
     inputs: tuple[Any, ...] | Mapping[str, Any]
     graph: fx.Graph | None
+    architecture: str = ""
     folds: tuple[Edit, ...] = ()
     _digest: str = ""
     _graphs: dict[int | None, tuple[onnx.Graph, str]] = field(default_factory=dict)
@@ -162,7 +164,9 @@ class Writer:
                 outputs, written = self._staged(stack, path, form, options)
                 seal, digest = receipt_path(path), written.weights_digest
                 tell(progress, "seal", str(seal))
-                identity = Identity(self.recipe, self.fingerprint, self.edits + form.folds, written.tensors, digest)
+                architecture = "" if form.folded_from else self.architecture
+                edits = self.edits + form.folds
+                identity = Identity(self.recipe, self.fingerprint, edits, written.tensors, digest, architecture)
                 record = Receipt(identity, written.files, form.format, run(form.format), form.folded_from)
                 outputs[-1].write_all(spell_receipt(record))
                 ready += outputs
@@ -216,16 +220,17 @@ class Writer:
         """What a file of the format is made of; with `fold` the network for ONNX is another one than `module`."""
         stored = self.entries()
         if format != "onnx":
-            return _Form(format, stored, receipt.metadata(self.recipe, self._start.extra))
+            about = receipt.metadata(self.recipe, self._start.extra, self.architecture)
+            return _Form(format, stored, about)
         from .exporters.onnx.graph import folded, graph
 
-        opset, about = options.opset, receipt.recipe_metadata(self.recipe)
+        opset = options.opset
         onnx.checked_opset(opset)
         own, folds = folded(self.module, self.graph, self._start.buffers) if options.fold else (self.module, None)
         self.folds = self.folds if folds is None else folds
         names = ties(stored_tensors(own))
         if any(edit.applied for edit in folds or ()):
-            about[FOLDED_KEY] = f"zc1:{self.weights_digest}"
+            about = {**receipt.recipe_metadata(self.recipe), FOLDED_KEY: f"zc1:{self.weights_digest}"}
             network, fixed = graph(own, self.inputs, names, opset)
             other, note = entries_of(own), _note(network, stored, fixed, folds)
             return _Form(format, other, about, network, folds or (), note, self.weights_digest)
@@ -233,6 +238,7 @@ class Writer:
             self._graphs[opset] = made = graph(self.module, self.inputs, names, opset)
             self._graphs.setdefault(made[0].opset, made)
         network, fixed = self._graphs[opset]
+        about = receipt.recipe_metadata(self.recipe, self.architecture)
         return _Form(format, stored, about, network, note=_note(network, stored, fixed, folds))
 
 

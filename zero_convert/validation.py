@@ -17,8 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zero_convert.runtime.patches import one_at_a_time
+
 from . import checks, readers
 from .artifacts import receipt
+from .conversion import Conversion
 from .errors import MalformedError, UsageError
 from .exporters.onnx.written import initializers, input_sizes
 from .formats import naming
@@ -28,7 +31,7 @@ from .initialization.constants import nan_names
 from .inspection import survey
 from .options import Inputs, one_of
 from .records import Check, Recipe
-from .restore import Named, rebuilt, refuse_misfit
+from .restore import ANOTHER_NETWORK, Named, rebuilt, recorded_architecture, refuse_misfit
 from .runtime.progress import Progress, tell
 
 LEVELS = ("quick", "full")
@@ -55,6 +58,7 @@ class Validation:
         return tuple(check for check in self.checks if check.status == "fail")
 
 
+@one_at_a_time()
 @torch.inference_mode(False)
 def validate(
     path: str | PathLike[str],
@@ -106,7 +110,8 @@ def validate(
         put_extra(root, texts, recipe.extra_state, str(path), trust)
     values = _compared(root, tensors, recipe, str(path), digests)
     tell(progress, "validate", where)
-    found = (values, *checks.run(subject, level=level, device=where, train_steps=train_steps, progress=progress))
+    answers = checks.run(subject, level=level, device=where, train_steps=train_steps, progress=progress)
+    found = (values, _architecture(conversion, path), *answers)
     if kind == "onnx":
         tell(progress, "validate", f"parity on {where}")
         strict = device.startswith("cuda")
@@ -190,6 +195,19 @@ def _refuse_other_tensors(
             expected=f"{digests.recorded}, which the file records",
             fix="Optimizers rename, merge and fold tensors: validate the file as zero-convert wrote it.",
         ) from error
+
+
+def _architecture(conversion: Conversion, path: str | PathLike[str]) -> Check:
+    """Whether the network that the recipe builds is the one whose digest the file records."""
+    known, own = recorded_architecture(path), conversion.architecture_digest
+    question = "Is the network that its recipe builds the one that the file records?"
+    numbers = {"recorded": known, "rebuilt": own}
+    if not known:
+        return Check("architecture", "skip", question, "the file records no architecture digest", numbers)
+    if known == own:
+        return Check("architecture", "pass", question, f"za1 {own[:16]}…", numbers, "equal digests")
+    summary = f"za1 {own[:16]}…, and the file records {known[:16]}…"
+    return Check("architecture", "fail", question, summary, numbers, "equal digests", ANOTHER_NETWORK)
 
 
 def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, where: str, digests: Digests) -> Check:

@@ -112,7 +112,7 @@ class Origin:
 def count_joins(module: nn.Module, inputs: Sequence[Any] | Mapping[str, Any]) -> tuple[Executed, ...]:
     """The residual joins of one forward, in order of execution; see the head of this file for what counts.
 
-    The module's mode is restored; poisoned values (NaN) have to be replaced before, see `fill_in`.
+    The module's mode is restored; values that are NaN have to be replaced before, see `fill_in`.
     """
     modes = {m: m.training for m in module.modules()}
     watch = Watch(module, inputs)

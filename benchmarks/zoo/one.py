@@ -156,8 +156,8 @@ def planned(result: Result) -> Row:
     applied = {edit.target for edit in plan.edits if edit.applied}
     residual = [join for join in plan.joins if join.residual]
     return {
-        "rung": plan.rung,
-        "rungs_failed": list(plan.rungs_failed)[:8],
+        "rung": plan.capture,
+        "rungs_failed": list(plan.capture_attempts)[:8],
         "captured": getattr(plan, "captured", None),
         "joins": {"seen": len(plan.joins), "residual": len(residual)},
         "rewritten": sum(bool(applied & {j.node, *j.branch, *j.shortcut_layers}) for j in residual),
@@ -175,8 +175,8 @@ def inspected(task: Task) -> Row:
         return {}
     residual = sum(join.residual for join in found.structure.joins)
     return {
-        "rung": found.rung,
-        "rungs_failed": list(found.rungs_failed)[:8],
+        "rung": found.capture,
+        "rungs_failed": list(found.capture_attempts)[:8],
         "captured": getattr(found, "captured", None),
         "joins": {"seen": len(found.structure.joins), "residual": residual},
     }

@@ -5,6 +5,7 @@
     edit       one change of the architecture: its kind and site, whether it was applied, what it is made from
     tensor     missing, extra, its dtype, shape or values
     weights    the digest over all tensors
+    architecture   the digest of the network, where both sides have one
     file       size or SHA-256
 
 Compares records; reads nothing and knows no torch.
@@ -32,7 +33,7 @@ class Difference:
     """One thing that moved.
 
     Attributes:
-        kind: "source", "recipe", "edit", "tensor", "weights" or "file".
+        kind: "source", "recipe", "edit", "tensor", "weights", "architecture" or "file".
         name: the field, edit, tensor or path.
         what: "missing", "extra" or what of it moved: "value", "values", "dtype", "shape", "sha256", …
         got: now, or in the second of two.
@@ -71,7 +72,15 @@ def compare(got: Identity, expected: Identity) -> list[Difference]:
         *_edits(got.edits, expected.edits),
         *compare_tensors(got.tensors, expected.tensors),
         *_one("weights", "", "digest", got.weights_digest, expected.weights_digest, ("weights_digest",)),
+        *_architectures(got.architecture_digest, expected.architecture_digest),
     ]
+
+
+def _architectures(got: str, expected: str) -> list[Difference]:
+    """What was recorded before there was such a digest is not compared."""
+    if not got or not expected:
+        return []
+    return _one("architecture", "", "digest", got, expected, ("architecture_digest",))
 
 
 def compare_tensors(got: Mapping[str, Leaf], expected: Mapping[str, Leaf]) -> list[Difference]:

@@ -29,7 +29,7 @@ from zero_convert.records import Edit, Recipe
 
 from .comparing import Difference, compare, compare_files
 from .lock import SIZE_LIMIT, Entry, Lock, find, parse_lock
-from .receipt import Identity, Receipt, receipt_from_json, recipe_from_metadata
+from .receipt import Identity, Receipt, architecture_from_metadata, receipt_from_json, recipe_from_metadata
 
 Pieces = Callable[[], Iterator[memoryview]]  # the bytes of one tensor, front to back
 
@@ -42,6 +42,7 @@ class Side:
         name: as it was typed.
         written: digests of its files and tensors.
         recipe, fingerprint, edits: None where it does not say.
+        architecture: its digest, "" where it does not say.
         values: tensor name → its bytes; empty where only digests are known.
     """
 
@@ -51,6 +52,7 @@ class Side:
     fingerprint: str | None
     edits: tuple[Edit, ...] | None
     values: Mapping[str, Pieces]
+    architecture: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +142,10 @@ def _opened(name: str) -> Side | Lock:
 def _artifact(name: str, format: str) -> Side:
     reader = naming.load(format)
     written: Written = reader.file_digests(name)
-    recipe = recipe_from_metadata(reader.read_metadata(name), name)
+    metadata = reader.read_metadata(name)
+    recipe = recipe_from_metadata(metadata, name)
     values = reader.tensor_pieces(name) if hasattr(reader, "tensor_pieces") else {}
-    return Side(name, written, recipe, None, None, values)
+    return Side(name, written, recipe, None, None, values, architecture_from_metadata(metadata, name))
 
 
 def _entry_for(lock: Lock, name: str, other: str) -> Side:
@@ -164,7 +167,8 @@ def _entry_for(lock: Lock, name: str, other: str) -> Side:
 
 def _digests_only(name: str, receipt: Receipt) -> Side:
     identity = receipt.identity
-    return Side(name, receipt.written, identity.recipe, identity.fingerprint, identity.edits, {})
+    known = identity.recipe, identity.fingerprint, identity.edits
+    return Side(name, receipt.written, *known, {}, identity.architecture_digest)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -228,6 +232,7 @@ def _identity(side: Side, other: Side) -> Identity:
         edits=(side.edits if side.edits is not None else other.edits) or (),
         tensors=side.written.tensors,
         weights_digest=side.written.weights_digest,
+        architecture_digest=side.architecture,
     )
 
 

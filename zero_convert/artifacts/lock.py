@@ -15,6 +15,7 @@
        "recipe": { one line for each field },
        "scheme": path of the scheme's file relative to the lock's folder, where it is from one
        "tensors": { name: {"digest", "dtype", "shape"}, one line for each tensor },
+       "architecture_digest": `za1`, where it was recorded
        "weights_digest": `zc1`
       },
       …
@@ -55,7 +56,16 @@ from zero_convert.formats.strict_json import (
 from zero_convert.model_ref import ModelRef, SchemeRef, is_absolute
 from zero_convert.records import Edit, Recipe
 
-from .receipt import IDENTITY_FIELDS, Identity, Receipt, identity_from_json, identity_json, read_edit, read_source
+from .receipt import (
+    IDENTITY_FIELDS,
+    IDENTITY_OPTIONAL,
+    Identity,
+    Receipt,
+    identity_from_json,
+    identity_json,
+    read_edit,
+    read_source,
+)
 
 NAME = "zero.lock"
 SIZE_LIMIT = 256 << 20  # bytes; ten models of 100,000 tensors have about 150 MB
@@ -276,14 +286,14 @@ def parse_lock(data: bytes, where: str = NAME) -> Lock:
 
 def _entry(row: object, where: str, version: int) -> Entry:
     complete = {"scheme": "", **row} if isinstance(row, dict) else row
-    optional = ("folded_from", "from") if version > 1 else ()
+    optional = ("folded_from", "from", *IDENTITY_OPTIONAL) if version > 1 else ()
     fields = Fields.of(complete, where, (*IDENTITY_FIELDS, "files", "inputs", "model", "scheme"), optional)
     files = fields.mapping("files", lambda value: isinstance(value, dict), "an object")
     if not files:
         raise MalformedError("an entry has no file", where=where)
     locked = tuple(_file(path, files[path], where) for path in sorted(files))
     where = f"{where} ({brief(locked[0].path)})"
-    own = {name: fields.raw[name] for name in IDENTITY_FIELDS}
+    own = {name: fields.raw[name] for name in (*IDENTITY_FIELDS, *IDENTITY_OPTIONAL) if name in fields.raw}
     identity = wordless(identity_from_json(own, where, _read_edit if version > 1 else read_edit))
     model = fields.text("model")
     ref = ModelRef.named(model)

@@ -1,6 +1,6 @@
 """Step 8, seal: `FILE.receipt.json`, what an artifact is and how it was made; and the recipe inside the artifact.
 
-    identity   recipe, source fingerprint, edits, tensors (dtype, shape, digest), weights digest,
+    identity   recipe, source fingerprint, edits, tensors (dtype, shape, digest), weights digest, architecture digest,
                file (format, sha256, size; of an ONNX file also `data`, the file beside it, and `folded_from`)
     run        versions, device, measured checks: informative, covered by no digest
 
@@ -8,7 +8,8 @@ The identity holds no version, time, host or path, so it is the same wherever th
 that is read may come from anybody: everything in it is checked before it is believed. No torch here.
 
 `folded_from` is the weights digest of the conversion that a file was folded from for inference. The edits then say what
-was folded, the tensors are those of the file, and the weights digest is theirs and not the conversion's.
+was folded, the tensors are those of the file, and the weights digest is theirs and not the conversion's; there is no
+architecture digest. Nor has a receipt of an earlier version one.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from zero_convert import records
 from zero_convert.errors import MalformedError, UsageError
 from zero_convert.formats import dtypes
 from zero_convert.formats.digests import FileDigest, Leaf, Written, brief, canonical_json, parse_json, weights_digest
-from zero_convert.formats.naming import EXTRA_KEY, RECIPE_KEY, ROLES
+from zero_convert.formats.identity import start_digest
+from zero_convert.formats.naming import ARCHITECTURE_KEY, EXTRA_KEY, RECIPE_KEY, ROLES
 from zero_convert.formats.strict_json import (
     Fields,
     files_json,
+    is_digest,
     is_option,
     is_text,
     is_texts,
@@ -44,6 +47,7 @@ DTYPES = sorted(
     str(row.torch) for row in dtypes.DTYPES.values() if row.kind == "float" and row.written and row.bits > 8
 )
 
+IDENTITY_OPTIONAL = ("architecture_digest",)
 IDENTITY_FIELDS = ("edits", "fingerprint", "recipe", "tensors", "weights_digest")
 
 _FORMAT = 1
@@ -62,6 +66,7 @@ class Identity:
         edits: the changes of the architecture, in order.
         tensors: name → dtype, shape and leaf digest.
         weights_digest: `zc1` over all tensors, hex.
+        architecture_digest: `za1` of the network, hex; "" of a folded file, and where it was not recorded.
     """
 
     recipe: records.Recipe
@@ -69,6 +74,12 @@ class Identity:
     edits: tuple[records.Edit, ...]
     tensors: Mapping[str, Leaf]
     weights_digest: str
+    architecture_digest: str = ""
+
+    @property
+    def start_digest(self) -> str:
+        """`zs1`, hex; "" where no architecture digest is known."""
+        return start_digest(self.architecture_digest, self.weights_digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +140,8 @@ def receipt_from_json(obj: object, where: str = "receipt") -> Receipt:
     """
     top = Fields.of(obj, where, ("identity", "run"))
     inside = f"{where}, identity"
-    fields = Fields.of(top.raw["identity"], inside, (*IDENTITY_FIELDS, "file"))
-    identity = identity_from_json({name: fields.raw[name] for name in IDENTITY_FIELDS}, inside)
+    fields = Fields.of(top.raw["identity"], inside, (*IDENTITY_FIELDS, "file"), IDENTITY_OPTIONAL)
+    identity = identity_from_json({name: value for name, value in fields.raw.items() if name != "file"}, inside)
     file = Fields.of(fields.raw["file"], f"{inside}.file", ("format", "sha256", "size"), (*ROLES, "folded_from"))
     run = top.take("run", lambda value: isinstance(value, dict), "an object")
     folded_from = file.digest("folded_from") if "folded_from" in file.raw else ""
@@ -141,7 +152,7 @@ def receipt_from_json(obj: object, where: str = "receipt") -> Receipt:
 
 
 def identity_json(identity: Identity) -> dict[str, Any]:
-    """The identity as a JSON object with the keys `IDENTITY_FIELDS`.
+    """The identity as a JSON object with the keys `IDENTITY_FIELDS`, and `IDENTITY_OPTIONAL` where they are known.
 
     Raises:
         UsageError: the recipe holds something else than plain values.
@@ -155,6 +166,7 @@ def identity_json(identity: Identity) -> dict[str, Any]:
             for name, leaf in identity.tensors.items()
         },
         "weights_digest": identity.weights_digest,
+        **({"architecture_digest": identity.architecture_digest} if identity.architecture_digest else {}),
     }
 
 
@@ -186,7 +198,7 @@ def identity_from_json(obj: object, where: str, read: Callable[[object, str], re
     Raises:
         MalformedError: it spells none, or its weights digest is not that of its tensors.
     """
-    fields = Fields.of(obj, where, IDENTITY_FIELDS)
+    fields = Fields.of(obj, where, IDENTITY_FIELDS, IDENTITY_OPTIONAL)
     tensors = {
         name: read_leaf(leaf, f"{where}, tensor {brief(name)}")
         for name, leaf in fields.mapping("tensors", lambda leaf: isinstance(leaf, dict), "an object").items()
@@ -208,20 +220,24 @@ def identity_from_json(obj: object, where: str, read: Callable[[object, str], re
         edits=tuple(read(edit, f"{where}, edit {index}") for index, edit in enumerate(edits)),
         tensors=tensors,
         weights_digest=claimed,
+        architecture_digest=fields.digest("architecture_digest") if "architecture_digest" in fields.raw else "",
     )
 
 
 # ----------------------------------------------------------------------------------------------- recipe
 
 
-def metadata(recipe: records.Recipe, extra_state: Mapping[str, str] | None = None) -> dict[str, str]:
+def metadata(
+    recipe: records.Recipe, extra_state: Mapping[str, str] | None = None, architecture: str = ""
+) -> dict[str, str]:
     """The `__metadata__` of a safetensors file; other libraries ask for `format`.
 
     Args:
         extra_state: name → text of what modules keep in the state dict besides tensors.
+        architecture: digest of the network, hex.
     """
     extra = {EXTRA_KEY: canonical_json(dict(extra_state))} if extra_state else {}
-    return {"format": "pt", **recipe_metadata(recipe), **extra}
+    return {"format": "pt", **recipe_metadata(recipe, architecture), **extra}
 
 
 def extra_state_from_metadata(metadata: Mapping[str, str], recipe: records.Recipe, where: str) -> dict[str, str]:
@@ -247,9 +263,25 @@ def extra_state_from_metadata(metadata: Mapping[str, str], recipe: records.Recip
     return found
 
 
-def recipe_metadata(recipe: records.Recipe) -> dict[str, str]:
-    """The recipe as any artifact carries it."""
-    return {RECIPE_KEY: canonical_json(recipe_json(recipe))}
+def recipe_metadata(recipe: records.Recipe, architecture: str = "") -> dict[str, str]:
+    """The recipe as any artifact carries it, and the architecture digest where there is one."""
+    digest = {ARCHITECTURE_KEY: f"za1:{architecture}"} if architecture else {}
+    return {RECIPE_KEY: canonical_json(recipe_json(recipe)), **digest}
+
+
+def architecture_from_metadata(metadata: Mapping[str, str], where: str) -> str:
+    """The architecture digest that an artifact carries, hex; "" if it carries none.
+
+    Raises:
+        MalformedError: what it carries is no such digest.
+    """
+    text = metadata.get(ARCHITECTURE_KEY, "")
+    digest = text.removeprefix("za1:")
+    if text and (digest == text or not is_digest(digest)):
+        raise MalformedError(
+            "the architecture digest is malformed", where=where, got=brief(text), expected="za1: and 64 hex digits"
+        )
+    return digest
 
 
 def recipe_from_metadata(metadata: Mapping[str, str], where: str) -> records.Recipe | None:

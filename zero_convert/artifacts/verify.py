@@ -6,7 +6,7 @@ The questions, in the order of the answers:
 
     1. size and SHA-256 of the file                  one flipped bit anywhere is found here
     2. header                                        can the file be read at all?
-    3. recipe in the file = recipe in the receipt
+    3. recipe in the file = recipe in the receipt, and its architecture digest likewise
     4. every tensor: there, same dtype, same shape, same `zc1` leaf; none besides
     5. weights digest, and what the file itself records of it (ONNX)
     6. size and SHA-256 of the file beside it that holds its tensors (ONNX)
@@ -23,7 +23,7 @@ from pathlib import Path
 from zero_convert.errors import MalformedError, MismatchError, StorageError, ZeroConvertError
 from zero_convert.formats import naming
 from zero_convert.formats.digests import Written, brief, canonical_json, sha256_file
-from zero_convert.formats.naming import DIGEST_KEY, FOLDED_KEY, RECEIPT_SUFFIX, ROLES, receipt_path
+from zero_convert.formats.naming import ARCHITECTURE_KEY, DIGEST_KEY, FOLDED_KEY, RECEIPT_SUFFIX, ROLES, receipt_path
 
 from .comparing import compare_tensors
 from .lock import Lock, find, read_lock
@@ -35,8 +35,8 @@ class Finding:
     """One difference.
 
     Attributes:
-        what: "size", "sha256", "header", "recipe", "weights digest", "recorded weights digest", "folded from",
-            "data file", or of a tensor "missing", "extra", "dtype", "shape", "values".
+        what: "size", "sha256", "header", "recipe", "architecture digest", "weights digest", "recorded weights digest",
+            "folded from", "data file", or of a tensor "missing", "extra", "dtype", "shape", "values".
         tensor: its name, or "" where the finding is about the file.
         got: in the artifact.
         expected: in the receipt.
@@ -242,6 +242,8 @@ def _findings(path: Path, receipt: Receipt) -> list[Finding]:
     except MalformedError as error:
         spelled = f"no recipe: {error}".removesuffix(".")
     findings += _compare("recipe", spelled, canonical_json(recipe_json(receipt.identity.recipe)))
+    if known := receipt.identity.architecture_digest:  # an earlier version recorded none
+        findings += _compare("architecture digest", metadata.get(ARCHITECTURE_KEY, "none"), f"za1:{known}")
     moved = compare_tensors(written.tensors, expected.tensors)
     findings += [Finding(each.what, each.got, each.expected, each.name) for each in moved]
     findings += _compare("weights digest", written.weights_digest, expected.weights_digest)

@@ -80,7 +80,7 @@ def run(
     values = sum(p.numel() for p in subject.traced.root.parameters())
     # Many small operations: a second thread would be waited for each time. In large networks it halves the gradients.
     small = level == "quick" and device == "cpu" and values < LARGE
-    with pinned(device), one_thread() if small else nullcontext():
+    with one_thread() if small else nullcontext(), pinned(device, subject.traced):
         for samples in SAMPLES:
             try:
                 answered = answers(CheckContext(subject, level, device, train_steps, samples), progress)
@@ -111,7 +111,7 @@ def compare_export(subject: Subject, path: str | PathLike[str], *, device: str, 
         DeviceError: ONNX Runtime fell back to the CPU, or the device's memory is too small.
     """
     context = CheckContext(subject, "full", device, onnx=OnnxFile(path, dtype, strict))
-    with pinned(device):
+    with pinned(device, subject.traced):
         parity = answer("parity", context)
     assert parity is not None, "parity always has an answer"
     return parity

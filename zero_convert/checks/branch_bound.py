@@ -71,8 +71,8 @@ def _ends(context: CheckContext, graph: fx.Graph, join: Join) -> list[tuple[fx.N
     """The branch's last layers, its end, and how much larger the norms in between may make a value."""
     root, nodes = context.subject.traced.root, {n.name: n for n in graph.nodes}
     branch = nodes.get(join.branch_node)
-    last = [x for x in context.subject.structure.layers if x.role == "last" and x.join == join.index]
-    own = {x.name for x in last if not x.stilled and not x.clipped}
+    last = [x for x in context.subject.structure.layers if x.role == "branch-last" and x.join == join.index]
+    own = {x.name for x in last if not x.zeroed_by_scale and not x.before_relu}
     called = [n for n in graph.nodes if n.op == "call_module" and n.target in own]
     if branch is None or not called:
         return []

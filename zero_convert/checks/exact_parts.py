@@ -23,6 +23,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from zero_convert.formulas.hashing import words
 from zero_convert.graph.kinds import geometry
+from zero_convert.runtime.threads import one_thread, threads
 
 from ..records import Geometry
 from .harness.bench import Answer, CheckContext
@@ -111,24 +112,19 @@ def _differences(context: CheckContext, layer: nn.Module, g: Geometry) -> Iterat
     """(how, the largest difference relative to the largest value) for each way that does not return the same."""
     batches = BATCHES[context.level]
     x = _integers(layer, g, max(batches))
-    threads = torch.get_num_threads()
-    try:
-        with torch.no_grad():
-            torch.set_num_threads(1)
+    with torch.no_grad():
+        with one_thread():
             exact = copy.deepcopy(layer).double()
             right = torch.cat([exact(part) for part in torch.split(x.double(), 1)])
-            for count in THREADS:
-                torch.set_num_threads(count)
+        for count in THREADS:
+            with threads(count):
                 for batch in batches:
                     yield from _compared(f"cpu, batch {batch}, {count} threads", layer(x[:batch]), right)
-            torch.set_num_threads(threads)
-            if context.device != "cpu":
-                there = copy.deepcopy(layer).to(context.device)
-                for batch in batches:
-                    values = there(x[:batch].to(context.device)).cpu()
-                    yield from _compared(f"{context.device}, batch {batch}", values, right)
-    finally:
-        torch.set_num_threads(threads)
+        if context.device != "cpu":
+            there = copy.deepcopy(layer).to(context.device)
+            for batch in batches:
+                values = there(x[:batch].to(context.device)).cpu()
+                yield from _compared(f"{context.device}, batch {batch}", values, right)
 
 
 def _compared(how: str, values: Tensor, right: Tensor) -> Iterator[tuple[str, float]]:

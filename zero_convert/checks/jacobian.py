@@ -104,7 +104,7 @@ def _values(
 
     with isolation.kept(module), torch.enable_grad():
         disable_dropout(module.train(mode == "train"))
-        rng.seed(context.device)
+        rng.seed()
         try:
             Watcher(module, context.graph(mode), see, instead).run(*moved(inputs, module, context.device))
         except Exception as error:  # behind the joins: the batch of rows may not fit what comes then

@@ -189,7 +189,7 @@ def _torch(context: CheckContext, given: Inputs, device: str, dtype: str) -> lis
     module = _module(context, device, dtype)
     values = moved(given, module, device)
     with isolation.kept(module), torch.no_grad():
-        rng.seed(device)
+        rng.seed()
         returned = context.subject.traced.call(module.eval(), values)
     return [_array(t) for t in tensors_of(returned)]
 
@@ -259,7 +259,7 @@ def _values(context: CheckContext, given: Inputs, device: str, dtype: str) -> di
             return value
 
     with isolation.kept(module), torch.no_grad():
-        rng.seed(device)
+        rng.seed()
         Seeing(module, graph=context.subject.traced.evaluate).run(*moved(given, module, device))
     return seen
 

@@ -11,9 +11,6 @@ a forward that depends on something besides its input, is the usual cause.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -39,7 +36,7 @@ def ask(context: CheckContext) -> Answer:
         compared += len(first)
         different |= _differences(first, second, mode)
         if context.level == "full":
-            with _any_algorithm():
+            with isolation.any_algorithm(context.device):
                 without |= _differences(first, _values(context, mode), mode)
                 without |= _differences(_values(context, mode), _values(context, mode), mode)
     if not compared:
@@ -71,23 +68,6 @@ def _differences(first: dict[str, Tensor], second: dict[str, Tensor], mode: str)
         elif not same_bits(a, b):
             differences[f"{name} in {mode} mode"] = float((a - b).abs().max())
     return differences
-
-
-@contextmanager
-def _any_algorithm() -> Iterator[None]:
-    """Inside: the libraries choose their algorithms as they do by themselves, and search for the fastest."""
-    before = torch.get_deterministic_debug_mode()
-    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    attention = isolation.fused_attention()
-    isolation.set_fused_attention((True,) * len(attention))
-    isolation.deterministic(isolation.OFF)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = False, True
-    try:
-        yield
-    finally:
-        isolation.deterministic(before)
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
-        isolation.set_fused_attention(attention)
 
 
 def _values(context: CheckContext, mode: str) -> dict[str, Tensor]:

@@ -70,7 +70,7 @@ def ask(context: CheckContext) -> Answer:
 def _train(context: CheckContext, limit: int, size: float) -> tuple[list[float], float, str]:
     """The spread after each step up to the first that is more than 0, the largest value, and what was not finite."""
     module = context.fresh().train()
-    rng.seed(context.device)
+    rng.seed()
     largest_spreads: list[float] = []
     scale = 0.0
     for _ in range(limit):

@@ -90,7 +90,7 @@ def convert(
         )
     else:
         report_page.tell(screen, pages.written)
-        display.saved(screen, saved, result.weights_digest)
+        display.saved(screen, saved, result)
     if result.failed:
         raise typer.Exit(FindingError.exit_code)
 
@@ -186,8 +186,8 @@ def _facts(result: Result) -> dict[str, Any]:
     }
     return {
         "recipe": result.recipe,
-        "rung": plan.rung,
-        "rungs_failed": plan.rungs_failed,
+        "rung": plan.capture,
+        "rungs_failed": plan.capture_attempts,
         "captured": plan.captured,
         "joins": {
             "found": len(plan_summary.residual_joins(plan.joins)),
@@ -198,5 +198,8 @@ def _facts(result: Result) -> dict[str, Any]:
         "notes": plan.notes,
         "device": result.device,
         "checks": result.checks,
+        "start_digest": result.start_digest,
+        "architecture_digest": result.architecture_digest,
         "weights_digest": result.weights_digest,
+        "original_class": result.original_class,
     }

@@ -124,7 +124,7 @@ def lock(
             }
         )
     else:
-        display.saved(screen, saved, result.weights_digest)
+        display.saved(screen, saved, result)
         display_lock.recorded(screen, lock_file, recorded)
 
 

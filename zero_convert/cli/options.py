@@ -198,8 +198,8 @@ def plain(value: Any) -> Any:
     """Records, mappings and sequences as JSON has them; a number that JSON cannot hold is spelled as a string."""
     if is_dataclass(value) and not isinstance(value, type):
         renamed = keys(type(value)) if isinstance(value, RecipeOptions) else {}
-        shown = [field.name for field in fields(value) if field.metadata.get("json", True)]
-        return {renamed.get(name, name): plain(getattr(value, name)) for name in shown}
+        named = {field.name: field.metadata.get("json", renamed.get(field.name, field.name)) for field in fields(value)}
+        return {key: plain(getattr(value, name)) for name, key in named.items() if key}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -113,6 +113,9 @@ def _row(answer: Verification) -> dict[str, Any]:
     """What `--json` has of one artifact that could be read."""
     written, folded_from = answer.receipt.written, answer.receipt.folded_from
     row = {"sound": not answer.findings, "sha256": written.sha256, "weights_digest": written.weights_digest}
+    identity = answer.receipt.identity
+    if identity.architecture_digest:
+        row |= {"start_digest": identity.start_digest, "architecture_digest": identity.architecture_digest}
     row |= {"folded_from": folded_from} if folded_from else {}
     return row | {"findings": answer.findings, "exit_code": FindingError.exit_code if answer.findings else 0}
 

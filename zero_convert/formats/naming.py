@@ -19,6 +19,7 @@ from ..errors import UsageError, closest
 FORMATS = ("onnx", "safetensors")
 RECIPE_KEY = "zero_convert"  # in the metadata of an artifact
 DIGEST_KEY = "zero_convert.weights_digest"  # likewise, where the format lets it follow the weights
+ARCHITECTURE_KEY = "zero_convert.architecture"  # "za1:" and the architecture digest, where the file was not folded
 FOLDED_KEY = "zero_convert.folded_from"  # instead of it, where the tensors were folded for inference
 EXTRA_KEY = "zero_convert.extra_state"  # the values of the extra state, where modules keep any
 RECEIPT_SUFFIX = ".receipt.json"

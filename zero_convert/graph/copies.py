@@ -1,19 +1,22 @@
 """Deep copies of modules in which functions that were made in a constructor call the copy's modules.
 
 `copy.deepcopy` takes a function as it is: `self.mlpf = lambda x: m.c_proj(m.c_fc(x))` of a copied block (minGPT) calls
-the layers of the block that was copied. Here such a function becomes one over the copies. It reads no values.
+the layers of the block that was copied. Here such a function becomes one over the copies. One that draws from a default
+generator becomes one that draws from the thread's own where there is one (`runtime/rng.py`). It reads no values.
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from types import CellType, FunctionType, MethodType
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+from zero_convert.runtime import rng
+from zero_convert.runtime.messages import without_warnings
 
 MADE = (nn.Module, MethodType)
 M = TypeVar("M", bound=nn.Module)
@@ -26,11 +29,12 @@ def copy_of(module: M, memo: dict[int, Any] | None = None) -> M:
         Exception: whatever a part raises that cannot be copied.
     """
     memo = {} if memo is None else memo
+    for key, function in rng.redirected().items():
+        memo.setdefault(key, function)
     for value in _held(module):
         if isinstance(value, torch.jit.ScriptFunction):  # torch does not copy one; it has no state
             memo[id(value)] = value
-    with warnings.catch_warnings():  # torch 2.11 warns of its own objects where a recorded program is copied
-        warnings.simplefilter("ignore", FutureWarning)
+    with without_warnings(FutureWarning):  # torch 2.11 warns of its own objects where a recorded program is copied
         twin = copy.deepcopy(module, memo)
     for part in list(twin.modules()):
         _rebind(vars(part), memo)

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-MARK = "_zero_convert_fixed"
+from zero_convert.nn.tree import FIXED_MARK
+
 NEUTRAL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}  # of a norm
 
 
 def fixed_names(module: nn.Module) -> frozenset[str]:
     """Local names of the module's own tensors that its author fixed; empty where nothing was marked."""
-    names: frozenset[str] = module.__dict__.get(MARK, frozenset())
+    names: frozenset[str] = module.__dict__.get(FIXED_MARK, frozenset())
     return names
 
 
@@ -26,7 +27,7 @@ def mark(root: nn.Module) -> None:
     for module in root.modules():
         names = frozenset((*_frozen(module), *_statistics(module)))
         if names:
-            module.__dict__[MARK] = names
+            module.__dict__[FIXED_MARK] = names
 
 
 def frozen_names(root: nn.Module) -> list[str]:

@@ -43,7 +43,7 @@ def keep(traced: Traced) -> Traced | None:
     for old, new in zip(traced.graphs, dict.fromkeys((train, evaluate)), strict=True):
         _named_alike(old, new)
     return Traced(
-        root, train, evaluate, traced.rung, traced.failed, traced.opaque, traced.keywords, traced.whole,
+        root, train, evaluate, traced.capture, traced.failed, traced.opaque, traced.keywords, traced.whole,
         decisions=traced.decisions, inside=traced.inside,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ class Traced:
         root: the module that the graphs call into.
         train: graph in training mode; every node has `meta["shape"]`.
         evaluate: graph in evaluation mode; the same object as `train` where the two agree.
-        rung: which rung of the ladder captured it.
+        capture: which capture of the fallback chain it is.
         failed: one line for each thing that did not work on the way.
         opaque: paths of the submodules that had to be kept whole.
         keywords: names of the arguments, in the order of the graphs' inputs, where they are given by name.
@@ -35,7 +35,7 @@ class Traced:
     root: nn.Module
     train: fx.Graph
     evaluate: fx.Graph
-    rung: str
+    capture: str
     failed: tuple[str, ...] = ()
     opaque: tuple[str, ...] = ()
     keywords: tuple[str, ...] = ()

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from zero_convert.artifacts.receipt import recipe_from_metadata, recipe_json
+from zero_convert.artifacts.receipt import architecture_from_metadata, recipe_from_metadata, recipe_json
 from zero_convert.formats import dtypes
 from zero_convert.formats.digests import leaf_hasher, weights_digest
+from zero_convert.formats.identity import start_digest
 from zero_convert.formats.naming import DIGEST_KEY, FOLDED_KEY
 
 from ..errors import RefusedError
@@ -166,6 +167,7 @@ def facts(found: Survey) -> dict[str, Any]:
     """Everything as one JSON object."""
     contents = found.contents
     recipe = recipe_from_metadata(contents.metadata, contents.path)
+    recorded = architecture_from_metadata(contents.metadata, contents.path)
     return {
         "file": contents.path,
         "format": contents.format,
@@ -185,6 +187,8 @@ def facts(found: Survey) -> dict[str, Any]:
         "trust": list(contents.trust),
         "globals": list(contents.globals),
         "recipe": None if recipe is None else recipe_json(recipe),
+        "start_digest": start_digest(recorded, found.digest or "") or None,
+        "architecture_digest": recorded or None,
         "weights_digest": found.digest,
         "recorded_digest": contents.metadata.get(DIGEST_KEY),
         "folded_from": contents.metadata.get(FOLDED_KEY),

@@ -12,6 +12,8 @@ from typing import Any, Self
 import torch
 from torch import fx, nn
 
+FIXED_MARK = "_zero_convert_fixed"  # of a module: names of its tensors that its author fixed
+
 
 class Container(nn.Module):
     """Holds submodules under their original names. It has no forward: the graph is the forward."""
@@ -74,6 +76,8 @@ class ConvertedModule(nn.Module):
                     holder.register_parameter(name, parameter)
                 for name, buffer in module._buffers.items():
                     holder.register_buffer(name, buffer, name not in module._non_persistent_buffers_set)
+                if FIXED_MARK in module.__dict__:
+                    holder.__dict__[FIXED_MARK] = module.__dict__[FIXED_MARK]
                 if type(module).get_extra_state is not nn.Module.get_extra_state:
                     made._keep_state(holder, copy.deepcopy(module.get_extra_state()))
         made._prune()

@@ -244,6 +244,7 @@ def _html(result: Result, saved: Sequence[Saved], figures: Figures) -> str:
         "checks": result.checks,
         "device": result.device,
         "recipe": facts.recipe_text(result.recipe),
+        "start": result.start_digest,
         "digest": result.weights_digest,
         "fingerprint": result.fingerprint,
         "files": facts.files(saved),

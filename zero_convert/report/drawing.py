@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
+from zero_convert.runtime.messages import without_warnings
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -51,16 +53,12 @@ DPI = 160  # of the PNG
 @contextmanager
 def settings() -> Iterator[None]:
     """Inside: our own settings, whatever the user's file of matplotlib says; a figure is made and drawn there."""
-    import warnings
-
     import matplotlib
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()
-            matplotlib.rcParams.update(_SETTINGS)
-            yield
+    with without_warnings(), matplotlib.rc_context():  # a letter that the font lacks is drawn as a box
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_SETTINGS)
+        yield
 
 
 def figure(width: float, height: float) -> Figure:

@@ -25,13 +25,13 @@ NAME = "branch_scalars"
 def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mapping[str, Option]) -> list[Edit]:
     structure = analyzed()
     nodes = {node.name: node for node in graph.nodes}
-    stilled = {layer.join for layer in structure.layers if layer.stilled}
+    zeroed_by_scale = {layer.join for layer in structure.layers if layer.zeroed_by_scale}
     edits: list[Edit] = []
     placed: Counter[str] = Counter()  # a layer may end the branches of several joins: each has its own number
     for join in structure.joins:
         if not join.residual:
             continue
-        if join.index in stilled:
+        if join.index in zeroed_by_scale:
             edits.append(Edit(NAME, join.node, "no scalar", False, "a factor constructed as 0 ends the branch already"))
             continue
         path = f"{join.branch[-1]}_scale"

@@ -9,39 +9,67 @@ loaded function) runs as it is.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.fx
 from torch import nn
+
+from .patches import one_at_a_time, replaced
 
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """While it lasts, compiled and scripted functions are Python. May be nested; also a decorator."""
+    """In the calling thread, compiled and scripted functions are Python. May be nested; also a decorator."""
     with ExitStack() as stack:
         if "torch._dynamo" in sys.modules:  # else nothing was compiled, and loading it takes a second
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            frames: Any = sys.modules["torch._dynamo.eval_frame"]  # `torch.compiler.set_stance` is for all threads
+            stack.enter_context(replaced(frames, "_stance", lambda _: frames.DynamoStance("force_eager")))
             stack.enter_context(torch._dynamo.config.patch(error_on_nested_fx_trace=False))
-        stack.enter_context(_unscripted())
+        stack.enter_context(replaced(torch._C.ScriptFunction, "__call__", _unscripted))
+        stack.enter_context(fx_in_this_thread())
         yield
 
 
 @contextmanager
-def _unscripted() -> Iterator[None]:
-    scripted: Any = torch._C.ScriptFunction
-    before = scripted.__call__
+def fx_in_this_thread() -> Iterator[None]:
+    """What fx replaces while it traces (calls of modules, functions in a model's file) is replaced for this thread."""
+    with replaced(torch.fx._symbolic_trace, "_new_patcher", lambda _: _patcher):
+        yield
 
+
+@contextmanager
+def _patcher() -> Iterator[_Patcher]:
+    with one_at_a_time(), ExitStack() as stack:  # to fx, another thread's dispatcher is no function of `math`
+        yield _Patcher(stack)
+
+
+class _Patcher:
+    """In the place of fx's class of this name."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack, self._seen = stack, set[Any]()
+
+    def patch(self, owner: Any, name: str, function: Any, deduplicate: bool = True) -> None:
+        if not deduplicate or self.visit_once(owner, name):
+            self._stack.enter_context(replaced(owner, name, lambda _: function))
+
+    patch_method = patch
+
+    def visit_once(self, thing: object, name: str = "") -> bool:
+        before = len(self._seen)
+        self._seen.add((id(thing), name))
+        return len(self._seen) > before
+
+
+def _unscripted(scripted: Callable[..., Any]) -> Callable[..., Any]:
     def call(function: Any, *args: Any, **kwargs: Any) -> Any:
         python = getattr(function, "_torchdynamo_inline", None)
-        return before(function, *args, **kwargs) if python is None else python(*args, **kwargs)
+        return scripted(function, *args, **kwargs) if python is None else python(*args, **kwargs)
 
-    scripted.__call__ = call
-    try:
-        yield
-    finally:
-        scripted.__call__ = before
+    return call
 
 
 class _Uncompiled(nn.Module):

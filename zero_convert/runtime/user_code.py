@@ -9,14 +9,18 @@ import importlib.util
 import os
 import sys
 import sysconfig
+import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zero_convert.errors import LoadError, UsageError, ZeroConvertError
+
+from .patches import Shared
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -43,13 +47,38 @@ def run_file(path: Path, prefix: str) -> ModuleType:
 
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """As for `python file.py`: modules beside it can be imported."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
+    """As for `python file.py`: modules beside it can be imported, by the calling thread. `sys.path` stays as it is."""
+    with _beside.needed():
+        _folders.paths.insert(0, str(folder))
+        try:
+            yield
+        finally:
+            _folders.paths.remove(str(folder))
+
+
+class _Folders(threading.local):
+    """Finds modules in the folders that the calling thread has named."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        return PathFinder.find_spec(name, self.paths, target) if path is None and self.paths else None
+
+
+def _put() -> Callable[[], object]:
+    index = sys.meta_path.index(PathFinder) if PathFinder in sys.meta_path else len(sys.meta_path)
+    sys.meta_path.insert(index, _folders)
+
+    def take() -> None:
+        if _folders in sys.meta_path:
+            sys.meta_path.remove(_folders)
+
+    return take
+
+
+_folders = _Folders()
+_beside = Shared(_put)
 
 
 @contextmanager

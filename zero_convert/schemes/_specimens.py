@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from zero_convert.records import Geometry, Join, Layer, Structure, Tensor, Way
+from zero_convert.records import Geometry, Join, Layer, SignalPath, Structure, Tensor
 
-ROLES = ("stem", "branch", "last", "shortcut", "gate", "gate-last", "head", "trunk")
+ROLES = ("stem", "branch", "branch-last", "shortcut", "gate", "gate-last", "head", "trunk")
 
 
 def tensor(name: str, *shape: int, buffer: bool = False) -> Tensor:
@@ -112,20 +112,22 @@ def alone(layer: Layer) -> Structure:
 
 def in_block(layer: Layer, role: str) -> tuple[Layer, Structure]:
     """The layer with a role in a network: a stem, one residual block of two layers, and a head."""
-    block = ("branch", "last", "shortcut")
-    way = Way("input", "x") if role == "stem" else Way("layer", "b", ("relu",))
+    block = ("branch", "branch-last", "shortcut")
+    way = SignalPath("input", "x") if role == "stem" else SignalPath("layer", "b", ("relu",))
     placed = replace(layer, role=role, join=0 if role in block else None, way=way)
     companion = replace(conv(8, 8, (3, 3), padding=1), name="b", tensors=(tensor("b.weight", 8, 8, 3, 3),))
-    companion = replace(companion, way=Way("layer", "a", ("relu",)))
+    companion = replace(companion, way=SignalPath("layer", "a", ("relu",)))
     branch = {
-        "branch": ((placed, replace(companion, role="last", join=0)), ("a", "b")),
-        "last": ((replace(companion, role="branch", join=0), placed), ("b", "a")),
+        "branch": ((placed, replace(companion, role="branch-last", join=0)), ("a", "b")),
+        "branch-last": ((replace(companion, role="branch", join=0), placed), ("b", "a")),
     }
-    layers, names = branch.get(role, ((placed, replace(companion, role="last", join=0)), ("b",)))
+    layers, names = branch.get(role, ((placed, replace(companion, role="branch-last", join=0)), ("b",)))
     side = "projection" if role == "shortcut" else "identity"
     own = ("a",) if role == "shortcut" else ()
     join = Join(0, "add", "x", "y", "x", side, names, own, "plain", names, "", 8, 8, 1, depth=len(names))
-    join = replace(join, carried=Way("layer", "a" if own else "c"), added=Way("layer", names[-1]))
+    join = replace(
+        join, shortcut_path=SignalPath("layer", "a" if own else "c"), branch_path=SignalPath("layer", names[-1])
+    )
     return placed, Structure(layers, (join,))
 
 

@@ -6,7 +6,6 @@ functions raise is told as the scheme's failure, with the line. No torch here.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -21,6 +20,7 @@ from zero_convert.errors import UsageError
 from zero_convert.initialization.scheme import Scheme
 from zero_convert.model_ref import SchemeRef
 from zero_convert.records import Option, Structure
+from zero_convert.runtime.messages import printed_to
 from zero_convert.runtime.user_code import failing_as, importable, offered, run_file
 
 GROUP = "zero_convert.schemes"  # of entry points: name = package.module, or package.module:SCHEME
@@ -66,11 +66,8 @@ def from_file(name: str, folders: Sequence[str] = ()) -> Found:
         raise UsageError("no such file", where=name, fix="Give the path to the file that holds the scheme.")
     mark = fingerprint(path)
     if (path, mark) not in _run:
-        with (
-            failing_as("scheme", f"{path.name}, running its file"),
-            importable(path.parent),
-            contextlib.redirect_stdout(sys.stderr),
-        ):
+        running = failing_as("scheme", f"{path.name}, running its file")
+        with running, importable(path.parent), printed_to(sys.stderr):
             held = getattr(run_file(path, _PREFIX), "SCHEME", None)
         _run[path, mark] = _guarded(_checked(held, path.name))
     return Found(_run[path, mark], own, mark)
@@ -88,7 +85,7 @@ def from_package(point: importlib.metadata.EntryPoint) -> Found:
         UsageError: it holds no scheme.
         LoadError: it failed.
     """
-    with failing_as("scheme", f"{point.value}, importing it"), contextlib.redirect_stdout(sys.stderr):
+    with failing_as("scheme", f"{point.value}, importing it"), printed_to(sys.stderr):
         held = point.load()
     spec = importlib.util.find_spec(point.module)
     mark = fingerprint(Path(spec.origin)) if spec is not None and spec.origin else ""

@@ -60,12 +60,12 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
 
 
 def _zero(layer: Layer) -> bool:
-    return layer.role in ("head", "last") and not layer.clipped and not layer.stilled
+    return layer.role in ("head", "branch-last") and not layer.before_relu and not layer.zeroed_by_scale
 
 
 def _zero_branch(join: Join, structure: Structure) -> bool:
     """Every branch whose last layers start at 0."""
-    ends = [layer for layer in structure.layers if layer.role == "last" and layer.join == join.index]
+    ends = [layer for layer in structure.layers if layer.role == "branch-last" and layer.join == join.index]
     divided = any(layer.parametrization and layer.parametrization[0] == "spectral_norm" for layer in ends)
     sharers = [structure.layer(name) for layer in ends for name in layer.shared]
     return bool(ends) and not divided and all(map(_zero, (*ends, *sharers)))

@@ -52,36 +52,40 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         hashed = Bell(
             t.shape, he(layer, fan_out(g), role) * _shrink(layer, role, structure), int(options["seed"]), t.name
         )
-        if role != "last" or not _may_be_zero(layer, structure):
+        if role != "branch-last" or not _may_be_zero(layer, structure):
             return hashed
         silent = "factor" if layer.has("gate") else "value" if len(layer.sections) > 1 else ""
         return Masked(hashed, outputs(layer, silent), int(g.transposed)) if layer.has(silent) else zeros(t)
 
-    still = layer.role == "head" or (layer.role == "last" and _may_be_zero(layer, structure))
+    still = layer.role == "head" or (layer.role == "branch-last" and _may_be_zero(layer, structure))
     return fill_hashed(layer, options, weight, still=still, factor=_shrink(layer, layer.role, structure))
 
 
 def _shrink(layer: Layer, role: str, structure: Structure) -> float:
     """L^(-1/(2p-2)) for the layers of a branch, L^(-1/(2p)) if its last layer is not 0; 1 outside of branches."""
-    if role not in ("branch", "last"):
+    if role not in ("branch", "branch-last"):
         return 1.0
     branches = sum(join.residual for join in structure.joins)
     p, zero = 2, True  # of a layer whose branch no graph shows
     if layer.join is not None:
-        own = [each for each in structure.layers if each.join == layer.join and each.role in ("branch", "last")]
+        own = [each for each in structure.layers if each.join == layer.join and each.role in ("branch", "branch-last")]
         p = min(structure.joins[layer.join].depth, len(own))
-        zero = all(_may_be_zero(each, structure) for each in own if each.role == "last")
+        zero = all(_may_be_zero(each, structure) for each in own if each.role == "branch-last")
     return inverse_root(max(1, branches), max(1, 2 * p - 2 if zero else 2 * p))
 
 
 def _may_be_zero(layer: Layer, structure: Structure) -> bool:
     """Whether the last layer of a branch would get a gradient from 0, and is its own."""
     sharers = [structure.layer(name) for name in layer.shared]
-    return not layer.clipped and not layer.stilled and all(each.role in ("last", "head") for each in sharers)
+    return (
+        not layer.before_relu
+        and not layer.zeroed_by_scale
+        and all(each.role in ("branch-last", "head") for each in sharers)
+    )
 
 
 def _zero_branch(join: Join, structure: Structure) -> bool:
-    last = [layer for layer in structure.layers if layer.join == join.index and layer.role == "last"]
+    last = [layer for layer in structure.layers if layer.join == join.index and layer.role == "branch-last"]
     return bool(last) and all(_may_be_zero(layer, structure) for layer in last)
 
 

@@ -67,7 +67,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         return OpposedIdentity(m, n, EPSILON)
 
     def weight(layer: Layer, g: Geometry) -> Formula:
-        last = layer.role == "last" and not layer.stilled and not layer.clipped
+        last = layer.role == "branch-last" and not layer.zeroed_by_scale and not layer.before_relu
         if layer.sections:
             rules: dict[str, MatrixRule] = {"factor" if layer.has("gate") else "": opposed} if last else {}
             return _placed(g, lambda m, n: by_section(layer, n, rules, identity), "centre")

@@ -64,7 +64,11 @@ from zero_convert.initialization.scheme import OptionSpec, Scheme
 
 from ..records import Geometry, Join, Layer, Option, Structure
 
-ZERO = ("last", "head", "gate-last")  # roles whose weights start at 0: a skip, a constant or the loss covers for them
+ZERO = (
+    "branch-last",
+    "head",
+    "gate-last",
+)  # roles whose weights start at 0: a skip, a constant or the loss covers for them
 
 
 def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> Mapping[str, Formula] | None:
@@ -88,7 +92,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         elif use == "embedding" and len(t.shape) == 2:
             values[t.local] = BinaryCodes(*t.shape)
     if layer.kind == "recurrent":
-        values |= recurrent(layer, _tall, Zeros, still=zero and not layer.clipped)
+        values |= recurrent(layer, _tall, Zeros, still=zero and not layer.before_relu)
     return values
 
 
@@ -99,12 +103,12 @@ def _tall(m: int, n: int) -> Matrix:
 
 def _dead_at_zero(layer: Layer) -> bool:
     """The last layer of a branch or head before a ReLU that no rewrite could reach, with its derivative of 0 at 0."""
-    return layer.role in ("last", "head") and layer.clipped and layer.kind in ("convolution", "linear")
+    return layer.role in ("branch-last", "head") and layer.before_relu and layer.kind in ("convolution", "linear")
 
 
 def _weight(layer: Layer, g: Geometry) -> Formula:
     zero = layer.role in ZERO and not _dead_at_zero(layer)
-    if layer.has("gate") and layer.role == "last":  # the other factor is 0
+    if layer.has("gate") and layer.role == "branch-last":  # the other factor is 0
         return place(g, lambda m, n: by_section(layer, n, {"factor": Zeros}, _tall))
     if zero and layer.has("value") and len(layer.sections) > 1:  # with queries and keys at 0 neither would ever move
         return place(g, lambda m, n: by_section(layer, n, {"value": Zeros}, _tall))
@@ -140,7 +144,7 @@ def _zero_branch(join: Join, structure: Structure) -> bool:
     ends = structure.ends(join)
     sharers = [structure.layer(name) for layer in ends for name in layer.shared]
     divided = any(layer.parametrization and layer.parametrization[0] == "spectral_norm" for layer in ends)
-    free = divided or any(layer.clipped for layer in ends)
+    free = divided or any(layer.before_relu for layer in ends)
     return not free and all(layer.role in ZERO for layer in sharers) and not called.intersection(join.branch)
 
 

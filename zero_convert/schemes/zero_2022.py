@@ -90,7 +90,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
         values |= recurrent(layer, matrix, Zeros, still=zero)
     if layer.kind == "attention":
         values |= {t.local: _attention(layer, t, matrix) for t in layer.tensors if not t.buffer}
-    last = [name for name, _, role in layer.weights if zero and role == "last"]
+    last = [name for name, _, role in layer.weights if zero and role == "branch-last"]
     return values | {t.local: zeros(t) for t in layer.tensors if t.local in last and t.trainable}
 
 
@@ -110,7 +110,7 @@ def _weight(layer: Layer, g: Geometry, zero: bool, matrix: MatrixRule) -> Formul
     if zero:
         return Constant(place(g, matrix).shape, 0.0)
     if any(layer.has(part) for part in ("query", "key", "value")):
-        values: MatrixRule = PartialIdentity if layer.clipped or _stands_alone(layer) else Zeros
+        values: MatrixRule = PartialIdentity if layer.before_relu or _stands_alone(layer) else Zeros
         rules: dict[str, MatrixRule] = {"query": PartialIdentity, "key": Zeros, "value": values}
         if len(layer.sections) == 1 and rules[layer.sections[0][0]] is Zeros:
             return Constant(place(g, matrix).shape, 0.0)
@@ -122,15 +122,15 @@ def _weight(layer: Layer, g: Geometry, zero: bool, matrix: MatrixRule) -> Formul
 
 def _stands_alone(layer: Layer) -> bool:
     """An attention outside of branches: with V = 0 nothing would be left of the signal."""
-    return layer.join is None and layer.role not in ("branch", "last")
+    return layer.join is None and layer.role not in ("branch", "branch-last")
 
 
 def _ends_convolutional_branch(layer: Layer, structure: Structure) -> bool:
     return (
-        layer.role == "last"
+        layer.role == "branch-last"
         and layer.join is not None
         and not _needs_values(layer)
-        and not layer.stilled
+        and not layer.zeroed_by_scale
         and _has_convolutions(structure.joins[layer.join], structure)
     )
 
@@ -147,7 +147,7 @@ def _convolutional(join: Join, structure: Structure) -> bool:
 def _has_convolutions(join: Join, structure: Structure) -> bool:
     """A branch with convolutions ends in 0; not one with attention, whose values V are 0 already."""
     branch = [layer for layer in structure.layers if layer.name in join.branch]
-    attention = any(layer.kind == "attention" or layer.parts == 3 or layer.has("value") for layer in branch)
+    attention = any(layer.kind == "attention" or layer.fused_qkv or layer.has("value") for layer in branch)
     return not attention and any(
         layer.kind == "convolution" or any(g.kernel for _, g, _ in layer.weights) for layer in branch
     )
@@ -155,7 +155,7 @@ def _has_convolutions(join: Join, structure: Structure) -> bool:
 
 def _needs_values(layer: Layer) -> bool:
     """A ReLU with derivative 0 at 0 follows, or the weight is divided by its norm."""
-    return layer.clipped or (layer.parametrization is not None and layer.parametrization[0] == "spectral_norm")
+    return layer.before_relu or (layer.parametrization is not None and layer.parametrization[0] == "spectral_norm")
 
 
 SCHEME = Scheme(

@@ -6,7 +6,7 @@ files), each with
     available() -> bool                      whether its library is installed
     names() -> list[str]                     every name that can be typed, sorted; builds nothing
     known(name) -> bool
-    build(name, args) -> nn.Module           called under the poisoned constructor
+    build(name, args) -> nn.Module           called under NaN-filled construction
     example_inputs(name, module) -> Inputs   by the library's own conventions
     candidates(module) -> [(name, [args, …])]  names that may have built a live module, and the arguments to try in
                                              turn: later ones make the same modules in other sizes
@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from zero_convert.errors import UsageError, ZeroConvertError, closest
 from zero_convert.model_ref import LIBRARIES, ModelRef, installed_libraries
+from zero_convert.runtime.messages import printed_to
 from zero_convert.runtime.user_code import failing_as
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Loaded:
         name: canonical MODEL string ("torchvision:resnet50"), or "" for a live module of unknown source.
         model_args: keyword arguments the source was called with.
         source: qualified class name of the module.
-        poisoned: whether NaN marks the values that a constructor would have drawn at random.
+        nan_filled: whether NaN marks the values that a constructor would have drawn at random.
         lazy: names of tensors that got their shape from the example inputs.
         drawn: names of integer tensors that come from a random draw (they hold fixed values instead).
         seeded: whether the constructor drew from a generator that was seeded instead, so that no NaN marks its values.
@@ -77,7 +78,7 @@ class Loaded:
     name: str
     model_args: Mapping[str, Any]
     source: str
-    poisoned: bool
+    nan_filled: bool
     lazy: tuple[str, ...] = ()
     drawn: tuple[str, ...] = ()
     seeded: bool = False
@@ -92,7 +93,7 @@ def load(
     inputs: Sequence[Any] | Mapping[str, Any] | None = None,
     folders: Sequence[str] = (),
 ) -> Loaded:
-    """The model that `model` names, built under the poisoned constructor.
+    """The model that `model` names, built under NaN-filled construction.
 
     Args:
         model: `resnet50`, `torchvision:NAME`, `timm:NAME`, `transformers:MODEL_TYPE_OR_CLASS`,
@@ -109,7 +110,7 @@ def load(
     from zero_convert.sources.inputs import as_inputs
 
     from .building.lazy_layers import materialize
-    from .building.nan_constructor import poisoned
+    from .building.nan_constructor import nan_filled
 
     arguments = dict(model_args or {})
     _refuse_weights(arguments)
@@ -118,7 +119,7 @@ def load(
     asked = (ref.name, arguments) if ref.library else (ref, arguments, folders)
     text = str(model)
     # A program that prints while it is imported or built must not mix with results on stdout.
-    with contextlib.redirect_stdout(sys.stderr), poisoned() as poison:
+    with printed_to(sys.stderr), nan_filled() as fill:
         module = factory.on_cpu(factory.checked(lambda: origin.build(*asked), text, arguments), text)
         lazy, sized_by = materialize(module, as_inputs(inputs) if inputs is not None else None, text)
     factory.refuse_quantized(module, text)
@@ -130,11 +131,11 @@ def load(
         name=ref.canonical,
         model_args=arguments,
         source=factory.source_of(module),
-        poisoned=True,
+        nan_filled=True,
         lazy=lazy,
-        drawn=poison.drawn_names(module),
-        seeded=poison.seeded,
-        notes=(*poison.notes, *_lazy_notes(lazy), *said),
+        drawn=fill.drawn_names(module),
+        seeded=fill.seeded,
+        notes=(*fill.notes, *_lazy_notes(lazy), *said),
     )
 
 
@@ -153,7 +154,7 @@ def adopt(module: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any] |
     from . import factory, inputs
     from .building import fingerprint
     from .building.lazy_layers import materialize
-    from .building.nan_constructor import poisoned
+    from .building.nan_constructor import nan_filled
 
     if not isinstance(module, nn.Module):
         called = isinstance(module, type) and issubclass(module, nn.Module)
@@ -168,7 +169,7 @@ def adopt(module: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any] |
     if owner is not None and hasattr(owner, "settle"):
         owner.settle(copied)
     given = inputs.copied(inputs.as_inputs(example_inputs)) if example_inputs is not None else None
-    with poisoned() as poison:
+    with nan_filled() as fill:
         lazy, sized_by = materialize(copied, given, type(copied).__qualname__)
     factory.refuse_quantized(copied, type(copied).__qualname__)
     found = fingerprint.recognize(copied) if not lazy else None
@@ -178,9 +179,9 @@ def adopt(module: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any] |
         name=found[0] if found else "",
         model_args=found[1] if found else {},
         source=factory.source_of(copied),
-        poisoned=False,
+        nan_filled=False,
         lazy=lazy,
-        drawn=poison.drawn_names(copied),
+        drawn=fill.drawn_names(copied),
         notes=_lazy_notes(lazy),
     )
 
@@ -262,7 +263,7 @@ def _origin(library: str) -> Any:
     if library in LIBRARIES:
         return importlib.import_module(f"zero_convert.sources.{library}")
     point = installed_libraries()[library]
-    with failing_as("source", f"{point.value}, importing it"), contextlib.redirect_stdout(sys.stderr):
+    with failing_as("source", f"{point.value}, importing it"), printed_to(sys.stderr):
         module = point.load()
     if lacking := [name for name in _OFFERS if not callable(getattr(module, name, None))]:
         raise UsageError(

@@ -8,7 +8,6 @@ Nothing but the user's word leads from the first to the second.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from zero_convert.graph.ties import ties
 from zero_convert.inspection.likely_architecture import likely
 from zero_convert.model_ref import ModelRef
 from zero_convert.readers import IMPORTS, Contents, torch_export, torch_zip
+from zero_convert.runtime.messages import without_warnings
 from zero_convert.runtime.user_code import place, spell
 
 from . import matching, programs
@@ -191,8 +191,7 @@ def _said(contents: Contents, found: matching.Fit) -> tuple[str, ...]:
 def _loaded(contents: Contents) -> tuple[nn.Module, Any]:
     """The network that torch makes of a trusted file, and its example inputs if it has some. Runs code from it."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             made = _load(contents)
     except Exception as error:
         raise LoadError(

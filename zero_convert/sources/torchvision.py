@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from zero_convert.graph.example_values import reference_tensor
+from zero_convert.runtime.messages import without_warnings
 
 from .building.deferred_import import compile_deferred
 
@@ -52,9 +52,8 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
     builder = _models().get_model_builder(name)
     parameters = inspect.signature(builder).parameters
     without = {key: None for key in ("weights", "weights_backbone") if key in parameters}
-    with warnings.catch_warnings():
-        # GoogLeNet and Inception announce another random initialization: it is not drawn here anyway.
-        warnings.filterwarnings("ignore", "The default weight initialization", FutureWarning)
+    # GoogLeNet and Inception announce another random initialization: it is not drawn here anyway.
+    with without_warnings(FutureWarning, "The default weight initialization"):
         module: nn.Module = builder(**{**without, **args})
     return module
 

@@ -29,7 +29,7 @@ from ..records import Layer, Structure
 from .graph_facts import Facts
 from .joins import find_joins
 from .layers import find_layers
-from .signal_paths import with_ways
+from .signal_paths import with_signal_paths
 from .uncaptured_roles import with_hidden
 
 
@@ -43,7 +43,7 @@ def analyze(traced: Traced, graph: fx.Graph | None = None) -> Structure:
         layers = with_hidden(traced.root, layers, joins, shown, traced.opaque, traced.inside)
     if traced.ends is not None:
         layers = tuple(_placed(layer, *traced.ends) for layer in layers)
-    layers, joins = with_ways(facts, layers, joins)
+    layers, joins = with_signal_paths(facts, layers, joins)
     return Structure(layers, joins, facts.gates, notes)
 
 

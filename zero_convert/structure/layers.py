@@ -90,7 +90,7 @@ class _Inventory:
             reason = f"output projection of {inside}"
         elif inside:
             reason = f"inside {inside}, which tracing kept whole"
-        elif what == "attention" and role == "last":
+        elif what == "attention" and role == "branch-last":
             role = "branch"  # what is last is its output projection
         if what == FIXED:
             return Layer(path, what, type(module).__qualname__, "trunk", tensors, reason="fixed by its constructor")
@@ -116,12 +116,12 @@ class _Inventory:
             parts=max(1, len(attention)),
             neutral=neutral(module) if _has_factors(module, what, tensors) else (),
             table=what == "embedding" and is_table(self.facts, path),
-            blank=getattr(module, "padding_idx", None) if what == "embedding" else None,
-            clipped=path in self.roles.clipped
-            or (role == "last" and _rectifies(module))
+            padding_idx=getattr(module, "padding_idx", None) if what == "embedding" else None,
+            before_relu=path in self.roles.before_relu
+            or (role == "branch-last" and _rectifies(module))
             or (role == "head" and self.roles.ends_rectified(path))
             or ("value" in attention and self.roles.ends_rectified(path)),
-            stilled=path in self.roles.stilled,
+            zeroed_by_scale=path in self.roles.zeroed_by_scale,
             normalized=path in self.roles.normalized,
             shared=self._sharing(path, module),
         )

@@ -47,8 +47,8 @@ class Roles:
     Attributes:
         of: path of a layer → its role, and the index of the join in whose branch or shortcut it stands.
         by_node: the same for each call.
-        clipped: paths of last layers behind which a ReLU stands.
-        stilled: paths of last layers behind which a factor of 0 stands.
+        before_relu: paths of last layers behind which a ReLU stands.
+        zeroed_by_scale: paths of last layers behind which a factor of 0 stands.
         normalized: paths of layers of whose output only the direction leaves the model.
     """
 
@@ -56,8 +56,8 @@ class Roles:
         self.facts, self.joins = facts, joins
         self.nodes = {node.name: node for node in facts.graph.nodes}
         self.parameters = {name for name, _ in facts.root.named_parameters(remove_duplicate=False)}
-        self.clipped: set[str] = set()
-        self.stilled: set[str] = set()
+        self.before_relu: set[str] = set()
+        self.zeroed_by_scale: set[str] = set()
         self.by_node: dict[fx.Node, Role] = {}
         self.directions = find_directions(facts)
         self.normalized = set(facts.names(facts.makers_of(self.directions)))
@@ -93,21 +93,25 @@ class Roles:
                 continue
             fork, end = self.nodes[join.fork], self.nodes[join.branch_node]
             finals = self._finals(fork, end)
-            self.clipped |= {path for node, clipped in finals.items() if clipped for path in facts.paths[node][-1:]}
-            self.stilled |= {path for n in finals for path in facts.paths[n][-1:] if self._stilled(n, end)}
+            self.before_relu |= {
+                path for node, before_relu in finals.items() if before_relu for path in facts.paths[node][-1:]
+            }
+            self.zeroed_by_scale |= {
+                path for n in finals for path in facts.paths[n][-1:] if self._zeroed_by_scale(n, end)
+            }
             for node in facts.reach.between(fork, end):
                 if not facts.counts(node, end):
                     continue
                 *first, last = facts.paths[node]
-                self.by_node[node] = ("last" if node in finals else "branch", join.index)
-                if node in finals or roles[last][0] != "last":
+                self.by_node[node] = ("branch-last" if node in finals else "branch", join.index)
+                if node in finals or roles[last][0] != "branch-last":
                     roles[last] = self.by_node[node]
                 roles |= dict.fromkeys(first, ("branch", join.index))
             for path in join.shortcut_layers:
                 roles[path] = ("shortcut", join.index)
         for node in facts.weights:
             *_, last = facts.paths[node]
-            if roles[last][0] == "last" and self.by_node[node][0] == "stem":
+            if roles[last][0] == "branch-last" and self.by_node[node][0] == "stem":
                 roles[last] = self.by_node[node]  # called there as well, where 0 would end the signal
         free = {path for node in facts.weights if node not in facts.gate_of for path in facts.paths[node]}
         for gated in facts.factors:
@@ -135,9 +139,13 @@ class Roles:
             return roles | dict.fromkeys(ends, ("gate-last", None))
         for join in self.joins:
             fork, end = self.nodes[join.fork], self.nodes[join.branch_node]
-            last = [n for n in facts.finals(fork, end) if self.by_node[n] == ("last", join.index)]
+            last = [n for n in facts.finals(fork, end) if self.by_node[n] == ("branch-last", join.index)]
             if join.residual and last and all(self._only_by(product, n, end) for n in last):
-                return roles | dict.fromkeys(last, ("branch", join.index)) | dict.fromkeys(finals, ("last", join.index))
+                return (
+                    roles
+                    | dict.fromkeys(last, ("branch", join.index))
+                    | dict.fromkeys(finals, ("branch-last", join.index))
+                )
         return roles
 
     def _only_by(self, product: fx.Node, layer: fx.Node, end: fx.Node) -> bool:
@@ -156,7 +164,7 @@ class Roles:
             if node.target is F.scaled_dot_product_attention:
                 named = arguments(node)
                 scores, values = (self._ends(fork, [named[x] for x in what]) for what in (("query", "key"), ("value",)))
-                finals = {n: clipped for n, clipped in finals.items() if n not in scores or n in values}
+                finals = {n: before_relu for n, before_relu in finals.items() if n not in scores or n in values}
                 continue
             operands = [n for n in self._factors(node) if facts.reach.reaches(fork, n)]
             if len(operands) != 2 or not any(self._behind(n, node) for n in finals):
@@ -171,7 +179,7 @@ class Roles:
             active = [any(facts.kinds[n] == "activation" for n in way) for way in ways]
             signs = lifted if any(lifted) else active
             gate, other = (ends[1], ends[0]) if signs == [False, True] else (ends[0], ends[1])
-            finals = {n: clipped for n, clipped in finals.items() if n not in gate or n in other}
+            finals = {n: before_relu for n, before_relu in finals.items() if n not in gate or n in other}
         return {node: self._rectified(node, end) for node in finals}
 
     def _ends(self, fork: fx.Node, values: Iterable[fx.Node]) -> set[fx.Node]:
@@ -189,7 +197,7 @@ class Roles:
         """Whether a ReLU stands on a way from the layer to the end that passes no other weight layer."""
         return True in self._passed(layer, end, self._rectifies)
 
-    def _stilled(self, layer: fx.Node, end: fx.Node) -> bool:
+    def _zeroed_by_scale(self, layer: fx.Node, end: fx.Node) -> bool:
         """Whether a factor that was constructed as 0 stands on every way from the layer to the end."""
         return self._passed(layer, end, self._multiplies_by_zero) == {True}
 

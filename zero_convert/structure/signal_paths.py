@@ -18,7 +18,7 @@ from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _Av
 from zero_convert.graph.queries import relu_kind, tensors_in
 from zero_convert.nn.functional import relu0, relu6_0, subsample
 
-from ..records import Join, Layer, Way
+from ..records import Join, Layer, SignalPath
 from .graph_facts import Facts
 
 SILENT = frozenset({"drop", "identity", "output"})  # kinds that leave the signal as it is, on the average
@@ -33,39 +33,39 @@ PER_CHANNEL = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LocalResponseNorm)
 PER_CHANNEL_FUNCTIONS = frozenset({F.batch_norm, torch.batch_norm, F.instance_norm, F.group_norm})
 
 
-def with_ways(
+def with_signal_paths(
     facts: Facts, layers: tuple[Layer, ...], joins: tuple[Join, ...]
 ) -> tuple[tuple[Layer, ...], tuple[Join, ...]]:
     """The layers and joins with the ways of their signals."""
     residual = {join.node for join in joins if join.residual}
     nodes = {node.name: node for node in facts.graph.nodes}
-    reads: dict[str, Way] = {}
+    reads: dict[str, SignalPath] = {}
     for node, paths in facts.paths.items():
         sources = tensors_in(node)
-        way = _way(facts, sources[0], residual) if sources else Way("other")
+        way = _path(facts, sources[0], residual) if sources else SignalPath("other")
         for path in paths:
-            reads[path] = way if reads.setdefault(path, way) == way else Way("several")
+            reads[path] = way if reads.setdefault(path, way) == way else SignalPath("several")
     return (
         tuple(replace(layer, way=reads[layer.name]) if layer.name in reads else layer for layer in layers),
         tuple(
             replace(
                 join,
-                carried=_way(facts, nodes[join.shortcut_node], residual),
-                added=_way(facts, nodes[join.branch_node], residual),
+                shortcut_path=_path(facts, nodes[join.shortcut_node], residual),
+                branch_path=_path(facts, nodes[join.branch_node], residual),
             )
             for join in joins
         ),
     )
 
 
-def _way(facts: Facts, node: fx.Node, joins: set[str]) -> Way:
+def _path(facts: Facts, node: fx.Node, joins: set[str]) -> SignalPath:
     """From what made the value of this node to the node, which is passed as well."""
     passed: list[str] = []
     while True:
         sources = tensors_in(node)
         made = _maker(facts, node, len(sources), joins)
         if made is not None:
-            return Way(*made, tuple(reversed(passed)))
+            return SignalPath(*made, tuple(reversed(passed)))
         if what := _passing(facts, node):
             passed.append(what)
         node = sources[0]

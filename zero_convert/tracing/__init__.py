@@ -1,11 +1,11 @@
 """Trace: from a module to a graph of its forward, one for training and one for evaluation.
 
-The ladder tries one rung after the other and says why a rung did not work:
+The fallback chain tries one capture after the other and records why one did not work:
 
 1. `fx`            torch.fx on symbols: nothing runs, nothing is fixed. `symbolic.py`
 2. `values`        the forward runs on fake tensors: control flow follows the example, sizes stay free. `recorder.py`
 3. `values+leaf`   the same, with innermost submodules that ask for values of tensors kept whole.
-4. `regions`       the Python of the model stays; its largest submodules that rung 2 captures are rewritten in place,
+4. `regions`       the Python of the model stays; its largest submodules that capture 2 takes are rewritten in place,
                    and a recording on real tensors shows how they belong together. `regions.py`
 
 A leaf hides what is inside it: `Traced.opaque` lists the leaves that are no known layer but own parameters.
@@ -49,7 +49,7 @@ def trace(module: nn.Module, example_inputs: Inputs) -> Traced:
             their defaults.
 
     Raises:
-        TraceError: no rung captured the model, or its forward fails for these inputs.
+        TraceError: no capture worked for the model, or its forward fails for these inputs.
     """
     modes = {m: m.training for m in module.modules()}
     failed: list[str] = []
@@ -72,7 +72,16 @@ def retrace(traced: Traced, root: nn.Module, values: Sequence[Any]) -> Traced:
         for m, mode in modes.items():
             m.training = mode
     return Traced(
-        root, train, evaluate, traced.rung, traced.failed, traced.opaque, traced.keywords, False, (), traced.decisions
+        root,
+        train,
+        evaluate,
+        traced.capture,
+        traced.failed,
+        traced.opaque,
+        traced.keywords,
+        False,
+        (),
+        traced.decisions,
     )
 
 
@@ -161,8 +170,8 @@ def _values(module: nn.Module, inputs: Inputs, leaves: list[str], failed: list[s
     train, evaluate = graphs
     if str(train) == str(evaluate):
         evaluate = train
-    rung = "values+leaf" if leaves else "values"
-    return Traced(module, train, evaluate, rung, tuple(failed), tuple(leaves), keywords, decisions=tuple(decisions))
+    capture = "values+leaf" if leaves else "values"
+    return Traced(module, train, evaluate, capture, tuple(failed), tuple(leaves), keywords, decisions=tuple(decisions))
 
 
 def _record(

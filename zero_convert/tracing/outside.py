@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from zero_convert.graph.kinds import kept_whole
 from zero_convert.graph.unregistered import Outside, find, registered, storage
 from zero_convert.runtime import rng
 from zero_convert.runtime.eager import eager
+from zero_convert.runtime.messages import without_warnings
 from zero_convert.runtime.source_lines import spelled
 
 from ..errors import CoverageError
@@ -281,8 +281,7 @@ def _watched(module: nn.Module, inputs: Inputs) -> _Seen | None:
     names = {storage(each.tensor): each.name for each in outside}
     known = registered(module) | registered(twin)
     stand_in(twin)
-    quietly = warnings.catch_warnings(action="ignore")  # tracing shows them
-    with quietly, _filled(outside), torch.no_grad(), rng.seeded():
+    with without_warnings(), _filled(outside), torch.no_grad(), rng.seeded():
         for training in (True, False):
             given = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, inputs)
             shown = {storage(x) for x in tree_flatten(given)[0] if isinstance(x, Tensor)}

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map
 from zero_convert.graph.results import tensors_of
 from zero_convert.nn.functional import FunctionCall, assigned
 from zero_convert.runtime import rng
+from zero_convert.runtime.patches import replaced
 
 from .call_signatures import Call
 from .known_shapes import known_output, known_value
@@ -129,27 +130,23 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def _calls_seen(self) -> Iterator[None]:
         """While it lasts, a call of a module or of an autograd function comes to the recorder."""
-        module_call, apply = nn.Module.__call__, torch.autograd.Function.__dict__["apply"]
-        recorder = self
 
-        def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if recorder._paused:
+        def called(module_call: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if self._paused:
                 return module_call(module, *args, **kwargs)
-            return recorder._call_module(module_call, module, args, kwargs)
+            return self._call_module(module_call, module, args, kwargs)
 
-        def applied(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            original = apply.__get__(None, cls)
-            if recorder._paused:
-                return original(*args, **kwargs)
-            return recorder._record("call_function", FunctionCall(cls), args, kwargs, lambda: original(*args, **kwargs))
+        def applied(apply: Any, cls: Any, *args: Any, **kwargs: Any) -> Any:
+            original = partial(apply, cls, *args, **kwargs)
+            if self._paused:
+                return original()
+            return self._record("call_function", FunctionCall(cls), args, kwargs, original)
 
-        nn.Module.__call__ = call  # type: ignore[method-assign]
-        torch.autograd.Function.apply = classmethod(applied)
-        try:
+        with (
+            replaced(nn.Module, "__call__", partial(partial, called)),
+            replaced(torch.autograd.Function, "apply", partial(partial, applied)),
+        ):
             yield
-        finally:
-            nn.Module.__call__ = module_call  # type: ignore[method-assign]
-            torch.autograd.Function.apply = apply
 
     # -- calls ---------------------------------------------------------------------------------------------------------
 
@@ -327,7 +324,7 @@ class Recorder(TorchFunctionMode):
             if node.op == "call_module" or (node.op == "get_attr" and self._trainable(str(node.target))):
                 raise ValueNeeded("control flow depends on values that parameters make")
         depends = any(node.op == "placeholder" for node in needed)
-        with unset_fake_temporarily(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with unset_fake_temporarily(), torch.no_grad(), rng.seeded():
             run, before = fx.Interpreter(self.root, graph=self.graph), rng.states()
             for node in self.graph.nodes:
                 if node in needed:

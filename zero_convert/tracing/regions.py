@@ -30,7 +30,7 @@ Capture = Callable[[nn.Module, Inputs, list[str], list[str]], Traced]
 def trace_regions(module: nn.Module, inputs: Inputs, failed: list[str], capture: Capture) -> Traced | None:
     """The recordings of the whole forward, and the regions in it; None if not even a recording can be made.
 
-    `capture` is the rung that a region has to stand on.
+    `capture` makes the graphs of a region.
     """
     try:
         train, calls = record_real(module, inputs, training=True)

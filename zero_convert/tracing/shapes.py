@@ -5,7 +5,6 @@ A leaf whose control flow depends on values cannot run on fake tensors; then the
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from zero_convert.graph.example_values import reference_tensor
 from zero_convert.graph.results import tensors_of
 from zero_convert.runtime import rng
 from zero_convert.runtime.eager import eager
+from zero_convert.runtime.messages import without_logs
 from zero_convert.runtime.source_lines import user_frame
 
 from ..errors import TraceError
@@ -72,7 +72,7 @@ def tensor_summary(value: Any) -> tuple[tuple[tuple[int, ...], str], ...]:
 
 
 def stand_in(module: nn.Module) -> None:
-    """Puts made-up numbers where a poisoned constructor left NaN, so that the module can run."""
+    """Puts made-up numbers where a NaN-filled construction left NaN, so that the module can run."""
     with torch.no_grad():
         for value in (*module.parameters(), *module.buffers()):
             if value.is_floating_point() and bool(torch.isnan(value).any()):
@@ -86,7 +86,7 @@ def example_output(mode: FakeTensorMode, module: nn.Module, args: Sequence[Any],
     def real(value: Any) -> Any:
         return reference_tensor(value.shape, value.dtype) if isinstance(value, torch.Tensor) else value
 
-    with unset_fake_temporarily(), torch.no_grad(), rng.seeded(), _untouched(module):
+    with unset_fake_temporarily(), torch.no_grad(), _untouched(module):
         twin = copy_of(module)
         stand_in(twin)
         returned = twin(*tree_map(real, tuple(args)), **tree_map(real, dict(kwargs)))
@@ -103,9 +103,9 @@ def _record(module: nn.Module, graph: fx.Graph, inputs: Sequence[Any]) -> None:
 
 @contextmanager
 def _untouched(module: nn.Module) -> Iterator[None]:
-    """Attributes, buffers and the random state of the CPU are afterwards what they were."""
+    """Attributes and buffers are afterwards what they were, and no number is drawn from a default generator."""
     saved = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    with torch.random.fork_rng(devices=[]), restored(module):
+    with rng.seeded(), restored(module):
         try:
             yield
         finally:
@@ -117,12 +117,8 @@ def _untouched(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """What fake tensors log when an operation fails stays off the screen: the error itself is reported."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
+    with without_logs(logger="torch._subclasses.fake_tensor"):
         yield
-    finally:
-        log.disabled = before
 
 
 FAILURES = (Exception, SystemExit)  # a forward that ends the program is one that fails

@@ -22,7 +22,7 @@ class RandomDecision(Exception):
 
 def refuse_draws(before: rng.States, path: str) -> None:
     """Raises RandomDecision, with the module's path in `zero_convert_path`, if numbers were drawn since."""
-    if rng.drew(before, rng.states()):
+    if rng.states().changed(before):
         error = RandomDecision("the forward draws random numbers, and what it does depends on them")
         error.zero_convert_path = path  # type: ignore[attr-defined]
         raise error

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 import torch._functorch.apis
 from torch import Tensor
 from torch.utils._pytree import _broadcast_to_and_flatten, tree_flatten, tree_unflatten
+
+from zero_convert.runtime.patches import replaced
 
 from .nodes import CannotRecord
 
@@ -27,11 +30,16 @@ def one_by_one(follows: Callable[[], bool], from_input: Callable[[Tensor], bool]
         follows: whether calls are to be followed now; otherwise torch maps.
         from_input: whether a tensor depends on an input of the forward.
     """
-    apis: Any = torch._functorch.apis  # what torch.vmap and torch.func.vmap call, whenever they were called themselves
-    torch_maps = apis.vmap_impl
 
     def mapped(
-        func: Any, in_dims: Any, out_dims: Any, randomness: Any, chunk_size: Any, *args: Any, **kwargs: Any
+        torch_maps: Any,
+        func: Any,
+        in_dims: Any,
+        out_dims: Any,
+        randomness: Any,
+        chunk_size: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         if not follows():
             return torch_maps(func, in_dims, out_dims, randomness, chunk_size, *args, **kwargs)
@@ -49,11 +57,9 @@ def one_by_one(follows: Callable[[], bool], from_input: Callable[[Tensor], bool]
             returned.append(func(*tree_unflatten(each, spec), **kwargs))
         return _stacked(returned, out_dims)
 
-    apis.vmap_impl = mapped
-    try:
+    # What torch.vmap and torch.func.vmap call, whenever they were called themselves.
+    with replaced(torch._functorch.apis, "vmap_impl", partial(partial, mapped)):
         yield
-    finally:
-        apis.vmap_impl = torch_maps
 
 
 def _stacked(returned: list[Any], out_dims: Any) -> Any:

@@ -268,7 +268,7 @@ class CheckContext:
     def _run_original(self, mode: str, candidate: Batches) -> None:
         """Runs the original forward once, so that its own checks of sizes are raised; where a graph may lack them."""
         traced, given = self.subject.traced, candidate[mode != "train"]
-        own = traced.whole and traced.rung != "fx" and not isinstance(self.module, ConvertedModule)
+        own = traced.whole and traced.capture != "fx" and not isinstance(self.module, ConvertedModule)
         if own and given is not self.subject.inputs:
             with isolation.kept(self.module), torch.no_grad():
                 self.forward(disable_dropout(self.module.train(mode == "train")), given)
@@ -321,7 +321,7 @@ class CheckContext:
         Args:
             device: where the copy is, if not on the context's.
         """
-        rng.seed(device or self.device)
+        rng.seed()
         return self.subject.traced.call(module, moved(inputs, module, device or self.device))
 
     def _measure(self, mode: str, module: nn.Module, inputs: Batches, device: str, counts: str = "") -> Run:
@@ -329,15 +329,15 @@ class CheckContext:
         traced, given = self.subject.traced, inputs[mode != "train"]
         with isolation.kept(module), torch.no_grad():
             disable_dropout(module.train(mode == "train"))
-            rng.seed(device)
-            before = rng.states(device)
+            rng.seed()
+            before = rng.states()
             recorder = Recorder(module, self.graph(mode), self.subject, counts)
             if traced.whole:
                 returned = recorder.run(*moved(given, module, device))
             else:
                 recorder.follow(*moved(given, module, device))
                 returned = self.forward(module, given, device)
-            recorder.seen.random = rng.drew(before, rng.states(device))
+            recorder.seen.random = bool(rng.states().changed(before))
             recorder.seen.outputs = tuple(t.cpu() for t in floats(returned))
         return recorder.seen
 

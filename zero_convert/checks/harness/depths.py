@@ -101,7 +101,7 @@ def run(module: nn.Module, graph: fx.Graph, structure: Structure, inputs: Inputs
         disable_dropout(module.train())
         for _, parameter in parameters:
             parameter.grad = None
-        rng.seed(device)
+        rng.seed()
         given = tuple(mapped(x, _traceable) for x in moved(inputs, module, device))
         seer = _Seer(module, graph, structure, "channels" in asked)
         try:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import gc
 import re
-import warnings
 
 import torch
 
 from zero_convert.errors import DeviceError, UsageError
+from zero_convert.runtime.messages import without_warnings
 
 
 def resolve(device: str) -> tuple[str, str]:
@@ -28,8 +28,7 @@ def resolve(device: str) -> tuple[str, str]:
         )
     if device == "cpu":
         return "cpu", ""
-    with warnings.catch_warnings():  # a driver that does not fit makes torch warn; what it says is in the message
-        warnings.simplefilter("ignore")
+    with without_warnings():  # a driver that does not fit makes torch warn; what it says is in the message
         if device == "auto":
             return _best()
         name = "cuda:0" if device == "cuda" else device

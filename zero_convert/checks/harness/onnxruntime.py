@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zero_convert.errors import DeviceError
+from zero_convert.runtime.messages import printed_to
 from zero_convert.runtime.native_errors import gist
 from zero_convert.runtime.signals import undone_by
 
@@ -97,7 +98,7 @@ def run(
 
     provider = provider_of(device)
     if provider == CUDA:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+        with printed_to(io.StringIO()), contextlib.suppress(Exception):
             ort.preload_dlls()  # it prints; what it cannot find shows in the session
     if provider not in ort.get_available_providers():
         raise _gone(device, f"providers {', '.join(ort.get_available_providers())}")

@@ -36,6 +36,12 @@ def full_float32() -> Iterator[None]:
                 owner.fp32_precision = precision
 
 
+def rounds_on_cpu() -> bool:
+    """Whether products of float32 may be rounded on the CPU now."""
+    mkldnn: Any = backends.mkldnn
+    return any(owner.fp32_precision not in EXACT for owner in (mkldnn.matmul, mkldnn.conv, mkldnn.rnn))
+
+
 def _owners() -> list[Any]:
     """What has a precision, the general ones first, from which the others inherit.
 

@@ -72,7 +72,7 @@ def watch(
 
     with isolation.kept(module), torch.no_grad(), isolation.in_float64() if exact else nullcontext():
         disable_dropout(module.train(mode == "train"))
-        rng.seed(device)
+        rng.seed()
         try:
             Watcher(module, context.graph(mode), see).run(*moved(inputs, module, device))
         except Exception as error:  # a recording that other values decide, or a kernel without float64

@@ -55,7 +55,7 @@ def zero_joins(subject: Subject) -> tuple[list[Join], list[Join]]:
 
 def _ends(layer: Layer) -> bool:
     """Whether the layer ends branches; a raw weight does where one of its uses is said to."""
-    return not layer.weights or any(role == "last" for _, _, role in layer.weights)
+    return not layer.weights or any(role == "branch-last" for _, _, role in layer.weights)
 
 
 def _keeps_zero(node: fx.Node | None, root: nn.Module) -> bool:
@@ -92,7 +92,7 @@ def _returns_zero(name: str, join: Join, layers: Mapping[str, Layer], rules: Map
     if before not in layers or layers[before].kind != "attention":
         at = join.branch.index(name) if name in join.branch else 0
         before = join.branch[at - 1] if at else ""  # queries, keys and values from one linear layer
-        if before not in layers or layers[before].parts != 3:
+        if before not in layers or not layers[before].fused_qkv:
             return False
     inside = rules.get(before, [])
     biases = [a for a in (*own, *inside) if "bias" in a.tensor.local]

@@ -15,6 +15,7 @@ _RULES = {
     "edit": "An edit of the architecture moved.",
     "tensor": "A tensor moved: missing, extra, or its type, shape or values.",
     "weights": "The digest over all tensors moved.",
+    "architecture": "The digest of the network moved.",
     "file": "The bytes of the file moved.",
     "error": "The conversion could not be made again.",
 }

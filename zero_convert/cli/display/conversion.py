@@ -46,10 +46,11 @@ def summary(screen: Screen, result: Result) -> None:
     screen.tell("")
 
 
-def saved(screen: Screen, files: Sequence[Saved], digest: str) -> None:
-    """`sha256  path` for each file, as `sha256sum --check` reads it, and the weights digest as its comment.
+def saved(screen: Screen, files: Sequence[Saved], result: Result) -> None:
+    """`sha256  path` for each file, as `sha256sum --check` reads it, and the digests of start and weights as comments.
 
-    Without files the bytes went to stdout, and the digest is told to the reader.
+    Without files the bytes went to stdout, and the digests are told to the reader. Whether the file also loads into the
+    class that was converted is told to the reader, too.
     """
     for file in files:
         sizes = (f"{path}, {size(each.size)}," for path, each in zip(file.paths, file.files, strict=True))
@@ -60,10 +61,14 @@ def saved(screen: Screen, files: Sequence[Saved], digest: str) -> None:
                 (f"; {file.note}" if file.note else "", "dim"),
             )
         )
+    if result.original_class is not None:
+        screen.tell(Text(f"{'the file' if len(files) < 2 else 'each file'} {result.original_class.sentence}", "dim"))
     for file in files:
         for path, each in zip(file.paths, file.files, strict=True):
             screen.give(checksum_line(each.sha256, str(path)))
-    (screen.give if files else screen.tell)(f"# weights zc1 {digest}")
+    say = screen.give if files else screen.tell
+    say(f"# start zs1 {result.start_digest}")
+    say(f"# weights zc1 {result.weights_digest}")
     for file in files:
         if file.folded_from:
             screen.give(f"# folded, the weights digest does not apply: {checksum_line('', str(file.path)).strip()}")
@@ -95,8 +100,8 @@ def _headline(model: str, plan: Plan, dtype: str) -> str:
 
 
 def _add_capture(facts: Table, found: Plan | Inspection) -> None:
-    facts.add_row(Text("traced", "dim"), Text(f"{found.rung}, {found.captured:.1%} of the parameters captured"))
-    for line in found.rungs_failed:
+    facts.add_row(Text("traced", "dim"), Text(f"{found.capture}, {found.captured:.1%} of the parameters captured"))
+    for line in found.capture_attempts:
         facts.add_row("", Text(line, "dim"))
 
 

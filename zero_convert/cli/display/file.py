@@ -148,6 +148,8 @@ def _trust(found: Mapping[str, Any], whole: bool) -> Iterator[tuple[str, str, st
 
 def _digest(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     digest = found["weights_digest"]
+    if found["start_digest"]:
+        yield "start", f"zs1 {found['start_digest']}", ""
     if digest:
         yield "weights", f"zc1 {digest}", ""
         if found["folded_from"]:

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -16,12 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from zero_convert.errors import ZeroConvertError
-from zero_convert.runtime.progress import Progress
 from zero_convert.runtime.signals import undone_by
 
 from .escaping import escaped, escaped_lines
 
 _UNFOLDED = 10_000  # columns of a stream that is no terminal
+
+
+Progress = Callable[[str, str], None]
 
 
 class Screen:

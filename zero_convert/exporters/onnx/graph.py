@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -28,6 +26,9 @@ from zero_convert.graph.results import is_plain, tensors_of
 from zero_convert.nn.layers import HadamardTransform
 from zero_convert.nn.tree import ConvertedModule
 from zero_convert.records import Edit
+from zero_convert.runtime.export import export_in_this_thread
+from zero_convert.runtime.messages import printed_to, without_logs, without_warnings
+from zero_convert.runtime.patches import replaced
 
 from . import OPSET, OPSETS, Graph
 from .canonical import canonical
@@ -182,12 +183,8 @@ def _returns_plain(graph: fx.Graph) -> bool:
 @contextlib.contextmanager
 def _unvalidated() -> Iterator[None]:
     """Distributions do not look at the values of their parameters, which decides nothing but an error."""
-    before = torch.distributions.Distribution._validate_args
-    torch.distributions.Distribution.set_default_validate_args(False)
-    try:
+    with replaced(torch.distributions.Distribution, "_validate_args", lambda _: False):
         yield
-    finally:
-        torch.distributions.Distribution.set_default_validate_args(before)
 
 
 def _as_cast(module: nn.Module, inputs: Any) -> Any:
@@ -221,7 +218,7 @@ def _batches(inputs: Any) -> tuple[Any, Any]:
 
 def _export(module: nn.Module, inputs: Any, shapes: Any, opset: int) -> Any:
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), None)
-    with _quiet(), torch.no_grad(), _FourAxes(), _unvalidated():
+    with export_in_this_thread(), _quiet(), torch.no_grad(), _FourAxes(), _unvalidated():
         program = torch.onnx.export(
             module, args, kwargs=kwargs, dynamo=True, optimize=False, verbose=False, opset_version=opset,
             dynamic_shapes=shapes,
@@ -275,11 +272,5 @@ def _reason(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """What torch logs and prints of its own ways (whole graphs, before a failure) is no news to the user."""
-    before, said = logging.root.manager.disable, io.StringIO()
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with without_warnings(), without_logs(), printed_to(io.StringIO(), "stdout", "stderr"):
+        yield

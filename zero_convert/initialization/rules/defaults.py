@@ -57,7 +57,7 @@ def fill_by(rules: Rules, layer: Layer) -> dict[str, Formula] | None:
         if (rule := _rule(rules, layer, t)) is not None:
             values[t.local] = rule
     if layer.kind == "recurrent":
-        values |= recurrent(layer, rules.matrix, Zeros, still=layer.role == "last" and not layer.clipped)
+        values |= recurrent(layer, rules.matrix, Zeros, still=layer.role == "branch-last" and not layer.before_relu)
     return values
 
 
@@ -83,7 +83,7 @@ def _raw(rules: Rules, layer: Layer, t: Tensor) -> Formula | None:
     use = dict(layer.uses).get(t.local, "")
     for name, g, role in layer.weights:
         if name == t.local and t.trainable:
-            return stacked(t, g, rules.last if role == "last" else rules.matrix)
+            return stacked(t, g, rules.last if role == "branch-last" else rules.matrix)
     if not t.trainable or use in ("multiplied", "temperature"):
         return AsConstructed(t.shape, Constant(t.shape, 1.0) if t.trainable else None)
     if use == "unused":

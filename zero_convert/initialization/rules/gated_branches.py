@@ -27,9 +27,9 @@ def zero_branch(join: Join, structure: Structure) -> bool:
 
 
 def declines(structure: Structure, options: Mapping[str, Option]) -> Decline | None:
-    stilled = {layer.join for layer in structure.layers if layer.stilled}
+    zeroed_by_scale = {layer.join for layer in structure.layers if layer.zeroed_by_scale}
     for join in structure.joins:
-        if join.residual and not join.scale and join.index not in stilled:
+        if join.residual and not join.scale and join.index not in zeroed_by_scale:
             return Decline(
                 "no number can be put on the branch of this residual addition, which is outside of what was captured",
                 join.node,

@@ -8,14 +8,14 @@ from __future__ import annotations
 from itertools import pairwise
 
 from zero_convert.initialization.scheme import Decline
-from zero_convert.records import Geometry, Join, Layer, Structure, Way
+from zero_convert.records import Geometry, Join, Layer, SignalPath, Structure
 
 from .mirrored_blocks import Block
 
 HARMLESS = frozenset(
     {"relu", "average pool", "subsampling", "padding"}
 )  # linear, or a ReLU, and for each channel alone
-MIXED = {  # `Way.source` → what of several signals a layer reads
+MIXED = {  # `SignalPath.source` → what of several signals a layer reads
     "concatenation": "a concatenation of signals",
     "product": "a product of signals",
     "sum": "a sum of signals",
@@ -44,7 +44,7 @@ def block_of(join: Join, structure: Structure) -> Block:
         layers=tuple(f"{name}.weight" for name in join.branch),
         widths=(sizes[0].in_channels, *(g.out_channels for g in sizes)),
         halves=tuple(map(reads_pairs, branch)),
-        rectified=join.carried is not None and "relu" in join.carried.passed,
+        rectified=join.shortcut_path is not None and "relu" in join.shortcut_path.passed,
         grouped=tuple(f"{layer.name}.weight" for layer in branch if layer.geometry and layer.geometry.groups > 1),
         shortcut=f"{shortcut.name}.weight" if shortcut is not None else "",
         shortcut_half=shortcut is not None and reads_pairs(shortcut),
@@ -94,7 +94,7 @@ def _of_layer(layer: Layer, structure: Structure) -> tuple[str, str] | None:
     return None
 
 
-def _against(way: Way) -> tuple[str, str] | None:
+def _against(way: SignalPath) -> tuple[str, str] | None:
     for what in way.passed:
         if what in ("norm", "norm across channels"):
             continue  # judged at the join: norms outside of identity branches may stay
@@ -117,7 +117,7 @@ def _passes(layer: Layer, g: Geometry, structure: Structure) -> bool:
 def _of_join(join: Join, structure: Structure) -> tuple[str, str] | None:
     if not join.residual:
         return f"an addition of two signals, neither of which is a shortcut: {join.reason}", OTHER
-    added, carried = join.added or Way("other"), join.carried or Way("other")
+    added, carried = join.branch_path or SignalPath("other"), join.shortcut_path or SignalPath("other")
     branch = [structure.layer(name) for name in join.branch]
     inside = [layer.way.passed for layer in branch if layer.way is not None]
     if any("norm" in step for passed in (*inside, added.passed) for step in passed):
@@ -146,7 +146,7 @@ def _follow(join: Join, sides: list[Layer]) -> bool:
     return len(known) == len(sizes) and inside and len(ends) == 1
 
 
-def _of_shape(join: Join, branch: list[Layer], carried: Way, structure: Structure) -> tuple[str, str] | None:
+def _of_shape(join: Join, branch: list[Layer], carried: SignalPath, structure: Structure) -> tuple[str, str] | None:
     sides = [*branch, *(structure.layer(name) for name in join.shortcut_layers)]
     if not _follow(join, sides):
         return "the widths of its layers do not follow on each other", OTHER

@@ -128,5 +128,5 @@ def codes(layer: Layer, table: Tensor, code: Callable[[int, int], Matrix]) -> Fo
     if layer.table:
         return zeros(table)
     rows = code(*table.shape)
-    rule = rows if layer.blank is None else Blanked(rows, layer.blank)
+    rule = rows if layer.padding_idx is None else Blanked(rows, layer.padding_idx)
     return rule if table.trainable else AsConstructed(table.shape, rule)

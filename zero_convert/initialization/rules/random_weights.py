@@ -76,7 +76,7 @@ def fill_hashed(
         elif layer.kind == "bilinear" and len(t.shape) == 3:
             values[t.local] = hashed(t, math.prod(t.shape[1:]))
         elif layer.kind == "embedding" and not layer.table:
-            values[t.local] = _items(t, Bell(t.shape, math.sqrt(1 / t.shape[-1]), seed, t.name), layer.blank)
+            values[t.local] = _items(t, Bell(t.shape, math.sqrt(1 / t.shape[-1]), seed, t.name), layer.padding_idx)
         elif t.shape and t.trainable and uses.get(t.local) in ("concatenated", "signal", "embedding"):
             values[t.local] = Bell(t.shape, math.sqrt(1 / t.shape[-1]), seed, t.name)
     if g is not None and layer.parametrization and layer.parametrization[0] == "weight_norm":
@@ -84,8 +84,12 @@ def fill_hashed(
     return values
 
 
-def _items(table: Tensor, rows: Bell, blank: int | None) -> Formula:
-    rule = rows if blank is None else Masked(rows, ((blank % table.shape[0], blank % table.shape[0] + 1),))
+def _items(table: Tensor, rows: Bell, padding_idx: int | None) -> Formula:
+    if padding_idx is None:
+        rule: Formula = rows
+    else:
+        first = padding_idx % table.shape[0]
+        rule = Masked(rows, ((first, first + 1),))
     return rule if table.trainable else AsConstructed(table.shape, rule)
 
 

@@ -1,6 +1,6 @@
 """Lazy layers get their sizes: one forward pass of the example inputs, before anything else looks at the network.
 
-Called under the poisoned constructor, so that what such a layer would draw at random is NaN as well. No model library
+Called under NaN-filled construction, so that what such a layer would draw at random is NaN as well. No model library
 is known here.
 """
 

@@ -8,29 +8,30 @@ How it works. A dispatch mode sees every aten operation of the constructor:
 1. a random operation (`uniform_`, `randn`, …) and uninitialised memory (`empty`) give NaN in floating tensors;
 2. integers cannot be NaN. A drawn integer gets a fixed value (0, the lower bound, or the identity permutation)
    and its storage is remembered as *drawn*, and so is every integer computed from a drawn or a NaN tensor;
-   a float computed from a drawn integer is NaN again. `Poison.drawn_names` finds what is left in a module;
+   a float computed from a drawn integer is NaN again. `NanFill.drawn_names` finds what is left in a module;
 3. factorizations of NaN matrices (the QR of `orthogonal_`, SVD, …) are not computed: LAPACK may raise or stall;
 4. reading such a value into Python (`if torch.rand(1) < 0.5`) cannot be followed and becomes a note;
 5. Python's `random` and numpy's global generator are seeded with 0 meanwhile, with a note if they were used;
 6. a tensor that there is no room for is refused (`memory.py`): memory costs nothing before it is filled.
 
-All generators are put back as they were. This file knows torch only; it neither finds nor names models.
+No default generator is seeded or read, and other threads construct as usual. This file knows torch only; it neither
+finds nor names models.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zero_convert.errors import LoadError
 from zero_convert.graph import unregistered
+from zero_convert.runtime import rng
+from zero_convert.runtime.patches import replaced
 from zero_convert.runtime.threads import one_thread
 
 from .memory import require
@@ -55,7 +56,7 @@ MAX_READS = 10_000
 _PLAIN, _EMPTY, _FILL, _DRAW, _FACTOR, _READ = range(6)
 
 
-class Poison(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class NanFill(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What was drawn while the mode was active.
 
     Attributes:
@@ -106,7 +107,7 @@ class Poison(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kind == _FILL:
             written = _written(func, args, kwargs)
             for tensor in written:
-                self._poison(tensor, _bound(func, args, kwargs))
+                self._fill(tensor, _bound(func, args, kwargs))
             return written[0] if len(func._schema.returns) == 1 else tuple(written)
         if kind == _DRAW:
             return self._draw(func, args, kwargs)
@@ -117,7 +118,7 @@ class Poison(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._read()
         return out
 
-    def _poison(self, tensor: Tensor, value: int = 0, derived: bool = False) -> Tensor:
+    def _fill(self, tensor: Tensor, value: int = 0, derived: bool = False) -> Tensor:
         if _can_be_nan(tensor):
             if self._write:
                 tensor.fill_(torch.nan)
@@ -140,10 +141,10 @@ class Poison(TorchDispatchMode):  # type: ignore[no-untyped-call]
             source = given["input"]
             mask = torch.ones_like(source, dtype=torch.bool)
             self._remember(mask)
-            return self._poison(torch.empty_like(source)), mask
+            return self._fill(torch.empty_like(source)), mask
         if name == "_fused_dropout":
             source = given["self"]
-            return self._poison(torch.empty_like(source)), self._poison(torch.empty_like(source, dtype=torch.uint8))
+            return self._fill(torch.empty_like(source)), self._fill(torch.empty_like(source, dtype=torch.uint8))
         if name == "multinomial":
             source = given["self"]
             out = torch.empty((*source.shape[:-1], given["num_samples"]), dtype=torch.int64, device=source.device)
@@ -154,7 +155,7 @@ class Poison(TorchDispatchMode):  # type: ignore[no-untyped-call]
             sources = [value for value in given.values() if isinstance(value, Tensor)]
             shape = torch.broadcast_shapes(*(source.shape for source in sources))  # type: ignore[no-untyped-call]
             out = sources[0].new_empty(shape, **options)
-        return self._poison(out, _bound(func, args, kwargs))
+        return self._fill(out, _bound(func, args, kwargs))
 
     def _factor(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = list(_flatten((args, kwargs)))
@@ -166,7 +167,7 @@ class Poison(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         device = inputs[0].device
         made = [
-            self._poison(torch.empty_strided(s.shape, s.stride(), dtype=s.dtype, device=device), derived=True)
+            self._fill(torch.empty_strided(s.shape, s.stride(), dtype=s.dtype, device=device), derived=True)
             for s in _flatten(shapes)
         ]
         return made[0] if isinstance(shapes, Tensor) else tuple(made)
@@ -217,17 +218,17 @@ class Poison(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def poisoned() -> Iterator[Poison]:
-    """Random fills inside the block write NaN. Yields the `Poison`, which knows what NaN cannot carry.
+def nan_filled() -> Iterator[NanFill]:
+    """Random fills inside the block write NaN. Yields the `NanFill`, which knows what NaN cannot carry.
 
-    The global generators of torch, of Python's `random` and of numpy are unchanged afterwards.
+    Only in the calling thread.
 
     Raises:
         LoadError: from inside the block, when a constructor redraws until a condition holds.
     """
-    poison = Poison()
-    with one_thread(), _generators_restored(poison), _quick_inits(poison), poison:
-        yield poison
+    fill = NanFill()
+    with one_thread(), _generators(fill), _quick_inits(), fill:
+        yield fill
 
 
 @contextmanager
@@ -237,12 +238,12 @@ def skeleton() -> Iterator[None]:
     Floating values are whatever memory held, so nothing may be read from them. A skeleton of any size costs
     almost no time or memory, because untouched pages are never committed.
     """
-    poison = Poison(write=False)
-    with one_thread(), _generators_restored(poison), _quick_inits(poison), poison:
+    fill = NanFill(write=False)
+    with one_thread(), _generators(fill), _quick_inits(), fill:
         yield
 
 
-def poisoned_names(module: nn.Module) -> frozenset[str]:
+def nan_filled_names(module: nn.Module) -> frozenset[str]:
     """Names of the parameters and buffers (persistent or not, every alias) that hold at least one NaN.
 
     One pass over memory at most: a NaN in front decides at once, a finite sum proves that there is none.
@@ -345,59 +346,34 @@ def _on_meta(value: Any) -> Any:
 
 
 @contextmanager
-def _generators_restored(poison: Poison) -> Iterator[None]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-    torch_state = torch.get_rng_state()
-    python_state = random.getstate()
-    numpy_state = np.random.get_state()
-    random.seed(0)
-    np.random.seed(0)
-    seeded_python, seeded_numpy = random.getstate(), _numpy_position()
-    try:
-        yield
-    finally:
-        poison.seeded = random.getstate() != seeded_python or _numpy_position() != seeded_numpy
-        if random.getstate() != seeded_python:
-            poison._note("the constructor draws from Python's random; it was seeded with 0")
-        if _numpy_position() != seeded_numpy:
-            poison._note("the constructor draws from numpy's global generator; it was seeded with 0")
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-
-
-def _numpy_position() -> tuple[Any, ...]:
-    state: Any = np.random.get_state()
-    return (state[0], state[1].tobytes(), *state[2:])
+def _generators(fill: NanFill) -> Iterator[None]:
+    """Python's and numpy's generators begin with 0; a note says which was used."""
+    with rng.seeded(0):
+        before = rng.states()
+        try:
+            yield
+        finally:
+            used = rng.states().changed(before)
+            fill.seeded = "python" in used or "numpy" in used
+            if "python" in used:
+                fill._note("the constructor draws from Python's random; it was seeded with 0")
+            if "numpy" in used:
+                fill._note("the constructor draws from numpy's global generator; it was seeded with 0")
 
 
 @contextmanager
-def _quick_inits(poison: Poison) -> Iterator[None]:
+def _quick_inits() -> Iterator[None]:
     """torch's initializers that need several passes over a tensor become one pass.
 
-    For speed only: without this the dispatch mode gives the same NaN. Code that imports one of these names while
-    the block is active keeps our function for good, so each falls back to torch's own once the block has ended.
+    For speed only: without this the dispatch mode gives the same NaN.
     """
-    active = True
-    names = ("trunc_normal_", "_no_grad_trunc_normal_", "orthogonal_", "sparse_")
-    originals: dict[str, Callable[..., Tensor]] = {n: getattr(nn.init, n) for n in names if hasattr(nn.init, n)}
-
-    def replacement(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def fill(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if not active:
-                return original(tensor, *args, **kwargs)
-            with torch.no_grad():
-                return tensor.uniform_()
-
-        return fill
-
-    for name, original in originals.items():
-        setattr(nn.init, name, replacement(original))
-    try:
+    with ExitStack() as stack:
+        for name in ("trunc_normal_", "_no_grad_trunc_normal_", "orthogonal_", "sparse_"):
+            if hasattr(nn.init, name):
+                stack.enter_context(replaced(nn.init, name, lambda _: _quick))
         yield
-    finally:
-        active = False
-        for name, original in originals.items():
-            setattr(nn.init, name, original)
+
+
+def _quick(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    with torch.no_grad():
+        return tensor.uniform_()

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from zero_convert.sources.inputs import Inputs
 
 
+def cast(module: nn.Module, dtype: str) -> None:
+    """Floating tensors of the module get the dtype; complex and whole ones stay.
+
+    A module that is not in float32 by now insists on its precisions (`single_precision`), and only another one that
+    was asked for overrules it.
+    """
+    if dtype == "float32":
+        return
+    module._apply(lambda t: t.to(getattr(torch, dtype)) if t.is_floating_point() else t)  # type: ignore[no-untyped-call]
+
+
 def single_precision(loaded: Loaded) -> Loaded:
     """The model in float32, in which it is rewritten and checked; what is written has the dtype that was asked for.
 

@@ -6,7 +6,6 @@ The network itself is never called: a forward may count batches or fill caches. 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +13,9 @@ import torch
 from torch import nn
 
 from zero_convert.graph.copies import copy_of
+from zero_convert.runtime import rng
 from zero_convert.runtime.eager import eager
+from zero_convert.runtime.messages import without_warnings
 from zero_convert.sources.inputs import Inputs, moved, run
 
 
@@ -133,6 +134,5 @@ def _with_values(module: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    with eager(), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with eager(), torch.no_grad(), rng.seeded(), without_warnings():
         yield

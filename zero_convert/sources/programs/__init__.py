@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree
 
 from zero_convert.errors import LoadError
+from zero_convert.runtime import rng
 from zero_convert.runtime.user_code import spell
 
 from .layers import Layer, arguments, layer_of, packet
@@ -193,8 +194,7 @@ def _compare(program: Any, network: nn.Module) -> None:
     try:
         for each in (program.module(), network):
             given = _pytree.tree_map(_own, (args, kwargs))
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            with torch.no_grad(), rng.seeded(0):
                 answers.append(_pytree.tree_leaves(each(*given[0], **given[1])))
     except Exception as error:  # whatever a forward raises
         raise LoadError("the program does not run", got=spell(error), fix=WAY_OUT) from error

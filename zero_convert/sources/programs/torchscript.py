@@ -7,9 +7,8 @@ What a part is called with is seen in a forward of a copy. Nothing here reads fi
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +16,11 @@ from torch import nn
 
 from zero_convert.errors import LoadError
 from zero_convert.graph.copies import copy_of
+from zero_convert.runtime import rng
 from zero_convert.runtime.eager import eager
+from zero_convert.runtime.export import export_in_this_thread
+from zero_convert.runtime.messages import without_logs, without_warnings
+from zero_convert.runtime.patches import replaced
 from zero_convert.runtime.user_code import spell
 from zero_convert.sources import programs
 from zero_convert.tracing.shapes import invoke, stand_in
@@ -67,22 +70,19 @@ def _calls(module: nn.Module, paths: list[str], inputs: Any) -> dict[str, tuple[
     stand_in(twin)
     names = {id(twin.get_submodule(path)): path for path in paths}
     calls: dict[str, tuple[Any, ...]] = {}
-    call = nn.Module.__call__
 
-    def seen(part: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def seen(call: Any, part: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if id(part) in names:
             calls.setdefault(names[id(part)], (*args, *kwargs.values()))
         return call(part, *args, **kwargs)
 
-    nn.Module.__call__ = seen  # type: ignore[method-assign] # scripts take no hooks
     try:
-        with eager(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        watched = replaced(nn.Module, "__call__", partial(partial, seen))  # scripts take no hooks
+        with eager(), torch.no_grad(), rng.seeded(), watched:
             invoke(twin.eval(), inputs)
     except Exception as error:
         if len(calls) < len(paths):
             raise LoadError("the forward of the model fails", got=spell(error)) from error
-    finally:
-        nn.Module.__call__ = call  # type: ignore[method-assign]
     return calls
 
 
@@ -92,7 +92,8 @@ def _network(script: torch.jit.ScriptModule, given: tuple[Any, ...], path: str) 
     try:
         from torch._export.converter import TS2EPConverter
 
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        # What torch says of its own converter is of no use to the reader.
+        with without_warnings(), without_logs(logging.WARNING), export_in_this_thread():
             program = TS2EPConverter(script.eval(), given).convert()
     except Exception as error:  # whatever torch says of code that it does not follow
         raise LoadError(
@@ -103,16 +104,3 @@ def _network(script: torch.jit.ScriptModule, given: tuple[Any, ...], path: str) 
             fix=_UNSCRIPTED if path else programs.WAY_OUT,
         ) from error
     return programs.from_program(program, trained).train()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What torch says of its own converter is of no use to the reader."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from zero_convert.errors import LoadError
+from zero_convert.runtime.messages import without_logs
+from zero_convert.runtime.patches import replaced
 
 if TYPE_CHECKING:
     from torch import nn
@@ -115,18 +117,11 @@ def candidates(module: nn.Module) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 @contextlib.contextmanager
 def offline() -> Iterator[None]:
-    """The hub client refuses to connect inside the block, and the library's own messages stay away."""
-    import transformers
+    """In the calling thread, the hub client refuses to connect, and the library's own messages are dropped."""
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE, transformers.logging.get_verbosity()
-    constants.HF_HUB_OFFLINE = True
-    transformers.logging.set_verbosity(logging.ERROR)
-    try:
+    with replaced(constants, "HF_HUB_OFFLINE", lambda _: True), without_logs(logging.WARNING, "transformers"):
         yield
-    finally:
-        constants.HF_HUB_OFFLINE = before[0]
-        transformers.logging.set_verbosity(before[1])
 
 
 def _require_memory(cls: Any, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Nothing random slips through the poisoned constructor, and nothing else is touched."""
+"""Nothing random slips through NaN-filled construction, and nothing else is touched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zero_convert import sources
 from zero_convert.errors import LoadError
 from zero_convert.sources import torchvision as zoo
 from zero_convert.sources.building import nan_constructor as room
-from zero_convert.sources.building.nan_constructor import poisoned, poisoned_names, skeleton
+from zero_convert.sources.building.nan_constructor import nan_filled, nan_filled_names, skeleton
 
 FAMILIES = [
     "resnet18",
@@ -48,7 +48,7 @@ def test_nan_marks_exactly_what_two_seeds_draw_differently(name: str) -> None:
         torch.manual_seed(1)
         other = tensors(zoo.build(name, {}))
     drawn = {key for key in one if not torch.equal(one[key], other[key])}
-    assert poisoned_names(module) == drawn
+    assert nan_filled_names(module) == drawn
     assert all(torch.equal(value, one[key]) for key, value in tensors(module).items() if key not in drawn)
 
 
@@ -92,7 +92,7 @@ FILLS: dict[str, Callable[[], Tensor]] = {
 
 @pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS.keys())
 def test_every_random_fill_is_nan_all_over(fill: Callable[[], Tensor]) -> None:
-    with poisoned():
+    with nan_filled():
         made = fill()
     assert made.shape == (3, 4)
     assert bool(made.isnan().all())
@@ -100,15 +100,15 @@ def test_every_random_fill_is_nan_all_over(fill: Callable[[], Tensor]) -> None:
 
 @pytest.mark.parametrize("name", ["trunc_normal_", "orthogonal_", "sparse_"])
 def test_the_quick_initializers_are_for_speed_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_quick_inits", lambda poison: contextlib.nullcontext())
+    monkeypatch.setattr(room, "_quick_inits", contextlib.nullcontext)
     extra = (0.5,) if name == "sparse_" else ()
-    with poisoned():
+    with nan_filled():
         made = getattr(nn.init, name)(torch.zeros(6, 4), *extra)
     assert bool(made.isnan().all())
 
 
 def test_constants_keep_their_values() -> None:
-    with poisoned() as poison:
+    with nan_filled() as fill:
         made = [
             nn.init.ones_(torch.empty(2, 3)),
             nn.init.eye_(torch.empty(2, 3)),
@@ -122,7 +122,7 @@ def test_constants_keep_their_values() -> None:
     assert torch.equal(made[1], torch.tensor([[1.0, 0, 0], [0, 1, 0]]))
     assert torch.equal(made[4], torch.eye(3))
     assert torch.equal(index, torch.tensor([[0, 3], [1, 4], [2, 5]]))
-    assert poison.notes == []
+    assert fill.notes == []
 
 
 class DrawnIntegers(nn.Module):
@@ -144,15 +144,15 @@ class DrawnIntegers(nn.Module):
 
 
 def test_drawn_integers_are_fixed_and_found_by_name() -> None:
-    with poisoned() as poison:
+    with nan_filled() as fill:
         module, twin = DrawnIntegers(), DrawnIntegers()
-    assert poison.drawn_names(module) == ("mask", "order", "part", "pick", "whole", "written")
-    assert poisoned_names(module) == {"mixed", "pruned"}
+    assert fill.drawn_names(module) == ("mask", "order", "part", "pick", "whole", "written")
+    assert nan_filled_names(module) == {"mixed", "pruned"}
     assert torch.equal(module.get_buffer("order"), torch.arange(4))
     assert torch.equal(module.get_buffer("pick"), torch.full((4,), 4))
     assert all(torch.equal(t, twin.get_buffer(n)) for n, t in module.named_buffers() if not t.is_floating_point())
-    assert len(poison.notes) == 1
-    assert "random integers" in poison.notes[0]
+    assert len(fill.notes) == 1
+    assert "random integers" in fill.notes[0]
 
 
 def test_all_generators_are_where_they_were() -> None:
@@ -160,13 +160,13 @@ def test_all_generators_are_where_they_were() -> None:
         return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
 
     before = states()
-    with poisoned():
+    with nan_filled():
         torch.manual_seed(7)
         nn.Linear(3, 3)
         random.random()
         np.random.rand(3)
     assert states() == before
-    with contextlib.suppress(ZeroDivisionError), poisoned():
+    with contextlib.suppress(ZeroDivisionError), nan_filled():
         np.random.rand(3)
         _ = 1 / 0
     assert states() == before
@@ -175,18 +175,18 @@ def test_all_generators_are_where_they_were() -> None:
 def test_other_generators_repeat_themselves_and_are_noted() -> None:
     values = []
     for _ in range(2):
-        with poisoned() as poison:
+        with nan_filled() as fill:
             values.append((random.random(), float(np.random.rand())))
-        assert len(poison.notes) == 2
+        assert len(fill.notes) == 2
         random.random()
     assert values[0] == values[1]
 
 
 def test_a_random_number_read_into_python_is_noted() -> None:
-    with poisoned() as poison:
+    with nan_filled() as fill:
         assert not torch.rand(1).item() < 0.5
         assert torch.full((1,), 0.25).item() == 0.25
-    assert poison.notes == [
+    assert fill.notes == [
         "the constructor reads a random number into Python; it saw NaN, or a fixed value for an integer"
     ]
 
@@ -198,12 +198,12 @@ def test_redrawing_until_a_condition_holds_ends_with_an_error(monkeypatch: pytes
         while not (torch.randn(4).abs() < 2).all():
             pass
 
-    with poisoned(), pytest.raises(LoadError, match="until they satisfy a condition"):
+    with nan_filled(), pytest.raises(LoadError, match="until they satisfy a condition"):
         redraw()
 
 
-def test_factorizations_of_poison_neither_raise_nor_pass_for_constants() -> None:
-    with poisoned():
+def test_factorizations_of_NaN_neither_raise_nor_pass_for_constants() -> None:
+    with nan_filled():
         module = nn.Module()
         module.orthogonal = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
         module.spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
@@ -211,11 +211,11 @@ def test_factorizations_of_poison_neither_raise_nor_pass_for_constants() -> None
         inverse = torch.linalg.inv(torch.randn(4, 4))
     assert [t.shape for t in (u, s, v)] == [(4, 3), (3,), (3, 3)]
     assert all(bool(t.isnan().all()) for t in (u, s, v, inverse))
-    assert "spectral.parametrizations.weight.original" in poisoned_names(module)
+    assert "spectral.parametrizations.weight.original" in nan_filled_names(module)
 
 
 def test_code_imported_meanwhile_draws_again_afterwards() -> None:
-    with poisoned():
+    with nan_filled():
         from torch.nn.init import trunc_normal_ as kept
     assert nn.init.trunc_normal_ is trunc_normal_
     made = kept(torch.zeros(300), mean=5.0, a=4.0, b=6.0)
@@ -234,7 +234,7 @@ def test_one_nan_anywhere_is_found_and_infinities_are_not_nan() -> None:
         "index": torch.arange(3),
     }.items():
         module.register_buffer(name, values, persistent=name != "middle")
-    assert poisoned_names(module) == {"middle", "first", "complex", "eight"}
+    assert nan_filled_names(module) == {"middle", "first", "complex", "eight"}
 
 
 def test_a_skeleton_has_the_structure_and_the_index_tables() -> None:
@@ -248,14 +248,14 @@ def test_a_skeleton_has_the_structure_and_the_index_tables() -> None:
     assert torch.equal(module.get_buffer(key), whole.get_buffer(key))
 
 
-def test_poison_is_no_slower_than_drawing() -> None:
+def test_NaN_filled_construction_is_no_slower_than_drawing() -> None:
     def seconds(build: Callable[[], object]) -> float:
         start = time.perf_counter()
         build()
         return time.perf_counter() - start
 
     def build() -> None:
-        with poisoned():
+        with nan_filled():
             zoo.build("resnet50", {})
 
     zoo.build("resnet18", {})  # imports are not what is compared
