@@ -222,3 +222,13 @@ def test_every_layout_of_every_network_has_the_bits_of_the_whole(world: int) -> 
     assert {answer[0] for answer in answers} == set(NETS) and {answer[1] for answer in answers} == set(
         schemes.split(",")
     )
+
+
+@pytest.mark.slow
+def test_the_example_fills_shards_with_the_bits_of_the_whole() -> None:
+    example = Path(__file__).parent.parent / "examples" / "fsdp2.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(example)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    expected = zc.convert("resnet18", scheme="zero-2022", validate="none").weights_digest
+    assert re.findall(r"zc1 (\w+)", done.stdout) == [expected] * 2
+    assert len(set(re.findall(r"loss ([\d.]+)", done.stdout))) == 2

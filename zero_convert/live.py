@@ -313,7 +313,8 @@ def _gathered(value: Tensor, name: str) -> Tensor:
     if value.is_meta:
         raise UsageError("a tensor has no storage", where=name, fix="Fill the network first: zero_convert.fill_.")
     local_parts(value, name)  # raises for what is not stored as numbers
-    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    gather: Any = getattr(value, "full_tensor", None)
+    whole: Tensor = value if gather is None else gather()
     return whole.detach().cpu().contiguous()
 
 
