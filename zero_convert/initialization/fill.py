@@ -15,7 +15,9 @@ from zero_convert.graph.state import stored_tensors
 from zero_convert.graph.traced import Traced
 from zero_convert.options import RecipeOptions
 from zero_convert.records import Assignment, Option, Structure
+from zero_convert.runtime.nan_memory import unwritten
 from zero_convert.runtime.threads import one_thread
+from zero_convert.sources.building.memory import require
 from zero_convert.sources.file_values import FileValues
 
 from .resolve import Context, Tied, resolve
@@ -43,14 +45,16 @@ def initialize(
 
     Raises:
         CoverageError: tensors without a rule, or values to be kept that were drawn at random.
+        LoadError: the values do not fit into memory.
     """
     state = stored_tensors(traced.root)
     asked, file_values = asked or RecipeOptions(), file_values or {}
     assignments = resolve(Context(state, structure, scheme, options, asked, constructed, drawn, file_values))
+    writes = [a for a in assignments if write and not isinstance(a.formula, AsConstructed | Tied)]
+    require(unwritten(state[a.tensor.name] for a in writes), "weights")
     with torch.no_grad():
-        for assignment in assignments if write else ():
-            if not isinstance(assignment.formula, AsConstructed | Tied):
-                _write(state[assignment.tensor.name], assignment.formula)
+        for assignment in writes:
+            _write(state[assignment.tensor.name], assignment.formula)
     return assignments
 
 
