@@ -1,7 +1,7 @@
 """Do torch and ONNX Runtime return the same, on the CPU and on the device?
 
 Up to four ways compute the network in evaluation mode on hashed inputs of the example's sizes: torch and ONNX Runtime,
-each on the CPU and on the device. The reference is torch on the CPU. In torch TF32, autocast and the search for
+each on the CPU and on the device; on WebGPU there is ONNX Runtime only. The reference is torch on the CPU. In torch TF32, autocast and the search for
 algorithms are off; ONNX Runtime runs with no graph optimization, no TF32, and convolution algorithms by heuristics.
 For every output the largest, mean and median difference are told, and the smallest tolerance t with which
 |a - b| <= t + t·|b| holds everywhere. Where a way is beyond the limit, the first node that is beyond it is named: the
@@ -12,7 +12,7 @@ Where all outputs are 0, as those of a head that starts at 0, they say nothing: 
 compared as well, and the worst of them is told as the output "layers".
 
 Fails if t is above 1e-4 (in half precision, 64 times its rounding unit), or an output is not finite where the
-reference is. On a named CUDA device it is an error if ONNX Runtime computed a floating tensor on the CPU; with
+reference is. On a named device, CUDA or WebGPU, it is an error if ONNX Runtime computed a floating tensor on the CPU; with
 `--device auto` the way is left out and the reason told.
 """
 
@@ -85,7 +85,7 @@ def errors(value: Array, reference: Array) -> Errors:
 def ask(context: CheckContext) -> Answer:
     file = context.onnx
     assert file is not None, "a need of this check"
-    dtype, strict = file.dtype, file.strict
+    dtype, strict, second = file.dtype, file.strict, file.device
     if dtype == "bfloat16":
         return Answer("skip", "NumPy, and so ONNX Runtime in Python, has no bfloat16")
     limit = max(LIMIT, 64 * torch.finfo(getattr(torch, dtype)).eps)
@@ -103,7 +103,8 @@ def ask(context: CheckContext) -> Answer:
     ways["onnxruntime cpu"] = lambda: runtime("cpu")
     if context.device != "cpu":
         ways[f"torch {context.device}"] = lambda: _torch(context, given, context.device, dtype)
-        ways[f"onnxruntime {context.device}"] = lambda: runtime(context.device)
+    if second != "cpu":
+        ways[f"onnxruntime {second}"] = lambda: runtime(second)
     distances: dict[str, list[Errors]] = {}
     left_out: dict[str, str] = {}
     for way, compute in ways.items():
@@ -114,8 +115,8 @@ def ask(context: CheckContext) -> Answer:
                 raise
             left_out[way] = error.got
             continue
-        answer = answers.get(context.device) if way.startswith("onnxruntime") and context.device != "cpu" else None
-        if answer is not None and (answer.fallen or answer.provider != provider_of(context.device)):
+        answer = answers.get(second) if way == f"onnxruntime {second}" and second != "cpu" else None
+        if answer is not None and (answer.fallen or answer.provider != provider_of(second)):
             left_out[way] = told(answer.fallen) if answer.fallen else f"it ran on {answer.provider}"
             continue
         distances[way] = [errors(a, b) for a, b in zip(values, reference, strict=False)]
@@ -211,7 +212,7 @@ def _first(context: CheckContext, file: OnnxFile, given: Inputs, fed: Sequence[A
         return first_beyond(*_compared(context, file, given, fed, way), limit)
     content, values = with_all_values(file.path)
     named = [(node or value, value) for node, value in values]
-    runs = (run(content, fed, device, strict=False).outputs for device in ("cpu", context.device))
+    runs = (run(content, fed, device, strict=False).outputs for device in ("cpu", file.device))
     reference, mine = ({n: values[v] for n, v in named if isinstance(values.get(v), np.ndarray)} for values in runs)
     return first_beyond(reference, mine, limit)
 

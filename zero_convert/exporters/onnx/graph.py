@@ -35,7 +35,12 @@ from .fold import fold
 
 
 def graph(
-    module: nn.Module, inputs: tuple[Any, ...] | Mapping[str, Any], states: Mapping[str, str], opset: int
+    module: nn.Module,
+    inputs: tuple[Any, ...] | Mapping[str, Any],
+    states: Mapping[str, str],
+    opset: int,
+    *,
+    free: bool = True,
 ) -> tuple[Graph, str]:
     """The graph of the module's forward in evaluation mode, and why its batch size is fixed ("" where it is free).
 
@@ -43,6 +48,7 @@ def graph(
         inputs: example inputs, by position or by name; tensors whose first size is that of the first one are batches.
         states: every name of the state dict → the name it is stored under.
         opset: version of the ONNX operators.
+        free: the batch size is to be free, if it can be.
     Raises:
         ModelError: torch cannot export it, with the first line of its reason.
     """
@@ -50,7 +56,7 @@ def graph(
     given = _as_cast(own, inputs)
     fixed = ""
     try:
-        program = _export(own, *_batches(given), opset)
+        program = _export(own, *(_batches(given) if free else (given, None)), opset)
     except Exception as error:
         fixed = _reason(error)
         try:
