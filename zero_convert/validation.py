@@ -108,9 +108,7 @@ def validate(
     values = _compared(root, tensors, recipe, str(path))
     tell(progress, "validate", where)
     strict = checks.is_strict(device)
-    answers = checks.run(
-        subject, level=level, device=where, strict=strict, train_steps=train_steps, progress=progress
-    )
+    answers = checks.run(subject, level=level, device=where, strict=strict, train_steps=train_steps, progress=progress)
     found = (values, _architecture(conversion, path), *answers)
     if kind == "onnx":
         tell(progress, "validate", f"parity on {where}")

@@ -52,8 +52,7 @@ def ask(context: CheckContext) -> Answer:
     return Answer(
         "fail" if different else "pass",
         (f"two runs differ: {worst}" if different else f"{compared} tensors equal bit for bit, run twice") + free,
-        {"tensors": compared, "different": different}
-        | ({"different_without_determinism": without} if full else {}),
+        {"tensors": compared, "different": different} | ({"different_without_determinism": without} if full else {}),
         "equal bits",
         REMEDY if different else "",
         {"tensors": compared},

@@ -79,8 +79,9 @@ def ask(context: CheckContext) -> Answer | None:
         "fail" if broken or apart else "warn" if warn else "pass",
         summary,
         numbers,
-        f"finite; within {APART:.0e} of the CPU" if context.session else
-        f"finite; largest over smallest at most {RANGE:.0e}",
+        f"finite; within {APART:.0e} of the CPU"
+        if context.session
+        else f"finite; largest over smallest at most {RANGE:.0e}",
         broken_by if broken or apart else ((remedy(context.subject) if repeated else "") or lengths) if warn else "",
         {"depths": len(seen.names)},
     )

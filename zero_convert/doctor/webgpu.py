@@ -171,7 +171,7 @@ class Server:
             RuntimeError: with the libraries' own words, those that they printed included.
         """
         folder = tempfile.mkdtemp()
-        with undone_by(lambda: (self.close(), shutil.rmtree(folder, ignore_errors=True))):
+        with undone_by(self.close), undone_by(lambda: shutil.rmtree(folder, ignore_errors=True)):
             try:
                 return self._run(Path(folder), model, batches)
             finally:

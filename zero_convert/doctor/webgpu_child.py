@@ -134,7 +134,7 @@ def run(device: Any, job: Facts) -> Facts:
     for source, target in job["runs"]:
         with np.load(source) as arrays:
             given = {name: arrays[str(index)] for index, name in enumerate(names)}
-        made = {}
+        made: Facts = {}
         for index, value in enumerate(one.run(None, given)):
             if isinstance(value, list):
                 made |= {f"{index}.{position}": part for position, part in enumerate(value)}
@@ -164,7 +164,7 @@ def vulkan() -> list[Facts]:
     else:
         return []
     create = ctypes.create_string_buffer(64)  # of zeros but for its type, 1
-    create[0] = 1
+    create[0] = b"\1"
     instance, count = ctypes.c_void_p(), ctypes.c_uint32()
     if loader.vkCreateInstance(create, None, ctypes.byref(instance)) != 0:
         return []

@@ -108,21 +108,20 @@ def runs(
     if provider == WEBGPU:
         with _explained(device):
             job = webgpu.run(model, batches)
-        real, events, values = job.provider, job.events, job.runs
     else:
-        real, events, values = _here(model, batches, device, provider, strict)
-    placement, fallen = placed(events, provider)
+        job = _here(model, batches, device, provider, strict)
+    placement, fallen = placed(job.events, provider)
     if strict and provider != CPU and provider not in placement and not fallen:
         raise _gone(device, "a profile that names no node on it")
     if fallen and strict:
         raise _gone(device, told(fallen), NO_KERNEL if placement.get(provider) else DOCTOR)
-    return [SessionRun(made, real, placement, tuple(fallen)) for made in values]
+    return [SessionRun(made, job.provider, placement, tuple(fallen)) for made in job.runs]
 
 
 def _here(
     model: str | PathLike[str] | bytes, batches: Sequence[Any], device: str, provider: str, strict: bool
-) -> tuple[str, Sequence[Mapping[str, Any]], list[dict[str, Any]]]:
-    """A session in this process: its provider, the events of its profile, and the outputs of each run."""
+) -> webgpu.Job:
+    """A session in this process."""
     import onnxruntime as ort
 
     if provider == CUDA:
@@ -148,7 +147,7 @@ def _here(
                 values = session.run(None, dict(zip(names, inputs, strict=True)))
             made.append(dict(zip(outputs, values, strict=True)))
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
-    return real[0], events, made
+    return webgpu.Job(real[0], events, made)
 
 
 def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str, int], list[str]]:

@@ -85,7 +85,9 @@ class SessionContext(CheckContext):
         traced, module = self.subject.traced, self.module
         with isolation.kept(module), torch.no_grad():
             rng.seed()
-            Seeing(disable_dropout(module.eval()), graph=traced.evaluate).run(*moved(self.subject.inputs, module, "cpu"))
+            Seeing(disable_dropout(module.eval()), graph=traced.evaluate).run(
+                *moved(self.subject.inputs, module, "cpu")
+            )
         wanted = {
             name: None if isinstance(value, Tensor) else [i for i, part in enumerate(value) if is_float(part)]
             for name, value in values.items()
