@@ -5,7 +5,8 @@ order in which a kernel adds does not matter: the answers must be equal, not clo
 layers with such weights, one of each size; one that is 0 everywhere, which any kernel gets right, is asked with hashed
 0 and ±1 in its place. The integers go up to 4095, twelve bits: TF32 keeps eleven and bfloat16 eight, so that one of
 them in the way is seen. Compared with float64, one sample at a time: batches of 1, 2, 7 and 32, one and two threads of
-the CPU, and the device of the checks, or ONNX Runtime's. With `quick` the smallest layer of each kind and kernel, and batches of 1 and 7.
+the CPU, and the device of the checks. Where ONNX Runtime computes, the largest batch is left out. With `quick` the
+smallest layer of each kind and kernel, and batches of 1 and 7.
 
 Fails on any difference. Winograd and FFT convolutions go by other numbers on the way: for a kernel of more than one tap
 on a GPU a difference below 1e-5 of the largest value is told as a warning.

@@ -16,8 +16,8 @@ Fails if a value or gradient is not finite. Warns if the longest signal is more 
 times as long as the shortest that is not 0: float32 has 7 digits, and a network that spends 4 of them on its depth
 trains badly in 16 bits.
 
-On a device where ONNX Runtime computes, in evaluation mode and without gradients, the lengths are compared with those of
-torch in float64 on the CPU: fails if one is off by more than 1e-3.
+On a device where ONNX Runtime computes, in evaluation mode and without gradients, the lengths are compared with those
+of torch in float64 on the CPU: fails if one is off by more than 1e-3.
 """
 
 from __future__ import annotations

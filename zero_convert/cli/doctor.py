@@ -17,9 +17,7 @@ SCHEMA = 1
 def doctor(
     device: Annotated[
         str,
-        option(
-            "--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps|webgpu", help="Fail unless this one really works."
-        ),
+        option("--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps|webgpu", help="Fail unless this one works."),
     ] = "auto",
     timeout: Annotated[
         float, option("--timeout", panel=RUN, metavar="SECONDS", help="For each library that is asked.", min=1)

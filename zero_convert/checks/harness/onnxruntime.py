@@ -49,6 +49,10 @@ NO_KERNEL = (
 Values = list[npt.NDArray[Any]]
 
 
+class MemoryTooSmall(DeviceError):
+    """What the device may hold is too small for the model and these inputs."""
+
+
 @dataclass(frozen=True)
 class SessionRun:
     """What a session returned, and where its nodes ran.
@@ -150,6 +154,19 @@ def _here(
     return webgpu.Job(real[0], events, made)
 
 
+def refusal(model: str | PathLike[str]) -> str:
+    """Why ONNX Runtime's CPU provider makes no session of the file, "" where it makes one: it lacks a kernel."""
+    import onnxruntime as ort
+
+    options = _options(ort)
+    options.enable_profiling = False
+    try:
+        ort.InferenceSession(os.fspath(model), options, providers=[CPU], enable_fallback=0)
+    except Exception as error:
+        return gist(str(error))
+    return ""
+
+
 def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str, int], list[str]]:
     """Provider → number of nodes, and the nodes that fell back, from the events of a profile.
 
@@ -225,12 +242,12 @@ def _ran_out(error: BaseException) -> bool:
 def _full(device: str, error: BaseException) -> DeviceError:
     on_cpu = "Give smaller example inputs (--input), or leave the comparison out with --validate quick."
     line = next((line for line in str(error).splitlines() if LIMIT in line), "")
-    return DeviceError(
+    return MemoryTooSmall(
         "the device's memory is too small for ONNX Runtime",
         where=device,
         got=gist(line) if line else "too little for the model and one example",
         expected="room for both beside torch",
-        fix=on_cpu if device == "cpu" else "--device cpu compares on the CPU.",
+        fix=on_cpu if device == "cpu" else "Give smaller example inputs (--input); --device cpu compares on the CPU.",
     )
 
 

@@ -51,7 +51,7 @@ class SessionContext(CheckContext):
         return self.subject.inputs, self.subject.inputs
 
     @property
-    def small_inputs(self) -> Batches:  # type: ignore[override]
+    def small_inputs(self) -> Batches:
         return self.inputs
 
     @property

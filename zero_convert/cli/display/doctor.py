@@ -35,9 +35,8 @@ def findings(screen: Screen, found: Sequence[Finding]) -> None:
             table.add_row(Text.assemble((mark, style), f" {one.name.removesuffix('ExecutionProvider')}"), answer)
         screen.give(Text(_TITLES.get(group, group), "bold"), Padding(table, (0, 0, 0, 2)))
     broken = [one.name for one in found if one.status == "fail"]
-    works = [
-        one.name for one in found if one.group in ("torch", "webgpu") and one.status == "ok" and _is_device(one.name)
-    ]
+    sound = [one.name for one in found if one.group in ("torch", "webgpu") and one.status == "ok"]
+    works = [name for name in sound if _is_device(name)]
     last = f"{len(broken)} broken: {', '.join(broken)}" if broken else "nothing is broken"
     screen.give("", Text(f"{last}; checks can run on {' and '.join(works) or 'no device'}", "bold"))
 

@@ -1,4 +1,4 @@
-"""A network as one ONNX file in memory, for the checks: any module, and a graph with its values in between as outputs."""
+"""A network as one ONNX file in memory, for the checks; a graph with its values in between as outputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from zero_convert.exporters.entries import entries_of
 from zero_convert.graph.state import stored_tensors
 from zero_convert.graph.ties import ties
 
-from . import OPSET, write
+from . import write
 from .graph import graph
 
 
@@ -24,7 +24,7 @@ def content(module: nn.Module, inputs: tuple[Any, ...], *, free: bool) -> bytes:
     Args:
         free: the batch size is to be free, if it can be.
     """
-    network, _ = graph(module, inputs, ties(stored_tensors(module)), OPSET, free=free)
+    network, _ = graph(module, inputs, ties(stored_tensors(module)), free=free)
     stream = io.BytesIO()
     write(stream, network, entries_of(module), {})
     return stream.getvalue()
