@@ -13,8 +13,8 @@ compared as well, and the worst of them is told as the output "layers".
 
 Fails if t is above 1e-4 (in half precision, 64 times its rounding unit), or an output is not finite where the
 reference is. On a named device, CUDA or WebGPU, it is an error if ONNX Runtime computed a floating tensor on the CPU;
-with `--device auto` the way is left out and the reason told. Where the device holds too little for the example, one sample
-is compared.
+with `--device auto` the way is left out and the reason told. Where the device holds too little for the example, one
+sample is compared.
 """
 
 from __future__ import annotations

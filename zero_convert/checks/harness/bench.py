@@ -84,8 +84,7 @@ class CheckContext:
         mode: the one that is looked at most.
     """
 
-    session = ""
-    mode = "train"
+    session, mode = "", "train"
 
     def __init__(
         self,

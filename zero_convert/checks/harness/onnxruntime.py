@@ -39,7 +39,7 @@ COPIES = frozenset({"MemcpyToHost", "MemcpyFromHost"})  # put in by ONNX Runtime
 PICKS = frozenset(
     {"SplitToSequence", "SequenceAt"}
 )  # what torch's exporter makes of `split`; CUDA has no kernel to cut
-DOCTOR = "`zero-convert doctor` says which library is missing; --device cpu compares on the CPU."
+DOCTOR = "`zero-convert doctor` says what is missing; --device cpu compares on the CPU."
 LIMIT = "exceeds the max buffer size limit"  # WebGPU's own words
 NO_KERNEL = (
     "ONNX Runtime has no kernel for these operators there. --device auto says so and compares without it; "
@@ -241,7 +241,8 @@ def _ran_out(error: BaseException) -> bool:
 
 def _full(device: str, error: BaseException) -> DeviceError:
     on_cpu = "Give smaller example inputs (--input), or leave the comparison out with --validate quick."
-    line = next((line for line in str(error).splitlines() if LIMIT in line), "")
+    words = (LIMIT, "OUT_OF_DEVICE_MEMORY")
+    line = next((line for line in str(error).splitlines() if any(word in line for word in words)), "")
     return MemoryTooSmall(
         "the device's memory is too small for ONNX Runtime",
         where=device,
