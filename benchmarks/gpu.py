@@ -6,8 +6,8 @@ Each network is converted under two schemes and exported. Every float initialize
 nothing is 0 and no two channels are alike, and ONNX Runtime computes two samples on its CPU and on the device, nothing
 optimized: `parity` is the largest difference over the largest value. `exact` is the largest difference of layers of 0
 and ±1 on integers (the check `exact_parts`, quick), `digest` whether the weights digest of the network that was asked on
-the device is that of a conversion on the CPU. The page is written anew after each row. A device that is not there has
-one row, "not run", with the reason. Ends with 1 if a row is beyond its limit, and with 5 if there is no device.
+the device is that of a conversion on the CPU. The page is written anew after each row. A device that is not there
+has one row, "not run", with the reason. Ends with 1 if a row is beyond its limit, and with 5 if there is no device.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from zero_convert.exporters.entries import entries_of
 from zero_convert.options import Options
 
 LIMIT = 1e-4
-SIDE = 64  # of images
+SIDE = 32  # of images
 VISION = ("densenet121", "mnasnet0_5", "mobilenet_v3_small", "regnet_y_400mf", "shufflenet_v2_x0_5", "squeezenet1_1")
 TEXT = ("bart", "convnextv2", "deit", "distilbert", "gpt2", "llama")  # tiny ones
 ALL: Mapping[str, tuple[str, Mapping[str, Any]]] = {
