@@ -5,9 +5,9 @@
 Each network is converted under two schemes and exported. Every float initializer is replaced by seeded numbers, so that
 nothing is 0 and no two channels are alike, and ONNX Runtime computes two samples on its CPU and on the device, nothing
 optimized: `parity` is the largest difference over the largest value. `exact` is the largest difference of layers of 0
-and ±1 on integers (the check `exact_parts`, quick), `digest` whether the weights digest of the network that was asked on
-the device is that of a conversion on the CPU. The page is written anew after each row. A device that is not there
-has one row, "not run", with the reason. Ends with 1 if a row is beyond its limit, and with 5 if there is no device.
+and ±1 on integers (the check `exact_parts`, quick), `digest` whether the weights digest of the network asked on the
+device is that of a conversion on the CPU. The page is written anew after each row. A device that is not there has one
+row, "not run", with the reason. Ends with 1 if a row is beyond its limit, and with 5 if there is no device.
 """
 
 from __future__ import annotations
