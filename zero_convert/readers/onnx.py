@@ -43,6 +43,7 @@ def read(source: Source) -> Contents:
         size=source.size + sum(os.stat(os.path.join(beside, name)).st_size for name in files),
         tensors=tensors,
         weights={tensor.name: tensor.name for tensor in tensors},
+        payload=tuple(tensor.storage for tensor in tensors if tensor.storage is not None),
         producer=header.producer,
         files=files,
         metadata=header.metadata,

@@ -44,12 +44,18 @@ def pieces(tensor: Tensor) -> Iterator[memoryview]:
         MalformedError: the file ends early, or holds a number that its type cannot.
         StorageError: it cannot be read.
     """
-    storage = tensor.storage
-    if storage is None or not tensor.nbytes:
-        return
+    if tensor.storage is not None and tensor.nbytes:
+        stored = _stored(tensor, tensor.storage)
+        yield from (_flipped(piece, tensor) for piece in stored) if tensor.flipped else stored
+
+
+def _stored(tensor: Tensor, storage: Storage) -> Iterator[memoryview]:
+    assert tensor.nbytes is not None
     with opened(storage.path) as file:
         if storage.varints:
             yield from _numbers(file, storage, tensor)
+        elif storage.text:
+            yield from _encoded(file, storage, tensor)
         elif contiguous(tensor):
             begin = storage.begin + tensor.offset
             yield from _span(file, begin, begin + tensor.nbytes, storage.path)
@@ -84,6 +90,30 @@ def _span(file: BinaryIO, begin: int, end: int, where: str) -> Iterator[memoryvi
         data = read_span(file, begin, min(end - begin, PIECE), where)
         begin += len(data)
         yield memoryview(data)
+
+
+def _flipped(piece: memoryview, tensor: Tensor) -> memoryview:
+    """The elements with their signs changed: of the imaginary part, the real one or both."""
+    import numpy as np
+
+    row = DTYPES[tensor.dtype]
+    parts = 2 if row.kind == "complex" else 1
+    numbers = np.frombuffer(piece, np.uint8).reshape(-1, parts, row.bits // 8 // parts).copy()
+    first, last = {"real": (0, 1), "imaginary": (1, 2), "both": (0, parts)}[tensor.flipped]
+    numbers[:, first:last, -1] ^= 0x80
+    return memoryview(numbers.tobytes())
+
+
+def _encoded(file: BinaryIO, storage: Storage, tensor: Tensor) -> Iterator[memoryview]:
+    """Bytes that a pickle has as text; it was taken into memory to be read, so these are few."""
+    import numpy as np
+
+    text = read_span(file, storage.begin, storage.end - storage.begin, storage.path)
+    data = text.decode("utf-8", "strict").encode("latin-1")
+    width = DTYPES[tensor.dtype].bits // 8
+    strides = None if tensor.strides is None else [step * width for step in tensor.strides]
+    whole = np.ndarray(tensor.shape, np.dtype((np.void, width)), data, 0, strides).tobytes()
+    yield from (memoryview(whole[at : at + PIECE]) for at in range(0, len(whole), PIECE))
 
 
 # -- views
