@@ -106,8 +106,8 @@ class Contents:
             these are all tensors, or those on the first level.
         weights_prefix: what stands before each of their names besides, and does not belong to them: "module.".
         weights: the names in `tensors` of the model's own, mapped to their names in the model.
-        besides: name of each tensor that is not the model's own → what it belongs to: the key of a checkpoint, "constants
-            of the program".
+        besides: name of each tensor that is not the model's own → what it belongs to: a checkpoint's key, "constants of
+            the program".
         metadata: texts of the file.
         globals: every class and function that a loader would import, "module.name", in the order of the file.
         trust: why loading it would mean to run code from it; empty if it would not.

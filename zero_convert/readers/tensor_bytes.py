@@ -195,7 +195,7 @@ def _decoded(raw: npt.NDArray[np.uint8], ends: npt.NDArray[np.intp]) -> npt.NDAr
 
     starts = np.concatenate(([0], ends[:-1] + 1))
     place = np.arange(len(raw)) - np.repeat(starts, ends - starts + 1)
-    if int(place.max()) > 9:
+    if int(place.max()) > 9 or bool((raw[place == 9] > 1).any()):
         return np.full(len(ends), np.iinfo(np.uint64).max, np.uint64)  # no type takes it
     parts = (raw & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64)
     return np.bitwise_or.reduceat(parts, starts).astype("<u8")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from zero_convert.formats import dtypes
 from zero_convert.formats.digests import brief
 from zero_convert.formats.dtypes import DTYPES
 
@@ -30,7 +31,6 @@ _NO_WEIGHTS = re.compile(
     r"optim|sched|scaler|(^|_)(amp|ema|swa|rng|random|generator_state)(_|$)|averag|callback|loop|hyper|history"
 )
 _FACTS, _SHORT = 40, 200  # entries of a checkpoint that are told, and characters of one
-_INDICES = ("I64", "BOOL")  # types of sizes, positions and masks
 
 
 def contents_of(
@@ -94,8 +94,8 @@ def contents_of(
 
 
 def may_be_weight(tensor: Tensor) -> bool:
-    """Whether a constant of a program may be a weight: more than one number, and no sizes, positions or mask."""
-    return tensor.values > 1 and tensor.dtype not in _INDICES
+    """Whether a constant of a program may be a weight."""
+    return dtypes.may_be_weight(tensor.dtype, tensor.values)
 
 
 def _undigested(
