@@ -66,6 +66,8 @@ class Arrays:
             return None
         if not all(type(size) is int and 0 <= size < 1 << 62 for size in sizes):
             return None
+        if type(data) is str and max(data, default="") > "\xff":
+            raise self._source.malformed("a text that stands for bytes holds a character that is none")
         bits = DTYPES[row].bits_of(sizes)
         if bits is None or bits != 8 * len(data):
             return None

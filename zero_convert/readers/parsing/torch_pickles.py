@@ -20,9 +20,8 @@ from .source import Source
 
 STORAGES = {f"{row.storage}Storage": row.name for row in DTYPES.values() if row.storage}
 TYPES = {row.torch: row.name for row in DTYPES.values() if row.torch}
-_ERRORS = [
-    name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, BaseException)
-]
+_CLASSES = [value for value in vars(builtins).values() if isinstance(value, type)]
+_ERRORS = dict.fromkeys(value.__name__ for value in _CLASSES if issubclass(value, BaseException))
 SAFE = frozenset(
     [
         "collections.OrderedDict", "collections.Counter", "builtins.set", "builtins.bytearray", "builtins.complex",
