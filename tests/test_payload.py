@@ -6,16 +6,20 @@ import io
 import json
 import random
 import re
+import time
 import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 
-from tests.odd_containers import COVERED, ODD, saved
+from tests.bombs import onnx as graph_of
+from tests.bombs import part
+from tests.odd_containers import COVERED, ODD, model, saved
 from zero_convert import inspection, readers
 from zero_convert.cli import main
 from zero_convert.errors import RefusedError, StorageError
@@ -105,6 +109,26 @@ def test_inspect_says_what_it_leaves_out_and_what_it_does_not_cover(
     assert facts["weights_digest"] is None and uncovered["file"] == "model.pt"
     assert path.read_bytes()[uncovered["begin"] : uncovered["end"]] == b"weights of a kind"
     assert facts["coverage"]["left_out"] == {"optimizer": 8, GAPS: 16}
+
+
+def test_long_attributes_are_skipped_at_once_and_hide_nothing(tmp_path: Path) -> None:
+    """Whole numbers are no weights, and a file by hand may have a tensor behind them."""
+    make = onnx.helper.make_node
+    numbers = list(range(100_000))
+    trees = make("TreeEnsembleRegressor", ["x"], ["y"], domain="ai.onnx.ml", nodes_treeids=numbers)
+    found = readers.read(model(tmp_path, [trees]))
+    assert found.undigested == "" and [tensor.name for tensor in found.tensors] == ["bias"]
+    weight = onnx.numpy_helper.from_array(np.ones((2, 3), "<f4")).SerializeToString()
+    hiding = part(1, b"nodes") + part(8, 300) * 5000 + part(5, weight) + part(20, 7)
+    node = part(2, b"y") + part(4, b"Layer") + part(7, b"own") + part(5, hiding)
+    (tmp_path / "model.onnx").write_bytes(graph_of(part(1, node)))
+    assert [tensor.name for tensor in readers.read(tmp_path / "model.onnx").tensors] == ["y.nodes"]
+    trees.attribute.append(onnx.helper.make_attribute("nodes_values", [0.5] * 50_000))
+    start = time.process_time()
+    found = readers.read(model(tmp_path, [trees]))
+    assert time.process_time() - start < 2
+    assert [(tensor.name, tensor.shape) for tensor in found.tensors] == [("bias", (3,)), ("y.nodes_values", (50_000,))]
+    assert found.undigested.startswith("y.nodes_values")
 
 
 # -- verify and diff ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ What may be a weight is listed as a tensor, what is only a size, a position or a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,7 +22,10 @@ from .protobuf import DELIMITED, FOUR, Field, Message
 _DEPTH = 32  # of graphs in one another; protobuf's own limit is about that
 _FEW = 16  # floats that an operator of ONNX's own may have as settings
 _BYTES = 1024  # of a text that is more than a setting
-_INNER, _FOUND = 64, 1000  # bytes of memory that a field of an attribute and a tensor may cost
+_LONG = 4096  # bytes of numbers, one a field, that are skipped at once; what follows them is the attribute's type
+_FLOATS = re.compile(rb"(?:\x3d.{4})*+(?:\xa0\x01.)?", re.DOTALL)
+_INTEGERS = re.compile(rb"(?:\x40[\x80-\xff]{0,9}[\x00-\x7f])*+(?:\xa0\x01.)?", re.DOTALL)
+_INNER, _FOUND = 256, 1000  # bytes of memory that a field of an attribute and a tensor may cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,12 @@ class NodeReader:
                 name = _plain(message, part)
             elif part.number == 7:
                 floats += (part.end - part.begin) // 4 if part.kind == DELIMITED else part.kind == FOUR
+                if part.kind == FOUR and whole.end - part.end > _LONG and _FLOATS.fullmatch(message.behind(part)):
+                    floats += (whole.end - part.end) // 5
+                    break
+            elif part.number == 8:
+                if whole.end - part.end > _LONG and _INTEGERS.fullmatch(message.behind(part)):
+                    break
             elif part.number in (5, 6, 10, 11, 22, 23) or (
                 part.number in (4, 9) and part.kind == DELIMITED and part.end - part.begin > _BYTES
             ):
@@ -196,12 +206,10 @@ class NodeReader:
         self._keep(kept, whole, always or may_be_weight(tensor.dtype, count), into)
 
     def _keep(self, tensor: StoredTensor, whole: Field, weight: bool, into: list[StoredTensor] | None = None) -> None:
+        self._spend(_FOUND)
         if weight:
-            self._spend(_FOUND)
             self._names.add(tensor.name)
             (self.found.tensors if into is None else into).append(tensor)
-        else:
-            self._spend(_INNER)
         if tensor.begin < 0 or not weight:
             (self.found.spans if weight else self.found.small).append((whole.begin, whole.end))
 

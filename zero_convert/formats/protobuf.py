@@ -120,6 +120,11 @@ class Message:
         self._spend(field.end - field.begin)
         return self._read(field.begin, field.end - field.begin)
 
+    def behind(self, field: Field) -> bytes:
+        """Everything that follows a field."""
+        self._spend(self._end - field.end)
+        return self._read(field.end, self._end - field.end)
+
     def malformed(self, what: str, expected: str = "") -> MalformedError:
         """The error that says so, for whoever knows the schema as well."""
         return MalformedError(

@@ -16,7 +16,8 @@ from .source import Source
 from .torch_pickles import inside
 
 DEPTH = 64  # of keys; containers without a key of their own may be as deep between two
-_VISIT = 100  # bytes that a visited value costs
+_VISIT, _OPEN = 100, 1000  # bytes that a visited value costs, and one more container that is open at once
+_NAME = 200  # characters of a key that is shown
 _GROUPS = ("_parameters", "_buffers", "_modules")
 NOT_PERSISTENT, ATTRIBUTE = "buffers that are not persistent", "attributes that are no state"
 
@@ -140,31 +141,39 @@ def _key(key: Any, index: int, source: Source) -> str:
 
 def _others(root: Any, source: Source, arrays: Arrays) -> Iterator[Found]:
     """Every tensor that can be reached at all, each container visited once."""
-    left: list[tuple[Path, Any]] = [((), root)]
+    open_: list[Iterator[tuple[Path, Any]]] = [iter([((), root)])]
     seen: set[int] = set()
-    while left:
-        path, at = left.pop()
+    deepest = 0
+    while open_:
+        if (pair := next(open_[-1], None)) is None:
+            open_.pop()
+            continue
+        path, at = pair
         if isinstance(at, StoredIn):
             at = whole_storage(at)
         elif isinstance(at, Call) and (made := arrays.array(at)) is not None:
             at = made
         if isinstance(at, Array):
             names = tuple(name for name in path if name not in _GROUPS)
-            yield Found(names[-DEPTH:], at, hidden=NOT_PERSISTENT if "_buffers" in path[-2:-1] else ATTRIBUTE)
-        elif id(at) not in seen and isinstance(at, Call | Parts | Sequence | Table | tuple):
+            yield Found(names, at, hidden=NOT_PERSISTENT if "_buffers" in path[-2:-1] else ATTRIBUTE)
+        elif isinstance(at, Call | Parts | Sequence | Table | tuple) and id(at) not in seen:
             seen.add(id(at))
-            source.budget.take(_VISIT)
-            left.extend(reversed([*_named(at, path)]))
+            open_.append(_named(at, path))
+            source.budget.take(_VISIT if len(open_) <= deepest else _OPEN)
+            deepest = max(deepest, len(open_))
 
 
 def _named(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    """What is in a container, with the first keys that lead there."""
+    full = len(path) >= DEPTH
     if isinstance(value, Table):
         for key, inner in value.pairs:
-            yield ((*path, key) if type(key) is str and key.isprintable() and len(key) < 200 else path), inner
+            plain = not full and type(key) is str and key.isprintable() and len(key) < _NAME
+            yield (*path, key) if plain else path, inner
             yield path, key
     elif isinstance(value, Sequence | tuple):
         for index, inner in enumerate(inside(value)):
-            yield (*path, str(index)), inner
+            yield path if full else (*path, str(index)), inner
     else:
         for inner in inside(value):
             yield path, inner
