@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from tests import model_files as files
 from tests.odd_containers import ODD, Scaled, drawn, saved, script
@@ -150,6 +151,22 @@ def test_a_whole_network_has_the_names_of_its_state_dict(tmp_path: Path) -> None
     survey = inspection.survey(found, digest=True)
     assert survey.digest == inspection.survey(state, digest=True).digest is not None
     assert survey.coverage.left_out == {"buffers that are not persistent": 12}
+
+
+@pytest.mark.parametrize("how", ["weight_norm", "pruned"])
+def test_a_weight_that_is_computed_from_parameters_is_named_as_left_out(how: str, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(3, 2))
+    if how == "pruned":
+        prune.l1_unstructured(network[0], "weight", 0.5)
+        network[0].weight = network[0].weight.detach()
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated, and in many files
+            nn.utils.weight_norm(network[0])
+    found = readers.read(saved(tmp_path, network))
+    survey = inspection.survey(found, digest=True)
+    assert {*found.weights} == {*network.state_dict()} and survey.digest is not None
+    assert survey.coverage.left_out == {"attributes computed from parameters": 24}
 
 
 def test_constants_of_programs_are_listed(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ WEIGHTS = (
 )  # fmt: skip # keys that hold a model's tensors, the first of them counts
 PREFIXES = ("module.", "_orig_mod.", "model._orig_mod.")  # of DistributedDataParallel and torch.compile
 CONSTANTS, STRINGS = "constants of the program", "byte strings in the pickle"
+_COMPUTED = "attributes computed from parameters"
+_FROM = ("_orig", "_v")  # behind the names of what pruning, weight_norm and spectral_norm compute a weight from
 _NO_WEIGHTS = re.compile(
     r"optim|sched|scaler|(^|_)(amp|ema|swa|rng|random|generator_state)(_|$)|averag|callback|loop|hyper|history"
 )
@@ -193,6 +195,9 @@ def _weights(root: Any, found: Mapping[str, Found]) -> tuple[str, str, Mapping[s
             inner[name] = ".".join(rest)
         else:
             besides[name] = (each.hidden if inside else "") or (each.path[0] if each.path else "")
+    for name, label in besides.items():
+        if label == ATTRIBUTE and any(f"{name}{end}" in inner for end in _FROM):
+            besides[name] = _COMPUTED
     prefix = ""
     while step := next((p for p in PREFIXES if inner and all(n.startswith(prefix + p) for n in inner.values())), ""):
         prefix += step
