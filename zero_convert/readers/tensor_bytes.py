@@ -182,6 +182,8 @@ def _numbers(file: BinaryIO, storage: Storage, tensor: Tensor) -> Iterator[memor
             break
         used = int(ends[-1]) + 1
         values = _decoded(raw[:used], ends)
+        if values is None:
+            raise _unfit(tensor, storage, "a number of more than 64 bits", tensor.dtype)
         _check_range(values, width, signed, tensor, storage)
         count += len(values)
         rest = data[used:]
@@ -190,15 +192,17 @@ def _numbers(file: BinaryIO, storage: Storage, tensor: Tensor) -> Iterator[memor
         raise _unfit(tensor, storage, f"{count} numbers", f"{prod(tensor.shape)}")
 
 
-def _decoded(raw: npt.NDArray[np.uint8], ends: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
+def _decoded(raw: npt.NDArray[np.uint8], ends: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64] | None:
+    """The numbers that end at `ends`; None if one has more than 64 bits."""
     import numpy as np
 
     starts = np.concatenate(([0], ends[:-1] + 1))
     place = np.arange(len(raw)) - np.repeat(starts, ends - starts + 1)
     if int(place.max()) > 9 or bool((raw[place == 9] > 1).any()):
-        return np.full(len(ends), np.iinfo(np.uint64).max, np.uint64)  # no type takes it
+        return None
     parts = (raw & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64)
-    return np.bitwise_or.reduceat(parts, starts).astype("<u8")
+    found: npt.NDArray[np.uint64] = np.bitwise_or.reduceat(parts, starts).astype("<u8")
+    return found
 
 
 def _check_range(values: npt.NDArray[np.uint64], width: int, signed: bool, tensor: Tensor, storage: Storage) -> None:
