@@ -2,7 +2,8 @@
 
 Bytes of ones are NaN in float64, float32, float16, bfloat16 and in two of the 8-bit floats. One file in memory holds
 `CHUNK` of them; a tensor's storage is that file, mapped again and again, private and copied on write: a page costs
-memory once it is written. Linux only. Where mapping fails (`vm.overcommit_memory=2`, `vm.max_map_count`) ordinary memory serves.
+memory once it is written. Linux only. Where mapping fails (`vm.overcommit_memory=2`, `vm.max_map_count`) ordinary
+memory serves.
 """
 
 from __future__ import annotations
@@ -20,10 +21,8 @@ from torch import Tensor
 
 LEAST = 1 << 20  # bytes; below that ordinary memory serves
 CHUNK = 16 << 20  # bytes of the file
-DTYPES = frozenset(
-    [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128]
-    + [torch.float8_e4m3fn, torch.float8_e5m2]
-)
+DTYPES = frozenset((torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128))
+DTYPES |= {torch.float8_e4m3fn, torch.float8_e5m2}
 _NORESERVE, _FIXED, _ANONYMOUS = 0x4000, 0x10, 0x20
 _FAILED = ctypes.c_void_p(-1).value
 _sizes: dict[int, int] = {}  # address → bytes, of every mapping that is in use
@@ -79,10 +78,8 @@ def unwritten(tensors: Iterable[Tensor]) -> int:
 def _is_dense(tensor: Tensor) -> bool:
     """Whether each element has a place of its own, with none left in between."""
     expected = 1
-    for stride, size in sorted(
-        (stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1
-    ):
-        if stride != expected:
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
             return False
         expected *= size
     return True
