@@ -62,7 +62,10 @@ def restore(tensor: Tensor) -> bool:
     address, size = tensor.untyped_storage().data_ptr(), tensor.numel() * tensor.element_size()
     if _sizes.get(address) != size or not _is_dense(tensor):
         return False
-    _map_ones(address, size)
+    try:
+        _map_ones(address, size)
+    except OSError:
+        return False
     return True
 
 
