@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -162,13 +163,22 @@ class Conversion:
         return Subject(*network, assignments, self.inputs, self.outputs, self.original)
 
     def release(self) -> nn.Module:
-        """The rewritten module for the user; what was reduced while it was looked at is as it was made.
-
-        Its state dicts carry the architecture digest.
-        """
+        """The rewritten network, flat; what was reduced while it was looked at is as it was made."""
         detectors.restore(self.loaded.reduced)
-        guard(self.traced.root, self.architecture_digest)
+        if self.asked.dtype != "float32":
+            self.tree  # noqa: B018  made while the network still takes its example inputs
+            cast(self.traced.root, self.asked.dtype)
+            if self.tree.module is not self.traced.root:
+                rewrites.share_tensors(self.traced.root, self.tree.module)
         return self.traced.root
+
+    @cached_property
+    def tree(self) -> rewrites.Tree:
+        """The rewritten network for the user. Its state dicts carry the architecture digest."""
+        tree = rewrites.tree(self.traced, self.inputs)
+        tree.module.train(self.training)
+        guard(tree.module, self.architecture_digest)
+        return tree
 
     def plan(self, assignments: tuple[Assignment, ...]) -> Plan:
         return Plan(

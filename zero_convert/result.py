@@ -5,11 +5,13 @@ Knows nothing of sources, tracing or rewriting.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from zero_convert.runtime.patches import one_at_a_time
@@ -20,6 +22,7 @@ from .exporters.safetensors import Entry
 from .formats.digests import Written
 from .formats.identity import start_digest
 from .graph.traced import Original
+from .graph.module_tree import Tree
 from .options import FileOptions
 from .records import Check, Edit, OriginalClass, Plan, Recipe, Structure
 from .runtime.progress import Progress
@@ -31,7 +34,7 @@ class Result:
     """A converted model.
 
     Attributes:
-        module: the network, initialized; trainable, deep-copyable, compilable; its state dict is what `save` writes.
+        network: its layers, initialized, as the checks and the exporters know them; `module` has the same ones.
         plan: every edit and every tensor's rule; its joins are those of the model as given.
         checks: the measured answers; empty for `validate="none"`.
         recipe: what makes the bytes.
@@ -45,7 +48,7 @@ class Result:
         original_class: whether the file also loads into the class that was converted, and what it is there.
     """
 
-    module: nn.Module
+    network: nn.Module = field(repr=False)
     plan: Plan
     checks: tuple[Check, ...]
     recipe: Recipe
@@ -57,11 +60,27 @@ class Result:
     original: Original | None = field(default=None, repr=False)
     architecture_digest: str = ""
     original_class: OriginalClass | None = None
+    make_tree: Callable[[], Tree] | None = field(default=None, repr=False)
     _writer: Writer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         network = self.plan.edits, self.inputs, self.graph, self.architecture_digest
-        self._writer = Writer(self.module, self.recipe, self.fingerprint, *network)
+        self._writer = Writer(self.network, self.recipe, self.fingerprint, *network)
+
+    @property
+    def module(self) -> nn.Module:
+        """The network for its user: trainable, deep-copyable, compilable; its state dict is what `save` writes.
+
+        It has the module tree of the one that was converted. Made when it is first asked for.
+        """
+        return self.tree.module
+
+    @cached_property
+    @one_at_a_time()
+    @torch.inference_mode(False)
+    def tree(self) -> Tree:
+        """The module, and what became of the parts of the one that was converted."""
+        return Tree(self.network) if self.make_tree is None else self.make_tree()
 
     @property
     def failed(self) -> tuple[Check, ...]:

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
+from zero_convert.nn.containers import AugmentedLayer
 from zero_convert.nn.layers import HadamardTransform, ScalarBias, ScalarScale
 from zero_convert.records import Geometry
 
@@ -228,6 +229,8 @@ def new_norm(norm: nn.Module, channels: int) -> nn.Module | None:
 
 def kept_whole(module: nn.Module) -> bool:
     """Whether the module is one node. A norm with an activation inside is two layers, and is followed into."""
+    if isinstance(module, AugmentedLayer):
+        return True
     return is_layer(module) and not (
         isinstance(module, NORMS) and any(not isinstance(child, nn.Identity) for child in module.children())
     )

@@ -29,6 +29,7 @@ class Traced:
         decisions: what the example inputs' values decided in the forward.
         inside: name → role of the layers inside `opaque` parts, from a recording.
         ends: for a region: names of the layers in it that are the whole model's stems, and its heads.
+        given: of a rewritten network: what it was before, to build its module tree from.
         answers: what the analysis asked parts of the graphs by running them, kept from one analysis to the next.
     """
 
@@ -44,6 +45,7 @@ class Traced:
     decisions: tuple[str, ...] = ()
     inside: Mapping[str, str] = field(default_factory=dict)
     ends: tuple[frozenset[str], frozenset[str]] | None = None
+    given: object = field(default=None, repr=False, compare=False)
     answers: dict[Hashable, list[int] | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property
