@@ -21,8 +21,8 @@ from .errors import CheckError
 from .exporters.safetensors import Entry
 from .formats.digests import Written
 from .formats.identity import start_digest
-from .graph.traced import Original
 from .graph.module_tree import Tree
+from .graph.traced import Original
 from .options import FileOptions
 from .records import Check, Edit, OriginalClass, Plan, Recipe, Structure
 from .runtime.progress import Progress

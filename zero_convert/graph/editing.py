@@ -23,10 +23,7 @@ def insert_after(
     Where all users of the node do, the new call belongs to it: its `meta["anchor"]` is the node.
     """
     chosen = list(node.users) if users is None else list(users)
-    if len(chosen) == len(node.users):
-        anchor = node.meta.get("anchor", node)
-    else:
-        anchor = None
+    anchor = node.meta.get("anchor", node) if len(chosen) == len(node.users) else None
     with graph.inserting_after(node):
         made = call(graph, target, args(node))
     for user in chosen:

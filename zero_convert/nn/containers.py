@@ -173,7 +173,7 @@ class AugmentedLayer(_Written):
         for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
             made.__dict__[name] = layer.__dict__[name]
         made.__dict__[HIDDEN] = layer
-        made.__dict__ |= {f"_{name}": module for name, module in shared.items()}
+        made.__dict__ |= shared
         for name, module in parts.items():
             made.add_module(name, module)
         made.training = layer.training
@@ -342,7 +342,9 @@ class UnsavedConfiguration:
         )
 
 
-def signature_text(module: nn.Module, inputs: Sequence[str], constants: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]] | None:
+def signature_text(
+    module: nn.Module, inputs: Sequence[str], constants: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, Any]] | None:
     """The parameters of the module's forward as text, the fixed ones with their values, and the names the text uses.
 
     Args:

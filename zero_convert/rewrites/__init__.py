@@ -73,7 +73,9 @@ def _rewritten(
     traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]
 ) -> tuple[Traced, tuple[Edit, ...]]:
     aside = uncalled(traced.root, *traced.graphs)
-    lists = {p: tuple(m._modules) for p, m in traced.root.named_modules() if isinstance(m, nn.Sequential | nn.ModuleList)}
+    lists = {
+        p: tuple(m._modules) for p, m in traced.root.named_modules() if isinstance(m, nn.Sequential | nn.ModuleList)
+    }
     given = Given(traced.root, {graph: _content(graph) for graph in traced.graphs}, lists)
     edits: dict[tuple[str, str, str], Edit] = {}
     known: dict[fx.Graph, Structure] = {}  # of graphs that no rewrite has changed since

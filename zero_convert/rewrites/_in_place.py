@@ -27,8 +27,15 @@ WITH_FLAG = frozenset({F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.mi
 FILLS = frozenset({"bernoulli_", "copy_", "fill_", "zero_"})  # they do not read what they overwrite
 
 ARITHMETIC: dict[Any, str] = {  # the recorder writes `a + b` as a method, fx as an operator
-    **{operator.add: "add", operator.sub: "sub", operator.mul: "mul", operator.truediv: "div", "truediv": "div"},
-    **{torch.add: "add", torch.sub: "sub", torch.mul: "mul", torch.div: "div"},
+    operator.add: "add",
+    operator.sub: "sub",
+    operator.mul: "mul",
+    operator.truediv: "div",
+    "truediv": "div",
+    torch.add: "add",
+    torch.sub: "sub",
+    torch.mul: "mul",
+    torch.div: "div",
 }
 
 Call = tuple[str, Any, tuple[Any, ...], dict[str, Any]]  # op, target, args, kwargs

@@ -21,6 +21,7 @@ from ._in_place import pure_form
 
 Content = Sequence[tuple[fx.Node, str, Any, Any, Any]]  # node, op, target, args, kwargs: a graph as it was
 
+
 class ChangedError(Exception):
     """A module's own code is not what the rewritten graph does."""
 

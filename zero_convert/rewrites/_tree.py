@@ -2,15 +2,14 @@
 
 A module whose own Python still says what the network computes keeps it (`_scopes`); a layer with nodes of a rewrite
 around it becomes one module at its path. Any other module that is called gets the graphs of what it computes
-(`_outlining`) under its own class's name, and where that cannot be cut out, it refuses to be called. The finished tree is
-traced again and compared with the graphs, node for node; where they differ, the innermost module gives way.
+(`_outlining`) under its own class's name, and where that cannot be cut out, it refuses to be called. The finished tree
+is traced again and compared with the graphs (`_proof`); where they differ, the innermost module gives way.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,6 @@ from typing import Any
 from torch import fx, nn
 
 from zero_convert.graph.module_tree import Tree
-from zero_convert.graph.queries import is_size
 from zero_convert.graph.scopes import Scope, Unknown
 from zero_convert.graph.state import EXTRA, stored_tensors
 from zero_convert.graph.traced import Traced
@@ -26,8 +24,8 @@ from zero_convert.nn import containers
 from zero_convert.nn.containers import AugmentedLayer, Block, Code, Extended, Refusal, RemovedLayer, code_of
 from zero_convert.nn.tree import Container
 
-from ._in_place import pure_form
 from ._outlining import as_call, body_of, contract, text_of
+from ._proof import MismatchError, compare
 from ._scopes import ChangedError, Content, Group, Mode
 
 TRIES = 12  # trees that are compared with the graphs before all modules give way
@@ -43,12 +41,6 @@ class Given:
     children: Mapping[str, tuple[str, ...]]
 
 
-class _MismatchError(Exception):
-    def __init__(self, reason: str, path: str) -> None:
-        super().__init__(reason)
-        self.path = path
-
-
 def build(traced: Traced, given: Given, retrace: Callable[[nn.Module], tuple[fx.Graph, fx.Graph]]) -> Tree:
     """The tree of a rewritten network; `retrace` gives the graphs of a module in training and in evaluation mode."""
     undo = _snapshot(given.root)
@@ -58,9 +50,9 @@ def build(traced: Traced, given: Given, retrace: Callable[[nn.Module], tuple[fx.
             plan = _Plan(traced, given, yielding)
             plan.make()
             tree = _Assembly(traced, given, plan).tree()
-            _compare(traced, tree.module, plan, retrace)
+            compare(traced.root, tree.module, plan.modes, retrace)
             return tree
-        except _MismatchError as error:
+        except MismatchError as error:
             undo()
             path = error.path
             while yielding.get(path, 0) > 1 and path:
@@ -256,7 +248,9 @@ class _Assembly:
         self.root.__dict__.pop("_rewrites", None)
 
     def tree(self) -> Tree:
-        moved = {q for by_mode in self.plan.groups.values() for found in by_mode.values() if found for q in found[1].values()}
+        moved = {
+            q for by_mode in self.plan.groups.values() for found in by_mode.values() if found for q in found[1].values()
+        }
         before = {str(target) for mode in self.plan.modes for _, op, target, _, _ in mode.before if op == "call_module"}
         exchanged = {path: self._layer(path, by_mode, before) for path, by_mode in self.plan.groups.items()}
         known = {path for path, _ in self.flat.named_modules(remove_duplicate=False)}
@@ -278,7 +272,7 @@ class _Assembly:
             named[name] is not wanted[name] for name in wanted if name.rpartition(".")[2] != EXTRA
         ):
             strange = [a for a, b in zip([*named, ""], [*wanted, ""], strict=False) if a != b]
-            raise _MismatchError(f"other tensors: {strange[:1]}", "")
+            raise MismatchError(f"other tensors: {strange[:1]}", "")
         return Tree(
             self.root,
             tuple(self.plan.kept),
@@ -365,108 +359,3 @@ def _snapshot(root: nn.Module) -> Callable[[], None]:
                 own[name].update(content)
 
     return undo
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _compare(
-    traced: Traced, module: nn.Module, plan: _Plan, retrace: Callable[[nn.Module], tuple[fx.Graph, fx.Graph]]
-) -> None:
-    """Raises _MismatchError if the tree's own graphs are not those of the network, in either mode."""
-    try:
-        graphs = retrace(module)
-    except Exception as error:
-        raise _MismatchError(f"{type(error).__name__}: {error}", getattr(error, "path", "")) from error
-    for mode, graph in zip(plan.modes, graphs, strict=False):
-        _Comparison(traced.root, module, mode, graph).run()
-
-
-class _Comparison:
-    """Of the graph of a tree with that of the flat network: the same calls of the same layers on the same values."""
-
-    def __init__(self, flat: nn.Module, tree: nn.Module, mode: Mode, graph: fx.Graph) -> None:
-        self.flat, self.tree, self.mode, self.graph = flat, tree, mode, graph
-        self.pairs: dict[fx.Node, fx.Node] = {}
-        self.back: dict[fx.Node, fx.Node] = {}
-        self.inside: set[fx.Node] = set()
-        self.todo: list[tuple[fx.Node, fx.Node]] = []
-
-    def run(self) -> None:
-        wanted = self.mode.rewritten
-        inputs = [[n for n in g.nodes if n.op == "placeholder"] for g in (self.graph, wanted)]
-        if len(inputs[0]) != len(inputs[1]):
-            raise _MismatchError("other inputs", "")
-        self.todo = [*zip(*inputs, strict=True), (self.graph.output_node(), wanted.output_node())]
-        while self.todo:
-            self._pair(*self.todo.pop())
-        left = [Counter(_kind(n) for n in self.graph.nodes if n not in self.pairs and _counts(n))]
-        left += [Counter(_kind(n) for n in wanted.nodes if n not in self.back and n not in self.inside and _counts(n))]
-        if left[0] != left[1]:
-            raise _MismatchError(f"calls that nothing reads: {left}", "")
-
-    def _pair(self, made: fx.Node, flat: fx.Node) -> None:
-        if made in self.pairs or flat in self.back:
-            if self.pairs.get(made) is flat or (_shared(made) and _shared(flat)):
-                if self.pairs.get(made) is flat:
-                    return
-            else:
-                self._differ(flat, f"{made.name} stands for two values")
-        self.pairs[made], self.back[flat] = flat, made
-        group = self.mode.collapsed.get(flat)
-        if group is not None:
-            self.inside |= set(group.nodes)
-            if made.op != "call_module" or str(made.target) != group.path or group.source is None:
-                self._differ(flat, f"{made.target} instead of {group.path}")
-            self._match(flat, made.args, (group.source,))
-            return
-        first, second = (pure_form(node.op, node.target, node.args, node.kwargs) for node in (made, flat))
-        if first[0] != second[0] or not self._same_target(made, flat, first[1] == second[1]):
-            self._differ(flat, f"{made.op} {made.target} instead of {flat.target}")
-        self._match(flat, first[2:], second[2:])
-
-    def _same_target(self, made: fx.Node, flat: fx.Node, equal: bool) -> bool:
-        if made.op in ("placeholder", "output"):
-            return True
-        if made.op == "call_module":
-            return self.tree.get_submodule(str(made.target)) is self.flat.get_submodule(str(flat.target))
-        if made.op == "get_attr":
-            return _attribute(self.tree, str(made.target)) is _attribute(self.flat, str(flat.target))
-        return equal
-
-    def _match(self, at: fx.Node, made: Any, flat: Any) -> None:
-        if isinstance(made, fx.Node) and isinstance(flat, fx.Node):
-            self.todo.append((made, flat))
-        elif isinstance(made, tuple | list) and isinstance(flat, tuple | list) and len(made) == len(flat):
-            for a, b in zip(made, flat, strict=True):
-                self._match(at, a, b)
-        elif isinstance(made, dict) and isinstance(flat, dict) and made.keys() == flat.keys():
-            for key in made:
-                self._match(at, made[key], flat[key])
-        elif isinstance(made, slice) and isinstance(flat, slice):
-            self._match(at, (made.start, made.stop, made.step), (flat.start, flat.stop, flat.step))
-        elif type(made) is not type(flat) or (made is not flat and made != flat):
-            self._differ(at, f"{made!r:.60} instead of {flat!r:.60}")
-
-    def _differ(self, flat: fx.Node, reason: str) -> None:
-        scope = flat.meta.get("scope") or ()
-        raise _MismatchError(f"{flat.name}: {reason}", scope[-1][0] if scope else "")
-
-
-def _shared(node: fx.Node) -> bool:
-    """Whether two nodes may stand for one: each module reads sizes and tensors of its own."""
-    return node.op == "get_attr" or is_size(node)
-
-
-def _counts(node: fx.Node) -> bool:
-    return not _shared(node) and node.op != "placeholder"
-
-
-def _kind(node: fx.Node) -> tuple[str, str]:
-    op, target, *_ = pure_form(node.op, node.target, node.args, node.kwargs)
-    return op, str(target)
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    owner, _, name = path.rpartition(".")
-    return getattr(root.get_submodule(owner), name)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from zero_convert.graph.queries import kind, memory
 
@@ -82,7 +81,11 @@ def _works_in_place(root: nn.Module, node: fx.Node, modules: dict[str, bool]) ->
         return False
     if node.target in FUNCTIONS:
         return node.meta.get("shape") is not None  # sizes are Python numbers: nobody else sees the change
-    return node.kwargs.get("inplace") is True or (node.op == "call_method" and pure_method(node.target) != "") or flagged(node.target, node.args)
+    return (
+        node.kwargs.get("inplace") is True
+        or (node.op == "call_method" and pure_method(node.target) != "")
+        or flagged(node.target, node.args)
+    )
 
 
 def _other_views(root: nn.Module, value: fx.Node, before: int, order: Mapping[fx.Node, int]) -> list[fx.Node]:

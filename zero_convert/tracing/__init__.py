@@ -96,7 +96,9 @@ def retrace_tree(traced: Traced, inputs: Sequence[Any], root: nn.Module) -> tupl
     try:
         with rng.seeded():
             if traced.capture == "fx":
-                return _symbolic_graph(root, len(inputs), training=True), _symbolic_graph(root, len(inputs), training=False)
+                return _symbolic_graph(root, len(inputs), training=True), _symbolic_graph(
+                    root, len(inputs), training=False
+                )
             named = dict(zip(traced.keywords, inputs, strict=True)) if traced.keywords else inputs
             leaves = list(traced.opaque)
             train, evaluate = (_record(root, named, leaves, [], {}, training=mode) for mode in (True, False))
