@@ -62,6 +62,7 @@ def kind_of(module: nn.Module) -> str:
 
     "fixed" is a matrix, kernel or norm whose values the author fixed: a transform of the signal, no layer of weights.
     """
+    module = module.layer if isinstance(module, AugmentedLayer) else module
     kind = _kind_of_class(module)
     if fixed_names(module) and (
         (kind in _TRANSFORMS and "weight" in fixed_names(module)) or (kind == "norm" and departs(module))
@@ -165,6 +166,7 @@ def is_layer(module: nn.Module) -> bool:
 
 def geometry(module: nn.Module) -> Geometry | None:
     """Sizes of a layer with weights; None for anything else. A recurrent layer's are those of its signal."""
+    module = module.layer if isinstance(module, AugmentedLayer) else module
     if isinstance(module, nn.Linear):
         return Geometry(module.out_features, module.in_features)
     if isinstance(module, nn.Bilinear):

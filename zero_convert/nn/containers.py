@@ -179,8 +179,14 @@ class AugmentedLayer(_Written):
         made.training = layer.training
         return made
 
+    @property
+    def layer(self) -> nn.Module:
+        """The layer inside."""
+        layer: nn.Module = self.__dict__[HIDDEN]
+        return layer
+
     def train(self, mode: bool = True) -> AugmentedLayer:
-        self.__dict__[HIDDEN].training = mode
+        self.layer.training = mode
         super().train(mode)
         return self
 
@@ -190,10 +196,10 @@ class AugmentedLayer(_Written):
         except AttributeError:
             if HIDDEN not in self.__dict__ or name.startswith("__"):
                 raise
-            return getattr(self.__dict__[HIDDEN], name)
+            return getattr(self.layer, name)
 
     def extra_repr(self) -> str:
-        return self.__dict__[HIDDEN].extra_repr()
+        return self.layer.extra_repr()
 
 
 class _Steps(_Written):

@@ -10,12 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from zero_convert.graph.queries import is_size
 
 from ._in_place import pure_form
 from ._scopes import Mode
+
+
+CONSTANT = "_tensor_constant"  # a tensor that a forward makes; each tracing has its own
 
 
 class MismatchError(Exception):
@@ -31,12 +35,17 @@ def compare(
     retrace: Callable[[nn.Module], tuple[fx.Graph, fx.Graph]],
 ) -> None:
     """Raises MismatchError if the tree's own graphs are not those of the network, in either mode."""
+    before = set(vars(tree))
     try:
         graphs = retrace(tree)
     except Exception as error:
         raise MismatchError(f"{type(error).__name__}: {error}", getattr(error, "path", "")) from error
-    for mode, graph in zip(modes, graphs, strict=False):
-        _Comparison(flat, tree, mode, graph).run()
+    try:
+        for mode, graph in zip((modes[0], modes[-1]), graphs, strict=True):
+            _Comparison(flat, tree, mode, graph).run()
+    finally:
+        for name in vars(tree).keys() - before:
+            delattr(tree, name)
 
 
 class _Comparison:
@@ -88,7 +97,9 @@ class _Comparison:
         if made.op == "call_module":
             return self.tree.get_submodule(str(made.target)) is self.flat.get_submodule(str(flat.target))
         if made.op == "get_attr":
-            return _attribute(self.tree, str(made.target)) is _attribute(self.flat, str(flat.target))
+            first, second = _attribute(self.tree, str(made.target)), _attribute(self.flat, str(flat.target))
+            constant = CONSTANT in str(made.target) and CONSTANT in str(flat.target) and isinstance(first, Tensor)
+            return first is second or (constant and first.dtype == second.dtype and torch.equal(first, second))
         return equal
 
     def _match(self, at: fx.Node, made: Any, flat: Any) -> None:

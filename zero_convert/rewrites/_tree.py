@@ -291,7 +291,11 @@ class _Assembly:
             module = self.root.get_submodule(target)
             parts[name] = copy.deepcopy(module) if target in before else module
         shared = {name: self.root.get_submodule(target) for _, _, there in graphs for name, target in there.items()}
-        return AugmentedLayer.of(self.root.get_submodule(path), code_of(graphs[0][0], graphs[1][0]), parts, shared)
+        layer = self.root.get_submodule(path)
+        inside = any(node.target == containers.HIDDEN for graph, *_ in graphs for node in graph.nodes)
+        if not inside and layer.state_dict(keep_vars=True):
+            layer = nn.Identity()  # a norm that something else stands for
+        return AugmentedLayer.of(layer, code_of(graphs[0][0], graphs[1][0]), parts, shared)
 
     def _exchange(self, made: Mapping[str, nn.Module]) -> None:
         """Puts modules in the places of others, under each of their names."""
