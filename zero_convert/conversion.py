@@ -33,13 +33,13 @@ from .sources.building.fingerprint import fingerprint
 from .sources.building.precision import cast as cast
 from .sources.building.precision import single_precision
 from .sources.file_values import FileValues
-from .sources.inputs import parse_inputs, spell_inputs
+from .sources.inputs import parse_inputs
 from .sources.model_file import File, opened
 from .sources.programs import torchscript
 from .structure import analyze
 from .tracing import record, retrace, trace
 from .tracing.outside import Facts, equal_outside, is_suspicious, refuse_outside
-from .tracing.shapes import propagate_shapes, runs
+from .tracing.shapes import propagate_shapes
 
 SHOWN = 6  # parts and decisions named in a note
 Outputs = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each tensor that a forward returns
@@ -106,7 +106,7 @@ class Conversion:
         self.traced, self.outside = _traced(loaded, given)
         traced = self.traced
         self.described = self.description = describe_network(traced)
-        self.needed = _needed_inputs(loaded, traced.capture) if self.given else ()
+        self.needed = sources.needed_inputs(loaded, traced.capture) if self.given else ()
         self.outputs = {"train": _outputs(traced.train), "evaluate": _outputs(traced.evaluate)}
 
     def analyze(self, *, compare: bool) -> None:
@@ -322,33 +322,6 @@ def _capture_notes(traced: Traced) -> tuple[str, ...]:
         parts = ", ".join(region.path for region in traced.regions[:SHOWN]) or "none"
         notes.append(f"the model's own Python stays; parts that may be rewritten: {parts}")
     return (*notes, *(f"control flow {decision}" for decision in traced.decisions[:SHOWN]))
-
-
-def _needed_inputs(loaded: sources.Loaded, capture: str) -> tuple[str, ...]:
-    """The given example inputs as the recipe spells them, where the source's own would not do to trace the model.
-
-    In the capture `fx` those do that run: sizes decide no branch of its graph. In the others the graph is what these
-    inputs make of the forward, so they have to be of the same sizes.
-    """
-    usual, given = sources.conventional_inputs(loaded), loaded.example_inputs or ()
-    named = given if isinstance(given, Mapping) else dict.fromkeys(range(0))
-    values = tuple(named.values()) if named else tuple(given)
-    if not loaded.name or not all(isinstance(x, torch.Tensor) for x in values):
-        return ()
-    if (
-        usual is not None
-        and len(usual) == len(values)
-        and isinstance(usual, Mapping) == bool(named)
-        and (capture == "fx" or _sizes(usual) == _sizes(given))
-        and runs(loaded.module, usual)
-    ):
-        return ()
-    return spell_inputs(given, lambda inputs: runs(loaded.module, inputs))
-
-
-def _sizes(inputs: Inputs) -> list[tuple[Any, ...] | None]:
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return [tuple(x.shape) if isinstance(x, torch.Tensor) else None for x in values]
 
 
 def _same_outputs(

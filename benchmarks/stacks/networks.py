@@ -39,7 +39,9 @@ def _transformers(kind: str) -> tuple[nn.Module, Any]:
         return tf.BertForSequenceClassification(tf.BertConfig(**text, **still, vocab_size=100)), inputs
     if kind == "gpt2":
         still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        return tf.GPT2LMHeadModel(tf.GPT2Config(n_embd=64, n_layer=3, n_head=4, n_positions=64, **words, **still)), inputs
+        return tf.GPT2LMHeadModel(
+            tf.GPT2Config(n_embd=64, n_layer=3, n_head=4, n_positions=64, **words, **still)
+        ), inputs
     if kind == "llama":
         return tf.LlamaForCausalLM(tf.LlamaConfig(**text, num_key_value_heads=2, vocab_size=100)), inputs
     sizes = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 3, "num_heads": 4}

@@ -133,7 +133,9 @@ def methods(module: nn.Module, inputs: Any) -> str:
         ids = inputs["input_ids"][:1]
         answers["generate"] = tried(lambda: module.generate(ids, max_new_tokens=3, do_sample=False))
     if hasattr(module, "gradient_checkpointing_enable"):
-        answers["gradient_checkpointing"] = tried(lambda: (copy.deepcopy(module).gradient_checkpointing_enable(), True)[1])
+        answers["gradient_checkpointing"] = tried(
+            lambda: (copy.deepcopy(module).gradient_checkpointing_enable(), True)[1]
+        )
     if hasattr(module, "no_weight_decay"):
         answers["no_weight_decay"] = tried(module.no_weight_decay)
     return ", ".join(f"{name} {answer}" for name, answer in answers.items())
@@ -203,5 +205,3 @@ def main() -> int:
             wrong |= not same
             print(f"| {' | '.join(cells)} |", flush=True)
     return int(wrong)
-
-

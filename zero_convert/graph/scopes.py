@@ -45,6 +45,17 @@ class ScopeCall:
         return replace(self, value=_with_nodes(value, tensor, node_of))
 
 
+class ScopedGraph(fx.Graph):
+    """A graph whose nodes know the scope that they are made in."""
+
+    scope: Scope = ()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["scope"] = self.scope
+        return node
+
+
 def _with_nodes(value: Any, tensor: type, node_of: Callable[[Any], fx.Node | None]) -> Any:
     def stand_in(leaf: Any) -> Any:
         if isinstance(leaf, tensor):

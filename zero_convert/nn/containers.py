@@ -99,7 +99,8 @@ def code_of(
         fixed: as of `Code`.
         defaults: names that `parameters` refers to.
     """
-    texts, names = [], {}
+    texts: list[str] = []
+    names: dict[str, Any] = {}
     for graph in (train, evaluate):
         text, space = source_of(graph)
         texts.append(text.replace(f"self.{HIDDEN}(", f"self.{HIDDEN}.forward("))
@@ -363,7 +364,10 @@ def signature_text(
     known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY, p.POSITIONAL_ONLY)}
     if not set(inputs) <= known:
         return None
-    texts, fixed, names, keywords = [], {}, {}, False
+    texts: list[str] = []
+    fixed: dict[str, Any] = {}
+    names: dict[str, Any] = {}
+    keywords = False
     for p in parameters:
         if p.kind is p.VAR_KEYWORD or p.kind is p.VAR_POSITIONAL:
             continue  # what is not named is refused by Python

@@ -127,7 +127,7 @@ class HadamardTransform(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HadamardTransform:
         was_meta = self.right.is_meta
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if was_meta and not self.right.is_meta:
             self.reset_parameters()
         else:
@@ -145,7 +145,9 @@ class HadamardTransform(nn.Module):
         return self.order == self.channels
 
     def forward(self, x: Tensor) -> Tensor:
-        return transformed(x, self.left, self.right, self.mix, self.channels, self.order, self.trailing, self.mixing)
+        numbers = self.left, self.right, self.mix
+        y: Tensor = transformed(x, *numbers, self.channels, self.order, self.trailing, self.mixing)
+        return y
 
     def extra_repr(self) -> str:
         return f"{self.channels}, mixing={self.mixing}"

@@ -18,7 +18,6 @@ from zero_convert.graph.queries import is_size
 from ._in_place import pure_form
 from ._scopes import Mode
 
-
 CONSTANT = "_tensor_constant"  # a tensor that a forward makes; each tracing has its own
 
 

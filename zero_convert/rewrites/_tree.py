@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from zero_convert.graph.kinds import NORMS
 from zero_convert.graph.module_tree import Tree
 from zero_convert.graph.scopes import Scope, Unknown
 from zero_convert.graph.state import EXTRA, stored_tensors
@@ -259,6 +260,10 @@ class _Assembly:
         for path, others in self.plan.others.items():
             for name, target in others.items():
                 self.root.get_submodule(path)._modules[name] = self.root.get_submodule(target)
+        for path in self.plan.scopes:
+            if path and path not in self.plan.called and isinstance(self.root.get_submodule(path), NORMS):
+                exchanged[path] = Container()  # a norm that was taken apart and then taken away
+                exchanged[path]._modules |= self.root.get_submodule(path)._modules
         self._exchange(exchanged)
         for path in moved - before:
             parent, _, name = path.rpartition(".")

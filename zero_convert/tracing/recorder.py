@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from zero_convert.graph.results import tensors_of
-from zero_convert.graph.scopes import Scope, ScopeCall
+from zero_convert.graph.scopes import Scope, ScopeCall, ScopedGraph
 from zero_convert.nn.functional import FunctionCall, assigned
 from zero_convert.runtime import rng
 from zero_convert.runtime.patches import replaced
@@ -47,17 +47,6 @@ class ValueNeeded(Exception):
     """The forward asks for the value of a tensor that depends on parameters, or takes a number from an input."""
 
 
-class _ScopedGraph(fx.Graph):
-    """A graph whose nodes know the scope that they are made in."""
-
-    scope: Scope = ()
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        node.meta["scope"] = self.scope
-        return node
-
-
 class Recorder(TorchFunctionMode):
     """Records one forward.
 
@@ -72,7 +61,7 @@ class Recorder(TorchFunctionMode):
         self, root: nn.Module, leaves: Collection[str], is_leaf: Callable[[nn.Module], bool], *, real: bool = False
     ) -> None:
         super().__init__()
-        self.root, self.graph = root, _ScopedGraph()
+        self.root, self.graph = root, ScopedGraph()
         self.decisions: list[str] = []
         self._leaves, self._is_leaf = frozenset(leaves), is_leaf
         self._fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
