@@ -17,12 +17,14 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import zero_convert as zc
+from zero_convert import tree as module_tree
 from zero_convert.errors import ModelError
 from zero_convert.graph.results import tensors_of
 from zero_convert.nn.containers import AugmentedLayer, Block, RemovedLayer
 from zero_convert.nn.layers import HadamardTransform
-from zero_convert.rewrites import _proof, _tree
 from zero_convert.runtime import rng
+from zero_convert.tree import plan, proof
+from zero_convert.tree.scopes import ChangedError
 
 from .nets import BottleneckNet, CifarResNet, PostActivationBlock, tiny_resnet
 from .odd_nets import ramp
@@ -269,17 +271,17 @@ def test_arguments_that_the_graph_does_not_take_are_refused() -> None:
 
 def test_a_tree_that_computes_something_else_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python that is kept although it does not do what the graph does: the innermost module gives way."""
-    keep = _tree._Plan._keep
+    keep = plan.Plan._keep
 
     def careless(self: Any, path: str) -> None:
         try:
             keep(self, path)
-        except _tree.ChangedError:
+        except ChangedError:
             if self.yielding.get(path, 0) or path != "block":
                 raise
             self.kept[path] = None
 
-    monkeypatch.setattr(_tree._Plan, "_keep", careless)
+    monkeypatch.setattr(plan.Plan, "_keep", careless)
     result = converted(SharedRelu(), ramp(2, 12))
     assert "block" in result.tree.written
     assert_same(result, (ramp(2, 12),))
@@ -287,9 +289,9 @@ def test_a_tree_that_computes_something_else_is_found(monkeypatch: pytest.Monkey
 
 def test_a_module_that_cannot_be_cut_out_refuses_to_be_called(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: Any) -> Any:
-        raise _tree.ChangedError("not today")
+        raise ChangedError("not today")
 
-    monkeypatch.setattr(_tree, "body_of", never)
+    monkeypatch.setattr(plan, "body_of", never)
     result = converted(SharedRelu(), ramp(2, 12))
     assert "not today" in result.tree.refused["block"]
     assert_same(result, (ramp(2, 12),))
@@ -304,9 +306,9 @@ def test_a_module_that_cannot_be_cut_out_refuses_to_be_called(monkeypatch: pytes
 
 def test_where_no_tree_is_found_the_flat_network_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     def mismatch(*args: Any) -> None:
-        raise _proof.MismatchError("always", "")
+        raise proof.MismatchError("always", "")
 
-    monkeypatch.setattr(_tree, "compare", mismatch)
+    monkeypatch.setattr(module_tree, "compare", mismatch)
     result = converted(PreNorm(), ramp(2, 12))
     assert result.module is result.network and result.tree.refused
     pickle.dumps(result.module)

@@ -15,6 +15,7 @@ from .checks.subject import Subject
 from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .formats.identity import architecture_digest
 from .graph.architecture import describe_network
+from .graph.module_tree import Tree
 from .graph.original import keep
 from .graph.state import digest, extra_state, refuse_misnamed, settle, stored_tensors
 from .graph.ties import ties
@@ -40,6 +41,8 @@ from .structure import analyze
 from .tracing import record, retrace, trace
 from .tracing.outside import Facts, equal_outside, is_suspicious, refuse_outside
 from .tracing.shapes import propagate_shapes
+from .tree import share_tensors
+from .tree import tree as module_tree
 
 SHOWN = 6  # parts and decisions named in a note
 Outputs = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each tensor that a forward returns
@@ -169,13 +172,13 @@ class Conversion:
             self.tree  # noqa: B018  made while the network still takes its example inputs
             cast(self.traced.root, self.asked.dtype)
             if self.tree.module is not self.traced.root:
-                rewrites.share_tensors(self.traced.root, self.tree.module)
+                share_tensors(self.traced.root, self.tree.module)
         return self.traced.root
 
     @cached_property
-    def tree(self) -> rewrites.Tree:
+    def tree(self) -> Tree:
         """The rewritten network for the user. Its state dicts carry the architecture digest."""
-        tree = rewrites.tree(self.traced, self.inputs)
+        tree = module_tree(self.traced, self.inputs)
         tree.module.train(self.training)
         guard(tree.module, self.architecture_digest)
         return tree

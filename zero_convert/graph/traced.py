@@ -10,6 +10,8 @@ from torch import fx, nn
 
 from zero_convert.records import Structure
 
+from .module_tree import Given
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -45,7 +47,7 @@ class Traced:
     decisions: tuple[str, ...] = ()
     inside: Mapping[str, str] = field(default_factory=dict)
     ends: tuple[frozenset[str], frozenset[str]] | None = None
-    given: object = field(default=None, repr=False, compare=False)
+    given: Given | None = field(default=None, repr=False, compare=False)
     answers: dict[Hashable, list[int] | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -15,21 +15,17 @@ from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 from torch import fx, nn
 
 from zero_convert.graph.editing import replace_module, resort
-from zero_convert.graph.module_tree import Tree as Tree
+from zero_convert.graph.module_tree import Content, Given, without_scopes
 from zero_convert.graph.traced import Region, Traced
 from zero_convert.nn.tree import ConvertedModule, uncalled
 
 from ..errors import ModelError
 from ..records import Edit, Option, Structure
 from ..structure import analyze
-from ..tracing import retrace_tree
-from ._tree import Given, build, without_scopes
-from ._tree import share_tensors as share_tensors
 
 
 def _files() -> dict[str, ModuleType]:
@@ -62,7 +58,7 @@ def apply(traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]
         named = {x.node: nodes.get(tuple(f"{prefix}{name}" for name in x.branch), x.node) for x in joins}
         stems, heads = (frozenset(n.removeprefix(prefix) for n in names if n.startswith(prefix)) for names in ends)
         inner, inner_edits = _rewritten(replace(region.traced, ends=(stems, heads)), rewrites, options)
-        without_scopes(inner)
+        without_scopes(inner.graphs)
         _keep_attributes(inner, region)
         replace_module(traced.root, region.path, inner.root)
         edits += [replace(edit, target=f"{region.path}: {named.get(edit.target, edit.target)}") for edit in inner_edits]
@@ -110,14 +106,7 @@ def _analyzed(traced: Traced, graph: fx.Graph, known: dict[fx.Graph, Structure])
     return known[graph]
 
 
-def tree(traced: Traced, inputs: Sequence[Any]) -> Tree:
-    """The rewritten network as its user gets it: with the module tree that it had. Uses `traced.given` up."""
-    if not isinstance(traced.given, Given):
-        return Tree(traced.root)
-    return build(traced, traced.given, partial(retrace_tree, traced, inputs))
-
-
-def _content(graph: fx.Graph) -> list[tuple[fx.Node, str, Any, Any, Any]]:
+def _content(graph: fx.Graph) -> Content:
     """What the graph computes, in a form that can be compared."""
     return [(node, node.op, node.target, node.args, node.kwargs) for node in graph.nodes]
 

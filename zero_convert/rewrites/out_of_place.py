@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from zero_convert.graph.in_place import FILLS, FUNCTIONS, flagged, make_pure, pure_method
 from zero_convert.graph.queries import kind, memory
 
 from ..records import Analyzed, Edit, Option
-from ._in_place import FILLS, FUNCTIONS, flagged, make_pure, pure_method
 
 NAME = "out_of_place"
 SAME_MEMORY = ("data", "T", "mT", "H", "mH", "real", "imag")

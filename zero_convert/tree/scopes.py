@@ -9,17 +9,15 @@ its first use, and has to agree with what the module around makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx, nn
 
+from zero_convert.graph.in_place import pure_form
+from zero_convert.graph.module_tree import Content
 from zero_convert.graph.scopes import Scope, ScopeCall
-
-from ._in_place import pure_form
-
-Content = Sequence[tuple[fx.Node, str, Any, Any, Any]]  # node, op, target, args, kwargs: a graph as it was
 
 
 class ChangedError(Exception):

@@ -17,7 +17,7 @@ from zero_convert.graph.editing import resort
 from zero_convert.graph.queries import is_size
 from zero_convert.graph.scopes import Scope, Unknown
 
-from ._scopes import ChangedError, Mode
+from .scopes import ChangedError, Mode
 
 
 class _Order:

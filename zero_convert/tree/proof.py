@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from zero_convert.graph.in_place import pure_form
 from zero_convert.graph.queries import is_size
 
-from ._in_place import pure_form
-from ._scopes import Mode
+from .scopes import Mode
 
 CONSTANT = "_tensor_constant"  # a tensor that a forward makes; each tracing has its own
 
