@@ -190,6 +190,16 @@ def test_an_edited_layer_is_no_linear_layer_and_has_its_attributes() -> None:
     assert list(layer.state_dict()) == ["weight", "bias"]
 
 
+def test_a_layer_with_a_hook_of_its_own_goes_on_running_it() -> None:
+    given, seen = PreNorm(), list[tuple[int, ...]]()
+    given.blocks[1].fc1.register_forward_hook(lambda layer, args, out: seen.append(tuple(out.shape)))
+    result = converted(given, ramp(2, 12))
+    seen.clear()
+    result.module(ramp(2, 12))
+    assert seen == [(2, 32)] and "blocks.1" in result.tree.written and "blocks.0" in result.tree.kept
+    assert_same(result, (ramp(2, 12),))
+
+
 def test_a_rewritten_block_keeps_class_name_and_place() -> None:
     given = tiny_resnet()
     module = converted(given).module

@@ -19,6 +19,8 @@ from zero_convert.graph.in_place import pure_form
 from zero_convert.graph.module_tree import Content
 from zero_convert.graph.scopes import Scope, ScopeCall
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 class ChangedError(Exception):
     """A module's own code is not what the rewritten graph does."""
@@ -249,6 +251,9 @@ class Mode:
             raise ChangedError(f"a value beside {path} is read elsewhere")
         if any(inner.op == "get_attr" for inner in nodes):
             raise ChangedError(f"a tensor stands beside {path}")
+        layer = self.root.get_submodule(path)
+        if own in nodes and (any(layer.children()) or any(getattr(layer, name) for name in HOOKS)):
+            raise ChangedError(f"{path} has hooks or parts of its own")
         self.bind(args[0], next(iter(outside)))
         self.bind(node, end)
         ordered = tuple(inner for inner in self.graph.nodes if inner in nodes)
