@@ -183,7 +183,9 @@ def test_a_new_row_goes_through_onnx_and_gguf(new: DType, tmp_path: Path, monkey
     array = np.ones(3, np.float16)
     stream = io.BytesIO()
     entry = Entry("w", new.name, (3,), lambda: array)
-    written = onnx_exporter.write(stream, onnx_exporter.Graph(b"", b"", 20), [entry], {})
+    written = onnx_exporter.write(
+        stream, onnx_exporter.Graph(onnx.GraphProto(name="g").SerializeToString(), b"", 20), [entry], {}
+    )
     path = tmp_path / "a.onnx"
     path.write_bytes(stream.getvalue())
     (tensor,) = load("onnx").read_header(path).tensors

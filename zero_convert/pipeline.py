@@ -89,6 +89,7 @@ def _by_keywords(
 
 @_by_keywords(Options)
 @one_at_a_time()
+@checks.held()
 @torch.inference_mode(False)
 def convert(model: str | nn.Module, options: Options) -> Result:
     """The model rewritten for the scheme, every parameter filled by a closed formula, and checked.
@@ -122,7 +123,12 @@ def convert(model: str | nn.Module, options: Options) -> Result:
     if options.validate != "none":
         tell(progress, "validate", where)
         answers = checks.run(
-            subject, level=options.validate, device=where, train_steps=options.train_steps, progress=progress
+            subject,
+            level=options.validate,
+            device=where,
+            strict=checks.is_strict(options.device),
+            train_steps=options.train_steps,
+            progress=progress,
         )
     result = Result(
         network=conversion.release(),
@@ -141,7 +147,7 @@ def convert(model: str | nn.Module, options: Options) -> Result:
     )
     if options.validate == "full" and "onnx" in options.formats:
         tell(progress, "validate", f"parity on {where}")
-        strict = options.device.startswith("cuda")
+        strict = checks.is_strict(options.device)
         result.checks += (_parity(result, subject, device=where, strict=strict),)
     return result
 

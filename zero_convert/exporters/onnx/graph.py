@@ -38,7 +38,12 @@ from .validity import fitting_opset
 
 
 def graph(
-    module: nn.Module, inputs: tuple[Any, ...] | Mapping[str, Any], states: Mapping[str, str], opset: int | None = None
+    module: nn.Module,
+    inputs: tuple[Any, ...] | Mapping[str, Any],
+    states: Mapping[str, str],
+    opset: int | None = None,
+    *,
+    free: bool = True,
 ) -> tuple[Graph, str]:
     """The graph of the module's forward in evaluation mode, and why its batch size is fixed ("" where it is free).
 
@@ -46,25 +51,29 @@ def graph(
         inputs: example inputs, by position or by name; tensors whose first size is that of the first one are batches.
         states: every name of the state dict → the name it is stored under.
         opset: version of the ONNX operators; None for `OPSET`, or the first whose operators take the module's types.
+        free: the batch size is to be free, if it can be.
 
     Raises:
         ModelError: torch cannot export it, with the first line of its reason; or ONNX has no operator for a type.
         UsageError: operators of the version named do not take the module's types.
     """
-    made, fixed, signatures = _graph(module, inputs, states, OPSET if opset is None else opset)
+    made, fixed, signatures = _graph(module, inputs, states, OPSET if opset is None else opset, free)
     needed, reason = fitting_opset(made, signatures, OPSETS, opset)
     if reason:
-        made, fixed, _ = _graph(module, inputs, states, needed)
+        made, fixed, _ = _graph(module, inputs, states, needed, free)
     return replace(made, raised=reason), fixed
 
 
-def _graph(module: nn.Module, inputs: Any, states: Mapping[str, str], opset: int) -> tuple[Graph, str, list[Any]]:
+def _graph(
+    module: nn.Module, inputs: Any, states: Mapping[str, str], opset: int, free: bool
+) -> tuple[Graph, str, list[Any]]:
     """The graph at one version of the operators, why its batch size is fixed, and the signatures of its states."""
     own = _returning_tensors(_prepared(module))
     given = _as_cast(own, inputs)
+    wanted: tuple[Any, Any] = _batches(given) if free else (given, None)
     fixed = ""
     try:
-        program = _export(own, *_batches(given), opset)
+        program = _export(own, *wanted, opset)
     except Exception as error:
         fixed = _reason(error)
         try:
@@ -187,6 +196,17 @@ def _unvalidated() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """Transformers of torch do not compare a mask with the causal one, which chooses a kernel and no value."""
+
+    def is_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+        return bool(is_causal)
+
+    with replaced(torch.nn.modules.transformer, "_detect_is_causal_mask", lambda _: is_causal):
+        yield
+
+
 def _as_cast(module: nn.Module, inputs: Any) -> Any:
     """The inputs, floating ones in the type of the module's parameters."""
     dtypes = [tensor.dtype for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
@@ -218,7 +238,7 @@ def _batches(inputs: Any) -> tuple[Any, Any]:
 
 def _export(module: nn.Module, inputs: Any, shapes: Any, opset: int) -> Any:
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), None)
-    with export_in_this_thread(), _quiet(), torch.no_grad(), _FourAxes(), _unvalidated():
+    with export_in_this_thread(), _quiet(), torch.no_grad(), _FourAxes(), _unvalidated(), _masks_as_given():
         program = torch.onnx.export(
             module, args, kwargs=kwargs, dynamo=True, optimize=False, verbose=False, opset_version=opset,
             dynamic_shapes=shapes,
