@@ -16,7 +16,8 @@ and where there is reason to
     more_names() -> list[str]                names that are listed only where a pattern asks for them
     notes(module, inputs) -> (sentence, …)   what the reader of the plan should know about them
     owns(module) -> bool                     whether the conventions fit a live module that has no name
-    settle(module)                           makes the forward of a live module's copy what `build` would have made it
+    settle(module, arguments) -> settings    makes a forward plain, but for what the arguments say: `Setting`s, undone
+                                             before the module comes back
 
 `model_ref.LIBRARIES` orders them for bare names: a library is imported only if the ones before it do not know the
 name. An installed package offers another one as an entry point of the group `zero_convert.sources`; it comes after
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
     from zero_convert.sources.inputs import Inputs
 
-    from .building.detectors import Setting
+    from .building.settings import Setting
 
 _OFFERS = ("available", "names", "known", "build", "example_inputs", "candidates")  # what every source has
 _MAY_OFFER = ("more_names", "notes", "owns", "settle")
@@ -70,7 +71,7 @@ class Loaded:
         drawn: names of integer tensors that come from a random draw (they hold fixed values instead).
         seeded: whether the constructor drew from a generator that was seeded instead, so that no NaN marks its values.
         notes: what the reader of the plan should know about the loading.
-        reduced: what of the module is smaller while it is looked at (`detectors.py`).
+        settings: what of the module is another value while it is looked at.
     """
 
     module: nn.Module
@@ -83,7 +84,7 @@ class Loaded:
     drawn: tuple[str, ...] = ()
     seeded: bool = False
     notes: tuple[str, ...] = ()
-    reduced: tuple[Setting, ...] = ()
+    settings: tuple[Setting, ...] = ()
 
 
 def load(
@@ -123,6 +124,7 @@ def load(
         module = factory.on_cpu(factory.checked(lambda: origin.build(*asked), text, arguments), text)
         lazy, sized_by = materialize(module, as_inputs(inputs) if inputs is not None else None, text)
     factory.refuse_quantized(module, text)
+    settled = origin.settle(module, arguments) if hasattr(origin, "settle") else ()
     examples = sized_by if sized_by is not None else origin.example_inputs(ref.name, module)
     said = origin.notes(module, examples) if inputs is None and hasattr(origin, "notes") else ()
     return Loaded(
@@ -136,6 +138,7 @@ def load(
         drawn=fill.drawn_names(module),
         seeded=fill.seeded,
         notes=(*fill.notes, *_lazy_notes(lazy), *said),
+        settings=settled,
     )
 
 
@@ -166,8 +169,7 @@ def adopt(module: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any] |
         )
     copied = factory.copied(module)
     owner = _owner(copied)
-    if owner is not None and hasattr(owner, "settle"):
-        owner.settle(copied)
+    settled = owner.settle(copied, {}) if owner is not None and hasattr(owner, "settle") else ()
     given = inputs.copied(inputs.as_inputs(example_inputs)) if example_inputs is not None else None
     with nan_filled() as fill:
         lazy, sized_by = materialize(copied, given, type(copied).__qualname__)
@@ -183,6 +185,7 @@ def adopt(module: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any] |
         lazy=lazy,
         drawn=fill.drawn_names(copied),
         notes=_lazy_notes(lazy),
+        settings=settled,
     )
 
 
