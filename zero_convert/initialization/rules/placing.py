@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 
-from zero_convert.formulas import Constant, Formula, Kernel, Matrix, PartialIdentity, Patch
+from zero_convert.formulas import Bell, Constant, Formula, Kernel, Matrix, PartialIdentity, Patch
 from zero_convert.formulas.parametrized import SpectralNormVector, WeightNormG, WeightNormV
 from zero_convert.formulas.placement import Blanked, EinsumWeight, Repeated, Rows, Sections
 from zero_convert.initialization.scheme import AsConstructed
@@ -112,6 +112,25 @@ def parametrized(layer: Layer, weight: Formula, spare: Formula, *, binary: bool)
         u, v = (SpectralNormVector(weight, side, axis) for side in ("u", "v"))
         made = {"weight": weight, "u": u, "right": v}
     return {local: made[meaning] for local, meaning in layer.parameters}
+
+
+def with_lengths(layer: Layer, values: Mapping[str, Formula], *, binary: bool) -> Mapping[str, Formula]:
+    """The formulas with those of weights that a forward computes from a direction: the direction has no slice of 0,
+    and lengths are those of the rule's slices."""
+    own = {t.local: t for t in layer.tensors}
+    changed = dict(values)
+    for local, _, axis, length in layer.made:
+        if not isinstance(rule := values.get(local), Formula) or isinstance(rule, AsConstructed):
+            continue
+        if isinstance(rule, Bell):
+            n = math.prod(own[local].shape) // math.prod(own[length].shape) if length else 1
+            changed |= {length: Constant(own[length].shape, rule.std * math.sqrt(n))} if length else {}
+            continue
+        if axis >= 0 or rule.is_zero:
+            changed[local] = WeightNormV(rule, max(axis, 0))
+        if length:
+            changed[length] = WeightNormG(rule, axis, unit=binary, like=own[length].shape)
+    return changed
 
 
 def weighted(layer: Layer, weight: Formula | None, spare: Formula | None, *, binary: bool) -> dict[str, Formula]:
