@@ -148,7 +148,9 @@ class FileOptions:
         str | None, Flag("--format", OUTPUT, "Output format, where the suffix does not say it.", "NAME")
     ] = None
     force: Force = False
-    opset: Annotated[int | None, Flag("--opset", OUTPUT, "ONNX: version of the operators; 20 by default.", "N")] = None
+    opset: Annotated[
+        int | None, Flag("--opset", OUTPUT, "ONNX: version of the operators; 20, or more if types need it.", "N")
+    ] = None
     external_data: Annotated[bool, Flag("--external-data", OUTPUT, "ONNX: tensors in FILE.data, as beyond 1.8 GB.")] = (
         False
     )

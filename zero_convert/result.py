@@ -108,7 +108,7 @@ class Result:
         Args:
             path: where to; the suffix says the format (`.safetensors`, `.onnx`) unless `format` does.
             force: existing files may be replaced.
-            opset: version of the ONNX operators, 20 by default.
+            opset: version of the ONNX operators; by default 20, or the first that takes the types of the weights.
             external_data: ONNX files have their tensors in a file beside them, which those beyond 1.8 GB have anyway.
             fold: in ONNX files norms and frozen transforms become part of the layers beside them, for inference. The
                 weights digest does not apply to such a file, which says so.

@@ -129,7 +129,7 @@ class Writer:
     settings: tuple[Setting, ...] = ()
     folds: tuple[Edit, ...] = ()
     _digest: str = ""
-    _graphs: dict[int, tuple[onnx.Graph, str]] = field(default_factory=dict)
+    _graphs: dict[int | None, tuple[onnx.Graph, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._start = _Start.of(self.module)
@@ -229,24 +229,31 @@ class Writer:
             return _Form(format, stored, about)
         from .exporters.onnx.graph import folded, graph
 
-        opset = onnx.checked_opset(options.opset)
+        opset = options.opset
+        onnx.checked_opset(opset)
         own, folds = folded(self.module, self.graph, self._start.buffers) if options.fold else (self.module, None)
         self.folds = self.folds if folds is None else folds
         names = ties(stored_tensors(own))
         if any(edit.applied for edit in folds or ()):
             about = {**receipt.recipe_metadata(self.recipe), FOLDED_KEY: f"zc1:{self.weights_digest}"}
             network, fixed = graph(own, self.inputs, names, opset)
-            return _Form(format, entries_of(own), about, network, folds or (), _note(fixed, folds), self.weights_digest)
+            other, note = entries_of(own), _note(network, stored, fixed, folds)
+            return _Form(format, other, about, network, folds or (), note, self.weights_digest)
         if opset not in self._graphs:
-            self._graphs[opset] = graph(self.module, self.inputs, names, opset)
+            self._graphs[opset] = made = graph(self.module, self.inputs, names, opset)
+            self._graphs.setdefault(made[0].opset, made)
         network, fixed = self._graphs[opset]
         about = receipt.recipe_metadata(self.recipe, self.architecture)
-        return _Form(format, stored, about, network, note=_note(fixed, folds))
+        return _Form(format, stored, about, network, note=_note(network, stored, fixed, folds))
 
 
-def _note(fixed: str, folds: Sequence[Edit] | None) -> str:
-    """What the reader of an ONNX file should know: why its batch size is fixed, and what was folded."""
+def _note(network: onnx.Graph, stored: Sequence[safetensors.Entry], fixed: str, folds: Sequence[Edit] | None) -> str:
+    """What the reader of an ONNX file should know: what is fixed, what it needs to run, and what was folded."""
     parts = ["evaluation mode"] + ([f"batch size fixed: {fixed}"] if fixed else [])
+    if network.raised:
+        parts.append(f"opset {network.opset} for {network.raised}")
+    if any(entry.dtype == "BF16" for entry in stored):
+        parts.append("ONNX Runtime's CPU provider has no arithmetic in bfloat16")
     if folds is not None:
         kinds = {kind: [e.applied for e in folds if e.rewrite == kind] for kind in FOLDS}
         counts = [f"{sum(applied)} of {len(applied)} {FOLDS[kind]}" for kind, applied in kinds.items() if applied]

@@ -1,7 +1,8 @@
 """Run the checks on an artifact written earlier: its network built again from its recipe, with the file's own tensors.
 
 The file's code is none: a recipe names a model and a scheme, and what is outside of the model libraries runs only with
-`trust`. Of an ONNX file the tensors are checked in torch, and its graph in ONNX Runtime.
+`trust`. Of an ONNX file the tensors are checked in torch, and its graph in ONNX Runtime. First of all its tensors are
+compared with the weights digest that it records: so a file that was changed is not taken for another network's.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from torch import Tensor, nn
 
 from zero_convert.runtime.patches import one_at_a_time
 
-from . import checks
+from . import checks, readers
 from .artifacts import receipt
 from .conversion import Conversion
-from .errors import UsageError
+from .errors import MalformedError, UsageError
 from .exporters.onnx.written import initializers, input_sizes
 from .formats import naming
 from .graph.state import EXTRA, put_extra, stored_tensors
 from .graph.ties import ties
 from .initialization.constants import nan_names
+from .inspection import survey
 from .options import Inputs, one_of
 from .records import Check, Recipe
 from .restore import ANOTHER_NETWORK, Named, rebuilt, recorded_architecture, refuse_misfit
@@ -88,6 +90,8 @@ def validate(
     """
     one_of("validate", level, LEVELS)
     _refuse_incomplete(path)
+    tell(progress, "read", str(path))
+    digests = Digests.of(path)
     where, note = checks.resolve(device)
     kind = naming.format_in(path)
     named = Named(model, example_inputs, scheme, trust)
@@ -104,7 +108,7 @@ def validate(
     if kind == "safetensors":
         texts = receipt.extra_state_from_metadata(naming.load(kind).read_metadata(path), recipe, str(path))
         put_extra(root, texts, recipe.extra_state, str(path), trust)
-    values = _compared(root, tensors, recipe, str(path))
+    values = _compared(root, tensors, recipe, str(path), digests)
     tell(progress, "validate", where)
     answers = checks.run(subject, level=level, device=where, train_steps=train_steps, progress=progress)
     found = (values, _architecture(conversion, path), *answers)
@@ -152,6 +156,47 @@ def _sized(path: str | PathLike[str], usual: Inputs | None) -> Inputs | None:
     return named if isinstance(usual, Mapping) else tuple(named.values())
 
 
+@dataclass(frozen=True)
+class Digests:
+    """The weights digest that a file records, and that of its tensors; both "" where it records none."""
+
+    recorded: str
+    found: str
+
+    @classmethod
+    def of(cls, path: str | PathLike[str]) -> Digests:
+        """Those of a file, whose tensors are read. Errors as for the readers."""
+        contents = readers.read(path)
+        recorded = contents.metadata.get(naming.DIGEST_KEY, "")
+        if not recorded:
+            return cls("", "")
+        found = survey(contents, digest=True, values=False)
+        return cls(recorded, f"zc1:{found.digest}" if found.digest else f"none ({found.undigested})")
+
+    @property
+    def changed(self) -> bool:
+        """Whether the tensors are others than those that the digest was recorded of."""
+        return self.recorded != self.found
+
+
+def _refuse_other_tensors(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], recipe: Recipe, where: str, digests: Digests
+) -> None:
+    """Raises MalformedError as `refuse_misfit`; a file that its digest shows to be changed is told to be one."""
+    try:
+        refuse_misfit(expected, tensors, recipe, where)
+    except MalformedError as error:
+        if not digests.changed:
+            raise
+        raise MalformedError(
+            "the file's tensors were changed after it was written, and do not fit the network of its recipe",
+            where=where,
+            got=f"weights digest {digests.found}; {error.got}",
+            expected=f"{digests.recorded}, which the file records",
+            fix="Optimizers rename, merge and fold tensors: validate the file as zero-convert wrote it.",
+        ) from error
+
+
 def _architecture(conversion: Conversion, path: str | PathLike[str]) -> Check:
     """Whether the network that the recipe builds is the one whose digest the file records."""
     known, own = recorded_architecture(path), conversion.architecture_digest
@@ -165,7 +210,7 @@ def _architecture(conversion: Conversion, path: str | PathLike[str]) -> Check:
     return Check("architecture", "fail", question, summary, numbers, "equal digests", ANOTHER_NETWORK)
 
 
-def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, where: str) -> Check:
+def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, where: str, digests: Digests) -> Check:
     """Whether the file's tensors are the module's; afterwards the module holds the file's."""
     state = stored_tensors(root)
     stored = dict.fromkeys(ties(state).values())
@@ -173,7 +218,7 @@ def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, wh
     dtype = None if recipe.dtype == "float32" else getattr(torch, recipe.dtype)
     casts = {name for name in stored if state[name].is_floating_point() and name.rpartition(".")[2] != EXTRA}
     expected = {name: state[name].detach().to(dtype if name in casts else None) for name in stored}
-    refuse_misfit(expected, tensors, recipe, where)
+    _refuse_other_tensors(expected, tensors, recipe, where, digests)
     different = {name: count for name in stored if (count := _unequal(tensors[name], expected[name]))}
     with torch.no_grad():
         for name in stored:
@@ -183,6 +228,12 @@ def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, wh
     if different:
         first = ", ".join(f"{name} ({count} values)" for name, count in list(different.items())[:SHOWN])
         summary = f"{len(different)} of {len(stored)} tensors differ: {first}"
+    remedy = "The file is damaged, was trained, or the model library has changed; `check` says which."
+    if digests.recorded and digests.changed:
+        summary = f"the weights digest is {digests.found}, and the file records {digests.recorded}; {summary}"
+        remedy = "The file was changed after it was written: it is damaged, was trained, or went through an optimizer."
+    elif digests.recorded:
+        remedy = "The weights digest is the recorded one, so the model library has changed since; `check` says how."
     return Check(
         "values",
         "fail" if different else "pass" if stored else "skip",
@@ -190,7 +241,7 @@ def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, wh
         summary,
         {"tensors": len(stored), "different": different, "nan": nan},
         "equal bits",
-        "The file is damaged, was trained, or the model library has changed; `check` says which." if different else "",
+        remedy if different else "",
     )
 
 

@@ -37,7 +37,7 @@ from ..errors import DeviceError
 from .harness import isolation
 from .harness.bench import Answer, CheckContext, OnnxFile
 from .harness.inputs import Inputs, batches, moved
-from .harness.onnxruntime import SessionRun, provider_of, run, told
+from .harness.onnxruntime import SessionRun, provider_of, refusal, run, told
 from .harness.recorder import owner_of
 
 NAME = "parity"
@@ -87,7 +87,9 @@ def ask(context: CheckContext) -> Answer:
     assert file is not None, "a need of this check"
     dtype, strict = file.dtype, file.strict
     if dtype == "bfloat16":
-        return Answer("skip", "NumPy, and so ONNX Runtime in Python, has no bfloat16")
+        reason = refusal(file.path)
+        where = f"ONNX Runtime's CPU provider does not run the file: {reason}" if reason else ""
+        return Answer("skip", where or "NumPy, and so ONNX Runtime in Python, has no bfloat16")
     limit = max(LIMIT, 64 * torch.finfo(getattr(torch, dtype)).eps)
     given, reference = _asked(context, dtype)
     fed = _arrays(moved(given, context.subject.traced.root, "cpu"), dtype)

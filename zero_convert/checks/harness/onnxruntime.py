@@ -125,6 +125,19 @@ def run(
     return SessionRun(dict(zip(outputs, values, strict=True)), real[0], placement, tuple(fallen))
 
 
+def refusal(model: str | PathLike[str]) -> str:
+    """Why ONNX Runtime's CPU provider makes no session of the file, "" where it makes one: it lacks a kernel."""
+    import onnxruntime as ort
+
+    options = _options(ort)
+    options.enable_profiling = False
+    try:
+        ort.InferenceSession(os.fspath(model), options, providers=[CPU], enable_fallback=0)
+    except Exception as error:
+        return gist(str(error))
+    return ""
+
+
 def placed(events: Sequence[Mapping[str, Any]], provider: str) -> tuple[dict[str, int], list[str]]:
     """Provider → number of nodes, and the nodes that fell back, from the events of a profile.
 

@@ -39,7 +39,7 @@ IR_VERSION = 10
 INLINE = 1_800_000_000  # bytes of tensors; readers of protobuf end at 2 GiB
 
 _LIMIT = 1 << 31  # bytes; no reader of protobuf goes further
-_SMALL = 1024  # bytes; stays in the model
+SMALL = 1024  # bytes; below it a tensor stays in the model, whose readers tell shapes from it
 _IR_VERSION, _PRODUCER, _GRAPH, _OPSET, _METADATA = 1, 2, 7, 8, 14  # ModelProto
 _INITIALIZER = 5  # GraphProto
 _DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14  # TensorProto
@@ -47,11 +47,16 @@ _DIMS, _TYPE, _NAME, _RAW, _EXTERNAL, _LOCATION = 1, 2, 8, 9, 13, 14  # TensorPr
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A network without its weights: GraphProto in two parts, what stands before the initializers and after them."""
+    """A network without its weights: GraphProto in two parts, what stands before the initializers and after them.
+
+    Attributes:
+        raised: what the opset is a later one than `OPSET` for, "bfloat16 in Conv".
+    """
 
     head: bytes
     tail: bytes
     opset: int
+    raised: str = ""
 
 
 def checked_opset(opset: int | None) -> int:
@@ -84,7 +89,7 @@ def checked_data_path(path: str | PathLike[str]) -> Path:
 
 def wants_data_file(entries: Sequence[Entry], external_data: bool) -> bool:
     """Whether there is to be a data file: it is needed, or asked for and not empty."""
-    return needs_data_file(entries) or (external_data and any(entry.size >= _SMALL for entry in entries))
+    return needs_data_file(entries) or (external_data and any(entry.size >= SMALL for entry in entries))
 
 
 def needs_data_file(entries: Sequence[Entry]) -> bool:
@@ -109,14 +114,17 @@ def write(
         data: takes the tensors, where the model has a data file.
         location: the name of that file.
     Raises:
-        ModelError: a tensor of a name or type that ONNX does not have, or a model too large for one file.
+        ModelError: a tensor of a name or type that ONNX does not have, a model too large for one file, or one that the
+            onnx library's full check refuses. Nothing is written then.
     """
+    from .validity import check
+
     if strange := [entry.name for entry in entries if not is_plain_text(entry.name)]:
         raise ModelError("a tensor's name cannot be written", got=brief(strange[0]), expected="plain text")
-    ordered = sorted(entries, key=lambda entry: entry.name.encode())
+    ordered = [_read_once(entry) for entry in sorted(entries, key=lambda entry: entry.name.encode())]
     heads, offset = [], 0
     for entry in ordered:
-        outside = data is not None and entry.size >= _SMALL
+        outside = data is not None and entry.size >= SMALL
         heads.append((entry, outside, _tensor_head(entry, location if outside else "", offset)))
         offset += entry.size if outside else 0
     size = len(graph.head) + len(graph.tail)
@@ -128,6 +136,8 @@ def write(
         raise ModelError(
             "the model is too large for protobuf", got=f"{size} bytes", expected=f"below {_LIMIT}", fix=fix
         )
+    own = {} if FOLDED_KEY in metadata else {DIGEST_KEY: ""}  # known at the end
+    check(graph, ordered, {**metadata, **own}, IR_VERSION)
     with ParallelHasher() as model, ParallelHasher() as beside:
 
         def put(piece: bytes) -> None:
@@ -144,7 +154,7 @@ def write(
             target.write(raw)
         put(graph.tail + _bytes(_OPSET, _bytes(1, b"") + _number(2, graph.opset)))
         digest = weights_digest(model.leaves() | beside.leaves())
-        own = {} if FOLDED_KEY in metadata else {DIGEST_KEY: f"zc1:{digest}"}
+        own = dict.fromkeys(own, f"zc1:{digest}")
         for key, value in sorted({**metadata, **own}.items()):
             put(_bytes(_METADATA, _bytes(1, key.encode()) + _bytes(2, value.encode())))
         for file in (stream, data):
@@ -154,6 +164,14 @@ def write(
     found = {**first.tensors, **second.tensors}
     files = first.files if data is None else (*first.files, FileDigest(second.sha256, second.size, "data"))
     return Written(files, {e.name: found[e.name] for e in ordered}, digest)
+
+
+def _read_once(entry: Entry) -> Entry:
+    """The same, with its values if they are few: the check reads them as well."""
+    if entry.size >= SMALL:
+        return entry
+    values = bytes(raw_bytes(entry))
+    return Entry(entry.name, entry.dtype, entry.shape, lambda: values)
 
 
 def _tensor_head(entry: Entry, location: str, offset: int) -> bytes:

@@ -12,19 +12,21 @@ Doc strings, metadata and shapes of values in between are left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, RemoveUnusedNodesPass
 
+from .simplification import all_nodes, constant_of, simplify
+
 BATCH = "batch"
-_CONSTANTS = ("value", "value_int", "value_ints", "value_float", "value_floats")
 
 
-def canonical(model: ir.Model, states: Mapping[str, str], outputs: Sequence[str], batched: bool) -> tuple[bytes, bytes]:
-    """The graph as protobuf, the part before the initializers and the part after them.
+def canonical(
+    model: ir.Model, states: Mapping[str, str], outputs: Sequence[str], batched: bool
+) -> tuple[bytes, bytes, list[onnx.ValueInfoProto]]:
+    """The graph as protobuf, the part before the initializers and the part after them, and their signatures.
 
     Args:
         model: as exported; it is changed.
@@ -33,7 +35,6 @@ def canonical(model: ir.Model, states: Mapping[str, str], outputs: Sequence[str]
         batched: the free sizes of the inputs are numbers of samples.
     """
     _drop_missing_biases(model)
-    _name_casts(model)
     for step in (InlinePass(), RemoveUnusedNodesPass()):
         step(model)
     initializers = list(model.graph.initializers.values())
@@ -42,23 +43,31 @@ def canonical(model: ir.Model, states: Mapping[str, str], outputs: Sequence[str]
     writer = _Writer(states.values(), arguments, outputs)
     for value, name in zip(model.graph.inputs, arguments, strict=True):
         value.name = writer.renamed(writer.free(name))
+    constants: dict[str, onnx.TensorProto] = {}
     for value in initializers:
         name, tensor = str(value.name), value.const_value
         value.name = writer.renamed(states.get(name))
         if name not in states and tensor is not None:
-            writer.constants[value.name] = _plain_tensor(ir.to_proto(tensor))
-    proto = ir.to_proto(model).graph
+            constants[value.name] = ir.to_proto(tensor)
+    whole = ir.to_proto(model)
+    proto = whole.graph
+    signatures = [ir.to_proto(value) for value in initializers if value.name not in constants]
+    simplify(proto, constants, signatures, whole.opset_import)
+    writer.constants = {name: _plain_tensor(tensor) for name, tensor in constants.items()}
     nodes = writer.graph(proto)
     wanted = [writer.free(name) for name in outputs]
     nodes = writer.named_outputs(nodes, [value.name for value in proto.output], wanted)
-    read = {name for node in _all_nodes(nodes) for name in node.input}
+    read = {name for node in all_nodes(nodes) for name in node.input}
     nodes += writer.readers(name for name in sorted(set(states.values()), key=str.encode) if name not in read)
     head = onnx.GraphProto(node=[*writer.constant_nodes, *nodes], name="zero_convert")
     sizes = _Sizes(batched)
     tail = onnx.GraphProto(input=[sizes.signature(value, writer.names[value.name]) for value in proto.input])
     sizes.batched = False
     tail.output.extend(sizes.signature(value, name) for value, name in zip(proto.output, wanted, strict=True))
-    return head.SerializeToString(deterministic=True), tail.SerializeToString(deterministic=True)
+    for each in signatures:
+        each.name = writer.names[each.name]
+    once = list({each.name: each for each in signatures}.values())  # of tied tensors one is stored
+    return head.SerializeToString(deterministic=True), tail.SerializeToString(deterministic=True), once
 
 
 def _drop_missing_biases(model: ir.Model) -> None:
@@ -76,18 +85,6 @@ def _drop_missing_biases(model: ir.Model) -> None:
             zero = ir.convenience.get_const_tensor(value) if value is not None and value.producer() else None
             if zero is not None and not zero.numpy().any():
                 node.resize_inputs(2)
-
-
-def _name_casts(model: ir.Model) -> None:
-    """Casts to the type of another value become casts to that type: runtimes compute those of constants beforehand."""
-    for node in model.graph.all_nodes():
-        like = node.inputs[1] if node.op_type == "CastLike" else None
-        constant = ir.convenience.get_const_tensor(like) if like is not None else None
-        kind = constant.dtype if constant is not None else like.dtype if like is not None else None
-        if kind is not None:
-            node.op_type = "Cast"
-            node.resize_inputs(1)
-            node.attributes["to"] = ir.AttrInt64("to", kind.value)
 
 
 class _Writer:
@@ -135,8 +132,8 @@ class _Writer:
         for tensor in graph.initializer:  # of a graph inside a node; the main one has none any more
             self.constants[tensor.name] = _plain_tensor(tensor)
         for node in graph.node:
-            if node.op_type == "Constant" and not node.domain and (tensor := _constant(node)) is not None:
-                self.constants[node.output[0]] = tensor
+            if (tensor := constant_of(node)) is not None:
+                self.constants[node.output[0]] = _plain_tensor(tensor)
             else:
                 nodes.append(self._node(node))
         return nodes
@@ -155,7 +152,7 @@ class _Writer:
                 nodes.append(
                     onnx.NodeProto(op_type="Identity", name=self._next("Identity"), input=[name], output=[new])
                 )
-        for node in _all_nodes(nodes):
+        for node in all_nodes(nodes):
             for names in (node.input, node.output):
                 for index, name in enumerate(names):
                     if name in given:
@@ -260,19 +257,6 @@ class _Sizes:
         return self._symbols.setdefault(found[0], f"{kind}_{count}" if count or not self.batched else kind)
 
 
-def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """The tensor of a Constant node, if it is one of numbers."""
-    (attribute,) = node.attribute
-    if attribute.name not in _CONSTANTS:
-        return None
-    if attribute.name == "value":
-        return _plain_tensor(attribute.t)
-    values: Any = onnx.helper.get_attribute_value(attribute)
-    shape = [len(values)] if attribute.name.endswith("s") else []
-    kind = onnx.TensorProto.INT64 if "int" in attribute.name else onnx.TensorProto.FLOAT
-    return _plain_tensor(onnx.helper.make_tensor("", kind, shape, values if shape else [values]))
-
-
 def _plain_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
     """Sizes, type and raw bytes; a tensor of strings stays as it is, without its name."""
     made = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type)
@@ -283,12 +267,3 @@ def _plain_tensor(tensor: onnx.TensorProto) -> onnx.TensorProto:
     else:
         made.raw_data = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data
     return made
-
-
-def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes, and those of the graphs inside them."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _all_nodes(graph.node)

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import io
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,23 +30,36 @@ from zero_convert.runtime.export import export_in_this_thread
 from zero_convert.runtime.messages import printed_to, without_logs, without_warnings
 from zero_convert.runtime.patches import replaced
 
-from . import Graph
+from . import OPSET, OPSETS, Graph
 from .canonical import canonical
 from .fold import fold
+from .strided_views import replace_strided_views
+from .validity import fitting_opset
 
 
 def graph(
-    module: nn.Module, inputs: tuple[Any, ...] | Mapping[str, Any], states: Mapping[str, str], opset: int
+    module: nn.Module, inputs: tuple[Any, ...] | Mapping[str, Any], states: Mapping[str, str], opset: int | None = None
 ) -> tuple[Graph, str]:
     """The graph of the module's forward in evaluation mode, and why its batch size is fixed ("" where it is free).
 
     Args:
         inputs: example inputs, by position or by name; tensors whose first size is that of the first one are batches.
         states: every name of the state dict → the name it is stored under.
-        opset: version of the ONNX operators.
+        opset: version of the ONNX operators; None for `OPSET`, or the first whose operators take the module's types.
+
     Raises:
-        ModelError: torch cannot export it, with the first line of its reason.
+        ModelError: torch cannot export it, with the first line of its reason; or ONNX has no operator for a type.
+        UsageError: operators of the version named do not take the module's types.
     """
+    made, fixed, signatures = _graph(module, inputs, states, OPSET if opset is None else opset)
+    needed, reason = fitting_opset(made, signatures, OPSETS, opset)
+    if reason:
+        made, fixed, _ = _graph(module, inputs, states, needed)
+    return replace(made, raised=reason), fixed
+
+
+def _graph(module: nn.Module, inputs: Any, states: Mapping[str, str], opset: int) -> tuple[Graph, str, list[Any]]:
+    """The graph at one version of the operators, why its batch size is fixed, and the signatures of its states."""
     own = _returning_tensors(_prepared(module))
     given = _as_cast(own, inputs)
     fixed = ""
@@ -63,9 +77,10 @@ def graph(
                 expected="a forward that torch.export captures",
                 fix="Write safetensors instead; -vv shows the whole reason.",
             ) from second
+    replace_strided_views(program.model, program.exported_program)
     names = _result_names(program.exported_program, len(program.model.graph.outputs))
-    head, tail = canonical(program.model, states, names, batched=not fixed)
-    return Graph(head, tail, opset), fixed
+    head, tail, signatures = canonical(program.model, states, names, batched=not fixed)
+    return Graph(head, tail, opset), fixed, signatures
 
 
 class _Transform(nn.Module):
