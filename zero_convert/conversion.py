@@ -248,7 +248,7 @@ def _load(model: str | ModelRef | nn.Module, options: Options, folders: Sequence
         file_values, notes = file.fit(loaded.module)
         loaded = replace(loaded, notes=(*notes, *loaded.notes))
     file_values = file_values if options.uncovered == "keep" else {}
-    settle_frozen(loaded.module, loaded.source, meant=loaded.nan_filled or options.uncovered == "keep")
+    settle_frozen(loaded.module, loaded.source, meant=loaded.marks_draws or options.uncovered == "keep")
     return Conversion(options, found, chosen, single_precision(loaded), inputs is not None, file, file_values)
 
 
@@ -263,7 +263,7 @@ def _traced(loaded: sources.Loaded, given: Inputs) -> tuple[Traced, tuple[str, .
     constant: tuple[str, ...] = ()
     if suspicious and loaded.name and not loaded.nan_filled:  # a builder is known that draws what was drawn
         constant = equal_outside(loaded.module, sources.load(loaded.name, loaded.model_args).module)
-    facts = Facts(loaded.nan_filled and not loaded.seeded, loaded.drawn, constant)
+    facts = Facts(loaded.marks_draws, loaded.drawn, constant)
     notes = refuse_outside(loaded.module, given, facts) if suspicious else ()
     try:
         traced = trace(loaded.module, given)

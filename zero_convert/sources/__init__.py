@@ -69,7 +69,8 @@ class Loaded:
         nan_filled: whether NaN marks the values that a constructor would have drawn at random.
         lazy: names of tensors that got their shape from the example inputs.
         drawn: names of integer tensors that come from a random draw (they hold fixed values instead).
-        seeded: whether the constructor drew from a generator that was seeded instead, so that no NaN marks its values.
+        seeded: whether the constructor drew from a generator that was seeded instead, and no NaN marks its values: a
+            second construction could not be compared with the first.
         notes: what the reader of the plan should know about the loading.
         settings: what of the module is another value while it is looked at.
     """
@@ -85,6 +86,11 @@ class Loaded:
     seeded: bool = False
     notes: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = ()
+
+    @property
+    def marks_draws(self) -> bool:
+        """Whether every drawn value is NaN, or named in `drawn`: what is neither is the constructor's own."""
+        return self.nan_filled and not self.seeded
 
 
 def load(
@@ -112,6 +118,7 @@ def load(
 
     from .building.lazy_layers import materialize
     from .building.nan_constructor import nan_filled
+    from .building.other_draws import STEP, holds_values, mark_drawn
 
     arguments = dict(model_args or {})
     _refuse_weights(arguments)
@@ -120,9 +127,18 @@ def load(
     asked = (ref.name, arguments) if ref.library else (ref, arguments, folders)
     text = str(model)
     # A program that prints while it is imported or built must not mix with results on stdout.
+
+    def built() -> tuple[nn.Module, tuple[str, ...], Any]:
+        made = factory.on_cpu(factory.checked(lambda: origin.build(*asked), text, arguments), text)
+        return made, *materialize(made, as_inputs(inputs) if inputs is not None else None, text)
+
     with printed_to(sys.stderr), nan_filled() as fill:
-        module = factory.on_cpu(factory.checked(lambda: origin.build(*asked), text, arguments), text)
-        lazy, sized_by = materialize(module, as_inputs(inputs) if inputs is not None else None, text)
+        module, lazy, sized_by = built()
+    drawn: tuple[str, ...] | None = ()
+    if fill.seeded or (not ref.library and holds_values(module)):
+        with printed_to(sys.stderr), nan_filled(STEP):
+            twin, _, _ = built()
+        drawn = mark_drawn(module, twin)
     factory.refuse_quantized(module, text)
     settled = origin.settle(module, arguments) if hasattr(origin, "settle") else ()
     examples = sized_by if sized_by is not None else origin.example_inputs(ref.name, module)
@@ -135,8 +151,8 @@ def load(
         source=factory.source_of(module),
         nan_filled=True,
         lazy=lazy,
-        drawn=fill.drawn_names(module),
-        seeded=fill.seeded,
+        drawn=(*fill.drawn_names(module), *(drawn or ())),
+        seeded=drawn is None and fill.seeded,
         notes=(*fill.notes, *_lazy_notes(lazy), *said),
         settings=settled,
     )
