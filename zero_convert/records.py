@@ -129,6 +129,7 @@ class Layer:
             then `parameters` names them: (local name, "g", "v", "weight", "u" or "right").
         made: weights that the forward computes: (parameter, "weight_norm" or "normalized", axis of its slices or -1 for
             the whole, parameter of their lengths or ""). The rule for the parameter is that of the weight.
+        states: of a recurrent layer with several layers inside: whether the final states of all of them are used.
         refusal: why no rule can be given, and the way out; "" where one can.
         way: of what it reads; None where no node of the graph shows it.
     """
@@ -155,6 +156,7 @@ class Layer:
     parametrization: tuple[str, int] | None = None
     parameters: tuple[tuple[str, str], ...] = ()
     made: tuple[tuple[str, str, int, str], ...] = ()
+    states: bool = False
     refusal: str = ""
     way: SignalPath | None = None
 

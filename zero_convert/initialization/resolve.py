@@ -172,6 +172,7 @@ def resolve(context: Context) -> tuple[Assignment, ...]:
     """
     stored = ties(context.state)
     context = replace(context, meant=_meant(context, stored))
+    _refuse_divided(context)
     owners: dict[str, str] = {}  # stored name → the name, first in order of execution, whose formula its values follow
     assignments: list[Assignment] = []
     missing: list[tuple[Layer, Tensor]] = []
@@ -222,6 +223,20 @@ def _meant(context: Context, stored: Mapping[str, str]) -> frozenset[str]:
     still = [t.name for layer in context.structure.layers if layer.kind == FIXED for t in layer.tensors if t.buffer]
     kept = {stored[name] for name in (*(n for n in frozen if _holds_values(context.state[n])), *still)}
     return frozenset(name for name in stored if stored[name] in kept)
+
+
+def _refuse_divided(context: Context) -> None:
+    """Raises CoverageError if a weight that stays is divided by its largest singular value."""
+    for layer in context.structure.layers:
+        names = {t.local: t.name for t in layer.tensors}
+        kept = [names[local] for local, meaning in layer.parameters if meaning == "weight" and local in names]
+        if (layer.parametrization or ("",))[0] == "spectral_norm" and any(name in context.meant for name in kept):
+            raise CoverageError(
+                "a weight that stays as its constructor froze it has a spectral norm, whose vectors no formula gives",
+                where=kept[0],
+                fix="Divide it once in the constructor: torch.nn.utils.parametrize.remove_parametrizations(layer, "
+                "'weight'), or torch.nn.utils.remove_spectral_norm(layer).",
+            )
 
 
 def _holds_values(value: torch.Tensor) -> bool:

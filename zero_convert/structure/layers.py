@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -127,8 +128,19 @@ class _Inventory:
             zeroed_by_scale=path in self.roles.zeroed_by_scale,
             normalized=path in self.roles.normalized,
             shared=self._sharing(path, module),
+            states=isinstance(module, nn.RNNBase) and self._uses_all_states(path, 2 if module.bidirectional else 1),
         )
         return self._with_made(layer, module)
+
+    def _uses_all_states(self, path: str, directions: int) -> bool:
+        """Whether the final states of a recurrent layer are used as a whole, not only those of its last layer."""
+        calls = [n for n in self.facts.graph.nodes if n.op == "call_module" and n.target == path]
+        states = [n for call in calls for n in call.users if n.target is operator.getitem and n.args[1] in (1, -1)]
+        parts = [n for n in states if self.facts.kinds[n] == "other"]
+        if calls and isinstance(self.facts.root.get_submodule(path), nn.LSTM):  # the hidden states, and the cells'
+            parts = [n for n in states for n in n.users if n.target is operator.getitem]
+        last = tuple(range(-directions, 0))
+        return any(user.target is not operator.getitem or user.args[1] not in last for n in parts for user in n.users)
 
     def _with_made(self, layer: Layer, module: nn.Module) -> Layer:
         """The layer with how its weights are computed in the forward, and what its other parameters are there."""

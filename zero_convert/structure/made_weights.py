@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from zero_convert.graph.queries import is_size
+from zero_convert.graph.queries import VIEWS, is_size
 
 from ..records import Geometry
 from .attentions import product
@@ -67,7 +67,7 @@ def made_weight(root: nn.Module, user: fx.Node, owned: Callable[[fx.Node], bool]
     for made in _operands(user):
         nodes = _part(made)
         names = list(dict.fromkeys(str(n.target) for n in nodes if n.op == "get_attr" and owned(n)))
-        plain = all(n.op == "get_attr" or n.target in PASSED | SCALINGS or is_size(n) for n in nodes)
+        plain = all(n.op == "get_attr" or _passes(n) or n.target in SCALINGS or is_size(n) for n in nodes)
         shape = made.meta.get("shape")
         if not names or not shape or (plain and len(names) == 1):
             continue
@@ -111,6 +111,15 @@ def _part(node: fx.Node) -> tuple[fx.Node, ...]:
     return tuple(found) if any(n.op == "get_attr" for n in found) else ()
 
 
+def _passes(node: fx.Node) -> bool:
+    """Whether the node's value is a view of another one: a reshape, a transpose, `x.T`, `x.data`."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    return node.target in PASSED | {"view_as", "reshape_as", "detach"} or (
+        node.target is getattr and node.args[1] in VIEWS
+    )
+
+
 def _numbers(shape: tuple[int, ...], step: float) -> Tensor:
     """Numbers without symmetry between -0.7 and 1.3, none of them 0."""
     steps = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64)
@@ -140,7 +149,7 @@ class _Question:
                 return self._refused(self.names[0], f"it does not run on made-up numbers ({type(error).__name__})")
 
     def _refused(self, name: str, why: str) -> Made:
-        steps = [n for n in reversed(self.nodes) if n.op != "get_attr" and n.target not in PASSED and not is_size(n)]
+        steps = [n for n in reversed(self.nodes) if n.op != "get_attr" and not _passes(n) and not is_size(n)]
         spelled = dict.fromkeys(n.target if isinstance(n.target, str) else n.target.__name__ for n in steps)
         how = ", ".join(list(spelled)[:4])
         refusal = f"{self.names[0].rpartition('.')[2]} becomes a weight by {how}, and {why}; {WAY_OUT}"
@@ -270,7 +279,7 @@ class _Question:
         for operand in product(found[0]) or ():
             part = _part(operand) if isinstance(operand, fx.Node) else ()
             own = [str(n.target) for n in part if str(n.target) in self.names and n.op == "get_attr"]
-            plain = all(n.op == "get_attr" or n.target in PASSED or is_size(n) for n in part)
+            plain = all(n.op == "get_attr" or _passes(n) or is_size(n) for n in part)
             names += own if plain else []
         two = len(names) == 2 and len(set(names)) == 2 and all(len(self._shape(n)) == 2 for n in names)
         return tuple(names) if two else ()
@@ -280,7 +289,7 @@ class _Question:
         if shape is None:
             return next(n for n in self.nodes if product(n) is not None)
         core = at = self.made
-        while at.op != "get_attr" and at.target in PASSED:
+        while _passes(at):
             at = at.all_input_nodes[0]
             core = at if at.meta.get("shape") == shape else core
         return core
@@ -288,7 +297,7 @@ class _Question:
     def _geometry(self, core: fx.Node, shape: tuple[int, ...]) -> Geometry | None:
         way = [self.made]
         while way[-1] is not core:
-            if way[-1].op == "get_attr" or way[-1].target not in PASSED:
+            if not _passes(way[-1]):
                 return None
             way.append(way[-1].all_input_nodes[0])
         labels: Tensor | None = torch.arange(math.prod(shape), dtype=torch.int64).reshape(shape)

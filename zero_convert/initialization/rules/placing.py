@@ -67,7 +67,8 @@ def by_section(layer: Layer, columns: int, rules: Mapping[str, MatrixRule], rest
 def recurrent(layer: Layer, matrix: MatrixRule, zero: MatrixRule, still: bool) -> dict[str, Formula]:
     """The candidate of the new state reads the input by the matrix rule and the old state by the partial identity;
     gates start at 0, so that they are all half open; biases are 0. `still`: the candidate of the last of several layers
-    (both directions of it) does not read the input, and its state stays 0; below it a layer of 0 would never move."""
+    (both directions of it) does not read the input, and its state stays 0; below it a layer of 0 would never move,
+    unless its own final state is used as well."""
     values: dict[str, Formula] = {}
     depths = {t.local: int(found[1]) for t in layer.tensors if (found := re.search(r"_l(\d+)", t.local))}
     last = max(depths.values(), default=0)
@@ -80,7 +81,7 @@ def recurrent(layer: Layer, matrix: MatrixRule, zero: MatrixRule, still: bool) -
             values[tensor.local] = zeros(tensor)
         else:
             reads_state = tensor.local.startswith("weight_hh")
-            ends = still and depths.get(tensor.local, last) == last  # a cell has no number
+            ends = still and (layer.states or depths.get(tensor.local, last) == last)  # a cell has no number
             rule = PartialIdentity if reads_state else zero if ends else matrix
             values[tensor.local] = by_section(layer, tensor.shape[1], {"candidate": rule}, zero)
     return values
