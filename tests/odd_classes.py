@@ -1,4 +1,4 @@
-"""Odd models: what a forward keeps from one call to the next, class attributes, sparse buffers, frozen parametrizations."""
+"""Odd models: what a forward keeps, what a class holds, sparse buffers, frozen parametrizations."""
 
 from __future__ import annotations
 
