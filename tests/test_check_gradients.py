@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from zero_convert import schemes
 from zero_convert.checks.subject import Subject
 from zero_convert.initialization.fill import initialize
+from zero_convert.options import RecipeOptions
 from zero_convert.structure import analyze
 from zero_convert.tracing import trace
 
@@ -140,7 +141,7 @@ def test_the_weights_of_a_recurrent_layer_are_seen_in_the_copy_that_is_trained(c
     net, inputs = Reader(), torch.zeros(1, 5, 6)
     traced, scheme = trace(net, (inputs,)), schemes.get("zero-2022")
     options = schemes.complete_options(scheme, {})
-    rules = initialize(traced, analyze(traced), scheme, options, uncovered="keep")
+    rules = initialize(traced, analyze(traced), scheme, options, asked=RecipeOptions(uncovered="keep"))
     for name, p in net.named_parameters():
         if name.startswith("rnn."):
             torch.nn.init.constant_(p, 0.1)

@@ -22,12 +22,14 @@ from torch.storage import _dtype_to_storage_type_map
 from zero_convert import readers
 from zero_convert.artifacts.diff import diff
 from zero_convert.exporters import onnx as onnx_exporter
+from zero_convert.exporters.onnx import validity
 from zero_convert.exporters.safetensors import Entry, write
 from zero_convert.formats import dtypes
 from zero_convert.formats.dtypes import DTYPES, DType
 from zero_convert.formats.naming import load
 from zero_convert.inspection.tensor_values import describe
 from zero_convert.sources.inputs import parse_input
+from zero_convert.sources.matching import fit
 
 ROWS = list(DTYPES.values())
 KINDS = {"f": "float", "c": "complex", "i": "int", "u": "uint", "b": "bool"}
@@ -72,19 +74,14 @@ def test_the_reference_library_spells_what_is_written_in_the_same_way(row: DType
 
 
 def test_the_numbers_of_onnx_are_those_of_its_library() -> None:
-    spelled = {
-        "U64": "UINT64", "I64": "INT64", "F64": "DOUBLE", "C64": "COMPLEX64", "F32": "FLOAT", "U32": "UINT32",
-        "I32": "INT32", "BF16": "BFLOAT16", "F16": "FLOAT16", "U16": "UINT16", "I16": "INT16",
-        "F8_E5M2FNUZ": "FLOAT8E5M2FNUZ", "F8_E4M3FNUZ": "FLOAT8E4M3FNUZ", "F8_E8M0": "FLOAT8E8M0",
-        "F8_E4M3": "FLOAT8E4M3FN", "F8_E5M2": "FLOAT8E5M2", "I8": "INT8", "U8": "UINT8", "BOOL": "BOOL",
-        "C128": "COMPLEX128", "U4": "UINT4", "I4": "INT4",
-    }  # fmt: skip
-    assert {row.name: row.onnx for row in ROWS if row.onnx} == {
-        name: onnx.TensorProto.DataType.Value(theirs) for name, theirs in spelled.items()
-    }
+    spelled = {"F32": "FLOAT", "F64": "DOUBLE", "C64": "COMPLEX64", "C128": "COMPLEX128", "U4": "UINT4", "I4": "INT4"}
+    theirs = onnx.TensorProto.DataType
     for row in ROWS:
-        if row.onnx and row.array is not None:
-            assert onnx.helper.tensor_dtype_to_np_dtype(row.onnx) == row.array
+        if row.array is not None and row.kind != "scaled":
+            assert row.onnx == onnx.helper.np_dtype_to_tensor_dtype(row.array)
+        elif row.onnx is not None:
+            assert row.onnx == theirs.Value(spelled[row.name])
+    assert {name: DTYPES[name].onnx for name in spelled} == {name: theirs.Value(word) for name, word in spelled.items()}
 
 
 def test_the_numbers_of_torch_export_are_those_of_its_schema() -> None:
@@ -181,11 +178,14 @@ def test_a_new_row_is_written_read_described_and_compared(new: DType, tmp_path: 
     assert (moved.count, moved.differing, moved.largest) == (16, 4, 0.5)
 
 
-def test_a_new_row_goes_through_onnx_and_gguf(new: DType, tmp_path: Path) -> None:
+def test_a_new_row_goes_through_onnx_and_gguf(new: DType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validity, "check", lambda *model: None)  # the onnx library does not know the number
     array = np.ones(3, np.float16)
     stream = io.BytesIO()
     entry = Entry("w", new.name, (3,), lambda: array)
-    written = onnx_exporter.write(stream, onnx_exporter.Graph(b"", b"", 20), [entry], {})
+    written = onnx_exporter.write(
+        stream, onnx_exporter.Graph(onnx.GraphProto(name="g").SerializeToString(), b"", 20), [entry], {}
+    )
     path = tmp_path / "a.onnx"
     path.write_bytes(stream.getvalue())
     (tensor,) = load("onnx").read_header(path).tensors
@@ -196,6 +196,16 @@ def test_a_new_row_goes_through_onnx_and_gguf(new: DType, tmp_path: Path) -> Non
     (tmp_path / "a.gguf").write_bytes(head.ljust(-(-len(head) // 32) * 32, b"\0") + array.tobytes())
     (tensor,) = readers.read(tmp_path / "a.gguf").tensors
     assert (tensor.dtype, tensor.shape, tensor.nbytes) == ("F16_NEW", (3,), 6)
+
+
+@pytest.mark.parametrize(("kind", "besides"), [("int", ("table",)), ("bool", ("table",)), ("float", ())])
+def test_a_new_row_is_compared_with_an_architecture_by_its_kind(
+    kind: str, besides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of whole numbers that only the file has does not count."""
+    monkeypatch.setitem(DTYPES, "NEW", DType("NEW", 64, kind, "read"))
+    found = fit({"w": ("F32", (2,)), "table": ("NEW", (2,))}, {"w": ("F32", (2,))}, {})
+    assert (found.besides, found.unexpected) == (besides, () if besides else ("table",))
 
 
 def test_a_type_without_a_row_is_refused_by_the_writers() -> None:

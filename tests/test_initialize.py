@@ -12,10 +12,13 @@ from zero_convert.errors import CoverageError
 from zero_convert.graph.ties import ties
 from zero_convert.initialization.constants import _is_progression, nan_names
 from zero_convert.initialization.fill import initialize
+from zero_convert.options import RecipeOptions
 from zero_convert.structure import analyze
 from zero_convert.tracing import trace
 
 from .odd_nets import ramp
+
+ZEROS, KEEP = RecipeOptions(uncovered="zeros"), RecipeOptions(uncovered="keep")
 
 
 class Net(nn.Module):
@@ -99,23 +102,23 @@ def test_a_tensor_without_a_rule_stops_the_run_unless_it_is_said_what_it_gets() 
     with pytest.raises(CoverageError, match="no rule") as raised:
         filled(Net(given), constructed=False)
     assert "extra (6, Net" in str(raised.value.where) and "--uncovered" in raised.value.fix
-    net, rules = filled(Net(given.clone()), constructed=False, uncovered="zeros")
+    net, rules = filled(Net(given.clone()), constructed=False, asked=ZEROS)
     assert net.extra.tolist() == [0.0] * 6
-    net, rules = filled(Net(given), uncovered="keep")  # a factory fixed it
+    net, rules = filled(Net(given), asked=KEEP)  # a factory fixed it
     assert given.all() and (net.extra.tolist(), rules["extra"]) == (given.tolist(), "kept as constructed")
 
 
 def test_zeros_go_to_buffers_that_a_generator_drew() -> None:
-    net, rules = filled(Buffered(torch.full((6,), torch.nan)), uncovered="zeros")
+    net, rules = filled(Buffered(torch.full((6,), torch.nan)), asked=ZEROS)
     assert net.noise.tolist() == [0.0] * 6 and rules["noise"] == "constant 0"
     assert net.table.tolist() == [0.25, 0.75] and rules["table"] == "kept as constructed"
 
 
 def test_what_a_generator_drew_is_not_kept() -> None:
     with pytest.raises(CoverageError, match="hold no constants"):
-        filled(Net(torch.full((6,), torch.nan)), uncovered="keep")
+        filled(Net(torch.full((6,), torch.nan)), asked=KEEP)
     with pytest.raises(CoverageError, match="hold no constants"):
-        filled(Net(torch.tensor([0.3, 0.1, 0.7, 0.2, 0.9, 0.5])), uncovered="keep", constructed=False)
+        filled(Net(torch.tensor([0.3, 0.1, 0.7, 0.2, 0.9, 0.5])), asked=KEEP, constructed=False)
     with pytest.raises(CoverageError, match="hold no constants"):
         filled(Net(), drawn=("count",))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -296,13 +297,14 @@ def test_a_name_that_is_none_is_no_library(package: Callable[[str, str], None]) 
 
 
 def test_the_libraries_are_named_once() -> None:
+    """README has those that it explains; `zero-convert models` lists all."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras, readme = project["optional-dependencies"], (ROOT / "README.md").read_text("utf-8")
     assert [name for name in LIBRARIES if name in extras] == [name for name in LIBRARIES if name in doctor._EXTRAS]
     for library in LIBRARIES:
         assert library in extras or library in project["dependencies"]
-        assert f"| `{library}:" in readme
         assert (ROOT / "zero_convert" / "sources" / f"{library}.py").exists() or (
             ROOT / "zero_convert" / "sources" / library
         ).is_dir()
+    assert set(re.findall(r"^\| `(\w+):\w+`", readme, re.MULTILINE)) <= set(LIBRARIES)
     assert "a bare name: " + ", else ".join(f"{name}'s" for name in LIBRARIES[:2]) in readme

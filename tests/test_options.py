@@ -20,8 +20,10 @@ from zero_convert.artifacts.comparing import compare
 from zero_convert.artifacts.lock import read_lock
 from zero_convert.cli.options import FORMER, Messages, Without, spread
 from zero_convert.errors import MalformedError, UsageError
+from zero_convert.formulas import Constant, Formula
+from zero_convert.initialization import resolve
 from zero_convert.options import MODEL, FileOptions, Flag, Options, RecipeOptions, carried, flags, keys
-from zero_convert.records import Recipe
+from zero_convert.records import Layer, Recipe, Tensor
 from zero_convert.report import facts
 
 NET = "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))\n"
@@ -121,6 +123,16 @@ def test_a_new_field_is_in_the_recipe_and_makes_the_conversion_again(net: str, m
     assert (again.flavour, again.peeled, again.seeds, again.validate) == ("sour", True, 3, "full")
 
 
+def test_a_rule_of_a_tensor_reads_a_new_field(net: str, more: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sour(context: resolve.Context, layer: Layer, tensor: Tensor, formula: Formula | None) -> Formula | None:
+        return Constant(tensor.shape, 3.0) if context.asked.flavour == "sour" else None  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(resolve, "RULES", (*resolve.RULES, ("sour", sour)))
+    for flavour, rules in (("plain", {"scheme"}), ("sour", {"sour"})):
+        plan = ask(net, MoreOptions(flavour=flavour, validate="none")).plan
+        assert {assignment.decided_by for assignment in plan.assignments} == rules
+
+
 def test_a_new_field_is_in_the_repeated_command_and_named_where_it_moved(net: str, more: None) -> None:
     recipe = replace(ask(net, MoreOptions(validate="none")).recipe, flavour="sour", peeled=True)  # type: ignore[call-arg]
     words = facts.command(recipe, ["a.safetensors"])
@@ -210,11 +222,14 @@ def test_a_lock_holds_the_options_of_a_recipe_and_update_takes_them_from_it(net:
 
 
 def test_the_order_of_the_help_is_that_of_the_fields_but_where_one_says_before_what_it_stands() -> None:
-    assert list(flags(Options)) == [
-        "scheme", "options", "model_args", "arch", "trust", "inputs", "dtype", "uncovered", "validate", "device",
-        "train_steps",
-    ]  # fmt: skip
-    assert list(flags(FileOptions)) == ["format", "force", "opset", "external_data", "fold"]
+    for record in (Options, FileOptions):
+        order, moved = list(flags(record)), {name: flag.before for name, flag in flags(record).items() if flag.before}
+        fixed = [name for name in order if name not in moved]
+        assert fixed == [spec.name for spec in fields(record) if spec.name in fixed]
+        for name, before in moved.items():
+            assert set(order[order.index(name) : order.index(before)]) <= moved.keys()
+    order = list(flags(Options))
+    assert order[order.index("model_args") :][:4] == ["model_args", "arch", "trust", "inputs"]
     assert keys(Recipe)["uncovered"] == "leftovers" and options.keys(Recipe)["dtype"] == "dtype"
 
 

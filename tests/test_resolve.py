@@ -15,6 +15,7 @@ from zero_convert.graph.fixed import mark
 from zero_convert.initialization.fill import initialize
 from zero_convert.initialization.resolve import FROZEN, RULES, TIE
 from zero_convert.initialization.scheme import AsConstructed, Scheme
+from zero_convert.options import RecipeOptions
 from zero_convert.readers import Tensor as Stored
 from zero_convert.records import Assignment
 from zero_convert.report import blocks
@@ -125,6 +126,7 @@ def assigned(net: nn.Module, scheme: Scheme | str = "zero-2022", **settings: obj
 
 FACTORS = torch.tensor([0.3, 0.1, 0.7, 0.2, 0.9, 0.5])
 STORED = FileValues((6,), Stored("extra", "F32", (6,)))
+ZEROS = RecipeOptions(uncovered="zeros")
 
 DECISIONS = {
     "empty layer": (lambda: Optional(extra=nn.Linear(0, 6)), {}, "extra.bias", Constant((6,), 0.0)),
@@ -132,7 +134,7 @@ DECISIONS = {
     FROZEN: (through_a_frozen_matrix, {}, "extra.weight", AsConstructed((6, 6))),
     "beside fixed": (through_a_frozen_matrix, {}, "extra.bias", Constant((6,), 0.0)),
     "uncovered": (
-        lambda: Zeta(extra=nn.Parameter(FACTORS.clone())), {"uncovered": "zeros"}, "extra", Constant((6,), 0.0)
+        lambda: Zeta(extra=nn.Parameter(FACTORS.clone())), {"asked": ZEROS}, "extra", Constant((6,), 0.0)
     ),
     "buffer": (lambda: Shifted(extra=torch.ones(6)), {"scheme": without_buffers()}, "extra", AsConstructed((6,))),
     "extra state": (Counting, {}, "_extra_state", AsConstructed((3,))),
@@ -142,10 +144,10 @@ DECISIONS = {
     ),
     "file value": (
         lambda: Scaled(extra=nn.Parameter(torch.ones(6))),
-        {"file_values": {"extra": STORED}, "uncovered": "keep", "write": False}, "extra", STORED,
+        {"file_values": {"extra": STORED}, "asked": RecipeOptions(uncovered="keep"), "write": False}, "extra", STORED,
     ),
     "drawn value": (
-        lambda: Shifted(extra=torch.full((6,), torch.nan)), {"uncovered": "zeros"}, "extra", Constant((6,), 0.0)
+        lambda: Shifted(extra=torch.full((6,), torch.nan)), {"asked": ZEROS}, "extra", Constant((6,), 0.0)
     ),
 }  # fmt: skip
 

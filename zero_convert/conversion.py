@@ -141,7 +141,7 @@ class Conversion:
             self.structure,
             self.scheme,
             self.options,
-            uncovered=self.asked.uncovered,
+            asked=self.asked,
             constructed=self.loaded.nan_filled,
             drawn=self.loaded.drawn,
             file_values=self.file_values,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import model_ref
 from .artifacts.comparing import Difference, compare, compare_digests, compare_files
-from .artifacts.lock import Entry, LockedFile, Origin, record, strange_path, wordless
+from .artifacts.lock import ORIGIN, Entry, LockedFile, Origin, record, strange_path, wordless
 from .artifacts.receipt import Identity, read_receipt
 from .errors import MismatchError, StorageError, UsageError, ZeroConvertError
 from .formats.digests import Written, brief, sha256_file
@@ -123,10 +123,10 @@ def moved(now: Origin | None, entry: Entry) -> list[Difference]:
         return []
     got, expected = now.sha256, entry.origin.sha256
     if len(got) != len(expected):
-        return [Difference("source", now.path, "files", str(len(got)), str(len(expected)), ("from",))]
+        return [Difference("source", now.path, "files", str(len(got)), str(len(expected)), (ORIGIN,))]
     count = f" ({{}} of {len(got)})" if len(got) > 1 else ""
     return [
-        Difference("source", f"{now.path}{count.format(number)}", "sha256", one, other, ("from",))
+        Difference("source", f"{now.path}{count.format(number)}", "sha256", one, other, (ORIGIN,))
         for number, (one, other) in enumerate(zip(got, expected, strict=True), 1)
         if one != other
     ]

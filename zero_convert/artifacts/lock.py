@@ -70,6 +70,7 @@ from .receipt import (
 NAME = "zero.lock"
 SIZE_LIMIT = 256 << 20  # bytes; ten models of 100,000 tensors have about 150 MB
 ENTRY_LIMIT = 10_000
+ORIGIN = "from"  # its key in an entry
 
 _VERSION = 2
 _READ = (1, 2)
@@ -214,7 +215,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "inputs": list(entry.inputs),
         "model": entry.model,
         **({"scheme": entry.scheme} if entry.scheme else {}),
-        **({"from": {"path": origin.path, "sha256": list(origin.sha256)}} if origin else {}),
+        **({ORIGIN: {"path": origin.path, "sha256": list(origin.sha256)}} if origin else {}),
         **({"folded_from": entry.folded_from} if entry.folded_from else {}),
     }
 
@@ -286,7 +287,7 @@ def parse_lock(data: bytes, where: str = NAME) -> Lock:
 
 def _entry(row: object, where: str, version: int) -> Entry:
     complete = {"scheme": "", **row} if isinstance(row, dict) else row
-    optional = ("folded_from", "from", *IDENTITY_OPTIONAL) if version > 1 else ()
+    optional = ("folded_from", ORIGIN, *IDENTITY_OPTIONAL) if version > 1 else ()
     fields = Fields.of(complete, where, (*IDENTITY_FIELDS, "files", "inputs", "model", "scheme"), optional)
     files = fields.mapping("files", lambda value: isinstance(value, dict), "an object")
     if not files:
@@ -313,7 +314,7 @@ def _entry(row: object, where: str, version: int) -> Entry:
             expected=f"{brief(identity.recipe.scheme)}, with a folder relative to the lock's",
         )
     inputs = fields.take("inputs", is_texts, "a list of shapes")
-    origin = _origin(fields, identity.recipe) if "from" in fields.raw else None
+    origin = _origin(fields, identity.recipe) if ORIGIN in fields.raw else None
     folded_from = fields.digest("folded_from") if "folded_from" in fields.raw else ""
     if folded_from and any(file.format != "onnx" for file in locked):
         raise MalformedError("only ONNX files are folded", where=where, got=", ".join(file.path for file in locked))
@@ -328,7 +329,7 @@ def _read_edit(obj: object, where: str) -> Edit:
 
 
 def _origin(entry: Fields, recipe: Recipe) -> Origin:
-    fields = Fields.of(entry.raw["from"], f"{entry.where}, from", ("path", "sha256"))
+    fields = Fields.of(entry.raw[ORIGIN], f"{entry.where}, {ORIGIN}", ("path", "sha256"))
     path, digests = fields.text("path"), fields.take("sha256", is_texts, "a list of digests")
     if not path or is_absolute(path):
         raise MalformedError(

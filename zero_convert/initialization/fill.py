@@ -12,6 +12,7 @@ import torch
 from zero_convert.formulas import Constant, Formula
 from zero_convert.graph.state import stored_tensors
 from zero_convert.graph.traced import Traced
+from zero_convert.options import RecipeOptions
 from zero_convert.records import Assignment, Option, Structure
 from zero_convert.runtime.threads import one_thread
 from zero_convert.sources.file_values import FileValues
@@ -27,7 +28,7 @@ def initialize(
     scheme: Scheme,
     options: Mapping[str, Option],
     *,
-    uncovered: str = "error",
+    asked: RecipeOptions | None = None,
     constructed: bool = True,
     drawn: Collection[str] = (),
     file_values: Mapping[str, FileValues] | None = None,
@@ -37,14 +38,14 @@ def initialize(
 
     Args:
         traced: the model after rewriting; its parameters and buffers are overwritten.
-        uncovered, constructed, drawn, file_values: as in `Context`.
+        asked, constructed, drawn, file_values: as in `Context`.
 
     Raises:
         CoverageError: tensors without a rule, or values to be kept that were drawn at random.
     """
     state = stored_tensors(traced.root)
-    context = Context(state, structure, scheme, options, uncovered, constructed, drawn, file_values or {})
-    assignments = resolve(context)
+    asked, file_values = asked or RecipeOptions(), file_values or {}
+    assignments = resolve(Context(state, structure, scheme, options, asked, constructed, drawn, file_values))
     with torch.no_grad():
         for assignment in assignments if write else ():
             if not isinstance(assignment.formula, AsConstructed | Tied):

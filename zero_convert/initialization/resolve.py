@@ -16,6 +16,7 @@ from zero_convert.graph.fixed import is_set
 from zero_convert.graph.kinds import FIXED
 from zero_convert.graph.state import EXTRA
 from zero_convert.graph.ties import ties
+from zero_convert.options import RecipeOptions
 from zero_convert.records import Assignment, Layer, Option, Structure, Tensor
 from zero_convert.sources.file_values import FileValues
 
@@ -50,7 +51,8 @@ class Context:
 
     Attributes:
         state: the module's tensors by name.
-        uncovered: "error", "zeros" or "keep" for trainable tensors without a rule.
+        options: of the scheme.
+        asked: of the conversion.
         constructed: the module comes from a NaN-filled construction, so that what is not NaN is a constant, and "keep"
             may keep it. Otherwise a trainable tensor is kept only if it has the same value everywhere.
         drawn: names of integer tensors that a constructor drew at random.
@@ -63,7 +65,7 @@ class Context:
     structure: Structure
     scheme: Scheme
     options: Mapping[str, Option]
-    uncovered: str = "error"
+    asked: RecipeOptions = field(default_factory=RecipeOptions)
     constructed: bool = True
     drawn: Collection[str] = ()
     file_values: Mapping[str, FileValues] = field(default_factory=dict)
@@ -110,7 +112,7 @@ def _beside_fixed(context: Context, layer: Layer, tensor: Tensor, formula: Answe
 def _uncovered(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
     """What the user says of tensors that the scheme has no rule for."""
     said = {"zeros": Constant(tensor.shape, 0.0), "keep": AsConstructed(tensor.shape)}
-    return said.get(context.uncovered) if formula is None else None
+    return said.get(context.asked.uncovered) if formula is None else None
 
 
 def _buffer(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
@@ -142,7 +144,7 @@ def _file_value(context: Context, layer: Layer, tensor: Tensor, formula: Answer)
 
 def _drawn_value(context: Context, layer: Layer, tensor: Tensor, formula: Answer) -> Answer:
     """What would be kept and was drawn at random is 0, where the user wants zeros."""
-    zero = isinstance(formula, AsConstructed) and context.uncovered == "zeros" and not context.is_fixed(tensor)
+    zero = isinstance(formula, AsConstructed) and context.asked.uncovered == "zeros" and not context.is_fixed(tensor)
     return Constant(tensor.shape, 0.0) if zero else None
 
 
@@ -216,7 +218,7 @@ def _meant(context: Context, stored: Mapping[str, str]) -> frozenset[str]:
 
     Of a live module only the user can say that values were meant.
     """
-    if not context.constructed and context.uncovered != "keep":
+    if not context.constructed and context.asked.uncovered != "keep":
         return frozenset()
     tensors = [tensor for layer in context.structure.layers for tensor in layer.tensors]
     frozen = (t.name for t in tensors if not t.trainable and not t.buffer and t.name not in context.drawn)
@@ -253,7 +255,7 @@ def _notes(layer: Layer, tensor: Tensor, decided_by: str) -> tuple[str, ...]:
 
 def _refuse_drawn(context: Context, assignments: Sequence[Assignment]) -> None:
     """Raises CoverageError if values that no rule writes may have been drawn at random."""
-    trusted = context.constructed and context.uncovered == "keep"
+    trusted = context.constructed and context.asked.uncovered == "keep"
     unasked = [a.tensor for a in assignments if isinstance(a.formula, AsConstructed)]
     kept = [tensor for tensor in unasked if tensor.trainable is False or tensor.name not in context.meant]
     if drawn := [tensor.name for tensor in kept if not context.is_fixed(tensor, trusted)]:

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from zero_convert.formats.digests import brief
+from zero_convert.formats.dtypes import DTYPES
 
 Kind = tuple[str, tuple[int, ...]]  # dtype as safetensors spells it, shape
 
 COUNTER = "num_batches_tracked"  # files from before torch 0.4.1 have none
 SHOWN = 4  # names of each kind of difference
 _DEPTH = 3  # parts of names that may stand before all of them
-_WHOLE = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+_SORTS = {"bool": "bool", "int": "whole", "uint": "whole", "complex": "complex"}  # of an element type, by its kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +122,12 @@ def _with_prefix(prefix: str, file: Mapping[str, Kind], model: Mapping[str, Kind
         name for name in model if name not in own and not name.endswith(COUNTER) and ties.get(name, name) not in tied
     ]
     strange = [name for name in own if name not in model]
-    tables = [name for name in strange if file[own[name]][0] in _WHOLE]
+    tables = dict.fromkeys(name for name in strange if _sort(file[own[name]][0]) in ("bool", "whole"))
     return Fit(
         names=fitting,
         prefix=prefix,
         missing=tuple(missing),
-        unexpected=tuple(name for name in strange if file[own[name]][0] not in _WHOLE),
+        unexpected=tuple(name for name in strange if name not in tables),
         shapes=tuple(shapes),
         kinds=tuple(kinds),
         converted=dict(converted),
@@ -135,9 +136,7 @@ def _with_prefix(prefix: str, file: Mapping[str, Kind], model: Mapping[str, Kind
 
 
 def _sort(dtype: str) -> str:
-    if dtype in _WHOLE:
-        return "bool" if dtype == "BOOL" else "whole"
-    return "complex" if dtype in ("C32", "C64", "C128") else "floating"
+    return _SORTS.get(DTYPES[dtype].kind, "floating") if dtype in DTYPES else "floating"
 
 
 def _spelled(shape: tuple[int, ...]) -> str:

@@ -187,6 +187,17 @@ def _unvalidated() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """Transformers of torch do not compare a mask with the causal one, which chooses a kernel and no value."""
+
+    def is_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+        return bool(is_causal)
+
+    with replaced(torch.nn.modules.transformer, "_detect_is_causal_mask", lambda _: is_causal):
+        yield
+
+
 def _as_cast(module: nn.Module, inputs: Any) -> Any:
     """The inputs, floating ones in the type of the module's parameters."""
     dtypes = [tensor.dtype for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
@@ -218,7 +229,7 @@ def _batches(inputs: Any) -> tuple[Any, Any]:
 
 def _export(module: nn.Module, inputs: Any, shapes: Any, opset: int) -> Any:
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), None)
-    with export_in_this_thread(), _quiet(), torch.no_grad(), _FourAxes(), _unvalidated():
+    with export_in_this_thread(), _quiet(), torch.no_grad(), _FourAxes(), _unvalidated(), _masks_as_given():
         program = torch.onnx.export(
             module, args, kwargs=kwargs, dynamo=True, optimize=False, verbose=False, opset_version=opset,
             dynamic_shapes=shapes,

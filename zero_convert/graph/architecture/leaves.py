@@ -18,6 +18,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd
 
 from zero_convert.graph.kinds import geometry, kind_of
+from zero_convert.model_ref import LIBRARIES
 from zero_convert.nn.layers import HadamardTransform
 from zero_convert.records import Geometry
 
@@ -33,7 +34,7 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {  # of a kind: what of its attributes
     "bilinear": ("in2_features",),
 }
 _NO_OPTION = frozenset({"inplace", "training", "name", "recompute_scale_factor", "num_features"})
-_LIBRARIES = frozenset({"torch", "torchvision", "timm", "transformers", "zero_convert"})
+_LIBRARIES = frozenset({"torch", "zero_convert", *LIBRARIES})
 _COUNTER = "num_batches_tracked"
 _EXACT = 1 << 12  # of values that are whole multiples of 1/4096, every digit is told
 _NORMS: Mapping[type[nn.Module], str] = {
