@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable
+from typing import Any
 
 from torch import fx, nn
 
@@ -29,7 +30,7 @@ class Facts:
         answers: what parts of graphs did when they were run; shared by the analyses of one model.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, answers: dict[Hashable, list[int] | None]) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, answers: dict[Hashable, Any]) -> None:
         self.root, self.graph, self.answers = root, graph, answers
         self.reach = Reach(graph)
         self.kinds = {node: kind(node, root) for node in graph.nodes}
@@ -49,7 +50,7 @@ class Facts:
             str(n.target).rpartition(".")[0] for n in node.all_input_nodes if n.op == "get_attr" and node.op != "output"
         )
         known = tuple(path for path in owners if kind_of(self.root.get_submodule(path)) in WEIGHT_KINDS)
-        if (made := made_weight(self.root, node, self._is_parameter)) is not None:
+        if (made := made_weight(self.root, node, self._is_parameter, self.answers)) is not None:
             self.made[node] = made
             return known or (made.weight.rpartition(".")[0],)
         raw = None if known else raw_weight(node, self._is_parameter)

@@ -149,7 +149,7 @@ class _Inventory:
         parts: list[tuple[str, fx.Node | None, Made]] = [
             (prefix, *self.made[prefix + local]) for local in own if prefix + local in self.made
         ]
-        parts += [("", None, each) for each in own_forward(module)]
+        parts += [("", None, each) for each in own_forward(module, self.facts.answers)]
         neutral = dict(layer.neutral)
         for start, node, each in {id(part[2]): part for part in parts}.values():
             refusals.append(each.refusal)

@@ -13,7 +13,7 @@ no role.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,11 +58,14 @@ class Made:
     refusal: str = ""
 
 
-def made_weight(root: nn.Module, user: fx.Node, owned: Callable[[fx.Node], bool]) -> Made | None:
+def made_weight(
+    root: nn.Module, user: fx.Node, owned: Callable[[fx.Node], bool], answers: dict[Hashable, Any]
+) -> Made | None:
     """How the weight of a product or convolution is made of parameters; None where it is one as it stands, or scaled.
 
     Args:
         owned: whether a node reads a parameter that is a scheme's to fill.
+        answers: what was asked before.
     """
     for made in _operands(user):
         nodes = _part(made)
@@ -75,7 +78,12 @@ def made_weight(root: nn.Module, user: fx.Node, owned: Callable[[fx.Node], bool]
             continue
         if math.prod(shape) > VALUES:
             return None
-        return _Question(root, user, made, nodes, names).answer()
+        steps = tuple((str(n.target), str(n.args), str(n.kwargs)) for n in nodes)
+        key = ("made", *names, str(user.target), str(user.args), steps)
+        if key not in answers:
+            answers[key] = _Question(root, user, made, nodes, names).answer()
+        known: Made = answers[key]
+        return known
     return None
 
 

@@ -6,7 +6,7 @@ which other parameters stand beside it: in x·Wᵀ + x·Aᵀ·Bᵀ (low-rank ada
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -21,12 +21,35 @@ from .made_weights import Made, made_weight
 from .raw_geometry import followed, labels_of, matrix, source_of
 
 
-def own_forward(module: nn.Module) -> tuple[Made, ...]:
+def own_forward(module: nn.Module, answers: dict[Hashable, Any]) -> tuple[Made, ...]:
     """How the weights of the layer are made, names as in the layer; nothing for a layer of torch, or a forward that
-    cannot be captured."""
+    cannot be captured.
+
+    Args:
+        answers: what was asked of layers of the same class before. Sizes change the answer only where it has some.
+    """
     home = getattr(type(module).forward, "__module__", "") or ""
     if not isinstance(module, nn.Linear | _ConvNd) or home.startswith("torch."):
         return ()
+    own = tuple((name, value.ndim) for name, value in module._parameters.items() if value is not None)
+    plain = tuple((key, value) for key, value in vars(module).items() if isinstance(value, (float, str)))
+    kind = ("own forward", type(module), own, plain, tuple(fixed_names(module)))
+    sized = (*kind, *(tuple(value.shape) for value in module._parameters.values() if value is not None))
+    for key in (kind, sized):
+        if key in answers:
+            known: tuple[Made, ...] = answers[key]
+            return known
+    found = _asked(module)
+    answers[sized if any(sizes for each in found for _, sizes in _others(each)) else kind] = found
+    return found
+
+
+def _others(made: Made) -> Iterator[tuple[str, Geometry | None]]:
+    """The uses of all parameters but the layer's own weight."""
+    return (use for name, use in made.uses.items() if name != "weight")
+
+
+def _asked(module: nn.Module) -> tuple[Made, ...]:
     try:
         graph = fx.Tracer().trace(module)
     except Exception:  # whatever a forward raises on symbols
@@ -37,7 +60,7 @@ def own_forward(module: nn.Module) -> tuple[Made, ...]:
         name = str(node.target)
         return module._parameters.get(name) is not None and name not in fixed_names(module)
 
-    found = [made for node in graph.nodes if (made := made_weight(module, node, owned)) is not None]
+    found = [made for node in graph.nodes if (made := made_weight(module, node, owned, {})) is not None]
     return (*found, *_beside(graph, owned))
 
 
