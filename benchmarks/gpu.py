@@ -1,109 +1,183 @@
-"""What a GPU makes of it, measured: parity of four ways, and digests against the CPU's goldens.
+"""Eighteen networks on every device at hand: parity, placement, whole numbers, digests, time.
 
-    python -m benchmarks.gpu [--device cuda] [--out benchmarks/results/gpu.md]
+    python -m benchmarks.gpu [--device webgpu --device cuda] [--out FILE] [NAME …]
 
-Each network is converted with its checks on the device, exported to ONNX, and computed by torch and ONNX Runtime on the
-CPU and on the device. The table names the device and the versions. Ends with 1 if a digest is not the golden one or a
-check fails, and with 5, without writing anything, where there is no such device. Where ONNX Runtime does not compute on
-the device, its column says why.
+Each network is converted under two schemes and exported. Every float initializer is replaced by seeded numbers, so that
+nothing is 0 and no two channels are alike, and ONNX Runtime computes two samples on its CPU and on the device, nothing
+optimized: `parity` is the largest difference over the largest value. `exact` is the largest difference of layers of 0
+and ±1 on integers (the check `exact_parts`, quick), `digest` whether the weights digest of the network asked on the
+device is that of a conversion on the CPU. The page is written anew after each row. A device that is not there has one
+row, "not run", with the reason. Ends with 1 if a row is beyond its limit, and with 5 if there is no device.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import io
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import onnxruntime
 import torch
 
 import zero_convert as zc
-from tests.goldens import CASES, FILE
+from benchmarks.runtimes.networks import NETWORKS, SCHEMES, inputs, make_live, reference
+from tests.tiny_transformers import TINY
 from zero_convert import checks
-from zero_convert.errors import DeviceError
+from zero_convert.checks.harness import onnxruntime as sessions
+from zero_convert.checks.harness.bench import CheckContext
+from zero_convert.checks.harness.isolation import pinned
+from zero_convert.checks.harness.session import SessionContext
+from zero_convert.conversion import prepare
+from zero_convert.errors import DeviceError, ZeroConvertError
+from zero_convert.exporters import safetensors
+from zero_convert.exporters.entries import entries_of
+from zero_convert.options import Options
 
-MODELS = ("resnet18", "resnet50", "mobilenet_v2", "vit_b_16")
-SCHEMES = ("zero-2021", "zero-2022")
+LIMIT = 1e-4
+SIDE = 32  # of images
+VISION = ("densenet121", "mnasnet0_5", "mobilenet_v3_small", "regnet_y_400mf", "shufflenet_v2_x0_5", "squeezenet1_1")
+TEXT = ("bart", "convnextv2", "deit", "distilbert", "gpt2", "llama")  # tiny ones
+ALL: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    **NETWORKS,
+    "vit_tiny": (NETWORKS["vit_tiny"][0], {"img_size": SIDE}),
+    **{name: (f"torchvision:{name}", {}) for name in VISION},
+    **{name: (f"transformers:{name}", TINY[name]) for name in TEXT},
+}
+COLUMNS = (
+    "network",
+    "scheme",
+    "device",
+    "parity",
+    "exact",
+    "on the device",
+    "on the CPU",
+    "floats there",
+    "digest",
+    "s",
+)
 
 
-def head(device: str) -> str:
-    """The device and the versions, one paragraph."""
-    facts = [torch.cuda.get_device_name(device), f"torch {torch.__version__}", f"CUDA {torch.version.cuda}"]
-    facts += [f"cuDNN {torch.backends.cudnn.version()}", f"onnxruntime {onnxruntime.__version__}"]
-    return ", ".join([*facts, f"Python {platform.python_version()}", platform.platform(terse=True)])
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, and whether it is within the limits or has its reason."""
+
+    cells: tuple[str, ...]
+    well: bool
 
 
-def parity_rows(name: str, numbers: Mapping[str, Any]) -> list[str]:
-    """One line of the table for each output and way."""
-    rows = [
-        f"| {name} | {way} | {output} | {e['max']:.1e} | {e['mean']:.1e} | {e['median']:.1e} | {e['tolerance']:.1e} | "
-        f"{numbers['first_node'].get(way) or '–'} |"
-        for way, each in numbers["ways"].items()
-        for output, e in zip(numbers["outputs"], each, strict=False)
+def row(name: str, scheme: str, device: str, folder: Path) -> Row:
+    """A network under a scheme on a device."""
+    source, arguments = ALL[name]
+    image = (torch.zeros(1, 3, SIDE, SIDE),) if source.startswith(("torchvision", "timm")) else None
+    given: dict[str, Any] = {"scheme": scheme, "model_args": dict(arguments), "validate": "none"}
+    path = folder / "live.onnx"
+    try:
+        result = zc.convert(source, image, **given)
+        result.save(path, force=True)
+        model = onnx.load(path)
+        make_live(model)
+        onnx.save(model, path)
+        fed = inputs(model, whole=False)
+        begin = time.perf_counter()
+        made = sessions.run(path, list(fed.values()), device, strict=False)
+        seconds = time.perf_counter() - begin
+        exact, digest = exactness(source, Options(image, **given), device)
+    except ZeroConvertError as error:
+        return Row((name, scheme, device, f"{error.what}: {error.got}", *[""] * 6), False)
+    right = reference(path, fed)
+    parity = max(float(np.abs(made.outputs[key] - value).max() / np.abs(value).max()) for key, value in right.items()
+                 if value.dtype.kind == "f")  # fmt: skip
+    there = made.placement.get(sessions.provider_of(device), 0)
+    fallen = sessions.told(made.fallen) if made.fallen else "none"
+    same = digest == result.weights_digest
+    cells = (f"{parity:.1e}", exact, str(there), str(made.placement.get(sessions.CPU, 0)), fallen)
+    well = parity <= LIMIT and exact in ("0", "none to ask") and same
+    return Row((name, scheme, device, *cells, "equal" if same else "ANOTHER", f"{seconds:.1f}"), well)
+
+
+def exactness(source: str, options: Options, device: str) -> tuple[str, str]:
+    """The largest difference on integers, and the weights digest of the network that was asked."""
+    conversion = prepare(source, options)
+    subject = conversion.subject(conversion.fill(write=True))
+    own = checks.torch_device(device)
+    with pinned(own, subject.traced):
+        context = CheckContext(subject, "quick", own)
+        if own != device:
+            context = SessionContext(context, device, False)
+        answer = checks.answer("exact_parts", context)
+    told = "none to ask"
+    if answer is not None:
+        told = f"{max([*answer.numbers['different'].values(), *answer.numbers['excused'].values()], default=0):.2g}"
+        told += f" ({sessions.told(context.fallen)})" if isinstance(context, SessionContext) and context.fallen else ""
+    stream = io.BytesIO()
+    return told, safetensors.write(stream, entries_of(subject.traced.root)).weights_digest
+
+
+def about(device: str, note: str) -> str:
+    """The device and the versions, one line."""
+    facts = [torch.cuda.get_device_name(device), f"CUDA {torch.version.cuda}"] if device.startswith("cuda") else [note]
+    facts += [f"torch {torch.__version__}", f"onnxruntime {onnxruntime.__version__}"]
+    return f"* `{device}`: {', '.join([*facts, f'Python {platform.python_version()}', platform.platform(terse=True)])}"
+
+
+def page(abouts: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """The table with what it was measured on."""
+    head = [
+        "# Networks on devices\n",
+        "`python -m benchmarks.gpu`: live weights (seeded numbers in place of every float initializer), two samples,",
+        f"images of {SIDE} pixels, tiny configurations of transformers; ONNX Runtime on the device against its CPU,",
+        "nothing optimized. `parity`: largest difference over the largest value. `exact`: of layers of 0 and ±1 on",
+        "integers. `s`: session and first run, compilation of shaders included.\n",
+        *abouts,
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        "|---|---|---|---:|---:|---:|---:|---|---|---:|",
     ]
-    return rows + [f"| {name} | {way} | {why} | | | | | |" for way, why in numbers["left_out"].items()]
-
-
-def measured(device: str, folder: Path) -> tuple[list[str], list[str], bool]:
-    """Lines of parity, lines of digests, and whether all is well."""
-    parity, digests, well = [], [], True
-    for model in MODELS:
-        for scheme in SCHEMES:
-            path = folder / "model.onnx"
-            zc.convert(model, scheme=scheme, validate="none").save(path, force=True)
-            answer = zc.validate(path, device=device, level="quick")
-            well &= not answer.failed
-            (check,) = (check for check in answer.checks if check.name == "parity")
-            parity += parity_rows(f"{model} {scheme}", check.numbers)
-            print(parity[-1], file=sys.stderr, flush=True)
-    goldens = json.loads(FILE.read_text("utf-8"))
-    for case in CASES:
-        result = zc.convert(case.model, scheme=case.scheme, options=dict(case.options), dtype=case.dtype, device=device)
-        same = result.weights_digest == goldens[case.key]["weights_digest"]
-        failed = ", ".join(check.name for check in result.failed)
-        well &= same and not failed
-        digests.append(f"| {case.key} | {'equal' if same else 'ANOTHER'} | {failed or 'none fails'} |")
-    return parity, digests, well
-
-
-def page(about: str, parity: Sequence[str], digests: Sequence[str]) -> str:
-    return "\n".join(
-        [
-            "# On a GPU\n",
-            f"`python -m benchmarks.gpu`: {about}. TF32, algorithm search and graph optimizations are off.\n",
-            "Differences from torch on the CPU, evaluation mode; `tolerance` is the smallest t with",
-            "|a − b| ≤ t + t·|b| everywhere.\n",
-            "| model | way | output | max | mean | median | tolerance | first node beyond 1e-4 |",
-            "|---|---|---|---:|---:|---:|---:|---|",
-            *parity,
-            "\nWeights digests of conversions checked on the device, against the goldens made on a CPU:\n",
-            "| conversion | digest | checks |",
-            "|---|---|---|",
-            *digests,
-            "",
-        ]
-    )
+    return "\n".join([*head, *(f"| {' | '.join(cells)} |" for cells in lines), ""])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", action="append", help="webgpu and cuda by default; repeatable")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.md")
+    parser.add_argument("names", nargs="*", default=list(ALL))
     given = parser.parse_args(argv)
-    try:
-        device, _ = checks.resolve(given.device)
-    except DeviceError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    with tempfile.TemporaryDirectory() as folder:
-        parity, digests, well = measured(device, Path(folder))
-    given.out.write_text(page(head(device), parity, digests), "utf-8")
+    abouts, lines, well, there = list[str](), list[Sequence[str]](), True, []
+    for asked in given.device or ("webgpu", "cuda"):
+        try:
+            device, note = checks.resolve(asked)
+        except DeviceError as error:
+            print(error, file=sys.stderr)
+            lines.append(("all", "", asked, f"not run: {error.got}", *[""] * 6))
+            continue
+        there.append(device)
+        abouts.append(about(device, note))
+    if not there:
+        return DeviceError.exit_code
+    with checks.held(), tempfile.TemporaryDirectory() as folder:
+        for device in there:
+            for name in given.names:
+                for scheme in SCHEMES:
+                    one = row(name, scheme, device, Path(folder))
+                    lines.insert(len(lines) - lines_not_run(lines), one.cells)
+                    well &= one.well
+                    print(" | ".join(one.cells), file=sys.stderr, flush=True)
+                    given.out.write_text(page(abouts, lines), "utf-8")
     return 0 if well else 1
+
+
+def lines_not_run(lines: Sequence[Sequence[str]]) -> int:
+    """How many lines, which stay last, tell of a device that is not at hand."""
+    return sum(cells[0] == "all" for cells in lines)
 
 
 if __name__ == "__main__":

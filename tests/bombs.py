@@ -79,7 +79,9 @@ def _pickled() -> Iterator[tuple[str, bytes]]:
     yield "doubling", PROTO + b"]" + b"(22222222l" * 300_000 + b"."
     laughs = b"]q\0" + b"".join(b"(" + b"h%c" % (i - 1) * 10 + b"lq%c" % i for i in range(1, 60))
     yield "a billion laughs", PROTO + b"}X\1\0\0\0a" + laughs + b"s."
-    yield "a cycle", PROTO + b"]q\0(h\0h\0h\0h\0e."
+    attributes = PROTO + b"cm\nn\n)R}(X\x08\0\0\0_modules}X\1\0\0\0a%su%sb."
+    yield "a deep attribute", attributes % (b"]" * 500_000 + b"a" * 499_999, b"")
+    yield "a wide attribute", attributes % (b"(" + b")" * 8_000_000 + b"l", b"")
     yield "texts from the memo", PROTO + b"X\xff\xff\0\0" + b"a" * 65535 + b"q\0(" + b"h\0" * 5_000_000 + b"l."
     yield "a memo", PROTO + b"Nr\xff\xff\xff\x7f" + b"".join(b"r" + struct.pack("<I", i) for i in range(MILLION)) + b"."
     yield "a claimed text", PROTO + b"X\xff\xff\xff\x7fabc."
@@ -196,6 +198,16 @@ def _onnx() -> Iterator[tuple[str, bytes]]:
     yield "many metadata", onnx() + b"".join(part(14, part(1, b"%d" % i)) for i in range(600_000))
     yield "many opsets", onnx() + b"".join(part(8, part(1, b"%d" % i)) for i in range(600_000))
     yield "a long name", onnx(part(5, part(2, 1) + part(8, b"w" * 50_000_000)))
+    yield "many attributes", onnx(part(1, part(4, b"Add") + part(5, b"") * 5_000_000))
+    yield (
+        "many constants",
+        onnx(part(1, part(4, b"Constant") + part(5, part(5, part(2, 1) + part(9, b"1234")))) * 300_000),
+    )
+    body = b""
+    for _ in range(200):
+        body = part(1, part(4, b"If") + part(5, part(6, body)))
+    yield "graphs in graphs", onnx(body)
+    yield "many functions", onnx() + part(25, part(7, part(4, b"Add"))) * 600_000
     yield "numbers that do not end", onnx(weight(part(1, b"\xff" * MILLION)))
     yield (
         "a large data file claimed",

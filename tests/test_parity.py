@@ -270,13 +270,13 @@ def test_auto_leaves_out_what_fell_back_and_a_named_device_does_not(
     subject, path = exported
     real = parity._torch
     monkeypatch.setattr(parity, "_torch", lambda context, given, device, dtype: real(context, given, "cpu", dtype))
-    context = CheckContext(subject, "full", "cpu", onnx=OnnxFile(path, "float32", strict=False))
+    context = CheckContext(subject, "full", "cpu", onnx=OnnxFile(path, "float32", "cuda:0"))
     context.device = "cuda:0"
     check = parity.ask(context)
     assert check.status == "warn" and "cuda:0 not compared" in check.summary
     assert list(check.numbers["ways"]) == ["onnxruntime cpu", "torch cuda:0"]
     assert check.numbers["ways"]["torch cuda:0"][0]["max"] == 0
-    context.onnx = OnnxFile(path, "float32", strict=True)
+    context.onnx = OnnxFile(path, "float32", "cuda:0", strict=True)
     with pytest.raises(DeviceError):
         parity.ask(context)
     monkeypatch.setattr(sessions, "placed", lambda events, provider: ({provider: len(events)}, []))
@@ -285,15 +285,15 @@ def test_auto_leaves_out_what_fell_back_and_a_named_device_does_not(
     assert check.numbers["placement"]["cuda:0"].keys() == {CUDA}
 
 
-def test_the_table_of_a_gpu_is_written_only_where_there_is_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], exported: tuple[Subject, Path]
+def test_the_table_of_devices_is_written_only_where_there_is_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from benchmarks import gpu
 
-    rows = gpu.parity_rows("net", compared(*exported).numbers)
-    assert len(rows) == 1 and rows[0].startswith("| net | onnxruntime cpu | output | ")
-    assert gpu.page("nothing", rows, ()).count("| net |") == 1
+    rows = [("net", "zero-2022", "cpu", "0.0e+00"), ("all", "", "cuda", "not run: no card")]
+    text = gpu.page(["* a device"], rows)
+    assert text.count("| net |") == 1 and "not run: no card" in text and gpu.lines_not_run(rows) == 1
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert gpu.main(["--out", str(tmp_path / "gpu.md")]) == 5
+    assert gpu.main(["--device", "cuda", "--out", str(tmp_path / "gpu.md")]) == 5
     assert "no usable CUDA device" in capsys.readouterr().err and not (tmp_path / "gpu.md").exists()

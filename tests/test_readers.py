@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import subprocess
 import sys
@@ -18,7 +19,6 @@ from torch import nn
 
 from tests import model_files as files
 from zero_convert import inspection, readers
-from zero_convert.errors import MalformedError
 from zero_convert.readers import Contents, Tensor
 from zero_convert.readers.tensor_bytes import pieces
 
@@ -43,6 +43,16 @@ def compare(found: Contents, expected: dict[str, torch.Tensor]) -> None:
             assert next(t.tie for t in found.tensors if t.name == name) == ("" if tie == name else tie)
 
 
+def restricted_loads(path: Path) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols other than 2
+            torch.load(path, weights_only=True)
+    except pickle.UnpicklingError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("zipped", [True, False])
 def test_what_torch_saves_reads_as_torch_loads_it(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "model.bin"  # the suffix says nothing
@@ -58,7 +68,7 @@ def test_what_torch_saves_reads_as_torch_loads_it(tmp_path: Path, zipped: bool) 
             torch.save(made, path, _use_new_zipfile_serialization=zipped, pickle_protocol=protocol)
             found = readers.read(path)
             assert found.format == ("torch zip" if zipped else "torch legacy")
-            assert found.trust == ()
+            assert (not found.trust) == restricted_loads(path), protocol
             compare(found, expected)
         read += 1
     assert read >= 80
@@ -208,12 +218,6 @@ def test_large_views_are_gathered_in_windows(tmp_path: Path, monkeypatch: pytest
     assert any(tensor.shares for tensor in found.tensors)
 
 
-def test_tensors_that_are_conjugates_of_what_is_stored_are_refused(tmp_path: Path) -> None:
-    torch.save({"a": torch.view_as_complex(torch.ones(3, 2)).conj()}, tmp_path / "c")
-    with pytest.raises(MalformedError, match="conjugate"):
-        readers.read(tmp_path / "c")
-
-
 def test_sharded_models_are_read_from_their_index(tmp_path: Path) -> None:
     import json
 
@@ -241,9 +245,8 @@ def test_reading_imports_neither_torch_nor_onnx(tmp_path: Path) -> None:
 
 
 def test_the_calls_taken_for_safe_are_those_torch_takes_for_safe() -> None:
-    from torch._weights_only_unpickler import _get_allowed_globals
+    from torch._weights_only_unpickler import _get_allowed_globals, _get_user_allowed_globals
 
     from zero_convert.readers.parsing.torch_pickles import SAFE
 
-    ours = {name for name in SAFE if name != "__builtin__.set"}  # Python 2's name of it
-    assert ours - {*_get_allowed_globals()} == set()
+    assert SAFE - {*_get_allowed_globals(), *_get_user_allowed_globals()} == set()

@@ -125,6 +125,7 @@ CASES: dict[str, tuple[Callable[[], bytes], str]] = {
     "safetensors with a hole": (lambda: wide({"shape": [1], "data_offsets": [4, 8]}), "hole"),
     "onnx with a number out of range": (lambda: typed(3, 5, b"\x80\x02", 1), "hold the values"),
     "onnx with too few numbers": (lambda: typed(6, 5, b"\x80\x01", 2), "hold the values"),
+    "onnx with a number of more than 64 bits": (lambda: typed(6, 5, b"\xff" * 9 + b"\x03", 1), "hold the values"),
     "onnx with too few floats": (lambda: typed(1, 4, b"1234", 2), "does not fit its shape"),
 }  # fmt: skip
 

@@ -64,7 +64,7 @@ ShapeTexts = Annotated[
 ModelArgs = Annotated[
     Mapping[str, Any], Flag("--model-arg", MODEL, "Argument of the model's factory; repeatable.", "KEY=VALUE")
 ]
-Device = Annotated[str, Flag("--device", RUN, "Where the checks run.", "auto|cpu|cuda|cuda:N|mps")]
+Device = Annotated[str, Flag("--device", RUN, "Where the checks run.", "auto|cpu|cuda|cuda:N|mps|webgpu")]
 TrainSteps = Annotated[
     int | None, Flag("--train-steps", RUN, "Train N steps on made-up data; 10 with full.", "N", least=0)
 ]
@@ -109,7 +109,7 @@ class Options(RecipeOptions):
             what the scheme leaves, and only with uncovered="keep".
         trust: a file without `arch` is loaded by torch, which runs code from it.
         validate: "quick", "full" or "none".
-        device: where the checks run: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        device: where the checks run: "auto", "cpu", "cuda", "cuda:N", "mps" or "webgpu".
         train_steps: of the check `training`; by default 10 with "full", none with "quick".
         formats: that it will be saved in; with "full", "onnx" has ONNX Runtime compute the export too.
         progress: called with (step, detail) when a step begins.

@@ -90,6 +90,7 @@ def _by_keywords(
 
 @_by_keywords(Options)
 @one_at_a_time()
+@checks.held()
 @torch.inference_mode(False)
 def convert(model: str | nn.Module, options: Options) -> Result:
     """The model rewritten for the scheme, every parameter filled by a closed formula, and checked.
@@ -123,7 +124,12 @@ def convert(model: str | nn.Module, options: Options) -> Result:
     if options.validate != "none":
         tell(progress, "validate", where)
         answers = checks.run(
-            subject, level=options.validate, device=where, train_steps=options.train_steps, progress=progress
+            subject,
+            level=options.validate,
+            device=where,
+            strict=checks.is_strict(options.device),
+            train_steps=options.train_steps,
+            progress=progress,
         )
     cast(conversion.traced.root, options.dtype)
     result = Result(
@@ -143,7 +149,7 @@ def convert(model: str | nn.Module, options: Options) -> Result:
     )
     if options.validate == "full" and "onnx" in options.formats:
         tell(progress, "validate", f"parity on {where}")
-        strict = options.device.startswith("cuda")
+        strict = checks.is_strict(options.device)
         with exporting(result.settings):
             result.checks += (_parity(result, subject, device=where, strict=strict),)
     return result

@@ -323,6 +323,7 @@ class Check:
     threshold: str = ""
     remedy: str = ""
     seen: Mapping[str, int] = field(default_factory=dict)  # what was looked at, and how much of it
+    device: str = ""  # what computed the answer: "cpu", "cuda:0", "cpu, webgpu"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import contextlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -23,9 +22,9 @@ from .artifacts import receipt
 from .artifacts.receipt import Identity, Receipt, spell_receipt
 from .errors import UsageError
 from .exporters import onnx, safetensors
+from .exporters.entries import entries_of
 from .formats.atomic import Output, alone, commit_all, staged
 from .formats.digests import Artifact, FileDigest, Written, leaf_digest, weights_digest
-from .formats.dtypes import of_torch
 from .formats.naming import FOLDED_KEY, ROLES, format_of, receipt_path
 from .graph.state import extra_state, stored_tensors
 from .graph.ties import ties
@@ -272,7 +271,11 @@ def run_record(device: str, checks: Sequence[Check], format: str) -> dict[str, A
         "platform": platform.platform(terse=True),
         "device": device,
         "checks": [
-            {"name": c.name, "status": c.status, "summary": c.summary, "numbers": dict(c.numbers), "seen": dict(c.seen)}
+            {
+                **{name: getattr(c, name) for name in ("name", "status", "summary", "device")},
+                "numbers": dict(c.numbers),
+                "seen": dict(c.seen),
+            }
             for c in checks
         ],
     }
@@ -317,23 +320,6 @@ class _Start:
                 "safetensors.torch.load_model(net, FILE).",
             )
         return entries_of(module, self.buffers)
-
-
-def entries_of(module: nn.Module, instead: Mapping[str, torch.Tensor] | None = None) -> list[safetensors.Entry]:
-    """The tensors of a state dict, ties resolved; those in `instead` with other values."""
-    state = stored_tensors(module)
-    entries = []
-    for name in dict.fromkeys(ties(state).values()):
-        value = (instead or {}).get(name, state[name])
-        row = of_torch(value.dtype)
-        assert row is not None  # the structure was refused otherwise
-        entries.append(safetensors.Entry(name, row.name, tuple(value.shape), partial(_bytes, value)))
-    return entries
-
-
-def _bytes(tensor: torch.Tensor) -> Any:
-    plain = tensor.detach().cpu().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy() if plain.dtype is not torch.bool else plain.numpy()
 
 
 def _refuse_twice(outputs: Sequence[Output]) -> None:

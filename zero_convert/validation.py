@@ -59,6 +59,7 @@ class Validation:
 
 
 @one_at_a_time()
+@checks.held()
 @torch.inference_mode(False)
 def validate(
     path: str | PathLike[str],
@@ -77,7 +78,7 @@ def validate(
     Args:
         model: the module or MODEL string to build the network from, where the file cannot say.
         level: "quick" or "full".
-        device: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        device: "auto", "cpu", "cuda", "cuda:N", "mps" or "webgpu".
         train_steps: of the check `training`; None leaves them to the level.
 
     The others as for `load`.
@@ -112,11 +113,11 @@ def validate(
     if kind == "onnx" and recipe.extra_state:
         values = _with_extra(values, root, recipe)
     tell(progress, "validate", where)
-    answers = checks.run(subject, level=level, device=where, train_steps=train_steps, progress=progress)
+    strict = checks.is_strict(device)
+    answers = checks.run(subject, level=level, device=where, strict=strict, train_steps=train_steps, progress=progress)
     found = (values, _architecture(conversion, path), *answers)
     if kind == "onnx":
         tell(progress, "validate", f"parity on {where}")
-        strict = device.startswith("cuda")
         found = (*found, checks.compare_export(subject, path, device=where, dtype=recipe.dtype, strict=strict))
     return Validation(Path(path), recipe, found, f"{where} ({note})" if note else where)
 

@@ -10,6 +10,7 @@ meaning, and it declares
     NEEDS       what has to be there. Without "scheme" (a limit in `Scheme.checks`), "steps" (of training, asked for) or
                 "onnx" (a file) it is not asked; without "train" (the network runs in training mode) it is skipped
     LEAST       the smallest subject that it must have seen to pass: what -> how much. With less it is skipped
+    SESSION     True where it can be asked of a session of ONNX Runtime as well (`harness/session.py`)
     ask(context) -> Answer | None       None where the question does not arise
 
 No check imports another: what they share is in `harness/`. The model itself is never run and never written to.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import pkgutil
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib import import_module
 from os import PathLike
 from types import ModuleType
@@ -27,13 +29,17 @@ from zero_convert.runtime.eager import eager
 from zero_convert.runtime.progress import Progress, tell
 from zero_convert.runtime.threads import one_thread
 
-from ..errors import ZeroConvertError
+from ..errors import DeviceError, ModelError, ZeroConvertError
 from ..records import Check
 from .harness.bench import Answer, CheckContext, OnnxFile, OutOfMemory
-from .harness.device import release
+from .harness.device import held as held
+from .harness.device import is_strict as is_strict
+from .harness.device import release, torch_device
 from .harness.device import resolve as resolve
 from .harness.inputs import BATCH
 from .harness.isolation import pinned, ran_out
+from .harness.onnxruntime import told
+from .harness.session import SessionContext
 from .subject import Subject
 
 SAMPLES = (BATCH, 2, 1)  # of a batch: fewer where the device's memory is too small
@@ -61,6 +67,7 @@ def run(
     *,
     level: str,
     device: str,
+    strict: bool = True,
     train_steps: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Check, ...]:
@@ -68,7 +75,8 @@ def run(
 
     Args:
         level: "quick" (small images, a few seconds) or "full" (images as large as the example, gradients repeated)
-        device: from `resolve`.
+        device: from `resolve`. On "webgpu" torch computes on the CPU, and what can be asked of ONNX Runtime there is.
+        strict: the device was named, so that what ONNX Runtime cannot compute there is an error.
         train_steps: of the check `training`; None leaves them to the level.
         progress: called with ("validate", name of the check) when one begins.
 
@@ -79,18 +87,21 @@ def run(
     """
     values = sum(p.numel() for p in subject.traced.root.parameters())
     # Many small operations: a second thread would be waited for each time. In large networks it halves the gradients.
-    small = level == "quick" and device == "cpu" and values < LARGE
-    with one_thread() if small else nullcontext(), pinned(device, subject.traced):
+    own = torch_device(device)
+    small = level == "quick" and own == "cpu" and values < LARGE
+    with one_thread() if small else nullcontext(), pinned(own, subject.traced):
         for samples in SAMPLES:
             try:
-                answered = answers(CheckContext(subject, level, device, train_steps, samples), progress)
+                context = CheckContext(subject, level, own, train_steps, samples)
+                answered = answers(context, progress)
+                answered = answered if own == device else _with_session(context, device, strict, answered, progress)
             except OutOfMemory as error:
                 if samples == SAMPLES[-1]:
                     raise
                 reason = error.got
             else:
                 break
-            release(device)
+            release(own)
     if samples == SAMPLES[0]:
         return tuple(answered)
     question = "Does a batch of the usual size fit into the device's memory?"
@@ -110,11 +121,51 @@ def compare_export(subject: Subject, path: str | PathLike[str], *, device: str, 
     Raises:
         DeviceError: ONNX Runtime fell back to the CPU, or the device's memory is too small.
     """
-    context = CheckContext(subject, "full", device, onnx=OnnxFile(path, dtype, strict))
-    with pinned(device, subject.traced):
+    own = torch_device(device)
+    context = CheckContext(subject, "full", own, onnx=OnnxFile(path, dtype, device, strict))
+    with pinned(own, subject.traced):
         parity = answer("parity", context)
     assert parity is not None, "parity always has an answer"
     return parity
+
+
+def _with_session(
+    context: CheckContext, device: str, strict: bool, answered: list[Check], progress: Progress | None
+) -> list[Check]:
+    """The answers, with those of ONNX Runtime on the device to the questions that can be asked of it.
+
+    Raises:
+        DeviceError: with `strict`, it does not compute there, or a part of it on the CPU.
+    """
+    question = "Does ONNX Runtime compute the network on the device?"
+    if not context.subject.traced.whole or context.refusal():
+        why = context.refusal() or "its graph is a recording, which does not stand for the forward"
+        return [*answered, Check(device, "skip", question, f"only parity is asked there: {why}", device=device)]
+    try:
+        session = SessionContext(context, device, strict)
+        names = [name for name, file in FILES.items() if getattr(file, "SESSION", False)]
+        others = {name: check for name in names if (check := answer(name, session, progress)) is not None}
+    except (DeviceError, ModelError) as error:
+        if strict and isinstance(error, DeviceError):
+            raise
+        return [*answered, Check(device, "warn", question, f"it does not: {error.got or error.what}", device=device)]
+    if session.fallen:
+        return [*answered, Check(device, "warn", question, told(session.fallen), device=device)]
+    return [_merged(check, others[check.name], device) if check.name in others else check for check in answered]
+
+
+def _merged(check: Check, other: Check, device: str) -> Check:
+    """One answer of two devices: the worse status, both summaries, the numbers of the second under its name."""
+    worse = min((check, other), key=lambda one: ("fail", "warn", "pass", "skip").index(one.status))
+    return replace(
+        check,
+        status=worse.status,
+        summary=f"{check.summary}; on {device}: {other.summary}",
+        numbers={**check.numbers, device: dict(other.numbers)},
+        threshold=worse.threshold,
+        remedy=worse.remedy,
+        device=f"{check.device}, {device}",
+    )
 
 
 def answers(context: CheckContext, progress: Progress | None = None) -> list[Check]:
@@ -128,9 +179,9 @@ def answer(name: str, context: CheckContext, progress: Progress | None = None) -
     met = {"scheme": name in context.limits, "steps": context.train_steps > 0, "onnx": context.onnx is not None}
     if context.level not in file.LEVELS or not all(met.get(need, True) for need in file.NEEDS):
         return None
-    tell(progress, "validate", f"{name} on {context.device}")
+    tell(progress, "validate", f"{name} on {context.session or context.device}")
     try:
-        if "train" in file.NEEDS and "train" not in context.modes:
+        if "train" in file.NEEDS and context.mode not in context.modes:
             answered: Answer | None = Answer("skip", f"does not run in training mode: {context.refused['train']}")
         else:
             answered = file.ask(context)
@@ -142,10 +193,10 @@ def answer(name: str, context: CheckContext, progress: Progress | None = None) -
         line = (str(error).strip().splitlines() or [""])[0]
         summary = f"could not be answered: {type(error).__name__}: {line}"[:300]
         answered = Answer("fail", summary, remedy="The network stops there. --input gives other example inputs.")
-    return None if answered is None else _judged(name, file, answered)
+    return None if answered is None else _judged(name, file, answered, context)
 
 
-def _judged(name: str, file: ModuleType, answered: Answer) -> Check:
+def _judged(name: str, file: ModuleType, answered: Answer, context: CheckContext) -> Check:
     """The answer as a record; one that passed on less than the file's `LEAST` is skipped, and says what it saw."""
     less = [what for what, least in file.LEAST.items() if answered.seen.get(what, 0) < least]
     status, summary = answered.status, answered.summary
@@ -153,4 +204,7 @@ def _judged(name: str, file: ModuleType, answered: Answer) -> Check:
         saw = ", ".join(f"{answered.seen.get(what, 0)} {what}" for what in less)
         needs = ", ".join(f"{file.LEAST[what]}" for what in less)
         status, summary = "skip", f"saw {saw}, and needs at least {needs}: {summary}"
-    return Check(**{**vars(answered), "name": name, "question": file.QUESTION, "status": status, "summary": summary})
+    second = context.onnx.device if context.onnx is not None else context.session
+    device = ", ".join(dict.fromkeys(each for each in ("" if context.session else context.device, second) if each))
+    own = {"name": name, "question": file.QUESTION, "status": status, "summary": summary, "device": device}
+    return Check(**{**vars(answered), **own})

@@ -22,6 +22,7 @@ QUESTION = "Is every value of the state dict and of the outputs finite?"
 AFTER = "outputs"
 LEVELS = ("quick", "full")
 NEEDS = ()
+SESSION = True
 LEAST = {"values": 1, "output tensors": 1}
 OUTPUT = "the output"
 

@@ -16,6 +16,7 @@ QUESTION = "Are the logits of a head that starts at zero exactly 0?"
 AFTER = "binary"
 LEVELS = ("quick", "full")
 NEEDS = ()
+SESSION = True
 LEAST = {"heads": 1}
 
 SHOWN = 3

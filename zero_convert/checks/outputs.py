@@ -34,6 +34,7 @@ QUESTION = "Are the shapes and dtypes of the outputs the original's, in training
 AFTER = "coverage"
 LEVELS = ("quick", "full")
 NEEDS = ()
+SESSION = True
 LEAST = {"output tensors": 1}  # of both modes
 SCALES = (1.0, 4.0, 0.25)  # of the weights in the copies: scores pass or miss a limit
 SHOWN = 6

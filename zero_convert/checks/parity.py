@@ -1,25 +1,26 @@
 """Do torch and ONNX Runtime return the same, on the CPU and on the device?
 
 Up to four ways compute the network in evaluation mode on hashed inputs of the example's sizes: torch and ONNX Runtime,
-each on the CPU and on the device. The reference is torch on the CPU. In torch TF32, autocast and the search for
-algorithms are off; ONNX Runtime runs with no graph optimization, no TF32, and convolution algorithms by heuristics.
-For every output the largest, mean and median difference are told, and the smallest tolerance t with which
-|a - b| <= t + t·|b| holds everywhere. Where a way is beyond the limit, the first node that is beyond it is named: the
-network is computed again with every value in between; values of torch and ONNX Runtime are compared behind the layers
-that both call by the name of their weight.
+each on the CPU and on the device; on WebGPU there is ONNX Runtime only. The reference is torch on the CPU. In torch
+TF32, autocast and the search for algorithms are off; ONNX Runtime runs with no graph optimization, no TF32, and
+convolution algorithms by heuristics. For every output the largest, mean and median difference are told, and the
+smallest tolerance t with which |a - b| <= t + t·|b| holds everywhere. Where a way is beyond the limit, the first node
+that is beyond it is named: the network is computed again with every value in between; values of torch and ONNX Runtime
+are compared behind the layers that both call by the name of their weight.
 
 Where all outputs are 0, as those of a head that starts at 0, they say nothing: then the values behind the layers are
 compared as well, and the worst of them is told as the output "layers".
 
 Fails if t is above 1e-4 (in half precision, 64 times its rounding unit), or an output is not finite where the
-reference is. On a named CUDA device it is an error if ONNX Runtime computed a floating tensor on the CPU; with
-`--device auto` the way is left out and the reason told.
+reference is. On a named device, CUDA or WebGPU, it is an error if ONNX Runtime computed a floating tensor on the CPU;
+with `--device auto` the way is left out and the reason told. Where the device holds too little for the example, one
+sample is compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -37,7 +38,7 @@ from ..errors import DeviceError
 from .harness import isolation
 from .harness.bench import Answer, CheckContext, OnnxFile
 from .harness.inputs import Inputs, batches, moved
-from .harness.onnxruntime import SessionRun, provider_of, refusal, run, told
+from .harness.onnxruntime import MemoryTooSmall, SessionRun, provider_of, refusal, run, told
 from .harness.recorder import owner_of
 
 NAME = "parity"
@@ -83,15 +84,27 @@ def errors(value: Array, reference: Array) -> Errors:
 
 
 def ask(context: CheckContext) -> Answer:
+    try:
+        return _answer(context, None)
+    except MemoryTooSmall as error:
+        try:
+            found = _answer(context, 1)
+        except Exception as second:  # no smaller, or the file has a batch of its own
+            raise error from second
+        return replace(found, summary=f"one sample, because for the example {error.got}: {found.summary}")
+
+
+def _answer(context: CheckContext, samples: int | None) -> Answer:
+    """The answer for so many samples; None for as many as the example has."""
     file = context.onnx
     assert file is not None, "a need of this check"
-    dtype, strict = file.dtype, file.strict
+    dtype, strict, second = file.dtype, file.strict, file.device
     if dtype == "bfloat16":
         reason = refusal(file.path)
         where = f"ONNX Runtime's CPU provider does not run the file: {reason}" if reason else ""
         return Answer("skip", where or "NumPy, and so ONNX Runtime in Python, has no bfloat16")
     limit = max(LIMIT, 64 * torch.finfo(getattr(torch, dtype)).eps)
-    given, reference = _asked(context, dtype)
+    given, reference = _asked(context, dtype, samples)
     fed = _arrays(moved(given, context.subject.traced.root, "cpu"), dtype)
     names: list[str] = []
     ways: dict[str, Callable[[], Sequence[Array]]] = {}
@@ -105,7 +118,8 @@ def ask(context: CheckContext) -> Answer:
     ways["onnxruntime cpu"] = lambda: runtime("cpu")
     if context.device != "cpu":
         ways[f"torch {context.device}"] = lambda: _torch(context, given, context.device, dtype)
-        ways[f"onnxruntime {context.device}"] = lambda: runtime(context.device)
+    if second != "cpu":
+        ways[f"onnxruntime {second}"] = lambda: runtime(second)
     distances: dict[str, list[Errors]] = {}
     left_out: dict[str, str] = {}
     for way, compute in ways.items():
@@ -116,8 +130,8 @@ def ask(context: CheckContext) -> Answer:
                 raise
             left_out[way] = error.got
             continue
-        answer = answers.get(context.device) if way.startswith("onnxruntime") and context.device != "cpu" else None
-        if answer is not None and (answer.fallen or answer.provider != provider_of(context.device)):
+        answer = answers.get(second) if way == f"onnxruntime {second}" and second != "cpu" else None
+        if answer is not None and (answer.fallen or answer.provider != provider_of(second)):
             left_out[way] = told(answer.fallen) if answer.fallen else f"it ran on {answer.provider}"
             continue
         distances[way] = [errors(a, b) for a, b in zip(values, reference, strict=False)]
@@ -152,10 +166,10 @@ def ask(context: CheckContext) -> Answer:
     )
 
 
-def _asked(context: CheckContext, dtype: str) -> tuple[Inputs, list[Array]]:
+def _asked(context: CheckContext, dtype: str, samples: int | None) -> tuple[Inputs, list[Array]]:
     """Inputs, and what torch returns for them on the CPU: made-up ones, or the example's where these lead nowhere."""
     own = context.subject.inputs
-    varied = batches(context.example, None, samples=None)[0]
+    varied = batches(context.example, None, samples=samples)[0]
     try:
         reference = _torch(context, varied, "cpu", dtype)
     except Exception as error:  # values that the network is not for: offsets that begin elsewhere than at 0
@@ -213,7 +227,7 @@ def _first(context: CheckContext, file: OnnxFile, given: Inputs, fed: Sequence[A
         return first_beyond(*_compared(context, file, given, fed, way), limit)
     content, values = with_all_values(file.path)
     named = [(node or value, value) for node, value in values]
-    runs = (run(content, fed, device, strict=False).outputs for device in ("cpu", context.device))
+    runs = (run(content, fed, device, strict=False).outputs for device in ("cpu", file.device))
     reference, mine = ({n: values[v] for n, v in named if isinstance(values.get(v), np.ndarray)} for values in runs)
     return first_beyond(reference, mine, limit)
 

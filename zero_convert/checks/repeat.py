@@ -25,17 +25,19 @@ QUESTION = "Are two runs on the same input equal bit for bit?"
 AFTER = "gradients"
 LEVELS = ("quick", "full")
 NEEDS = ()
+SESSION = True
 LEAST = {"tensors": 1}
 REMEDY = "Look for an operator without a deterministic kernel, a generator of its own, or a forward that remembers."
 
 
 def ask(context: CheckContext) -> Answer:
     different, without, compared = dict[str, float](), dict[str, float](), 0
+    full = _is_full(context)
     for mode in context.modes:
         first, second = (_values(context, mode) for _ in range(2))
         compared += len(first)
         different |= _differences(first, second, mode)
-        if context.level == "full":
+        if full:
             with isolation.any_algorithm(context.device):
                 without |= _differences(first, _values(context, mode), mode)
                 without |= _differences(_values(context, mode), _values(context, mode), mode)
@@ -43,19 +45,23 @@ def ask(context: CheckContext) -> Answer:
         return Answer("skip", context.refusal() or "no floating tensor is returned")
     worst = ", ".join(f"{name} by {value:.3g}" for name, value in list(different.items())[:4])
     free = ""
-    if context.level == "full":
+    if full:
         free = f"; without deterministic algorithms {len(without) or 'none'} differ" + (
             f", up to {max(without.values()):.3g}" if without else ""
         )
     return Answer(
         "fail" if different else "pass",
         (f"two runs differ: {worst}" if different else f"{compared} tensors equal bit for bit, run twice") + free,
-        {"tensors": compared, "different": different}
-        | ({"different_without_determinism": without} if context.level == "full" else {}),
+        {"tensors": compared, "different": different} | ({"different_without_determinism": without} if full else {}),
         "equal bits",
         REMEDY if different else "",
         {"tensors": compared},
     )
+
+
+def _is_full(context: CheckContext) -> bool:
+    """Whether gradients and other algorithms are asked for; a session of ONNX Runtime has neither."""
+    return context.level == "full" and not context.session
 
 
 def _differences(first: dict[str, Tensor], second: dict[str, Tensor], mode: str) -> dict[str, float]:
@@ -73,7 +79,7 @@ def _differences(first: dict[str, Tensor], second: dict[str, Tensor], mode: str)
 def _values(context: CheckContext, mode: str) -> dict[str, Tensor]:
     """The outputs of one run, and with `full` the gradients of all parameters; on the CPU."""
     module = context.module
-    with_gradients = context.level == "full"
+    with_gradients = _is_full(context)
     with isolation.kept(module), torch.set_grad_enabled(with_gradients):
         outputs = floats(context.forward(module.train(mode == "train"), context.small_inputs[mode != "train"]))
         values = {f"output {i}": t.detach().cpu() for i, t in enumerate(outputs)}

@@ -15,6 +15,9 @@ not judged.
 Fails if a value or gradient is not finite. Warns if the longest signal is more than 1e4
 times as long as the shortest that is not 0: float32 has 7 digits, and a network that spends 4 of them on its depth
 trains badly in 16 bits.
+
+On a device where ONNX Runtime computes, in evaluation mode and without gradients, the lengths are compared with those
+of torch in float64 on the CPU: fails if one is off by more than 1e-3.
 """
 
 from __future__ import annotations
@@ -32,8 +35,10 @@ QUESTION = "How do signal, gradient and distinct channels change with depth?"
 AFTER = "precision"
 LEVELS = ("quick", "full")
 NEEDS = ("train",)
+SESSION = True
 LEAST = {"depths": 1}
 RANGE = 1e4
+APART = 1e-3  # of a length
 
 
 def ask(context: CheckContext) -> Answer | None:
@@ -64,18 +69,31 @@ def ask(context: CheckContext) -> Answer | None:
         if original is not None and original.names:
             summary += f"; original {_range(original.activation):.3g} and {_range(original.gradient):.3g}"
     summary += f"; stopped early: {seen.stopped}" if seen.stopped else ""
-    warn = spread > RANGE or back > RANGE
+    apart = "" if broken or not context.session else _apart(context, seen)
+    summary += f"; first off at {apart}" if apart else ""
+    warn = not context.session and (spread > RANGE or back > RANGE)
     repeated = any(c.distinct < FEW * c.total for c in seen.channels)  # constant behind a norm, which amplifies them
     broken_by = "Look at what stands between the first of these and the depth before it."
     lengths = "Lengths that grow or shrink so much with depth need warm-up or a norm."
     return Answer(
-        "fail" if broken else "warn" if warn else "pass",
+        "fail" if broken or apart else "warn" if warn else "pass",
         summary,
         numbers,
-        f"finite; largest over smallest at most {RANGE:.0e}",
-        broken_by if broken else ((remedy(context.subject) if repeated else "") or lengths) if warn else "",
+        f"finite; within {APART:.0e} of the CPU"
+        if context.session
+        else f"finite; largest over smallest at most {RANGE:.0e}",
+        broken_by if broken or apart else ((remedy(context.subject) if repeated else "") or lengths) if warn else "",
         {"depths": len(seen.names)},
     )
+
+
+def _apart(context: CheckContext, seen: Depths) -> str:
+    """The first depth whose length is another one than in float64 on the CPU."""
+    exact = depths(context, "exact")
+    for name, own, right in zip(seen.names, seen.activation, exact.activation if exact else (), strict=False):
+        if abs(own - right) > APART * right:
+            return f"{name} ({own:.4g}, on the CPU {right:.4g})"
+    return ""
 
 
 def _count(context: CheckContext, seen: Depths) -> None:

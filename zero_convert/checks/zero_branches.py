@@ -23,6 +23,7 @@ QUESTION = "Does each residual branch that starts at zero contribute exactly 0 t
 AFTER = "finite"
 LEVELS = ("quick", "full")
 NEEDS = ()
+SESSION = True
 LEAST = {"branches": 1}
 
 

@@ -17,7 +17,7 @@ SCHEMA = 1
 def doctor(
     device: Annotated[
         str,
-        option("--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps", help="Fail unless this one really works."),
+        option("--device", panel=RUN, metavar="auto|cpu|cuda|cuda:N|mps|webgpu", help="Fail unless this one works."),
     ] = "auto",
     timeout: Annotated[
         float, option("--timeout", panel=RUN, metavar="SECONDS", help="For each library that is asked.", min=1)
@@ -32,10 +32,9 @@ def doctor(
     from .. import doctor as room
 
     as_json, quiet = messages.as_json, messages.quiet
-    if device != "auto" and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
-        raise UsageError(
-            "no such device", where="--device", got=repr(device), expected="auto, cpu, cuda, cuda:N or mps"
-        )
+    if device != "auto" and not re.fullmatch(r"cpu|mps|webgpu|cuda(:\d+)?", device):
+        expected = "auto, cpu, cuda, cuda:N, mps or webgpu"
+        raise UsageError("no such device", where="--device", got=repr(device), expected=expected)
     if not (as_json or quiet):
         from .display import doctor as display_doctor
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from zero_convert.model_ref import LIBRARIES
 
-from . import libraries
+from . import libraries, webgpu
 from .ask import SLOW, Answer, ask
 from .libraries import DRIVER, OURS, RUNTIMES, Missing, Needed, cuda_major, missing, mixed
 
@@ -39,7 +39,7 @@ class Finding:
     """One thing that was looked at.
 
     Attributes:
-        group: "packages", "torch", "onnxruntime", "extras" or "reports".
+        group: "packages", "torch", "onnxruntime", "webgpu", "extras" or "reports".
         name: what was looked at: a package, a device, a provider, an extra.
         status: "ok"; "absent": not there, and nothing is broken; "warn": works, or is not needed here, but look;
             "fail": installed, and does not work.
@@ -84,11 +84,13 @@ def examine(
         answers = asked(questions)
         devices = answers["torch", ""].facts.get("devices", [])
         names = answers["providers", ""].facts.get("providers", [])
+        there = ask("adapters", "", limit=limit, program=webgpu.PROGRAM) if webgpu.PACKAGE in here else None
         answers |= asked([("kernel", one["name"]) for one in devices] + [("session", name) for name in sorted(names)])
     return (
         *_packages(here, needs),
         *_torch(answers, here),
         *_runtime(answers, here),
+        *_webgpu(there),
         *_extras(answers, here, needs),
         *_reports(answers, here),
     )
@@ -97,9 +99,11 @@ def examine(
 def usable(found: Sequence[Finding], device: str) -> tuple[Finding, ...]:
     """What stands against computing on the device: the findings about it that are not "ok"; () if nothing does.
 
-    For "cuda" both libraries have to work there; for the others torch.
+    For "cuda" both libraries have to work there, for "webgpu" ONNX Runtime; for the others torch.
     """
     kind, _, index = device.partition(":")
+    if kind == "webgpu":
+        return tuple(one for one in found if one.group == one.name == kind and one.status != "ok")
     wanted = [("torch", f"{kind}:{index or 0}" if kind == "cuda" else kind)]
     wanted += [("onnxruntime", CUDA)] if kind == "cuda" else [("onnxruntime", CPU)] if kind == "cpu" else []
     by_name = {(one.group, one.name): one for one in found}
@@ -232,6 +236,30 @@ def _provider(name: str, answer: Answer, seen: set[str]) -> Finding:
     else:
         summary, status = f"does not run here, and is not needed: {answer.problem or ', '.join(ran)}", "absent"
     return Finding("onnxruntime", name, status, summary, " && ".join(dict.fromkeys(fixes)), lost)
+
+
+def _webgpu(answer: Answer | None) -> list[Finding]:
+    """The adapters with their drivers and limits, and whether a session ran there; None without the package."""
+    group = "webgpu"
+    if answer is None:
+        return [Finding(group, group, "absent", f"{webgpu.PACKAGE} is not installed", webgpu.INSTALL)]
+    found = []
+    for one in answer.facts.get("vulkan") or ():
+        limits = f"buffers up to {_mib(one['largest_buffer'])}, memory {_mib(one['memory'])}"
+        about = f"{one['type']}, Vulkan {one['vulkan']}, driver {one['driver']}; {limits}"
+        found.append(Finding(group, one["name"], "ok", about))
+    against = webgpu.refusal(answer)
+    if against is not None:
+        broken = answer.problem.startswith(("the library", "computed", SLOW))
+        found.append(Finding(group, group, "fail" if broken else "absent", against.got, against.fix))
+    else:
+        text = f"a session with one convolution ran on the {webgpu.adapter(answer)}"
+        found.append(Finding(group, group, "ok", text))
+    return found
+
+
+def _mib(size: int) -> str:
+    return f"{size >> 20:,} MiB"
 
 
 def _extras(

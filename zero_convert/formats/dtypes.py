@@ -101,6 +101,11 @@ def of_torch(dtype: object) -> DType | None:
     return find("torch", str(dtype).removeprefix("torch."))
 
 
+def may_be_weight(name: str, count: int) -> bool:
+    """Whether a constant of a program may be a weight: several numbers, and no sizes, positions, masks or texts."""
+    return count > 1 and name not in ("I64", "BOOL", "STRING")
+
+
 def choices() -> tuple[str, ...]:
     """What `--dtype` takes, the usual one first."""
     rows = [row for row in DTYPES.values() if row.use == "chosen"]

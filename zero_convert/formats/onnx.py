@@ -1,20 +1,20 @@
 """ONNX files as far as tensors, metadata, signature and digests go: no torch, no onnx, no code from the file.
 
-    ModelProto    1 IR version   7 graph   8 opsets   14 metadata
-    GraphProto    1 nodes   5 initializers   11 inputs   12 outputs
+    ModelProto    1 IR version   7 graph   8 opsets   14 metadata   20 training   25 functions
+    GraphProto    1 nodes   5 initializers   11 inputs   12 outputs   15 sparse initializers
     TensorProto   1 sizes   2 type   8 name   9 data   13, 14 data in another file
 
-The initializers of the main graph are the state dict. Their data is never taken into memory as a whole. Data in another
-file is looked for in the model's own folder only, links followed.
+The initializers of the main graph are the state dict; what else may be a weight, `onnx_nodes.py` finds. Data is never
+taken into memory as a whole. Data in another file is looked for in the model's own folder only, links followed.
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from os import PathLike
 from typing import BinaryIO
 
@@ -22,7 +22,8 @@ from ..errors import MalformedError, RefusedError, StorageError
 from .digests import FileDigest, Written, brief, weights_digest
 from .dtypes import find, stored
 from .hashing_lanes import ParallelHasher
-from .naming import data_path
+from .naming import DIGEST_KEY, FOLDED_KEY, data_path
+from .onnx_nodes import NodeReader, NodeValues, StoredTensor
 from .protobuf import Field, Message
 from .safetensors import DIMENSIONS, check_tiling
 from .spans import opened, read_pieces, size_of
@@ -33,23 +34,7 @@ _STRING = 8  # number of the only type whose elements have no width
 _INITIALIZER = 1000  # bytes of memory that one costs besides its fields
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """An initializer: bytes `begin:end` of the file, or of the file `location` beside it; -1 where it is not raw.
-
-    Of one that is not raw, `typed` are number, begin and end of the field that holds its values, if one field does.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-    location: str = ""
-    typed: tuple[int, int, int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class OnnxHeader:
     """What is in a file besides the data of its tensors, which are in the order of the file.
 
@@ -58,6 +43,7 @@ class OnnxHeader:
         inputs: name → type and sizes, "F32 batch×3×224×224"; outputs likewise.
         operators: how many nodes of each kind the main graph has, the most frequent first.
         producer: the tool that wrote it, and its version.
+        nodes: values outside of the initializers.
     """
 
     metadata: Mapping[str, str]
@@ -69,6 +55,12 @@ class OnnxHeader:
     outputs: Mapping[str, str]
     operators: Mapping[str, int]
     producer: str = ""
+    nodes: NodeValues = dataclasses.field(default_factory=NodeValues)
+
+    @property
+    def ours(self) -> bool:
+        """Whether the file says which weights its initializers are: all others were put into nodes as no weights."""
+        return DIGEST_KEY in self.metadata or FOLDED_KEY in self.metadata
 
 
 def read_header(path: str | PathLike[str]) -> OnnxHeader:
@@ -93,6 +85,7 @@ def header_of(file: BinaryIO, where: str, spend: Callable[[int], None] = lambda 
     size = size_of(file)
     model = Message(file, 0, size, where, spend)
     ir_version, graph = 0, None
+    reader = NodeReader(lambda message: _tensor(message, where), spend)
     producer: dict[int, str] = {}
     opsets: dict[str, int] = {}
     metadata: dict[str, str] = {}
@@ -111,15 +104,20 @@ def header_of(file: BinaryIO, where: str, spend: Callable[[int], None] = lambda 
             if key in metadata:
                 raise model.malformed(f"the metadata {brief(key)} comes twice")
             metadata[key] = value
+        elif field.number == 20:
+            reader.training(model.inside(field, "training"))
+        elif field.number == 25:
+            reader.function(model.inside(field, "a function"))
     if graph is None or not opsets:
         raise model.malformed("no graph, or no operator set", "an ONNX model")
-    tensors, inputs, outputs, operators = _graph(graph, where, spend)
+    tensors, inputs, outputs, operators = _graph(graph, where, spend, reader)
     maker = " ".join(filter(None, (producer.get(2), producer.get(3))))
-    return OnnxHeader(metadata, tuple(tensors.values()), size, ir_version, opsets, inputs, outputs, operators, maker)
+    known = tuple(tensors.values())
+    return OnnxHeader(metadata, known, size, ir_version, opsets, inputs, outputs, operators, maker, reader.found)
 
 
 def _graph(
-    graph: Message, where: str, spend: Callable[[int], None]
+    graph: Message, where: str, spend: Callable[[int], None], reader: NodeReader
 ) -> tuple[dict[str, StoredTensor], dict[str, str], dict[str, str], dict[str, int]]:
     tensors: dict[str, StoredTensor] = {}
     inputs: dict[str, str] = {}
@@ -127,8 +125,7 @@ def _graph(
     operators: collections.Counter[str] = collections.Counter()
     for field in graph.fields():
         if field.number == 1:
-            node = graph.inside(field, "a node")
-            kind = next((node.text(part) for part in node.fields() if part.number == 4), None)
+            kind = reader.node(graph.inside(field, "a node"))
             operators.update(() if kind is None else (kind,))
         elif field.number == 5:
             spend(_INITIALIZER)
@@ -143,7 +140,7 @@ def _graph(
             name, spelled = _signature(graph.inside(field, "an input" if field.number == 11 else "an output"))
             (inputs if field.number == 11 else outputs)[name] = spelled
         elif field.number == 15:
-            raise graph.malformed("a sparse initializer", "dense ones")
+            reader.sparse_initializer(graph.inside(field, "a sparse initializer"), field)
     return tensors, inputs, outputs, dict(operators.most_common())
 
 
@@ -294,6 +291,15 @@ def file_digests(path: str | PathLike[str]) -> Written:
     where = str(path)
     with opened(path) as file:
         header = header_of(file, where)
+        hidden = [] if header.ours else header.nodes.tensors
+        for one in (*header.nodes.sparse, *hidden):
+            raise MalformedError(
+                f"the file has no digest: {brief(one.name)} is no dense initializer, and may be a weight",
+                where=where,
+                got=f"{len(header.nodes.sparse) + len(hidden)} such tensors",
+                expected="weights that are initializers of the main graph",
+                fix="The file was not written by zero-convert; `zero-convert inspect FILE` lists what is in it.",
+            )
         for tensor in header.tensors:
             if tensor.begin < 0 or stored(tensor.dtype) is None:
                 raise MalformedError(

@@ -77,12 +77,12 @@ class Message:
             yield field
             position = field.end
 
-    def inside(self, field: Field, what: str = "") -> Message:
-        """The message that a field holds."""
+    def inside(self, field: Field, what: str = "", spend: Callable[[int], None] | None = None) -> Message:
+        """The message that a field holds; `spend` is the same as here where none is given."""
         if field.kind != DELIMITED:
             raise self.malformed(f"field {field.number} is no message")
         where = f"{self._where}, {what}" if what else self._where
-        inner = Message(self._file, field.begin, field.end, where, self._spend)
+        inner = Message(self._file, field.begin, field.end, where, spend or self._spend)
         if self._start <= field.begin and field.end <= self._start + len(self._window):
             inner._start, inner._window = field.begin, self._window[field.begin - self._start : field.end - self._start]
         return inner
@@ -119,6 +119,11 @@ class Message:
             raise self.malformed(f"field {field.number} is no text, or longer than {_TEXT} bytes")
         self._spend(field.end - field.begin)
         return self._read(field.begin, field.end - field.begin)
+
+    def behind(self, field: Field) -> bytes:
+        """Everything that follows a field."""
+        self._spend(self._end - field.end)
+        return self._read(field.end, self._end - field.end)
 
     def malformed(self, what: str, expected: str = "") -> MalformedError:
         """The error that says so, for whoever knows the schema as well."""

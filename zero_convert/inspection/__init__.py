@@ -19,8 +19,9 @@ from zero_convert.formats.identity import start_digest
 from zero_convert.formats.naming import DIGEST_KEY, FOLDED_KEY
 
 from ..errors import RefusedError
-from ..readers import Contents, Limits, Storage, Tensor
+from ..readers import Contents, Limits, Tensor
 from ..readers.tensor_bytes import check_crc, pieces, readable
+from .coverage import Coverage, coverage
 from .likely_architecture import likely
 
 if TYPE_CHECKING:
@@ -36,11 +37,13 @@ class Survey:
 
     Attributes:
         digest: `zc1` of the model's own tensors in hex, if it was asked for and there is one.
+        coverage: of which bytes it is, and which are left out.
         undigested: why there is none although it was asked for.
         values: name → what the values are, of the tensors that were read.
     """
 
     contents: Contents
+    coverage: Coverage
     digest: str | None
     undigested: str
     values: Mapping[str, Values]
@@ -64,7 +67,7 @@ def survey(
     small = total <= AT_ONCE
     digest, values = small if digest is None else digest, small if values is None else values
     if not digest and not values:
-        return Survey(contents, None, "", {})
+        return Survey(contents, coverage(contents), None, "", {})
     bound = _REPEATS * contents.size + (limits or Limits()).max_bytes
     if total > bound:
         raise RefusedError(
@@ -74,22 +77,25 @@ def survey(
             expected=f"at most {bound}",
             fix="--no-digest --no-values shows the rest; --max-bytes raises the limit.",
         )
-    undigested = _undigested(contents) if digest else ""
+    covered = coverage(contents)
+    undigested = _undigested(contents, covered) if digest else ""
     for storage in dict.fromkeys(tensor.storage for tensor in contents.tensors if tensor.storage is not None):
         progress("check", "the CRC of the storages" if storage.crc is not None else "")
         check_crc(storage)
     reading = _Reading(contents, digest and not undigested, values, progress)
-    return Survey(contents, reading.digest(), undigested, reading.values)
+    return Survey(contents, covered, reading.digest(), undigested, reading.values)
 
 
-def _undigested(contents: Contents) -> str:
+def _undigested(contents: Contents, covered: Coverage) -> str:
     own = [tensor for tensor in contents.tensors if tensor.name in contents.weights]
     for tensor in own:
         if why := readable(tensor) or (
             "" if dtypes.stored(tensor.dtype) else f"safetensors has no type {tensor.dtype}"
         ):
             return f"{tensor.name}: {why}"
-    return "" if own else "it holds no tensors"
+    if contents.undigested or not own:
+        return contents.undigested or "it holds no tensors"
+    return str(covered) if covered.uncovered else ""
 
 
 class _Reading:
@@ -147,11 +153,11 @@ def own_names(contents: Contents) -> dict[str, str]:
     """Name in the file → name in the model of the model's own tensors, of tied ones the first in the model's order."""
     by_name = {tensor.name: tensor for tensor in contents.tensors}
     kept: dict[str, str] = {}
-    seen: dict[tuple[Storage, int, str, tuple[int, ...], tuple[int, ...] | None], None] = {}
+    seen: dict[tuple[Any, ...], None] = {}
     for name, own in sorted(contents.weights.items(), key=lambda pair: pair[1].encode("utf-8", "surrogatepass")):
         tensor = by_name[name]
         if tensor.storage is not None and tensor.nbytes:
-            view = (tensor.storage, tensor.offset, tensor.dtype, tensor.shape, tensor.strides)
+            view = (tensor.storage, tensor.offset, tensor.dtype, tensor.shape, tensor.strides, tensor.flipped)
             if view in seen:
                 continue
             seen[view] = None
@@ -193,6 +199,7 @@ def facts(found: Survey) -> dict[str, Any]:
         "recorded_digest": contents.metadata.get(DIGEST_KEY),
         "folded_from": contents.metadata.get(FOLDED_KEY),
         "undigested": found.undigested,
+        "coverage": asdict(found.coverage),
         "metadata": dict(contents.metadata),
         "notes": list(contents.notes),
         **contents.details,

@@ -5,6 +5,7 @@ A tensor's bytes stay in the file: `Storage` says where, `tensor_bytes.py` reads
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -34,6 +35,7 @@ class Storage:
     Attributes:
         crc: the CRC-32 that the container records for exactly these bytes, if it does.
         varints: the bytes are protobuf's numbers, one for each element, and not the elements themselves.
+        text: the bytes are UTF-8 of characters below 256, one for each byte of the elements (pickles of protocol 2).
     """
 
     path: str
@@ -41,6 +43,7 @@ class Storage:
     end: int
     crc: int | None = None
     varints: bool = False
+    text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class Tensor:
         kind: "parameter" or "buffer" where the file says so, else "".
         tie: the first tensor, by name, that is the same view of the same storage, if this is not the first itself.
         shares: a tensor that begins before this one and reaches into the same bytes, and is no tie.
+        flipped: whose signs are the other way round in the file: "" none; of a complex tensor "imaginary" (a conjugate
+            view), "real" or "both"; of any other "both" (a negative view).
     """
 
     name: str
@@ -68,6 +73,7 @@ class Tensor:
     kind: str = ""
     tie: str = ""
     shares: str = ""
+    flipped: str = ""
 
     @property
     def values(self) -> int:
@@ -92,11 +98,16 @@ class Contents:
         size: of the file and of those it names, in bytes.
         files: the others it names, by their names beside it.
         tensors: in the order of the file.
+        payload: every span of the files that may hold values, whether they are read or not. What only frames them
+            (headers, directories, alignment) is none. No default: a reader that forgot it would vouch for nothing.
+        left_out: what is named as no weight of the model → its spans; of tensors `besides` says it.
+        undigested: why no weights digest may be made, whatever the tensors hold; "" if one may.
         weights_at: the keys, joined by dots, under which the model's own tensors are in a larger checkpoint; "" if
             these are all tensors, or those on the first level.
         weights_prefix: what stands before each of their names besides, and does not belong to them: "module.".
         weights: the names in `tensors` of the model's own, mapped to their names in the model.
-        sections: the other keys of a checkpoint that hold tensors, and how many.
+        besides: name of each tensor that is not the model's own → what it belongs to: a checkpoint's key, "constants of
+            the program".
         metadata: texts of the file.
         globals: every class and function that a loader would import, "module.name", in the order of the file.
         trust: why loading it would mean to run code from it; empty if it would not.
@@ -109,13 +120,21 @@ class Contents:
     size: int
     tensors: tuple[Tensor, ...]
     weights: Mapping[str, str]
+    payload: tuple[Storage, ...]
     producer: str = ""
     files: tuple[str, ...] = ()
     weights_at: str = ""
     weights_prefix: str = ""
-    sections: Mapping[str, int] = field(default_factory=dict)
+    besides: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, tuple[Storage, ...]] = field(default_factory=dict)
+    undigested: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     globals: tuple[str, ...] = ()
     trust: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sections(self) -> dict[str, int]:
+        """What the tensors that are not the model's own belong to, and how many there are."""
+        return dict(Counter(self.besides.values()))

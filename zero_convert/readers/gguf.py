@@ -122,6 +122,7 @@ def read(source: Source) -> Contents:
         size=source.size,
         tensors=tuple(tensors),
         weights={tensor.name: tensor.name for tensor in tensors},
+        payload=tuple(tensor.storage for tensor in tensors if tensor.storage is not None),
         producer=metadata.get("general.architecture", ""),
         metadata=metadata,
         details={"version": version},

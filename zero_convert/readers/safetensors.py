@@ -21,6 +21,7 @@ from .parsing.source import JSON, Source
 from .parsing.views import tied
 
 FORMAT, SHARDED = "safetensors", "sharded"
+_PART = "the file is one rank's part of a distributed checkpoint (DCP_SHARDING_INFO)"
 
 
 def read(source: Source) -> Contents:
@@ -46,6 +47,8 @@ def read(source: Source) -> Contents:
         size=source.size,
         tensors=tuple(tensors),
         weights={tensor.name: tensor.name for tensor in tensors},
+        payload=(Storage(source.path, header.data_start, header.size),),
+        undigested=_PART if "DCP_SHARDING_INFO" in header.metadata else "",
         producer=written_by or str(header.metadata.get("format", ""))[:40],
         metadata=header.metadata,
     )
@@ -80,6 +83,10 @@ def read_index(source: Source, one: Callable[[Source, str], Contents]) -> Conten
         tensors += inner.tensors
         found[shard] = inner
         source.budget.tensors(len(tensors))
+    left_out: dict[str, tuple[Storage, ...]] = {}
+    for inner in found.values():
+        for label, spans in inner.left_out.items():
+            left_out[label] = (*left_out.get(label, ()), *spans)
     kinds = list(dict.fromkeys(inner.format for inner in found.values()))
     stated = table.get("metadata")
     total = stated.get("total_size") if isinstance(stated, dict) else None
@@ -91,6 +98,9 @@ def read_index(source: Source, one: Callable[[Source, str], Contents]) -> Conten
         size=source.size + sum(inner.size for inner in found.values()),
         tensors=tied(tensors),
         weights={tensor.name: tensor.name for tensor in tensors},
+        payload=tuple(span for inner in found.values() for span in inner.payload),
+        left_out=left_out,
+        undigested=next((inner.undigested for inner in found.values() if inner.undigested), ""),
         producer=", ".join(dict.fromkeys(inner.producer for inner in found.values() if inner.producer)),
         files=tuple(found),
         metadata=_texts(stated),

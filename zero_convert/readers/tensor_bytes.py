@@ -44,12 +44,18 @@ def pieces(tensor: Tensor) -> Iterator[memoryview]:
         MalformedError: the file ends early, or holds a number that its type cannot.
         StorageError: it cannot be read.
     """
-    storage = tensor.storage
-    if storage is None or not tensor.nbytes:
-        return
+    if tensor.storage is not None and tensor.nbytes:
+        stored = _stored(tensor, tensor.storage)
+        yield from (_flipped(piece, tensor) for piece in stored) if tensor.flipped else stored
+
+
+def _stored(tensor: Tensor, storage: Storage) -> Iterator[memoryview]:
+    assert tensor.nbytes is not None
     with opened(storage.path) as file:
         if storage.varints:
             yield from _numbers(file, storage, tensor)
+        elif storage.text:
+            yield from _encoded(file, storage, tensor)
         elif contiguous(tensor):
             begin = storage.begin + tensor.offset
             yield from _span(file, begin, begin + tensor.nbytes, storage.path)
@@ -84,6 +90,30 @@ def _span(file: BinaryIO, begin: int, end: int, where: str) -> Iterator[memoryvi
         data = read_span(file, begin, min(end - begin, PIECE), where)
         begin += len(data)
         yield memoryview(data)
+
+
+def _flipped(piece: memoryview, tensor: Tensor) -> memoryview:
+    """The elements with their signs changed: of the imaginary part, the real one or both."""
+    import numpy as np
+
+    row = DTYPES[tensor.dtype]
+    parts = 2 if row.kind == "complex" else 1
+    numbers = np.frombuffer(piece, np.uint8).reshape(-1, parts, row.bits // 8 // parts).copy()
+    first, last = {"real": (0, 1), "imaginary": (1, 2), "both": (0, parts)}[tensor.flipped]
+    numbers[:, first:last, -1] ^= 0x80
+    return memoryview(numbers.tobytes())
+
+
+def _encoded(file: BinaryIO, storage: Storage, tensor: Tensor) -> Iterator[memoryview]:
+    """Bytes that a pickle has as text; it was taken into memory to be read, so these are few."""
+    import numpy as np
+
+    text = read_span(file, storage.begin, storage.end - storage.begin, storage.path)
+    data = text.decode("utf-8", "strict").encode("latin-1")
+    width = DTYPES[tensor.dtype].bits // 8
+    strides = None if tensor.strides is None else [step * width for step in tensor.strides]
+    whole = np.ndarray(tensor.shape, np.dtype((np.void, width)), data, 0, strides).tobytes()
+    yield from (memoryview(whole[at : at + PIECE]) for at in range(0, len(whole), PIECE))
 
 
 # -- views
@@ -152,6 +182,8 @@ def _numbers(file: BinaryIO, storage: Storage, tensor: Tensor) -> Iterator[memor
             break
         used = int(ends[-1]) + 1
         values = _decoded(raw[:used], ends)
+        if values is None:
+            raise _unfit(tensor, storage, "a number of more than 64 bits", tensor.dtype)
         _check_range(values, width, signed, tensor, storage)
         count += len(values)
         rest = data[used:]
@@ -160,15 +192,17 @@ def _numbers(file: BinaryIO, storage: Storage, tensor: Tensor) -> Iterator[memor
         raise _unfit(tensor, storage, f"{count} numbers", f"{prod(tensor.shape)}")
 
 
-def _decoded(raw: npt.NDArray[np.uint8], ends: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64]:
+def _decoded(raw: npt.NDArray[np.uint8], ends: npt.NDArray[np.intp]) -> npt.NDArray[np.uint64] | None:
+    """The numbers that end at `ends`; None if one has more than 64 bits."""
     import numpy as np
 
     starts = np.concatenate(([0], ends[:-1] + 1))
     place = np.arange(len(raw)) - np.repeat(starts, ends - starts + 1)
-    if int(place.max()) > 9:
-        return np.full(len(ends), np.iinfo(np.uint64).max, np.uint64)  # no type takes it
+    if int(place.max()) > 9 or bool((raw[place == 9] > 1).any()):
+        return None
     parts = (raw & 0x7F).astype(np.uint64) << (7 * place).astype(np.uint64)
-    return np.bitwise_or.reduceat(parts, starts).astype("<u8")
+    found: npt.NDArray[np.uint64] = np.bitwise_or.reduceat(parts, starts).astype("<u8")
+    return found
 
 
 def _check_range(values: npt.NDArray[np.uint64], width: int, signed: bool, tensor: Tensor, storage: Storage) -> None:

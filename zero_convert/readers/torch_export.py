@@ -2,6 +2,7 @@
 
     NAME/archive_format                            "pt2"
     NAME/data/weights/*_weights_config.json        name → member, type, sizes, strides
+    NAME/data/constants/*_constants_config.json    the same of constants, and of buffers that are not persistent
     NAME/models/*.json                             the graph
     NAME/data/sample_inputs/*.pt, custom objects   pickles, which its loader reads
 
@@ -10,9 +11,11 @@ Until torch 2.7 it was `serialized_exported_program.json` beside `serialized_sta
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from zero_convert.formats.digests import brief, parse_json
 from zero_convert.formats.dtypes import find
@@ -20,8 +23,24 @@ from zero_convert.formats.safetensors import DIMENSIONS
 
 from .contents import Contents, Storage, Tensor
 from .parsing.source import JSON, Source
+from .parsing.state_dicts import CONSTANTS, may_be_weight
+from .parsing.tensor_tree import NOT_PERSISTENT
 from .parsing.views import tied
-from .parsing.zip_archive import Archive
+from .parsing.zip_archive import Archive, span
+
+
+class _Kind(NamedTuple):
+    """A list of tensors in an archive: what its file is called behind the model's name, and what its tensors are."""
+
+    config: str
+    tensor: str
+
+
+_WEIGHTS, _CONSTANTS = _Kind("weights_config.json", "buffer"), _Kind("constants_config.json", "")
+_STRUCTURE = re.compile(
+    r"archive_format|archive_version|byteorder|version|\.data/.*|models/[^/]*\.json|data/\w+/[^/]*_config\.json"
+)  # members that hold no values
+_LEFT_OUT = {"sample inputs": "data/sample_inputs/", "extra files": "extra/"}
 
 FORMAT = "torch.export"
 _STRIDED = 7  # layout
@@ -43,41 +62,93 @@ def read(source: Source, archive: Archive, nested: Callable[[Source, Archive], C
     folder = archive.folder()
     if archive.text(f"{folder}archive_format") != "pt2" or archive.text(f"{folder}byteorder", "little") != "little":
         raise source.malformed("the archive is of an unknown format or byte order")
-    configs = [name for name in archive.members if name.startswith(folder) and name.endswith("_weights_config.json")]
-    tensors: list[Tensor] = []
     trust = [_PROGRAM]
-    for name in configs:
-        prefix = name.rpartition("/")[2].removesuffix("_weights_config.json") + "." if len(configs) > 1 else ""
-        for key, entry in _config(source, archive, name).items():
-            source.name(key, "a weight's name")
-            tensor = _tensor(source, archive, name.rpartition("/")[0], prefix + key, entry)
-            if tensor is None:
-                trust.append(f"weight {brief(key)} is a pickle")
-            else:
-                tensors.append(tensor)
+    weights, pickled = _listed(source, archive, folder, _WEIGHTS)
+    constants, more = _listed(source, archive, folder, _CONSTANTS)
+    trust += [f"weight {brief(name)} is a pickle" for name in pickled] + [
+        f"constant {brief(name)} is a pickle" for name in more
+    ]
+    taken = {each.name for each in weights}
+    constants = [replace(t, name=f"constants.{t.name}") if t.name in taken else t for t in constants]
+    buffers = _not_persistent(source, archive, folder) if constants else frozenset()
+    besides = {each.name: NOT_PERSISTENT if each.name in buffers else CONSTANTS for each in constants}
+    doubtful = [each.name for each in constants if besides[each.name] == CONSTANTS and may_be_weight(each)]
+    undigested = f"{doubtful[0]}, a constant of the program, may be a weight as well" if weights and doubtful else ""
+    if not weights:  # they were folded: what is left of them are constants
+        besides = {name: label for name, label in besides.items() if name not in doubtful}
+    if pickled:
+        undigested = f"weight {pickled[0]} is a pickle in the archive, and is not read"
+    tensors = tied([*weights, *constants])
     globals_: dict[str, None] = {}
+    left_out: dict[str, list[Storage]] = {}
+    payload: list[Storage] = []
     for member in archive.members.values():
-        if member.name.endswith(".pt"):
+        name = member.name.removeprefix(folder)
+        if name.endswith(".pt"):
             inner = _nested(source, archive, member.name, nested)
             globals_.update(dict.fromkeys(inner.globals))
             trust += [f"{member.name}: {reason}" for reason in inner.trust]
-        elif "custom_obj_" in member.name or member.name.endswith((".so", ".cubin", ".cpp", ".py", ".pkl")):
+        elif "custom_obj_" in name or name.endswith((".so", ".cubin", ".cpp", ".py", ".pkl")):
             trust.append(f"it holds {member.name}")
-    unread = [t for t in archive.members if t.rpartition("/")[2].startswith("weight_")]
-    _no_holes(source, unread, tensors, archive)
+        label = next((label for label, begin in _LEFT_OUT.items() if name.startswith(begin)), None)
+        if label is not None:
+            left_out.setdefault(label, []).append(span(source, member))
+        elif not _STRUCTURE.fullmatch(name):
+            payload.append(span(source, member))
+    _no_holes(source, archive, folder, tensors)
     graphs = [name for name in archive.members if name.startswith(f"{folder}models/") and name.endswith(".json")]
     version = archive.text(f"{folder}archive_version", "?")
     return Contents(
         path=source.path,
         format=FORMAT,
         size=source.size,
-        tensors=tied(tensors),
-        weights={tensor.name: tensor.name for tensor in tensors},
+        tensors=tensors,
+        weights={each.name: each.name for each in tensors if each.name not in besides},
+        payload=tuple(payload),
+        besides=besides,
+        left_out={label: tuple(spans) for label, spans in left_out.items()},
+        undigested=undigested,
         producer=f"torch.export.save (archive version {version})",
         globals=tuple(globals_),
         trust=tuple(trust),
         details={"models": [name.rpartition("/")[2].removesuffix(".json") for name in graphs]},
     )
+
+
+def _listed(source: Source, archive: Archive, folder: str, kind: _Kind) -> tuple[list[Tensor], list[str]]:
+    """The tensors that the lists of one kind name, and the names of those that are pickles."""
+    configs = [name for name in archive.members if name.startswith(folder) and name.endswith(f"_{kind.config}")]
+    tensors, pickled = [], []
+    for name in configs:
+        prefix = name.rpartition("/")[2].removesuffix(f"_{kind.config}") + "." if len(configs) > 1 else ""
+        for key, entry in _config(source, archive, name).items():
+            source.name(key, "a weight's name")
+            tensor = _tensor(source, archive, name.rpartition("/")[0], prefix + key, entry, kind)
+            if tensor is None:
+                pickled.append(prefix + key)
+            else:
+                tensors.append(tensor)
+    return tensors, pickled
+
+
+def _not_persistent(source: Source, archive: Archive, folder: str) -> frozenset[str]:
+    """The buffers that no state dict has, by the signatures of the graphs, if these are small enough to be read."""
+    found: set[str] = set()
+    for name, member in archive.members.items():
+        if (
+            not (name.startswith(f"{folder}models/") and name.endswith(".json"))
+            or JSON * member.size > source.budget.left // 2
+        ):
+            continue
+        source.budget.take(JSON * member.size)
+        at = parse_json(archive.read(name), f"{source.where}, {name}")
+        for key in ("graph_module", "signature", "input_specs"):
+            at = at.get(key) if isinstance(at, dict) else None
+        for spec in at if isinstance(at, list) else ():
+            buffer = spec.get("buffer") if isinstance(spec, dict) else None
+            if isinstance(buffer, dict) and buffer.get("persistent") is False:
+                found.add(str(buffer.get("buffer_name")))
+    return frozenset(found)
 
 
 def _config(source: Source, archive: Archive, name: str) -> dict[str, Any]:
@@ -90,8 +161,10 @@ def _config(source: Source, archive: Archive, name: str) -> dict[str, Any]:
     return config
 
 
-def _tensor(source: Source, archive: Archive, folder: str, name: str, entry: dict[str, Any]) -> Tensor | None:
-    """A weight; None if it is a pickle."""
+def _tensor(
+    source: Source, archive: Archive, folder: str, name: str, entry: dict[str, Any], group: _Kind
+) -> Tensor | None:
+    """A weight or constant; None if it is a pickle."""
     member = archive.members.get(f"{folder}/{entry.get('path_name')}")
     if member is None or entry.get("use_pickle") not in (True, False):
         raise source.malformed(f"weight {brief(name)} has no member", brief(entry.get("path_name")))
@@ -115,7 +188,7 @@ def _tensor(source: Source, archive: Archive, folder: str, name: str, entry: dic
         )
     source.budget.take(400 + max(0, prod(shape) * row.bits // 8 - member.size))
     storage = Storage(source.path, member.begin, member.end, member.crc)
-    kind = "parameter" if entry.get("is_param") is True else "buffer"
+    kind = "parameter" if entry.get("is_param") is True else group.tensor
     return Tensor(name, row.name, shape, strides, storage, offset * row.bits // 8, kind)
 
 
@@ -126,11 +199,11 @@ def _integer(value: Any) -> int:
     return number
 
 
-def _no_holes(source: Source, members: list[str], tensors: list[Tensor], archive: Archive) -> None:
+def _no_holes(source: Source, archive: Archive, folder: str, tensors: Iterable[Tensor]) -> None:
     used = {tensor.storage.begin for tensor in tensors if tensor.storage is not None}
-    for name in members:
-        member = archive.members[name]
-        if member.begin not in used and member.size and not name.endswith(".json") and tensors:
+    for name, member in archive.members.items():
+        unread = name.rpartition("/")[2].startswith("weight_") and not name.endswith(".json")
+        if unread and member.begin not in used and member.size and used:
             raise source.malformed("a member belongs to no weight", brief(name))
 
 
@@ -150,15 +223,24 @@ def _read_old(source: Source, archive: Archive, nested: Callable[[Source, Archiv
         for name in ("serialized_state_dict.pt", "serialized_constants.pt", "serialized_example_inputs.pt")
         if name in archive.members and archive.members[name].size
     }
-    state = parts.get("serialized_state_dict.pt")
-    tensors = state.tensors if state else ()
+    state, constants = parts.get("serialized_state_dict.pt"), parts.get("serialized_constants.pt")
+    tensors, extra = (part.tensors if part else () for part in (state, constants))
+    besides = {f"constants.{each.name}": CONSTANTS for each in extra}
+    named = next((each.name for each in extra if may_be_weight(each)), "")
+    doubtful = f"{named}, a constant of the program or a buffer that is not persistent, may be a weight as well"
     trust = [_PROGRAM, *(f"{name}: {reason}" for name, inner in parts.items() for reason in inner.trust)]
     return Contents(
         path=source.path,
         format=FORMAT,
         size=source.size,
-        tensors=tensors,
+        tensors=tied([*tensors, *(replace(each, name=f"constants.{each.name}") for each in extra)]),
         weights=state.weights if state else {},
+        payload=tuple(each for part in (state, constants) if part for each in part.payload),
+        besides={**(state.besides if state else {}), **besides},
+        left_out={"sample inputs": tuple(span(source, archive.members[name]) for name in parts if "inputs" in name)},
+        undigested=next(
+            (part.undigested for part in (state, constants) if part and part.undigested), doubtful if named else ""
+        ),
         producer=f"torch.export.save (version {archive.text('version', '?')})",
         globals=tuple(dict.fromkeys(name for inner in parts.values() for name in inner.globals)),
         trust=tuple(trust),

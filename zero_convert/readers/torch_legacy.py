@@ -2,7 +2,7 @@
 
     storage   number of elements as 8 bytes, then the elements, in the order of the keys
 
-A plain pickle, without torch's magic number, is read as far as its globals go.
+Of a plain pickle, without torch's magic number, numpy's arrays are read, and its globals.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from zero_convert.formats.digests import brief
 from zero_convert.formats.dtypes import DTYPES
 
 from .contents import Contents, Storage
+from .parsing.numpy_pickles import Arrays
 from .parsing.pickle_machine import Machine
 from .parsing.pickle_symbols import Sequence, StoredIn, Table
 from .parsing.source import Source
-from .parsing.state_dicts import contents_of, tensors
+from .parsing.state_dicts import STRINGS, contents_of
+from .parsing.tensor_tree import tensors
 from .parsing.torch_pickles import SAFE, Rebuild, reasons
 
 FORMAT, PLAIN = "torch legacy", "pickle"
@@ -46,8 +48,27 @@ def read(source: Source) -> Contents:
             "the keys are not those of the tensors", f"{len(listed)} keys", f"{len(rebuild.storages)} storages"
         )
     storages = _storages(source, [rebuild.storages[key] for key in listed], machine.position)
-    arrays, trust = tensors(root, source), reasons(machine.globals)
-    return contents_of(source, FORMAT, "torch.save (legacy)", root, arrays, storages, machine.globals, trust)
+    trust = reasons(machine.globals, opcodes=machine.opcodes)
+    return _contents(source, FORMAT, "torch.save (legacy)", root, rebuild, storages, machine, trust)
+
+
+def _contents(
+    source: Source,
+    name: str,
+    producer: str,
+    root: Any,
+    rebuild: Rebuild,
+    storages: dict[str, Storage],
+    machine: Machine,
+    trust: tuple[str, ...],
+) -> Contents:
+    arrays = Arrays(source, rebuild)
+    found = tensors(root, source, arrays)
+    strings = {STRINGS: tuple(Storage(source.path, *span) for span in rebuild.strings)}
+    storages = {**storages, **arrays.storages}
+    return contents_of(
+        source, name, producer, root, found, storages, machine.globals, trust, left_out=strings, unread=arrays.unread
+    )
 
 
 def _storages(source: Source, ordered: list[StoredIn], at: int) -> dict[str, Storage]:
@@ -74,7 +95,7 @@ def _plain(source: Source, machine: Machine, root: Any, rebuild: Rebuild) -> Con
         raise source.malformed("a plain pickle names storages, and has none")
     trust = reasons(machine.globals, lambda name: name in SAFE and not name.startswith("torch"))
     trust = ("it is a plain pickle, which only a pickle loader can load", *trust)
-    return contents_of(source, PLAIN, "", root, tensors(root, source), {}, machine.globals, trust)
+    return _contents(source, PLAIN, "", root, rebuild, {}, machine, trust)
 
 
 def looks_like(head: bytes) -> bool:

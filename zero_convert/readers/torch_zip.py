@@ -19,18 +19,29 @@ from zero_convert.formats.digests import brief
 from zero_convert.formats.dtypes import DTYPES
 
 from .contents import Contents, Storage
+from .parsing.numpy_pickles import Arrays
 from .parsing.pickle_machine import Machine
 from .parsing.pickle_symbols import Array, Call, Table
 from .parsing.source import Source
-from .parsing.state_dicts import contents_of, tensors
+from .parsing.state_dicts import CONSTANTS, STRINGS, contents_of
+from .parsing.tensor_tree import Found, tensors
 from .parsing.torch_pickles import SAFE, Rebuild, reasons
-from .parsing.zip_archive import Archive
+from .parsing.zip_archive import Archive, span
 
 FORMAT, SCRIPT = "torch zip", "TorchScript"
 _SCRIPT_CALLS = frozenset(
     f"torch.jit._pickle.{name}"
     for name in ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist", "build_tensor_from_id")
 )
+
+# members that hold no values, below the folder
+_STRUCTURE = re.compile(
+    r"data\.pkl|constants\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/.*|code/.*|ts_code/.*"
+)
+_LEFT_OUT = {
+    "extra files": "extra/", "inputs of the trace": "traced_inputs", "bytecode of the program": "bytecode.pkl",
+    "names for a debugger": "mobile_debug_handles.pkl",
+}  # fmt: skip # what other members are → how their names begin
 
 _Kinds = Mapping[str, Mapping[str, str]]  # class → attribute → "parameter" or "buffer"
 _CLASS = re.compile(r"^class (\w+)\(Module\):\n((?:  __\w+__ = \[[^\n]*\]\n)*)", re.MULTILINE)
@@ -47,14 +58,20 @@ def read(source: Source, archive: Archive) -> Contents:
         raise source.malformed("the storages are in big-endian order", "byteorder big", "little")
     rebuild = Rebuild(source)
     machine, root = _pickle(archive, f"{folder}data.pkl", rebuild)
-    globals_ = dict(machine.globals)
+    globals_, opcodes = dict(machine.globals), machine.opcodes
+    arrays = Arrays(source, rebuild)
+    found = tensors(root, source, arrays)
+    storages = _storages(source, archive, rebuild, f"{folder}data/")
     used = {f"{folder}data/{key}" for key in rebuild.storages}
     if script:
         inner = Rebuild(source)
-        other, _ = _pickle(archive, f"{folder}constants.pkl", inner)
+        other, constants = _pickle(archive, f"{folder}constants.pkl", inner)
         globals_.update(other.globals)
         used |= {f"{folder}constants/{key}" for key in inner.storages}
-    storages = _storages(source, archive, rebuild, f"{folder}data/")
+        storages |= {
+            f"constants {key}": at for key, at in _storages(source, archive, inner, f"{folder}constants/").items()
+        }
+        found += [_constant(each) for each in tensors(constants, source, Arrays(source, inner))]
     for name in archive.members:
         if name.startswith((f"{folder}data/", f"{folder}constants/")) and name not in used:
             raise source.malformed("a storage belongs to no tensor", brief(name))
@@ -62,17 +79,44 @@ def read(source: Source, archive: Archive) -> Contents:
         others = reasons(globals_, lambda name: name in SAFE or name in _SCRIPT_CALLS or name.startswith("__torch__."))
         trust = ("it is a program: TorchScript code that runs when it is called", *others)
     else:
-        trust = reasons(globals_)
+        trust = reasons(globals_, opcodes=opcodes)
         stray = [name for name in archive.members if name.endswith((".py", ".pkl")) and name != f"{folder}data.pkl"]
         trust += tuple(f"it holds code or another pickle: {name}" for name in stray[:10])
     version = archive.text(f"{folder}version") or archive.text(f"{folder}.data/version")
     producer = f"torch.jit.save (archive version {version})" if script else f"torch.save (archive version {version})"
     known = _kinds(archive, folder) if script else {}
-    arrays = tensors(root, source)
     if known:
-        arrays = [(path, replace(array, kind=_kind_at(root, path, known))) for path, array in arrays]
+        found = [replace(f, array=replace(f.array, kind=_kind_at(root, f.path, known))) for f in found]
     name = SCRIPT if script else FORMAT
-    return contents_of(source, name, producer, root, arrays, storages, globals_, trust, program=script)
+    unknown, left_out = _members(source, archive, folder, {*used})
+    left_out = {**left_out, STRINGS: tuple(Storage(source.path, *span) for span in rebuild.strings)}
+    return contents_of(
+        source, name, producer, root, found, {**storages, **arrays.storages}, globals_, trust,
+        payload=unknown, left_out=left_out, unread=arrays.unread, program=script,
+    )  # fmt: skip
+
+
+def _constant(found: Found) -> Found:
+    """A constant of TorchScript under a name of its own, with a storage of its own."""
+    array, stored = found.array, found.array.storage
+    if stored is not None:
+        array = replace(array, storage=replace(stored, key=f"constants {stored.key}"))
+    return replace(found, path=("constants", *found.path), array=array, hidden=CONSTANTS)
+
+
+def _members(
+    source: Source, archive: Archive, folder: str, used: set[str]
+) -> tuple[tuple[Storage, ...], dict[str, tuple[Storage, ...]]]:
+    """Members that may hold anything, and those that are known to be no weights, by what they are."""
+    unknown: list[Storage] = []
+    left_out: dict[str, list[Storage]] = {}
+    for member in archive.members.values():
+        name = member.name.removeprefix(folder)
+        if member.name in used or _STRUCTURE.fullmatch(name) or member.begin == member.end:
+            continue
+        label = next((label for label, begin in _LEFT_OUT.items() if name.startswith(begin)), None)
+        (unknown if label is None else left_out.setdefault(label, [])).append(span(source, member))
+    return tuple(unknown), {label: tuple(spans) for label, spans in left_out.items()}
 
 
 def _pickle(archive: Archive, name: str, rebuild: Rebuild) -> tuple[Machine, Any]:

@@ -242,6 +242,7 @@ def _html(result: Result, saved: Sequence[Saved], figures: Figures) -> str:
         "rules": plan_summary.by_rule(result.plan.assignments),
         "plan_summary": plan_summary,
         "checks": result.checks,
+        "devices": len({check.device for check in result.checks}),
         "device": result.device,
         "recipe": facts.recipe_text(result.recipe),
         "start": result.start_digest,

@@ -6,6 +6,7 @@ import re
 
 _CODE = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")  # errors quote one another, the cause last
 _CALL = re.compile(r"\b(?:CUDA|CUDNN|CUBLAS|CURAND|CUFFT|CUSPARSE|NCCL)\w* failure [^;\n]*[^;\s]")
+_FALSE = re.compile(r"\s*/onnxruntime_src/.* was false\. ")  # what ONNX Runtime demanded, and then why it was not so
 _SOURCE = re.compile(r"\s*/onnxruntime_src/\S+\s.*")
 HEAD, TAIL = 100, 200  # characters that are kept of a line that is longer than both
 
@@ -16,7 +17,7 @@ def gist(message: str) -> str:
     if calls:
         return _short(calls[-1])
     line = (message.strip().splitlines() or [""])[0]
-    cause = _CODE.split(line)[-1]
+    cause = _FALSE.sub("", _CODE.split(line)[-1])
     return _short(_SOURCE.sub("", cause) or cause)
 
 

@@ -6,7 +6,7 @@ run happens when the first of them asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -57,11 +57,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A file to compare with the subject: the dtype of its tensors; `strict`: nothing may fall back to the CPU."""
+    """A file to compare with the subject.
+
+    Attributes:
+        dtype: of its tensors.
+        device: where ONNX Runtime computes it, besides the CPU.
+        strict: there nothing may fall back to the CPU.
+    """
 
     path: str | PathLike[str]
     dtype: str
-    strict: bool
+    device: str = "cpu"
+    strict: bool = False
 
 
 class CheckContext:
@@ -73,7 +80,11 @@ class CheckContext:
         train_steps: how many steps of training are asked for; 0 for none.
         samples: of a batch in training mode.
         limits: check → the limit that the scheme promises there.
+        session: the device of ONNX Runtime that computes it, where torch does not; "" where torch does.
+        mode: the one that is looked at most.
     """
+
+    session, mode = "", "train"
 
     def __init__(
         self,
@@ -94,6 +105,14 @@ class CheckContext:
         self.refused: dict[str, str] = {}  # mode → why the network does not run in it
         self.not_exact = ""  # why it does not run in float64
         self.measured: dict[str, Any] = {}  # what one check has measured and another may ask for
+
+    def depths(self, which: str) -> Any:
+        """Of a session: what is seen at each depth, as `harness.depths` has it."""
+        raise NotImplementedError
+
+    def compute(self, model: bytes, batches: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
+        """Of a session: the outputs of a model for each batch of its inputs."""
+        raise NotImplementedError
 
     # -- copies --------------------------------------------------------------------------------------------------------
 

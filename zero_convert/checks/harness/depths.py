@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def depths(context: CheckContext, which: str) -> Depths | None:
     """
     key = f"depths {which}"
     if key not in context.measured:
-        context.measured[key] = _measured(context, which)
+        context.measured[key] = context.depths(which) if context.session else _measured(context, which)
     seen: Depths | None = context.measured[key]
     return seen
 
@@ -89,21 +90,31 @@ def _measured(context: CheckContext, which: str) -> Depths | None:
         return None
 
 
-def run(module: nn.Module, graph: fx.Graph, structure: Structure, inputs: Inputs, device: str, asked: str) -> Depths:
-    """One forward and backward in training mode; the module is left as it was.
+def run(
+    module: nn.Module,
+    graph: fx.Graph,
+    structure: Structure,
+    inputs: Inputs,
+    device: str,
+    asked: str,
+    mode: str = "train",
+    instead: Mapping[str, Any] = MappingProxyType({}),
+) -> Depths:
+    """One forward and backward in a mode; the module is left as it was.
 
     Args:
+        instead: node → what takes the place of what torch would compute.
         asked: words: "channels" to count them, "signal" for the gradient that comes back to each depth, "weights" for
             the lengths of those of the parameters as well, "gradients" for these themselves.
     """
     parameters = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     with isolation.kept(module), _gradients_of(parameters, asked), torch.set_grad_enabled("signal" in asked):
-        disable_dropout(module.train())
+        disable_dropout(module.train(mode == "train"))
         for _, parameter in parameters:
             parameter.grad = None
         rng.seed()
         given = tuple(mapped(x, _traceable) for x in moved(inputs, module, device))
-        seer = _Seer(module, graph, structure, "channels" in asked)
+        seer = _Seer(module, graph, structure, "channels" in asked, instead)
         try:
             returned: Any = seer.run(*given)
         except Exception as error:
@@ -153,8 +164,11 @@ def _direction(t: Tensor, index: int) -> Tensor:
 class _Seer(fx.Interpreter):
     """Looks at what each weight layer reads, and at the gradient that comes back there."""
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, structure: Structure, count: bool) -> None:
+    def __init__(
+        self, module: nn.Module, graph: fx.Graph, structure: Structure, count: bool, instead: Mapping[str, Any]
+    ) -> None:
         super().__init__(module, graph=graph, garbage_collect_values=True)
+        self._instead = instead
         self.extra_traceback = False
         self.seen, self.heads, self._count = Depths(), list[Tensor](), count
         self._root = module
@@ -170,7 +184,7 @@ class _Seer(fx.Interpreter):
                 self._look(layer.name, "layer", layer, read)
                 if layer.role == "head" and read.requires_grad:
                     self.heads.append(read)
-        value = super().run_node(n)
+        value = self._instead[n.name] if n.name in self._instead else super().run_node(n)
         ends = self._ends.get(n.name)
         if ends and isinstance(value, Tensor) and is_float(value) and value.numel():
             self._look(n.name, "join", ends[-1], value)

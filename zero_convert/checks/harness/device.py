@@ -1,5 +1,7 @@
 """Where the checks run: a device name from the command line to one that has really computed something.
 
+On "webgpu" ONNX Runtime computes what an ONNX file can be asked, and torch the rest on the CPU.
+
 `torch.cuda.is_available()` is a promise, not a fact: a wrong driver or a kernel missing for the card shows only when
 something runs. So a tiny computation runs there, and the result and its device are looked at.
 """
@@ -8,26 +10,54 @@ from __future__ import annotations
 
 import gc
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 
 import torch
 
+from zero_convert.doctor import webgpu
 from zero_convert.errors import DeviceError, UsageError
 from zero_convert.runtime.messages import without_warnings
 
+WEBGPU = "webgpu"
+NAMES = "auto, cpu, cuda, cuda:N, mps or webgpu"
+
+
+def torch_device(device: str) -> str:
+    """Where torch computes when the device is asked for."""
+    return "cpu" if device == WEBGPU else device
+
+
+def is_strict(device: str) -> bool:
+    """Whether a device named on the command line is one on which ONNX Runtime must compute all floating tensors."""
+    return device.partition(":")[0] in ("cuda", WEBGPU)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """After: no process of a device goes on. Also a decorator."""
+    try:
+        yield
+    finally:
+        webgpu.close()
+
 
 def resolve(device: str) -> tuple[str, str]:
-    """The torch device for "auto", "cpu", "cuda", "cuda:N" or "mps", and a note ("" unless `auto` fell back).
+    """The device for "auto", "cpu", "cuda", "cuda:N", "mps" or "webgpu", and a note.
+
+    The note is "" unless `auto` fell back, or an adapter has to be named: that of WebGPU.
 
     Raises:
         UsageError: another spelling.
         DeviceError: an explicitly named device that is not there or does not compute.
     """
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", device):
-        raise UsageError(
-            "no such device", where="--device", got=repr(device), expected="auto, cpu, cuda, cuda:N or mps"
-        )
+    if not re.fullmatch(r"auto|cpu|mps|webgpu|cuda(:[0-9]{1,3})?", device):
+        raise UsageError("no such device", where="--device", got=repr(device), expected=NAMES)
     if device == "cpu":
         return "cpu", ""
+    if device == WEBGPU:
+        return WEBGPU, str(webgpu.found())
     with without_warnings():  # a driver that does not fit makes torch warn; what it says is in the message
         if device == "auto":
             return _best()
@@ -53,6 +83,12 @@ def _best() -> tuple[str, str]:
         if not problem:
             return name, ""
         failures.append(f"{name}: {problem}")
+    if find_spec("onnxruntime_ep_webgpu") is not None:
+        answer = webgpu.asked()
+        against, adapter = webgpu.refusal(answer), webgpu.adapter(answer)
+        if against is None and not adapter.software:
+            return WEBGPU, str(adapter)
+        failures.append(f"webgpu: {against.got if against else f'{adapter.name} is software, and was not named'}")
     return "cpu", "; ".join(failures) if failures else "no GPU that torch can use was found"
 
 

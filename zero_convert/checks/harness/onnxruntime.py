@@ -4,7 +4,7 @@ Pinned: no graph optimization (a fused batch norm is another network), no TF32, 
 not by a race, one thread. A session that was asked for CUDA and gets a CPU is made without a word, while
 `get_available_providers()` goes on to list CUDA; so the provider is read from the session, and which node really ran
 where from a profile of its run. Where a provider fails, ONNX Runtime's Python goes on with a session on the CPU, unless
-it is told not to: it is.
+it is told not to: it is. Sessions on WebGPU run in a process of their own (`doctor/webgpu.py`).
 """
 
 from __future__ import annotations
@@ -25,25 +25,32 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zero_convert.doctor import webgpu
 from zero_convert.errors import DeviceError
 from zero_convert.runtime.messages import printed_to
 from zero_convert.runtime.native_errors import gist
 from zero_convert.runtime.signals import undone_by
 
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU, CUDA, WEBGPU = "CPUExecutionProvider", "CUDAExecutionProvider", webgpu.PROVIDER
+PROVIDERS = {"cpu": CPU, "cuda": CUDA, "webgpu": WEBGPU}
 SILENT = 4  # log level: fatal errors only
 FLOATS = ("float", "float16", "double", "bfloat16")
 COPIES = frozenset({"MemcpyToHost", "MemcpyFromHost"})  # put in by ONNX Runtime between two providers
 PICKS = frozenset(
     {"SplitToSequence", "SequenceAt"}
 )  # what torch's exporter makes of `split`; CUDA has no kernel to cut
-DOCTOR = "`zero-convert doctor` says which library is missing; --device cpu compares on the CPU."
+DOCTOR = "`zero-convert doctor` says what is missing; --device cpu compares on the CPU."
+LIMIT = "exceeds the max buffer size limit"  # WebGPU's own words
 NO_KERNEL = (
     "ONNX Runtime has no kernel for these operators there. --device auto says so and compares without it; "
     "--device cpu compares on the CPU."
 )
 
 Values = list[npt.NDArray[Any]]
+
+
+class MemoryTooSmall(DeviceError):
+    """What the device may hold is too small for the model and these inputs."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class SessionRun:
         outputs: name → value; a list of values where the file has a sequence.
         provider: the first one that the session itself names.
         placement: provider → number of nodes that ran there; a part that the provider takes whole is one.
-        fallen: nodes that computed floating tensors on the CPU in a session for CUDA: name and operator.
+        fallen: nodes that computed floating tensors on the CPU in a session for another device: name and operator.
     """
 
     outputs: Mapping[str, Any]
@@ -64,27 +71,27 @@ class SessionRun:
 
 
 def provider_of(device: str) -> str:
-    """The provider of a torch device.
+    """The provider of a device.
 
     Raises:
         DeviceError: ONNX Runtime has none for it.
     """
     kind = device.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
+    if kind not in PROVIDERS:
         raise DeviceError(
             "ONNX Runtime has no provider for this device here",
             where=device,
             got=f"no provider for {kind}",
-            expected="cpu or cuda",
+            expected=", ".join(PROVIDERS),
             fix="--device cpu",
         )
-    return CUDA if kind == "cuda" else CPU
+    return PROVIDERS[kind]
 
 
 def run(
     model: str | PathLike[str] | bytes, inputs: Sequence[npt.NDArray[Any]], device: str = "cpu", *, strict: bool = True
 ) -> SessionRun:
-    """The outputs of the model on a torch device.
+    """The outputs of the model on a device.
 
     Args:
         model: the path of a file, or its bytes.
@@ -94,9 +101,33 @@ def run(
     Raises:
         DeviceError: the provider is not there, or the session or a part of the graph fell back to the CPU.
     """
+    return runs(model, [inputs], device, strict=strict)[0]
+
+
+def runs(
+    model: str | PathLike[str] | bytes, batches: Sequence[Sequence[npt.NDArray[Any]]], device: str, *, strict: bool
+) -> list[SessionRun]:
+    """As `run`, for several inputs one after the other in one session; the placement is that of all together."""
+    provider = provider_of(device)
+    if provider == WEBGPU:
+        with _explained(device):
+            job = webgpu.run(model, batches)
+    else:
+        job = _here(model, batches, device, provider, strict)
+    placement, fallen = placed(job.events, provider)
+    if strict and provider != CPU and provider not in placement and not fallen:
+        raise _gone(device, "a profile that names no node on it")
+    if fallen and strict:
+        raise _gone(device, told(fallen), NO_KERNEL if placement.get(provider) else DOCTOR)
+    return [SessionRun(made, job.provider, placement, tuple(fallen)) for made in job.runs]
+
+
+def _here(
+    model: str | PathLike[str] | bytes, batches: Sequence[Any], device: str, provider: str, strict: bool
+) -> webgpu.Job:
+    """A session in this process."""
     import onnxruntime as ort
 
-    provider = provider_of(device)
     if provider == CUDA:
         with printed_to(io.StringIO()), contextlib.suppress(Exception):
             ort.preload_dlls()  # it prints; what it cannot find shows in the session
@@ -114,15 +145,13 @@ def run(
             raise _gone(device, f"a session on {real[0]}")
         names = [value.name for value in session.get_inputs()]
         outputs = [value.name for value in session.get_outputs()]
-        with _explained(device):
-            values = session.run(None, dict(zip(names, inputs, strict=True)))
+        made = []
+        for inputs in batches:
+            with _explained(device):
+                values = session.run(None, dict(zip(names, inputs, strict=True)))
+            made.append(dict(zip(outputs, values, strict=True)))
         events = json.loads(Path(session.end_profiling()).read_text("utf-8"))
-    placement, fallen = placed(events, provider)
-    if strict and provider == CUDA and CUDA not in placement and not fallen:
-        raise _gone(device, "a profile that names no node on it")
-    if fallen and strict:
-        raise _gone(device, told(fallen), NO_KERNEL if placement.get(provider) else DOCTOR)
-    return SessionRun(dict(zip(outputs, values, strict=True)), real[0], placement, tuple(fallen))
+    return webgpu.Job(real[0], events, made)
 
 
 def refusal(model: str | PathLike[str]) -> str:
@@ -182,9 +211,11 @@ def _explained(device: str) -> Iterator[None]:
     """What ONNX Runtime raises inside, as an error of the device, unless that is the CPU and memory was there."""
     try:
         yield
+    except DeviceError:
+        raise
     except Exception as error:
         if _ran_out(error):
-            raise _full(device) from error
+            raise _full(device, error) from error
         if provider_of(device) == CPU:
             raise
         raise _gone(device, gist(str(error))) from error
@@ -204,18 +235,20 @@ def _floating(outputs: Sequence[Mapping[str, Sequence[int]]]) -> bool:
 def _ran_out(error: BaseException) -> bool:
     """Whether memory was too small: in the words of ONNX Runtime's arena, of CUDA, and of its libraries."""
     text = str(error).lower()
-    causes = ("allocate memory", "out of memory", "smaller than requested", "alloc_failed")
-    return any(cause in text for cause in causes)
+    causes = ("allocate memory", "out of memory", "smaller than requested", "alloc_failed", "out_of_device_memory")
+    return any(cause in text for cause in (*causes, LIMIT))
 
 
-def _full(device: str) -> DeviceError:
+def _full(device: str, error: BaseException) -> DeviceError:
     on_cpu = "Give smaller example inputs (--input), or leave the comparison out with --validate quick."
-    return DeviceError(
+    words = (LIMIT, "OUT_OF_DEVICE_MEMORY")
+    line = next((line for line in str(error).splitlines() if any(word in line for word in words)), "")
+    return MemoryTooSmall(
         "the device's memory is too small for ONNX Runtime",
         where=device,
-        got="too little for the model and one example",
+        got=gist(line) if line else "too little for the model and one example",
         expected="room for both beside torch",
-        fix=on_cpu if device == "cpu" else "--device cpu compares on the CPU.",
+        fix=on_cpu if device == "cpu" else "Give smaller example inputs (--input); --device cpu compares on the CPU.",
     )
 
 
@@ -224,6 +257,6 @@ def _gone(device: str, got: str, fix: str = DOCTOR) -> DeviceError:
         "ONNX Runtime does not compute on this device",
         where=f"--device {device}",
         got=got,
-        expected=f"every floating tensor made by {CUDA}",
+        expected=f"every floating tensor made by {provider_of(device)}",
         fix=fix,
     )

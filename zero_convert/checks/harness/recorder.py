@@ -6,8 +6,9 @@ Runs on whatever device the module lies; copies and inputs are made in `bench.py
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -52,10 +53,22 @@ class Run:
 
 
 class Recorder(fx.Interpreter):
-    """Runs a graph and looks at joins, heads, weight layers and norms."""
+    """Runs a graph and looks at joins, heads, weight layers and norms.
 
-    def __init__(self, module: nn.Module, graph: fx.Graph, subject: Subject, counts: str) -> None:
+    Args:
+        instead: node → what takes the place of what torch would compute.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        graph: fx.Graph,
+        subject: Subject,
+        counts: str,
+        instead: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         super().__init__(module, graph=graph, garbage_collect_values=True)
+        self._instead = instead
         self.extra_traceback = False
         self.seen, self._counts = Run(), counts
         self._root = subject.traced.root
@@ -86,7 +99,7 @@ class Recorder(fx.Interpreter):
             read = next((self.env[i] for i in n.all_input_nodes if i.op != "get_attr"), None)
             if isinstance(read, Tensor) and read.is_floating_point():
                 self._before(layer, read)
-        value = super().run_node(n)
+        value = self._instead[n.name] if n.name in self._instead else super().run_node(n)
         if self._counts == READ and join is not None and is_float(value) and (ends := self._ends[join.node]):
             rows = as_rows(value, ends[-1], self._module(ends[-1]))
             self.seen.signal[n.name] = statistics(rows, LOW_VARIANCE), rank(rows)

@@ -169,12 +169,15 @@ def _by_layer(assignments: Sequence[Assignment], decisions: bool) -> Iterator[tu
 
 
 def checks_table(checks: Sequence[Check]) -> Table:
-    """One line for each check: how it ended, what it found, what to do."""
+    """One line for each check: how it ended, what it found, where, if there are several devices, what to do."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
+    several = len({check.device for check in checks if check.device}) > 1
     for check in checks:
         mark, style = _MARKS[check.status]
         answer = Text(check.summary)
+        if several:
+            answer.append(f" ({check.device})" if check.device else "", "dim")
         if check.status == "fail" and check.threshold:
             answer.append(f"; required: {check.threshold}")
         if check.remedy and check.status in ("warn", "fail"):

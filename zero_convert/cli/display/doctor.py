@@ -14,7 +14,7 @@ from zero_convert.doctor import Finding
 from . import Screen
 
 _MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red"), "absent": ("–", "dim")}
-_TITLES = {"onnxruntime": "ONNX Runtime"}
+_TITLES = {"onnxruntime": "ONNX Runtime", "webgpu": "WebGPU"}
 
 
 def findings(screen: Screen, found: Sequence[Finding]) -> None:
@@ -35,10 +35,11 @@ def findings(screen: Screen, found: Sequence[Finding]) -> None:
             table.add_row(Text.assemble((mark, style), f" {one.name.removesuffix('ExecutionProvider')}"), answer)
         screen.give(Text(_TITLES.get(group, group), "bold"), Padding(table, (0, 0, 0, 2)))
     broken = [one.name for one in found if one.status == "fail"]
-    works = [one.name for one in found if one.group == "torch" and one.status == "ok" and _is_device(one.name)]
+    sound = [one.name for one in found if one.group in ("torch", "webgpu") and one.status == "ok"]
+    works = [name for name in sound if _is_device(name)]
     last = f"{len(broken)} broken: {', '.join(broken)}" if broken else "nothing is broken"
     screen.give("", Text(f"{last}; checks can run on {' and '.join(works) or 'no device'}", "bold"))
 
 
 def _is_device(name: str) -> bool:
-    return name.partition(":")[0] in ("cpu", "cuda", "mps")
+    return name.partition(":")[0] in ("cpu", "cuda", "mps", "webgpu")

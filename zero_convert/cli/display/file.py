@@ -91,6 +91,9 @@ def _facts(found: Mapping[str, Any], whole: bool) -> Iterator[tuple[str, str, st
     for index, (name, count) in enumerate(found["sections"].items()):
         yield "besides" if index == 0 else "", f"{name}: {count:,} tensors", ""
     yield from _digest(found)
+    others = {label: count for label, count in found["coverage"]["left_out"].items() if label not in found["sections"]}
+    for index, (label, count) in enumerate(others.items()):
+        yield "left out" if index == 0 else "", f"{label}: {size(count)}", ""
     held = Counter(tensor["file"] for tensor in found["tensors"] if tensor["file"])
     if held:
         files = [f"{count:,} tensor{'s' * (count > 1)} in {name}" for name, count in sorted(held.items())]

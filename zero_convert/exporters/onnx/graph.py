@@ -38,7 +38,12 @@ from .validity import fitting_opset
 
 
 def graph(
-    module: nn.Module, inputs: tuple[Any, ...] | Mapping[str, Any], states: Mapping[str, str], opset: int | None = None
+    module: nn.Module,
+    inputs: tuple[Any, ...] | Mapping[str, Any],
+    states: Mapping[str, str],
+    opset: int | None = None,
+    *,
+    free: bool = True,
 ) -> tuple[Graph, str]:
     """The graph of the module's forward in evaluation mode, and why its batch size is fixed ("" where it is free).
 
@@ -46,25 +51,29 @@ def graph(
         inputs: example inputs, by position or by name; tensors whose first size is that of the first one are batches.
         states: every name of the state dict → the name it is stored under.
         opset: version of the ONNX operators; None for `OPSET`, or the first whose operators take the module's types.
+        free: the batch size is to be free, if it can be.
 
     Raises:
         ModelError: torch cannot export it, with the first line of its reason; or ONNX has no operator for a type.
         UsageError: operators of the version named do not take the module's types.
     """
-    made, fixed, signatures = _graph(module, inputs, states, OPSET if opset is None else opset)
+    made, fixed, signatures = _graph(module, inputs, states, OPSET if opset is None else opset, free)
     needed, reason = fitting_opset(made, signatures, OPSETS, opset)
     if reason:
-        made, fixed, _ = _graph(module, inputs, states, needed)
+        made, fixed, _ = _graph(module, inputs, states, needed, free)
     return replace(made, raised=reason), fixed
 
 
-def _graph(module: nn.Module, inputs: Any, states: Mapping[str, str], opset: int) -> tuple[Graph, str, list[Any]]:
+def _graph(
+    module: nn.Module, inputs: Any, states: Mapping[str, str], opset: int, free: bool
+) -> tuple[Graph, str, list[Any]]:
     """The graph at one version of the operators, why its batch size is fixed, and the signatures of its states."""
     own = _returning_tensors(_prepared(module))
     given = _as_cast(own, inputs)
+    wanted: tuple[Any, Any] = _batches(given) if free else (given, None)
     fixed = ""
     try:
-        program = _export(own, *_batches(given), opset)
+        program = _export(own, *wanted, opset)
     except Exception as error:
         fixed = _reason(error)
         try:

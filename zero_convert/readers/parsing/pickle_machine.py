@@ -10,12 +10,13 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
 from zero_convert.errors import ZeroConvertError
 from zero_convert.formats.digests import brief, is_plain_text
 
-from .pickle_symbols import Array, Call, Global, Sequence, Table
+from .pickle_symbols import Array, Call, Global, Parts, Sequence, Table
 from .source import Source
 
 _GLOBAL = 1000  # bytes that a class or function costs: few files name more than a hundred
@@ -32,20 +33,25 @@ class Interpreter(Protocol):
     def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
         """What a call stands for, or None if that is not known."""
 
+    def literal(self, value: str | bytes, begin: int, end: int) -> None:
+        """Told of each text and byte string, and where it stands in the file."""
+
 
 class Machine:
     """Reads pickles one after another from a span of a file.
 
     Attributes:
         globals: every class and function that a loader would import, in order.
+        opcodes: those that were met.
     """
 
     def __init__(self, source: Source, interpreter: Interpreter, stream: io.BufferedIOBase | None = None) -> None:
         self.globals: dict[Global, None] = {}
+        self.opcodes: set[bytes] = set()
         self._source, self._take = source, source.budget.take
         self._interpreter = interpreter
         self._in: Any = stream or io.BytesIO(source.small(source.begin, source.end))
-        self._size = source.size if stream is None else source.end
+        self._size, self._base = (source.size, source.begin) if stream is None else (source.end, 0)
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -72,6 +78,7 @@ class Machine:
                     if not code:
                         self._fail("the pickle ends early")
                     self._fail(f"opcode {code[0]:#04x} is not one that can be read safely")
+                self.opcodes.add(code)
                 step(self)
             if self._marks or len(self._stack) != 1:
                 self._fail("the pickle leaves more or less than one value")
@@ -114,6 +121,13 @@ class Machine:
     def _text(self, data: bytes, encoding: str = "utf-8") -> str:
         self._take(4 * len(data))
         return data.decode(encoding, "surrogatepass" if encoding == "utf-8" else "strict")
+
+    def _literal(self, kind: str, text: bool) -> None:
+        data = self._bytes(size := self._number(kind))
+        value = self._text(data) if text else data
+        end = self._base + self.position
+        self._interpreter.literal(value, end - size, end)
+        self._push(value)
 
     # -- the stack
 
@@ -209,17 +223,12 @@ class Machine:
         return Call(function, arguments)
 
     def _ordered(self, arguments: tuple[Any, ...]) -> Table:
-        table = Table(attributes=True)
-        if len(arguments) > 1 or (arguments and not isinstance(arguments[0], Sequence)):
+        listed = arguments[0].items if len(arguments) == 1 and isinstance(arguments[0], Sequence) else arguments
+        pairs = [pair.items if isinstance(pair, Sequence) else pair for pair in listed]
+        if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
             self._fail("an OrderedDict is made of what is no list of pairs")
-        pairs = arguments[0].items if arguments else []
-        found = []
-        for pair in pairs:
-            both = pair.items if isinstance(pair, Sequence) else pair
-            if not isinstance(both, list | tuple) or len(both) != 2:
-                self._fail("an OrderedDict is made of what is no list of pairs")
-            found.append((both[0], both[1]))
-        self._insert(table, found)
+        table = Table(attributes=True)
+        self._insert(table, [(key, value) for key, value in pairs])
         return table
 
     def _build(self) -> None:
@@ -231,7 +240,7 @@ class Machine:
         elif isinstance(target, Table) and target.attributes:
             if not isinstance(state, Table):
                 self._fail("an OrderedDict has an impossible state")
-        elif isinstance(target, Array):
+        elif isinstance(target, Array | Parts):
             self._fail("a tensor is changed after it was made")
         else:
             self._fail("a state is set on what has none")
@@ -352,13 +361,6 @@ _STEPS: dict[bytes, Callable[[Machine], Any]] = {
     b"T": lambda m: m._push(m._text(m._bytes(m._number("<i")), "latin-1")),
     b"U": lambda m: m._push(m._text(m._bytes(m._number("B")), "latin-1")),
     b"V": lambda m: m._push(m._text(m._line(), "raw-unicode-escape")),
-    b"X": lambda m: m._push(m._text(m._bytes(m._number("<I")))),
-    b"\x8c": lambda m: m._push(m._text(m._bytes(m._number("B")))),
-    b"\x8d": lambda m: m._push(m._text(m._bytes(m._number("<Q")))),
-    b"B": lambda m: m._push(m._bytes(m._number("<I"))),
-    b"C": lambda m: m._push(m._bytes(m._number("B"))),
-    b"\x8e": lambda m: m._push(m._bytes(m._number("<Q"))),
-    b"\x96": lambda m: m._push(m._bytes(m._number("<Q"))),
     b")": lambda m: m._push((), 0),
     b"t": lambda m: m._tuple(m._marked()),
     b"\x85": lambda m: m._last(1),
@@ -393,3 +395,6 @@ _STEPS: dict[bytes, Callable[[Machine], Any]] = {
     b"o": Machine._object,
     b"b": Machine._build,
 }
+for _codes, _text in ((b"X\x8c\x8d", True), (b"BC\x8e\x96", False)):
+    for _code, _size in zip(_codes, ("<I", "B", "<Q", "<Q"), strict=False):
+        _STEPS[bytes([_code])] = partial(Machine._literal, kind=_size, text=_text)

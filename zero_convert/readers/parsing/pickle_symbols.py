@@ -75,3 +75,12 @@ class Array(Symbol):
     storage: StoredIn | None
     offset: int = 0
     kind: str = ""
+    flipped: str = ""  # as `Tensor.flipped`
+
+
+@dataclass(eq=False, slots=True)
+class Parts(Symbol):
+    """A tensor that is no plain one: what it is, and its parts by name; None is a part that is called as the whole."""
+
+    what: str
+    pairs: list[tuple[Any, Any]]

@@ -23,6 +23,11 @@ class Budget:
     def __init__(self, limits: Limits, where: str) -> None:
         self.limits, self._where, self._left = limits, where, limits.max_bytes
 
+    @property
+    def left(self) -> int:
+        """Bytes that may still be taken."""
+        return self._left
+
     def take(self, size: int) -> None:
         """Account for `size` bytes.
 

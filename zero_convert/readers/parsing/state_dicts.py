@@ -1,32 +1,38 @@
-"""From the tree of symbols that a pickle describes to named tensors, to those that are the model's own, to `Contents`.
+"""From the tensors that a pickle describes to those that are the model's own, and to `Contents`.
 
-A pickled module is walked as `state_dict()` would: its `_parameters`, `_buffers` and `_modules`. Everything else is
-named by its keys. Cycles and sharing end with the depth and the budget.
+In a dict with tensors on its first level whatever else holds tensors is the model's as well (packed, sparse, nested in
+dicts), unless its key says that it is no weight: an optimizer, averages, a generator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from zero_convert.formats import dtypes
 from zero_convert.formats.digests import brief
 from zero_convert.formats.dtypes import DTYPES
 
 from ..contents import Contents, Storage, Tensor
-from .pickle_symbols import Array, Call, Global, Sequence, Table
+from .numpy_pickles import is_array
+from .pickle_symbols import Array, Call, Global, Parts, Table
 from .source import Source
+from .tensor_tree import ATTRIBUTE, DEPTH, Found, Path, module_state
 from .views import tied
 
-DEPTH = 64  # of containers in one another
 WEIGHTS = (
     "state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "params", "weights",
     "ema", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model", "params_ema",
 )  # fmt: skip # keys that hold a model's tensors, the first of them counts
 PREFIXES = ("module.", "_orig_mod.", "model._orig_mod.")  # of DistributedDataParallel and torch.compile
+CONSTANTS, STRINGS = "constants of the program", "byte strings in the pickle"
+_COMPUTED = "attributes computed from parameters"
+_FROM = ("_orig", "_v")  # behind the names of what pruning, weight_norm and spectral_norm compute a weight from
+_NO_WEIGHTS = re.compile(
+    r"optim|sched|scaler|(^|_)(amp|ema|swa|rng|random|generator_state)(_|$)|averag|callback|loop|hyper|history"
+)
 _FACTS, _SHORT = 40, 200  # entries of a checkpoint that are told, and characters of one
-_VISIT = 100  # bytes that a visited value costs
-
-Path = tuple[str, ...]
 
 
 def contents_of(
@@ -34,11 +40,14 @@ def contents_of(
     name: str,
     producer: str,
     root: Any,
-    arrays: list[tuple[Path, Array]],
+    found: list[Found],
     storages: Mapping[str, Storage],
     globals_: Mapping[Global, None],
     trust: tuple[str, ...],
     *,
+    payload: Iterable[Storage] = (),
+    left_out: Mapping[str, tuple[Storage, ...]] | None = None,
+    unread: Iterable[Path] = (),
     program: bool = False,
 ) -> Contents:
     """The record of a file with a pickle.
@@ -46,40 +55,77 @@ def contents_of(
     Args:
         name: of the format.
         root: what the pickle describes.
-        arrays: its tensors, as `tensors` finds them.
+        found: its tensors, as `tensors` finds them.
         storages: where their data are, by key.
         trust: why loading it would mean to run code from it, besides that it is a network.
+        payload: spans besides these storages.
+        unread: keys of arrays that are no tensors here.
         program: its classes are code in the file, and no network of importable ones.
     """
-    spelled = _names(arrays, source)
-    at, prefix, own, others = _weights(root, arrays)
-    module, inside = ("", ()) if program else _network(root)
+    names = _names(found, source)
+    at, prefix, own, besides = _weights(root, dict(zip(names, found, strict=True)))
+    module, base = ("", ()) if program else _network(root)
     if module:
-        verb = "holds" if inside else "is"
+        verb = "holds" if base else "is"
         trust = (f"it {verb} a whole network, pickled: loading it imports and calls its classes", *trust)
-    views = tied(_tensor(text, array, storages) for text, (_, array) in zip(spelled, arrays, strict=True))
+    views = tied(_tensor(text, each.array, storages) for text, each in zip(names, found, strict=True))
     _refuse_repeated(source, views)
+    frozen = program and any(label == CONSTANTS for label in besides.values()) and not own
+    if frozen:
+        own = {each.name: each.name for each in views if besides[each.name] == CONSTANTS and may_be_weight(each)}
+        besides = {key: label for key, label in besides.items() if key not in own}
     return Contents(
         path=source.path,
         format=name,
         size=source.size,
         tensors=views,
         weights=own,
+        payload=(*storages.values(), *payload),
         producer=producer,
         weights_at=at,
         weights_prefix=prefix,
-        sections=others,
+        besides=besides,
+        left_out=left_out or {},
+        undigested=_undigested(zip(views, found, strict=True), own, besides, unread, at),
         metadata=_facts(root),
         globals=tuple(map(str, globals_)),
         trust=trust,
+        notes=("frozen: the weights are constants of the program, and have no names left",) if frozen and own else (),
         details={"module": module},
     )
+
+
+def may_be_weight(tensor: Tensor) -> bool:
+    """Whether a constant of a program may be a weight."""
+    return dtypes.may_be_weight(tensor.dtype, tensor.values)
+
+
+def _undigested(
+    listed: Iterable[tuple[Tensor, Found]],
+    own: Mapping[str, str],
+    besides: Mapping[str, str],
+    unread: Iterable[Path],
+    at: str,
+) -> str:
+    """Why the tensors of the model's own do not say what its weights are; "" if they do."""
+    for tensor, found in listed:
+        if tensor.name in own and found.part_of:
+            return f"{tensor.name} is part of {found.part_of}, and the digest is one of plain tensors"
+        if besides.get(tensor.name) == CONSTANTS and may_be_weight(tensor):
+            return f"{tensor.name}, a constant of the program, may be a weight as well"
+        if besides.get(tensor.name) == ATTRIBUTE and may_be_weight(tensor):
+            return f"{tensor.name}, which no state dict of the network has, may be a weight as well"
+    return next((
+        f"{'.'.join(path)} is a numpy array of a kind that is not read"
+        for path in unread
+        if at in (".".join(path[:length]) for length in range(len(path) + 1))
+    ), "")  # fmt: skip
 
 
 def _tensor(name: str, array: Array, storages: Mapping[str, Storage]) -> Tensor:
     storage = None if array.storage is None else storages[array.storage.key]
     offset = array.offset * DTYPES[array.dtype].bits // 8
-    return Tensor(name, array.dtype, array.shape, array.strides, storage, offset, array.kind)
+    return Tensor(name, array.dtype, array.shape, array.strides, storage, offset, array.kind, flipped=array.flipped)
 
 
 def _refuse_repeated(source: Source, views: tuple[Tensor, ...]) -> None:
@@ -89,76 +135,6 @@ def _refuse_repeated(source: Source, views: tuple[Tensor, ...]) -> None:
         if tensor.storage is not None and tensor.strides is not None:
             beyond += max(0, (tensor.nbytes or 0) - (tensor.storage.end - tensor.storage.begin))
     source.budget.take(beyond)
-
-
-def tensors(root: Any, source: Source) -> list[tuple[Path, Array]]:
-    """Every tensor below `root` with its keys, in order."""
-    found: list[tuple[Path, Array]] = []
-    for path, array in _walk(root, (), source):
-        found.append((path, array))
-        source.budget.tensors(len(found))
-    return found
-
-
-def _walk(value: Any, path: Path, source: Source) -> Iterator[tuple[Path, Array]]:
-    source.budget.take(_VISIT)
-    if isinstance(value, Array):
-        yield path, value
-        return
-    if len(path) > DEPTH:
-        raise source.malformed("containers are nested too deeply", f"{DEPTH} or more")
-    for key, kind, inner in _children(value, source):
-        for below, array in _walk(inner, path if key is None else (*path, key), source):
-            known = Array(array.dtype, array.shape, array.strides, array.storage, array.offset, kind) if kind else array
-            yield below, known
-
-
-def _children(value: Any, source: Source) -> Iterator[tuple[str | None, str, Any]]:
-    """(key, kind, value) of each part that may hold tensors."""
-    if isinstance(value, Table):
-        for index, (key, inner) in enumerate(value.pairs):
-            if isinstance(inner, Array | Call | Sequence | Table | tuple):
-                yield _key(key, index, source), "", inner
-    elif isinstance(value, Sequence | tuple):
-        for index, inner in enumerate(value.items if isinstance(value, Sequence) else value):
-            yield str(index), "", inner
-    elif isinstance(value, Call):
-        if (module := _module(value)) is not None:
-            yield from _module_children(module, source)
-            return
-        state = value.state if isinstance(value.state, Table | tuple) else ()
-        for part in (value.arguments, tuple(value.items), Table(value.pairs)):
-            if part not in ((), Table()):
-                yield from _children(part, source)
-        for part in state if type(state) is tuple else (state,):  # (dict, slots) is one
-            yield from _children(part, source)
-
-
-def _module(value: Call) -> Table | None:
-    """The state of a pickled `nn.Module`."""
-    state = value.state
-    if isinstance(state, Table) and isinstance(state.get("_modules"), Table):
-        return state
-    return None
-
-
-def _module_children(state: Table, source: Source) -> Iterator[tuple[str, str, Any]]:
-    transient = state.get("_non_persistent_buffers_set")
-    hidden = {name for name in getattr(transient, "items", ()) if type(name) is str}
-    for group, kind in (("_parameters", "parameter"), ("_buffers", "buffer"), ("_modules", "")):
-        members = state.get(group)
-        for index, (key, inner) in enumerate(members.pairs if isinstance(members, Table) else ()):
-            if inner is not None and not (kind == "buffer" and type(key) is str and key in hidden):
-                yield _key(key, index, source), kind if isinstance(inner, Array) else "", inner
-
-
-def _key(key: Any, index: int, source: Source) -> str:
-    if type(key) is str:
-        return source.name(key, "a key")
-    if type(key) in (int, bool, float) or key is None:
-        spelled = repr(key) if type(key) is not int or abs(key) < 1 << 64 else "a number"
-        return spelled if len(spelled) < 80 else f"({index})"
-    return f"({index})"
 
 
 def _facts(root: Any) -> dict[str, str]:
@@ -178,7 +154,7 @@ def _facts(root: Any) -> dict[str, str]:
 def _plain(root: Any) -> Iterator[tuple[Any, Any]]:
     for key, value in root.pairs if isinstance(root, Table) else ():
         yield key, value
-        inner = value.state if isinstance(value, Call) and _module(value) is None else value
+        inner = value.state if isinstance(value, Call) and module_state(value) is None else value
         if type(key) is str and isinstance(inner, Table):
             for below, each in inner.pairs[:_FACTS]:
                 if type(below) is str:
@@ -188,38 +164,57 @@ def _plain(root: Any) -> Iterator[tuple[Any, Any]]:
 def _network(root: Any) -> tuple[str, Path]:
     """The class of the network that a loader would build, and where it is in a checkpoint; "" if there is none."""
     at, base = _model(root)
-    return (str(at.function), base) if isinstance(at, Call) and _module(at) is not None else ("", ())
+    return (str(at.function), base) if isinstance(at, Call) and module_state(at) is not None else ("", ())
 
 
-def _names(found: list[tuple[Path, Array]], source: Source) -> list[str]:
+def _names(found: list[Found], source: Source) -> list[str]:
     """The names of the tensors: keys joined by dots, each once."""
-    joined = [".".join(path) for path, _ in found]
     seen: set[str] = set()
-    for name in joined:
+    names = []
+    for each in found:
+        name = ".".join(each.path)
+        while each.hidden and name in seen:
+            name += "~"
         if name in seen:
             raise source.malformed("two tensors have one name", brief(name), "unique names")
         seen.add(name)
-    return joined
+        names.append(name)
+    return names
 
 
-def _weights(root: Any, found: list[tuple[Path, Array]]) -> tuple[str, str, Mapping[str, str], Mapping[str, int]]:
-    """Which tensors are the model's own: where they are, the prefix of their names, both names; the other sections."""
+def _weights(root: Any, found: Mapping[str, Found]) -> tuple[str, str, Mapping[str, str], Mapping[str, str]]:
+    """Which tensors are the model's own: where they are, the prefix of their names, both names; what the others are."""
     at, base = _model(root)
-    flat = isinstance(at, Table) and any(isinstance(value, Array) for _, value in at.pairs)
-    whole = isinstance(at, Call)
-    own = [path for path, _ in found if path[: len(base)] == base and (not flat or len(path) == len(base) + 1)]
-    if not (flat or whole or base):
-        own = [path for path, _ in found]
-    inner = {".".join(path): ".".join(path[len(base) :]) for path in own}
+    flat = isinstance(at, Table) and any(_is_tensor(value) for _, value in at.pairs)
+    inner: dict[str, str] = {}
+    besides: dict[str, str] = {}
+    for name, each in found.items():
+        rest = each.path[len(base) :]
+        inside = each.path[: len(base)] == base and not (flat and rest and _no_weight(at, rest[0]))
+        if inside and not each.hidden:
+            inner[name] = ".".join(rest)
+        else:
+            besides[name] = (each.hidden if inside else "") or (each.path[0] if each.path else "")
+    for name, label in besides.items():
+        if label == ATTRIBUTE and any(f"{name}{end}" in inner for end in _FROM):
+            besides[name] = _COMPUTED
     prefix = ""
     while step := next((p for p in PREFIXES if inner and all(n.startswith(prefix + p) for n in inner.values())), ""):
         prefix += step
-    kept = set(inner)
-    others: dict[str, int] = {}
-    for path, _ in found:
-        if ".".join(path) not in kept:
-            others[path[0] if path else ""] = others.get(path[0] if path else "", 0) + 1
-    return ".".join(base), prefix, {name: short[len(prefix) :] for name, short in inner.items()}, others
+    return ".".join(base), prefix, {name: short[len(prefix) :] for name, short in inner.items()}, besides
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Array | Parts) or is_array(value) is not None
+
+
+def _no_weight(table: Table, key: str) -> bool:
+    """Whether what a key of a state dict holds is beside the weights: no tensor, and named as something else."""
+    value = table.get(key)
+    if _is_tensor(value):
+        return False
+    named = key in WEIGHTS or _NO_WEIGHTS.search(key) is not None
+    return named or (isinstance(value, Call) and str(value.function).startswith("torch.optim."))
 
 
 def _model(root: Any) -> tuple[Any, Path]:
@@ -236,17 +231,17 @@ def _section(table: Table) -> str | None:
 
     Beside tensors (a generator's state) only a key that names a model counts, and none that names averages of it.
     """
-    beside = any(isinstance(value, Array) for _, value in table.pairs)
+    beside = any(_is_tensor(value) for _, value in table.pairs)
     for key in WEIGHTS[: WEIGHTS.index("ema")] if beside else WEIGHTS:
         value = table.get(key)
         if isinstance(value, Table) and value.pairs and _has_tensors(value):
             return key
-        if isinstance(value, Call) and _module(value) is not None:
+        if isinstance(value, Call) and module_state(value) is not None:
             return key
     return None
 
 
 def _has_tensors(table: Table) -> bool:
-    return any(isinstance(value, Array) for _, value in table.pairs) or any(
+    return any(_is_tensor(value) for _, value in table.pairs) or any(
         isinstance(table.get(key), Table) for key in WEIGHTS
     )

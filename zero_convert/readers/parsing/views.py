@@ -21,7 +21,7 @@ def tied(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
         tensor = listed[index]
         if tensor.storage is None or not tensor.values:
             continue
-        view = (tensor.storage, tensor.offset, tensor.dtype, tensor.shape, _strides(tensor))
+        view = (tensor.storage, tensor.offset, tensor.dtype, tensor.shape, _strides(tensor), tensor.flipped)
         if (known := first.setdefault(view, tensor.name)) != tensor.name:
             ties[index] = known
         else:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from zero_convert.formats.digests import brief
 
+from ..contents import Storage
 from .source import Source
 
 _END, _LOCATOR, _END64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL"), struct.Struct("<4sQ2H2L4Q")
@@ -37,6 +38,11 @@ class Member:
     size: int
     stored: bool
     start: int  # of its local header
+
+
+def span(source: Source, member: Member) -> Storage:
+    """The bytes of a member."""
+    return Storage(source.path, member.begin, member.end, member.crc if member.stored else None)
 
 
 class Archive:
