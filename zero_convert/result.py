@@ -27,6 +27,7 @@ from .options import FileOptions
 from .records import Check, Edit, OriginalClass, Plan, Recipe, Structure
 from .runtime.progress import Progress
 from .saving import Beside, Saved, Writer, run_record
+from .sources.building.settings import Setting
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Result:
         original: graph and structure of the network before the rewrites, for reports; None for `validate="none"`.
         architecture_digest: `za1` of the network, 64 hex digits: what it computes with its weights, whatever they are.
         original_class: whether the file also loads into the class that was converted, and what it is there.
+        settings: values of the module that an export has otherwise.
     """
 
     network: nn.Module = field(repr=False)
@@ -60,11 +62,16 @@ class Result:
     original: Original | None = field(default=None, repr=False)
     architecture_digest: str = ""
     original_class: OriginalClass | None = None
+<<<<<<< HEAD
     make_tree: Callable[[], Tree] | None = field(default=None, repr=False)
+=======
+    settings: tuple[Setting, ...] = field(default=(), repr=False)
+>>>>>>> main
     _writer: Writer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         network = self.plan.edits, self.inputs, self.graph, self.architecture_digest
+<<<<<<< HEAD
         self._writer = Writer(self.network, self.recipe, self.fingerprint, *network)
 
     @property
@@ -81,6 +88,9 @@ class Result:
     def tree(self) -> Tree:
         """The module, and what became of the parts of the one that was converted."""
         return Tree(self.network) if self.make_tree is None else self.make_tree()
+=======
+        self._writer = Writer(self.module, self.recipe, self.fingerprint, *network, settings=self.settings)
+>>>>>>> main
 
     @property
     def failed(self) -> tuple[Check, ...]:
