@@ -168,28 +168,20 @@ class Conversion:
         return Subject(*network, assignments, self.inputs, self.outputs, self.original)
 
     def release(self) -> nn.Module:
-<<<<<<< HEAD
         """The rewritten network, flat; what was reduced while it was looked at is as it was made."""
-        detectors.restore(self.loaded.reduced)
+        settings.restore(self.loaded.settings)
         if self.asked.dtype != "float32":
             self.tree  # noqa: B018  made while the network still takes its example inputs
             cast(self.traced.root, self.asked.dtype)
             if self.tree.module is not self.traced.root:
                 share_tensors(self.traced.root, self.tree.module)
-=======
-        """The rewritten module for the user; what was reduced while it was looked at is as it was made.
-
-        Its state dicts carry the architecture digest.
-        """
-        settings.restore(self.loaded.settings)
-        guard(self.traced.root, self.architecture_digest)
->>>>>>> main
         return self.traced.root
 
     @cached_property
     def tree(self) -> Tree:
         """The rewritten network for the user. Its state dicts carry the architecture digest."""
-        tree = module_tree(self.traced, self.inputs)
+        with settings.plain(self.loaded.settings):
+            tree = module_tree(self.traced, self.inputs)
         tree.module.train(self.training)
         guard(tree.module, self.architecture_digest)
         return tree

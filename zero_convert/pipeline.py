@@ -144,11 +144,8 @@ def convert(model: str | nn.Module, options: Options) -> Result:
         original=conversion.original,
         architecture_digest=conversion.architecture_digest,
         original_class=original_class(conversion.described, conversion.description),
-<<<<<<< HEAD
         make_tree=lambda: conversion.tree,
-=======
         settings=conversion.loaded.settings,
->>>>>>> main
     )
     if options.validate == "full" and "onnx" in options.formats:
         tell(progress, "validate", f"parity on {where}")

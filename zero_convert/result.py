@@ -62,17 +62,13 @@ class Result:
     original: Original | None = field(default=None, repr=False)
     architecture_digest: str = ""
     original_class: OriginalClass | None = None
-<<<<<<< HEAD
-    make_tree: Callable[[], Tree] | None = field(default=None, repr=False)
-=======
     settings: tuple[Setting, ...] = field(default=(), repr=False)
->>>>>>> main
+    make_tree: Callable[[], Tree] | None = field(default=None, repr=False)
     _writer: Writer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         network = self.plan.edits, self.inputs, self.graph, self.architecture_digest
-<<<<<<< HEAD
-        self._writer = Writer(self.network, self.recipe, self.fingerprint, *network)
+        self._writer = Writer(self.network, self.recipe, self.fingerprint, *network, settings=self.settings)
 
     @property
     def module(self) -> nn.Module:
@@ -88,9 +84,6 @@ class Result:
     def tree(self) -> Tree:
         """The module, and what became of the parts of the one that was converted."""
         return Tree(self.network) if self.make_tree is None else self.make_tree()
-=======
-        self._writer = Writer(self.module, self.recipe, self.fingerprint, *network, settings=self.settings)
->>>>>>> main
 
     @property
     def failed(self) -> tuple[Check, ...]:

@@ -101,7 +101,7 @@ class Recorder(TorchFunctionMode):
                 value = self.root(*faked[: len(args)], **dict(zip(keywords, faked[len(args) :], strict=True)))
                 node = self.graph.output(self._values.result(value))
             node.meta |= {"outputs": tensor_summary(value), "calls": self._scope_calls}
-            self.graph.__class__ = fx.Graph  # what is added from here on is no part of the forward
+            self.graph.__class__ = fx.Graph  # type: ignore[assignment]  # what is added from here on is no part of the forward
         return self.graph
 
     def _input(self, value: Any, name: str) -> Any:
@@ -193,16 +193,16 @@ class Recorder(TorchFunctionMode):
             if len(seen) <= MAX_CALLS and not (call := self._call_of(args, kwargs)).among(seen):
                 seen.append(call)
         self._running.append(path if path is not None else self._running[-1])
-        outer = self.graph.scope
+        around = self.graph.scope
         if path:
             number = self._numbers[path] = self._numbers.get(path, -1) + 1
-            self.graph.scope = (*outer, (path, number))
+            self.graph.scope = (*around, (path, number))
         before = rng.states() if self._fake is not None else None
         try:
-            call = ScopeCall.of((args, kwargs), Tensor, self._node_of) if path else None
+            made = ScopeCall.of((args, kwargs), Tensor, self._node_of) if path else None
             value = original(module, *args, **kwargs)
-            if call is not None:
-                self._scope_calls[self.graph.scope] = call.returning(value, Tensor, self._node_of)
+            if made is not None:
+                self._scope_calls[self.graph.scope] = made.returning(value, Tensor, self._node_of)
             if before is not None:
                 refuse_draws(before, path or "")
             return value
@@ -212,7 +212,7 @@ class Recorder(TorchFunctionMode):
             raise
         finally:
             self._running.pop()
-            self.graph.scope = outer
+            self.graph.scope = around
 
     def _node_of(self, tensor: Tensor) -> fx.Node | None:
         return self._values.by_tensor.get(id(tensor))

@@ -96,6 +96,7 @@ class Assembly:
     def _classes(self) -> None:
         for path, module in list(self.root.named_modules()):
             extra = tuple(n for n in module._modules if n not in self.given.children.get(path, (n,)))
+            kind: type[Block | Refusal | Extended]
             if path in self.plan.codes:
                 kind, code = Block, self._code(path, module)
             elif path in self.plan.refused:
