@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .checks.subject import Subject
 from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .formats.identity import architecture_digest
 from .graph.architecture import describe_network
+from .graph.module_tree import Tree
 from .graph.original import keep
 from .graph.state import digest, extra_state, refuse_misnamed, settle, stored_tensors
 from .graph.ties import ties
@@ -27,18 +29,20 @@ from .options import Inputs, Options, carried
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .runtime.progress import Progress, tell
 from .runtime.threads import one_thread
-from .sources.building import detectors
+from .sources.building import detectors, settings
 from .sources.building.fingerprint import fingerprint
 from .sources.building.precision import cast as cast
 from .sources.building.precision import single_precision
 from .sources.file_values import FileValues
-from .sources.inputs import parse_inputs, spell_inputs
+from .sources.inputs import parse_inputs
 from .sources.model_file import File, opened
 from .sources.programs import torchscript
 from .structure import analyze
 from .tracing import record, retrace, trace
 from .tracing.outside import Facts, equal_outside, is_suspicious, refuse_outside
-from .tracing.shapes import propagate_shapes, runs
+from .tracing.shapes import propagate_shapes
+from .tree import share_tensors
+from .tree import tree as module_tree
 
 SHOWN = 6  # parts and decisions named in a note
 Outputs = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each tensor that a forward returns
@@ -55,7 +59,7 @@ class Conversion:
         given: whether the example inputs are not the source's own.
         file: the model file, where one was given.
         file_values: its values, where they serve for what no rule covers.
-        fingerprint, training, captured: of the model as given; `captured` is the share of its parameters inside graphs.
+        fingerprint, modes, captured: of the model as given; which parts train, the share of parameters in graphs.
         inputs: example inputs by position.
         traced: the network; after the rewrites the new one.
         outputs: mode → what the forward returned before the rewrites.
@@ -76,7 +80,7 @@ class Conversion:
     file: File | None
     file_values: Mapping[str, FileValues]
     fingerprint: str = field(init=False)
-    training: bool = field(init=False)
+    modes: Mapping[str, bool] = field(init=False, repr=False)
     inputs: tuple[Any, ...] = field(init=False)
     traced: Traced = field(init=False)
     outputs: Mapping[str, Outputs] = field(init=False)
@@ -99,13 +103,14 @@ class Conversion:
     def trace(self) -> None:
         """The network is captured. Raises TraceError, and CoverageError for weights outside of the state dict."""
         loaded, given = self.loaded, self.loaded.example_inputs or ()
-        self.fingerprint, self.training = fingerprint(loaded.module), loaded.module.training
+        self.fingerprint = fingerprint(loaded.module)
+        self.modes = {path: part.training for path, part in loaded.module.named_modules()}
         tell(self.asked.progress, "trace", loaded.source)
         self.inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
         self.traced, self.outside = _traced(loaded, given)
         traced = self.traced
         self.described = self.description = describe_network(traced)
-        self.needed = _needed_inputs(loaded, traced.capture) if self.given else ()
+        self.needed = sources.needed_inputs(loaded, traced.capture) if self.given else ()
         self.outputs = {"train": _outputs(traced.train), "evaluate": _outputs(traced.evaluate)}
 
     def analyze(self, *, compare: bool) -> None:
@@ -134,7 +139,7 @@ class Conversion:
             self.description = describe_network(traced)
 
     def fill(self, *, write: bool) -> tuple[Assignment, ...]:
-        """The rule of each tensor; with `write` its values as well, and the mode that the module was in."""
+        """The rule of each tensor; with `write` its values as well, and the modes that the module was in."""
         assignments = initialize(
             self.traced,
             self.structure,
@@ -147,8 +152,9 @@ class Conversion:
             write=write,
         )
         self.kept = any(isinstance(a.formula, FileValues) for a in assignments)
-        if write:
-            self.traced.root.train(self.training)
+        for path, part in self.traced.root.named_modules() if write else ():
+            like = next(path[:end] for end in range(len(path), -1, -1) if path[:end] in self.modes)
+            part.training = self.modes[like]  # a new part has a name that begins with that of another: "bn2_out"
         return assignments
 
     @property
@@ -162,13 +168,23 @@ class Conversion:
         return Subject(*network, assignments, self.inputs, self.outputs, self.original)
 
     def release(self) -> nn.Module:
-        """The rewritten module for the user; what was reduced while it was looked at is as it was made.
-
-        Its state dicts carry the architecture digest.
-        """
-        detectors.restore(self.loaded.reduced)
-        guard(self.traced.root, self.architecture_digest)
+        """The rewritten network, flat; what was reduced while it was looked at is as it was made."""
+        settings.restore(self.loaded.settings)
+        if self.asked.dtype != "float32":
+            self.tree  # noqa: B018  made while the network still takes its example inputs
+            cast(self.traced.root, self.asked.dtype)
+            if self.tree.module is not self.traced.root:
+                share_tensors(self.traced.root, self.tree.module)
         return self.traced.root
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The rewritten network for the user. Its state dicts carry the architecture digest."""
+        with settings.plain(self.loaded.settings):
+            tree = module_tree(self.traced, self.inputs)
+        tree.module.train(self.training)
+        guard(tree.module, self.architecture_digest)
+        return tree
 
     def plan(self, assignments: tuple[Assignment, ...]) -> Plan:
         return Plan(
@@ -246,7 +262,7 @@ def _load(model: str | ModelRef | nn.Module, options: Options, folders: Sequence
         file_values, notes = file.fit(loaded.module)
         loaded = replace(loaded, notes=(*notes, *loaded.notes))
     file_values = file_values if options.uncovered == "keep" else {}
-    settle_frozen(loaded.module, loaded.source, meant=loaded.nan_filled or options.uncovered == "keep")
+    settle_frozen(loaded.module, loaded.source, meant=loaded.marks_draws or options.uncovered == "keep")
     return Conversion(options, found, chosen, single_precision(loaded), inputs is not None, file, file_values)
 
 
@@ -261,7 +277,7 @@ def _traced(loaded: sources.Loaded, given: Inputs) -> tuple[Traced, tuple[str, .
     constant: tuple[str, ...] = ()
     if suspicious and loaded.name and not loaded.nan_filled:  # a builder is known that draws what was drawn
         constant = equal_outside(loaded.module, sources.load(loaded.name, loaded.model_args).module)
-    facts = Facts(loaded.nan_filled and not loaded.seeded, loaded.drawn, constant)
+    facts = Facts(loaded.marks_draws, loaded.drawn, constant)
     notes = refuse_outside(loaded.module, given, facts) if suspicious else ()
     try:
         traced = trace(loaded.module, given)
@@ -307,38 +323,9 @@ def _inside(traced: Traced, given: Inputs) -> dict[str, str]:
 
 
 def _capture_notes(traced: Traced) -> tuple[str, ...]:
-    notes = []
-    if not traced.whole:
-        parts = ", ".join(region.path for region in traced.regions[:SHOWN]) or "none"
-        notes.append(f"the model's own Python stays; parts that may be rewritten: {parts}")
+    parts = ", ".join(region.path for region in traced.regions[:SHOWN]) or "none"
+    notes = () if traced.whole else (f"the model's own Python stays; parts that may be rewritten: {parts}",)
     return (*notes, *(f"control flow {decision}" for decision in traced.decisions[:SHOWN]))
-
-
-def _needed_inputs(loaded: sources.Loaded, capture: str) -> tuple[str, ...]:
-    """The given example inputs as the recipe spells them, where the source's own would not do to trace the model.
-
-    In the capture `fx` those do that run: sizes decide no branch of its graph. In the others the graph is what these
-    inputs make of the forward, so they have to be of the same sizes.
-    """
-    usual, given = sources.conventional_inputs(loaded), loaded.example_inputs or ()
-    named = given if isinstance(given, Mapping) else dict.fromkeys(range(0))
-    values = tuple(named.values()) if named else tuple(given)
-    if not loaded.name or not all(isinstance(x, torch.Tensor) for x in values):
-        return ()
-    if (
-        usual is not None
-        and len(usual) == len(values)
-        and isinstance(usual, Mapping) == bool(named)
-        and (capture == "fx" or _sizes(usual) == _sizes(given))
-        and runs(loaded.module, usual)
-    ):
-        return ()
-    return spell_inputs(given, lambda inputs: runs(loaded.module, inputs))
-
-
-def _sizes(inputs: Inputs) -> list[tuple[Any, ...] | None]:
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return [tuple(x.shape) if isinstance(x, torch.Tensor) else None for x in values]
 
 
 def _same_outputs(
@@ -392,7 +379,7 @@ def load_source(
     reduced = detectors.reduce(loaded.module)
     notes = (*loaded.notes, *detectors.told(reduced), *settle(loaded.module))
     extra_state(loaded.module)  # what cannot be named is refused before the work
-    return replace(loaded, reduced=reduced, notes=notes)
+    return replace(loaded, settings=(*loaded.settings, *reduced), notes=notes)
 
 
 def _outputs(graph: torch.fx.Graph) -> Outputs:

@@ -50,6 +50,7 @@ class Value:
         block: its values within these ranges, of the dtype.
         tied: the name of the tensor whose memory it shares, or its own.
         at_once: a block costs as much as the whole, so that a part of it is made in one piece.
+        stored: state dicts have it.
     """
 
     shape: tuple[int, ...]
@@ -57,6 +58,7 @@ class Value:
     block: Block
     tied: str
     at_once: bool = False
+    stored: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,7 @@ def _values_of(start: Result | Plan | str | PathLike[str]) -> dict[str, Value]:
     if isinstance(start, Result):
         assignments = start.plan.assignments
         values = {a.tensor.name: _formula(a, start.dtypes.get(a.tensor.name)) for a in assignments}
-        values |= {name: _copy(value, name) for name, value in start.constructed.items()}
+        values |= {name: _copy(value, name, name in values) for name, value in start.constructed.items()}
         return _joined(values, {a.tensor.name: a.formula.name for a in assignments if isinstance(a.formula, Tied)})
     if isinstance(start, Plan):
         made = [a for a in start.assignments if not isinstance(a.formula, AsConstructed)]
@@ -187,8 +189,8 @@ def _formula(assignment: Assignment, dtype: torch.dtype | None) -> Value:
     return Value(tensor.shape, dtype or made, values, tensor.name, formula.whole)
 
 
-def _copy(value: Tensor, name: str) -> Value:
-    return Value(tuple(value.shape), value.dtype, lambda ranges: value[_slices(ranges)], name)
+def _copy(value: Tensor, name: str, stored: bool) -> Value:
+    return Value(tuple(value.shape), value.dtype, lambda ranges: value[_slices(ranges)], name, stored=stored)
 
 
 def _in_file(path: str | PathLike[str]) -> dict[str, Value]:
@@ -268,7 +270,7 @@ def _refuse(wanted: Mapping[str, Tensor], values: Mapping[str, Value], known: Co
             "Fill the network that the start was made for. What already holds its values: keep=[name, …]. A Result has "
             "all values; a plan lacks those that are kept as constructed, a file the buffers that are not stored.",
         )
-    if missing := sorted(name for name in values if name not in known and name not in wanted):
+    if missing := sorted(n for n, value in values.items() if value.stored and n not in known and n not in wanted):
         raise _unfit("the network lacks tensors of the start", missing, "Fill the network that the start was made for.")
     shapes = [
         f"{name} {tuple(t.shape)}, expected {values[name].shape}"
