@@ -119,6 +119,14 @@ def test_extra_state_is_in_the_receipt_and_comes_back(what: str, net: type[Net],
     assert not zc.validate(path, net(state), X, device="cpu").failed
 
 
+def test_an_onnx_file_without_the_state_is_compared_by_its_digest(tmp_path: Path) -> None:
+    zc.convert(Net({"a": 1}), X, scheme="zero-2022", validate="none").save(tmp_path / "m.onnx")
+    values = zc.validate(tmp_path / "m.onnx", Net({"a": 1}), X, device="cpu").checks[0]
+    assert values.status == "pass" and "extra state, which the file does not hold, has its digest" in values.summary
+    values = zc.validate(tmp_path / "m.onnx", Net({"a": 2}), X, device="cpu").checks[0]
+    assert values.status == "fail" and "parts.0" in values.summary and values.remedy
+
+
 def test_a_result_can_be_copied_with_its_extra_state_and_gives_the_same_bytes_again(tmp_path: Path) -> None:
     import copy
     import pickle

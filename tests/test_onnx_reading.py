@@ -46,14 +46,15 @@ def entries(tensors: dict[str, np.ndarray]) -> list[Entry]:
     return [Entry(name, TYPES[a.dtype.str], a.shape, lambda a=a: a) for name, a in tensors.items()]
 
 
-def tiny_graph() -> exporter.Graph:
-    """x (batch, 100) → x · a.weightᵀ, and readers of the rest."""
+def tiny_graph(tensors: dict[str, np.ndarray]) -> exporter.Graph:
+    """x (batch, 100) → x · a.weightᵀ, and readers of the rest; a.weight has another width where the tensors say so."""
+    width = tensors.get("a.weight", TENSORS["a.weight"]).shape[1]
     make = onnx.helper.make_node
     nodes = [make("Transpose", ["a.weight"], ["t"]), make("MatMul", ["x", "t"], ["y"])]
-    nodes += [make("Identity", [name], [f"/{name}"]) for name in TENSORS if name != "a.weight"]
+    nodes += [make("Identity", [name], [f"/{name}"]) for name in tensors if name != "a.weight" and name.isprintable()]
     value = onnx.helper.make_tensor_value_info
     head = onnx.GraphProto(node=nodes, name="tiny")
-    tail = onnx.GraphProto(input=[value("x", 1, ["batch", 100])], output=[value("y", 1, ["batch", 3])])
+    tail = onnx.GraphProto(input=[value("x", 1, ["batch", width])], output=[value("y", 1, ["batch", 3])])
     return exporter.Graph(head.SerializeToString(), tail.SerializeToString(), 20)
 
 
@@ -65,7 +66,7 @@ def save(
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(staged(place, force=True)) for place in places]
         data = (outputs[1], places[1].name) if len(places) > 1 else ()
-        written = exporter.write(outputs[0], tiny_graph(), taken, recipe_metadata(RECIPE), *data)
+        written = exporter.write(outputs[0], tiny_graph(tensors), taken, recipe_metadata(RECIPE), *data)
         for output, file in zip(outputs, written.files, strict=True):
             output.expect(file.size, file.sha256)
             output.flush_and_verify()

@@ -27,7 +27,7 @@ from .options import Inputs, Options, carried
 from .records import Assignment, Edit, Option, Plan, Recipe, Structure
 from .runtime.progress import Progress, tell
 from .runtime.threads import one_thread
-from .sources.building import detectors
+from .sources.building import detectors, settings
 from .sources.building.fingerprint import fingerprint
 from .sources.building.precision import cast as cast
 from .sources.building.precision import single_precision
@@ -55,7 +55,7 @@ class Conversion:
         given: whether the example inputs are not the source's own.
         file: the model file, where one was given.
         file_values: its values, where they serve for what no rule covers.
-        fingerprint, training, captured: of the model as given; `captured` is the share of its parameters inside graphs.
+        fingerprint, modes, captured: of the model as given; which parts train, the share of parameters in graphs.
         inputs: example inputs by position.
         traced: the network; after the rewrites the new one.
         outputs: mode → what the forward returned before the rewrites.
@@ -76,7 +76,7 @@ class Conversion:
     file: File | None
     file_values: Mapping[str, FileValues]
     fingerprint: str = field(init=False)
-    training: bool = field(init=False)
+    modes: Mapping[str, bool] = field(init=False, repr=False)
     inputs: tuple[Any, ...] = field(init=False)
     traced: Traced = field(init=False)
     outputs: Mapping[str, Outputs] = field(init=False)
@@ -99,7 +99,8 @@ class Conversion:
     def trace(self) -> None:
         """The network is captured. Raises TraceError, and CoverageError for weights outside of the state dict."""
         loaded, given = self.loaded, self.loaded.example_inputs or ()
-        self.fingerprint, self.training = fingerprint(loaded.module), loaded.module.training
+        self.fingerprint = fingerprint(loaded.module)
+        self.modes = {path: part.training for path, part in loaded.module.named_modules()}
         tell(self.asked.progress, "trace", loaded.source)
         self.inputs = tuple(given.values()) if isinstance(given, Mapping) else tuple(given)
         self.traced, self.outside = _traced(loaded, given)
@@ -134,7 +135,7 @@ class Conversion:
             self.description = describe_network(traced)
 
     def fill(self, *, write: bool) -> tuple[Assignment, ...]:
-        """The rule of each tensor; with `write` its values as well, and the mode that the module was in."""
+        """The rule of each tensor; with `write` its values as well, and the modes that the module was in."""
         assignments = initialize(
             self.traced,
             self.structure,
@@ -147,8 +148,9 @@ class Conversion:
             write=write,
         )
         self.kept = any(isinstance(a.formula, FileValues) for a in assignments)
-        if write:
-            self.traced.root.train(self.training)
+        for path, part in self.traced.root.named_modules() if write else ():
+            like = next(path[:end] for end in range(len(path), -1, -1) if path[:end] in self.modes)
+            part.training = self.modes[like]  # a new part has a name that begins with that of another: "bn2_out"
         return assignments
 
     @property
@@ -166,7 +168,7 @@ class Conversion:
 
         Its state dicts carry the architecture digest.
         """
-        detectors.restore(self.loaded.reduced)
+        settings.restore(self.loaded.settings)
         guard(self.traced.root, self.architecture_digest)
         return self.traced.root
 
@@ -246,7 +248,7 @@ def _load(model: str | ModelRef | nn.Module, options: Options, folders: Sequence
         file_values, notes = file.fit(loaded.module)
         loaded = replace(loaded, notes=(*notes, *loaded.notes))
     file_values = file_values if options.uncovered == "keep" else {}
-    settle_frozen(loaded.module, loaded.source, meant=loaded.nan_filled or options.uncovered == "keep")
+    settle_frozen(loaded.module, loaded.source, meant=loaded.marks_draws or options.uncovered == "keep")
     return Conversion(options, found, chosen, single_precision(loaded), inputs is not None, file, file_values)
 
 
@@ -261,7 +263,7 @@ def _traced(loaded: sources.Loaded, given: Inputs) -> tuple[Traced, tuple[str, .
     constant: tuple[str, ...] = ()
     if suspicious and loaded.name and not loaded.nan_filled:  # a builder is known that draws what was drawn
         constant = equal_outside(loaded.module, sources.load(loaded.name, loaded.model_args).module)
-    facts = Facts(loaded.nan_filled and not loaded.seeded, loaded.drawn, constant)
+    facts = Facts(loaded.marks_draws, loaded.drawn, constant)
     notes = refuse_outside(loaded.module, given, facts) if suspicious else ()
     try:
         traced = trace(loaded.module, given)
@@ -307,10 +309,8 @@ def _inside(traced: Traced, given: Inputs) -> dict[str, str]:
 
 
 def _capture_notes(traced: Traced) -> tuple[str, ...]:
-    notes = []
-    if not traced.whole:
-        parts = ", ".join(region.path for region in traced.regions[:SHOWN]) or "none"
-        notes.append(f"the model's own Python stays; parts that may be rewritten: {parts}")
+    parts = ", ".join(region.path for region in traced.regions[:SHOWN]) or "none"
+    notes = () if traced.whole else (f"the model's own Python stays; parts that may be rewritten: {parts}",)
     return (*notes, *(f"control flow {decision}" for decision in traced.decisions[:SHOWN]))
 
 
@@ -392,7 +392,7 @@ def load_source(
     reduced = detectors.reduce(loaded.module)
     notes = (*loaded.notes, *detectors.told(reduced), *settle(loaded.module))
     extra_state(loaded.module)  # what cannot be named is refused before the work
-    return replace(loaded, reduced=reduced, notes=notes)
+    return replace(loaded, settings=(*loaded.settings, *reduced), notes=notes)
 
 
 def _outputs(graph: torch.fx.Graph) -> Outputs:

@@ -37,6 +37,7 @@ from .runtime.progress import Progress, tell
 from .runtime.signals import undone_by
 from .saving import Saved as Saved
 from .sources.building.fingerprint import fingerprint
+from .sources.building.settings import exporting
 from .structure import analyze
 from .tracing import trace
 from .validation import Validation as Validation
@@ -144,11 +145,13 @@ def convert(model: str | nn.Module, options: Options) -> Result:
         original=conversion.original,
         architecture_digest=conversion.architecture_digest,
         original_class=original_class(conversion.described, conversion.description),
+        settings=conversion.loaded.settings,
     )
     if options.validate == "full" and "onnx" in options.formats:
         tell(progress, "validate", f"parity on {where}")
         strict = checks.is_strict(options.device)
-        result.checks += (_parity(result, subject, device=where, strict=strict),)
+        with exporting(result.settings):
+            result.checks += (_parity(result, subject, device=where, strict=strict),)
     return result
 
 

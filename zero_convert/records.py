@@ -104,7 +104,8 @@ class Layer:
         geometry: of `weight`. A linear layer that stores the transposed matrix is `transposed`, without a kernel.
         uses: for kind "parameter": how the graph uses each one: "added", "multiplied", "concatenated", "indexed" (a
             table), "embedding" (a table of items), "temperature" (of an attention), "signal" (the input of a layer),
-            "weight" (of a product or convolution, see `weights`), "read" (otherwise) or "unused".
+            "weight" (of a product or convolution, see `weights`), "inner" (a factor of such a weight), "length" (of one
+            in `made`), "read" (otherwise) or "unused". Of other kinds the parameters besides weight and bias.
         join: index of the residual join the layer belongs to (innermost), or None.
         parts: how many of queries, keys and values one linear layer makes, at least 1.
         reason: why this kind or role, in a few words, for the plan.
@@ -126,6 +127,9 @@ class Layer:
             in between on some way (its role is no "head" then); of raw parameters, whatever is in between.
         parametrization: "weight_norm" or "spectral_norm" and an axis where the weight is computed from other tensors;
             then `parameters` names them: (local name, "g", "v", "weight", "u" or "right").
+        made: weights that the forward computes: (parameter, "weight_norm" or "normalized", axis of its slices or -1 for
+            the whole, parameter of their lengths or ""). The rule for the parameter is that of the weight.
+        states: of a recurrent layer with several layers inside: whether the final states of all of them are used.
         refusal: why no rule can be given, and the way out; "" where one can.
         way: of what it reads; None where no node of the graph shows it.
     """
@@ -151,6 +155,8 @@ class Layer:
     shared: tuple[str, ...] = ()
     parametrization: tuple[str, int] | None = None
     parameters: tuple[tuple[str, str], ...] = ()
+    made: tuple[tuple[str, str, int, str], ...] = ()
+    states: bool = False
     refusal: str = ""
     way: SignalPath | None = None
 
@@ -158,6 +164,12 @@ class Layer:
     def fused_qkv(self) -> bool:
         """Whether one linear layer makes queries, keys and values."""
         return self.parts == 3
+
+    @property
+    def divided(self) -> bool:
+        """Whether a weight is divided by its own norm and has no length: it cannot be 0."""
+        spectral = self.parametrization is not None and self.parametrization[0] == "spectral_norm"
+        return spectral or any(kind == "normalized" for _, kind, _, _ in self.made)
 
     def has(self, section: str) -> bool:
         """Whether some of the output's rows are this."""

@@ -24,6 +24,7 @@ from .options import FileOptions
 from .records import Check, Edit, OriginalClass, Plan, Recipe, Structure
 from .runtime.progress import Progress
 from .saving import Beside, Saved, Writer, run_record
+from .sources.building.settings import Setting
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Result:
         original: graph and structure of the network before the rewrites, for reports; None for `validate="none"`.
         architecture_digest: `za1` of the network, 64 hex digits: what it computes with its weights, whatever they are.
         original_class: whether the file also loads into the class that was converted, and what it is there.
+        settings: values of the module that an export has otherwise.
     """
 
     module: nn.Module
@@ -57,11 +59,12 @@ class Result:
     original: Original | None = field(default=None, repr=False)
     architecture_digest: str = ""
     original_class: OriginalClass | None = None
+    settings: tuple[Setting, ...] = field(default=(), repr=False)
     _writer: Writer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         network = self.plan.edits, self.inputs, self.graph, self.architecture_digest
-        self._writer = Writer(self.module, self.recipe, self.fingerprint, *network)
+        self._writer = Writer(self.module, self.recipe, self.fingerprint, *network, settings=self.settings)
 
     @property
     def failed(self) -> tuple[Check, ...]:

@@ -32,6 +32,7 @@ from .options import FileOptions
 from .records import Check, Edit, Recipe
 from .runtime.eager import eager
 from .runtime.progress import Progress, tell
+from .sources.building.settings import Setting, exporting
 
 Run = Callable[[str], Mapping[str, Any]]  # the run record of a format
 FOLDS = {"fold_norm": "norms", "fold_transform": "transforms"}
@@ -113,6 +114,7 @@ class Writer:
     Attributes:
         edits, inputs, graph: of the conversion.
         architecture: digest of the network, hex; "" where none is known.
+        settings: of the module; an export has some of them otherwise.
         folds: what became of each norm and transform, once a file has been folded; the same every time.
     """
 
@@ -123,6 +125,7 @@ class Writer:
     inputs: tuple[Any, ...] | Mapping[str, Any]
     graph: fx.Graph | None
     architecture: str = ""
+    settings: tuple[Setting, ...] = ()
     folds: tuple[Edit, ...] = ()
     _digest: str = ""
     _graphs: dict[int | None, tuple[onnx.Graph, str]] = field(default_factory=dict)
@@ -154,7 +157,8 @@ class Writer:
         formats = [format_of(path, options.format) for path in paths]
         if "onnx" in formats:
             tell(progress, "export", "ONNX graph, evaluation mode" + (", folded" if options.fold else ""))
-        forms = {format: self._form(format, options) for format in formats}
+        with exporting(self.settings):
+            forms = {format: self._form(format, options) for format in formats}
         with contextlib.ExitStack() as stack:
             ready: list[Output] = []
             saved = []
@@ -181,7 +185,8 @@ class Writer:
 
     def write(self, stream: Any, options: FileOptions, data: Any = None, location: str = "") -> Written:
         """The digests of the file that was written. Arguments and errors as for `Result.write`."""
-        form = self._form(options.format or "safetensors", options)
+        with exporting(self.settings):
+            form = self._form(options.format or "safetensors", options)
         if form.graph is not None and data is None and onnx.needs_data_file(form.entries):
             raise UsageError(
                 "the model is too large for one ONNX file", expected="an output with a name", fix="--out FILE"
@@ -309,7 +314,10 @@ class _Start:
             raise UsageError(
                 "the module was changed after its conversion, and the recipe would not make these values again",
                 where=", ".join(moved[:6]),
-                fix="Save before training, or write trained weights with a tool of your own.",
+                fix="Save before training. Trained weights: torch.save(module.state_dict(), FILE), or "
+                "safetensors.torch.save_model(module, FILE); to read them, net = zc.load(START), the file of the start "
+                "(or zc.convert with the same arguments and .module), then net.load_state_dict(torch.load(FILE)), or "
+                "safetensors.torch.load_model(net, FILE).",
             )
         return entries_of(module, self.buffers)
 

@@ -25,7 +25,7 @@ from .conversion import Conversion
 from .errors import MalformedError, UsageError
 from .exporters.onnx.written import initializers, input_sizes
 from .formats import naming
-from .graph.state import EXTRA, put_extra, stored_tensors
+from .graph.state import EXTRA, digest, extra_state, put_extra, stored_tensors
 from .graph.ties import ties
 from .initialization.constants import nan_names
 from .inspection import survey
@@ -110,6 +110,8 @@ def validate(
         texts = receipt.extra_state_from_metadata(naming.load(kind).read_metadata(path), recipe, str(path))
         put_extra(root, texts, recipe.extra_state, str(path), trust)
     values = _compared(root, tensors, recipe, str(path), digests)
+    if kind == "onnx" and recipe.extra_state:
+        values = _with_extra(values, root, recipe)
     tell(progress, "validate", where)
     strict = checks.is_strict(device)
     answers = checks.run(subject, level=level, device=where, strict=strict, train_steps=train_steps, progress=progress)
@@ -244,6 +246,16 @@ def _compared(root: nn.Module, tensors: Mapping[str, Tensor], recipe: Recipe, wh
         "equal bits",
         remedy if different else "",
     )
+
+
+def _with_extra(values: Check, root: nn.Module, recipe: Recipe) -> Check:
+    """The answer with what became of extra state, which ONNX files name by digest and do not hold."""
+    own = {name: digest(text) for name, text in extra_state(root).items()}
+    wrong = [name for name, recorded in recipe.extra_state.items() if own.get(name) != recorded]
+    if wrong:
+        summary = f"the extra state of the network that was rebuilt is not the recorded one: {', '.join(wrong[:SHOWN])}"
+        return replace(values, status="fail", summary=f"{values.summary}; {summary}", remedy=ANOTHER_NETWORK)
+    return replace(values, summary=f"{values.summary}; extra state, which the file does not hold, has its digest")
 
 
 def _unequal(a: Tensor, b: Tensor) -> int:

@@ -49,7 +49,7 @@ def ask(context: CheckContext) -> Answer | None:
     else:
         summary = f"{zeros + ones:,} trainable values: {zeros:,} zeros, {ones:,} ones"
         summary += f"; other values kept in {', '.join(other[:4])}" if other else ""
-        remedy = "--uncovered zeros fills what no rule covers." if other else ""
+        remedy = "A scheme of your own gives them values: --scheme FILE.py (docs/write-a-scheme.md)." if other else ""
     return Answer(
         "fail" if wrong else "warn" if other else "pass",
         summary,

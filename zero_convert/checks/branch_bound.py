@@ -72,7 +72,7 @@ def _ends(context: CheckContext, graph: fx.Graph, join: Join) -> list[tuple[fx.N
     root, nodes = context.subject.traced.root, {n.name: n for n in graph.nodes}
     branch = nodes.get(join.branch_node)
     last = [x for x in context.subject.structure.layers if x.role == "branch-last" and x.join == join.index]
-    own = {x.name for x in last if not x.zeroed_by_scale and not x.before_relu}
+    own = {x.name for x in last if not x.zeroed_by_scale and not x.before_relu and not x.divided}
     called = [n for n in graph.nodes if n.op == "call_module" and n.target in own]
     if branch is None or not called:
         return []

@@ -14,8 +14,10 @@ from .formula import Floats, Formula, rounded
 
 
 def _slices(weight: Formula, axis: int) -> Floats:
-    """The weight as a matrix whose rows are its slices along an axis.  # (shape[axis], …) float64"""
+    """The weight as a matrix whose rows are its slices along an axis, or with -1 it itself.  # (slices, …) float64"""
     whole = weight.window(0, weight.shape[0], np.float64)
+    if axis < 0:
+        return whole.reshape(1, -1)
     return np.moveaxis(whole, axis, 0).reshape(weight.shape[axis], -1)
 
 
@@ -24,7 +26,7 @@ class WeightNormV(Formula):
     """v of the weight g·v/‖v‖: the weight itself, and ones in its slices that are 0, whose direction is free.
 
     A slice k along axis 0 that is 0 gets a one at input k mod n, of a kernel at its centre tap: another tap may read
-    nothing but padding. Along another axis it gets ones at [i, i mod n].
+    nothing but padding. Along another axis it gets ones at [i, i mod n], of a matrix one at row k mod m.
     """
 
     weight: Formula
@@ -43,7 +45,9 @@ class WeightNormV(Formula):
         for k, piece in enumerate(np.moveaxis(whole, self.axis, 0)):
             if piece.any():
                 continue
-            if self.axis == 0:
+            if piece.ndim == 1:
+                piece[k % len(piece)] = 1
+            elif self.axis == 0:
                 piece[(k % piece.shape[0], *(size // 2 for size in piece.shape[1:]))] = 1
             else:
                 i = np.arange(len(piece))
@@ -53,7 +57,7 @@ class WeightNormV(Formula):
 
 @dataclass(frozen=True, slots=True)
 class WeightNormG(Formula):
-    """g of the weight g·v/‖v‖: the length of each slice along an axis, the other axes of size 1.
+    """g of the weight g·v/‖v‖: the length of each slice along an axis, the other axes of size 1 (or `like`).
 
     The nonzero values of a slice all have one magnitude c, so that k of them have the length c·sqrt(k): no sum of
     rounded squares. With `unit`, 1 for every slice that is not 0.
@@ -62,9 +66,12 @@ class WeightNormG(Formula):
     weight: Formula
     axis: int = 0
     unit: bool = False
+    like: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
+        if self.like is not None:
+            return self.like
         return tuple(n if i == self.axis else 1 for i, n in enumerate(self.weight.shape))
 
     @property
@@ -76,7 +83,7 @@ class WeightNormG(Formula):
         pairs = zip(slices.max(1), np.count_nonzero(slices, axis=1), strict=True)
         lengths = [float(k > 0) if self.unit else float(c) * math.sqrt(int(k)) for c, k in pairs]
         values = np.array([rounded(length, out.dtype) for length in lengths], out.dtype).reshape(self.shape)
-        out[...] = values[start : start + len(out)]
+        out[...] = values[start : start + len(out)] if self.shape else values
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ def copy_of(module: M, memo: dict[int, Any] | None = None) -> M:
     for value in _held(module):
         if isinstance(value, torch.jit.ScriptFunction):  # torch does not copy one; it has no state
             memo[id(value)] = value
+        if isinstance(value, torch.Tensor) and not value.is_leaf:  # a weight that a hook computed: it loses its history
+            memo.setdefault(id(value), value.detach().clone())
     with without_warnings(FutureWarning):  # torch 2.11 warns of its own objects where a recorded program is copied
         twin = copy.deepcopy(module, memo)
     for part in list(twin.modules()):

@@ -124,7 +124,7 @@ class _Walk:
         value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         if isinstance(value, FunctionType):
             self.value(value, f"{base.__qualname__}.{name}", _Way(base, name, "function"))
-        elif isinstance(value, (Tensor, nn.Module, list, tuple, dict)):
+        elif not name.startswith("__") and not isinstance(value, (type, functools.cached_property)):
             self.value(value, f"{base.__qualname__}.{name}", _Way(base, name, "class"))
 
     def value(self, value: Any, name: str, way: _Way) -> None:

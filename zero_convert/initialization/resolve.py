@@ -21,11 +21,13 @@ from zero_convert.records import Assignment, Layer, Option, Structure, Tensor
 from zero_convert.sources.file_values import FileValues
 
 from .constants import is_constant
+from .rules.placing import with_lengths
 from .scheme import AsConstructed, Scheme
 
 SHOWN = 6  # tensors named in an error
 TIE = "tie"  # decides over all rules
 FROZEN = "frozen by its constructor"
+HARMLESS = ("added", "indexed", "unused", "multiplied")  # uses in which a matrix of 0 leaves the rest alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,27 +174,30 @@ def resolve(context: Context) -> tuple[Assignment, ...]:
     """
     stored = ties(context.state)
     context = replace(context, meant=_meant(context, stored))
+    _refuse_divided(context)
     owners: dict[str, str] = {}  # stored name → the name, first in order of execution, whose formula its values follow
     assignments: list[Assignment] = []
-    missing: list[str] = []
+    missing: list[tuple[Layer, Tensor]] = []
     for layer in context.structure.layers:
         given = None if _is_empty(layer) else context.scheme.fill(layer, context.structure, context.options)
-        context = replace(context, given=given or {})
+        context = replace(context, given=with_lengths(layer, given or {}, binary=context.scheme.binary))
         for tensor in layer.tensors:
             formula, decided_by = _decide(context, layer, tensor)
             if formula is None:
-                missing.append(_without_rule(layer, tensor))
+                missing.append((layer, tensor))
             elif (owner := owners.setdefault(stored[tensor.name], tensor.name)) != tensor.name:
                 assignments.append(Assignment(tensor, layer.name, layer.role, Tied(tensor.shape, owner), TIE))
             else:
                 notes = _notes(layer, tensor, decided_by)
                 assignments.append(Assignment(tensor, layer.name, layer.role, formula, decided_by, notes))
     if missing:
+        refused = dict.fromkeys(f"{layer.name}: {layer.refusal}" for layer, _ in missing if layer.refusal)
         raise CoverageError(
             f"scheme {context.scheme.name} has no rule for {len(missing)} tensors",
-            where=_first(missing),
+            where=_first([_without_rule(layer, tensor) for layer, tensor in missing]),
+            got="; ".join(list(refused)[:2]) + (f"; and {len(refused) - 2} more" if len(refused) > 2 else ""),
             expected="a rule for every trainable tensor",
-            fix="Pass --uncovered zeros or --uncovered keep to say what they should be, or use another scheme.",
+            fix=_remedies(context, missing),
         )
     assert owners.keys() == set(stored.values()), "every tensor of the state dict belongs to a layer"
     _refuse_drawn(context, assignments)
@@ -222,6 +227,20 @@ def _meant(context: Context, stored: Mapping[str, str]) -> frozenset[str]:
     return frozenset(name for name in stored if stored[name] in kept)
 
 
+def _refuse_divided(context: Context) -> None:
+    """Raises CoverageError if a weight that stays is divided by its largest singular value."""
+    for layer in context.structure.layers:
+        names = {t.local: t.name for t in layer.tensors}
+        kept = [names[local] for local, meaning in layer.parameters if meaning == "weight" and local in names]
+        if (layer.parametrization or ("",))[0] == "spectral_norm" and any(name in context.meant for name in kept):
+            raise CoverageError(
+                "a weight that stays as its constructor froze it has a spectral norm, whose vectors no formula gives",
+                where=kept[0],
+                fix="Divide it once in the constructor: torch.nn.utils.parametrize.remove_parametrizations(layer, "
+                "'weight'), or torch.nn.utils.remove_spectral_norm(layer).",
+            )
+
+
 def _holds_values(value: torch.Tensor) -> bool:
     return is_set(value) if value.is_floating_point() or value.is_complex() else True
 
@@ -240,19 +259,35 @@ def _refuse_drawn(context: Context, assignments: Sequence[Assignment]) -> None:
     unasked = [a.tensor for a in assignments if isinstance(a.formula, AsConstructed)]
     kept = [tensor for tensor in unasked if tensor.trainable is False or tensor.name not in context.meant]
     if drawn := [tensor.name for tensor in kept if not context.is_fixed(tensor, trusted)]:
+        owners = {t.name: (layer, t) for layer in context.structure.layers for t in layer.tensors}
+        advice = "Pass --uncovered zeros, or set" if all(_may_be_zero(*owners[name]) for name in drawn) else "Set"
+        where = "in the constructor." if context.constructed else "before converting, or give the model as a factory."
         raise CoverageError(
             f"{len(drawn)} tensors would be kept as constructed, but hold no constants",
             where=_first(drawn),
             expected="values that no generator drew and no training left",
-            fix="Pass --uncovered zeros, or set them to constants "
-            + ("in the constructor." if context.constructed else "before converting, or give the model as a factory."),
+            fix=f"{advice} them to constants {where}",
         )
 
 
 def _without_rule(layer: Layer, tensor: Tensor) -> str:
     uses = f", {dict(layer.uses).get(tensor.local, '')}" if layer.uses else ""
-    refusal = f": {layer.refusal}" if layer.refusal else ""
-    return f"{tensor.name} ({'×'.join(map(str, tensor.shape)) or 'scalar'}, {layer.cls}{uses}{refusal})"
+    return f"{tensor.name} ({'×'.join(map(str, tensor.shape)) or 'scalar'}, {layer.cls}{uses})"
+
+
+def _remedies(context: Context, missing: Sequence[tuple[Layer, Tensor]]) -> str:
+    """What to do about tensors without a rule; of the options of the command line those that work for all of them."""
+    zeros = all(_may_be_zero(layer, tensor) for layer, tensor in missing)
+    keep = all(t.name in context.file_values or context.is_fixed(t, context.constructed) for _, t in missing)
+    ways = [f"--uncovered {word}" for word, works in (("zeros", zeros), ("keep", keep)) if works]
+    passed = f"Pass {' or '.join(ways)} to say what they should be, or give" if ways else "Give"
+    return f"{passed} them a rule in a scheme of your own: --scheme FILE.py (docs/write-a-scheme.md)."
+
+
+def _may_be_zero(layer: Layer, tensor: Tensor) -> bool:
+    """Whether 0 takes nothing away that others need: of a matrix it does, unless it is added or chosen from."""
+    matrix = sum(size > 1 for size in tensor.shape) > 1
+    return not matrix or (not layer.refusal and dict(layer.uses).get(tensor.local, "") in HARMLESS)
 
 
 def _first(names: Sequence[str]) -> str:

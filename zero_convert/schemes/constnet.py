@@ -66,7 +66,7 @@ def _zero(layer: Layer) -> bool:
 def _zero_branch(join: Join, structure: Structure) -> bool:
     """Every branch whose last layers start at 0."""
     ends = [layer for layer in structure.layers if layer.role == "branch-last" and layer.join == join.index]
-    divided = any(layer.parametrization and layer.parametrization[0] == "spectral_norm" for layer in ends)
+    divided = any(layer.divided for layer in ends)
     sharers = [structure.layer(name) for layer in ends for name in layer.shared]
     return bool(ends) and not divided and all(map(_zero, (*ends, *sharers)))
 

@@ -76,7 +76,7 @@ def fill(layer: Layer, structure: Structure, options: Mapping[str, Option]) -> M
     def spare(layer: Layer, g: Geometry) -> Formula:
         return _placed(g, identity, order)
 
-    if layer.parametrization and layer.parametrization[0] == "spectral_norm":
+    if layer.divided:
         return fill_by(Rules(spare, identity, opposed), layer)
     return fill_by(Rules(weight, identity, opposed, spare), layer)
 

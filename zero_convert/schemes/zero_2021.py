@@ -143,8 +143,7 @@ def _zero_branch(join: Join, structure: Structure) -> bool:
     called = {layer.name for layer in structure.layers if layer.role == "stem"}
     ends = structure.ends(join)
     sharers = [structure.layer(name) for layer in ends for name in layer.shared]
-    divided = any(layer.parametrization and layer.parametrization[0] == "spectral_norm" for layer in ends)
-    free = divided or any(layer.before_relu for layer in ends)
+    free = any(layer.before_relu or layer.divided for layer in ends)
     return not free and all(layer.role in ZERO for layer in sharers) and not called.intersection(join.branch)
 
 

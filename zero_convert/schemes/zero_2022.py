@@ -155,7 +155,7 @@ def _has_convolutions(join: Join, structure: Structure) -> bool:
 
 def _needs_values(layer: Layer) -> bool:
     """A ReLU with derivative 0 at 0 follows, or the weight is divided by its norm."""
-    return layer.before_relu or (layer.parametrization is not None and layer.parametrization[0] == "spectral_norm")
+    return layer.before_relu or layer.divided
 
 
 SCHEME = Scheme(

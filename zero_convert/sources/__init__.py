@@ -16,7 +16,8 @@ and where there is reason to
     more_names() -> list[str]                names that are listed only where a pattern asks for them
     notes(module, inputs) -> (sentence, …)   what the reader of the plan should know about them
     owns(module) -> bool                     whether the conventions fit a live module that has no name
-    settle(module)                           makes the forward of a live module's copy what `build` would have made it
+    settle(module, arguments) -> settings    makes a forward plain, but for what the arguments say: `Setting`s, undone
+                                             before the module comes back
 
 `model_ref.LIBRARIES` orders them for bare names: a library is imported only if the ones before it do not know the
 name. An installed package offers another one as an entry point of the group `zero_convert.sources`; it comes after
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
     from zero_convert.sources.inputs import Inputs
 
-    from .building.detectors import Setting
+    from .building.settings import Setting
 
 _OFFERS = ("available", "names", "known", "build", "example_inputs", "candidates")  # what every source has
 _MAY_OFFER = ("more_names", "notes", "owns", "settle")
@@ -68,9 +69,10 @@ class Loaded:
         nan_filled: whether NaN marks the values that a constructor would have drawn at random.
         lazy: names of tensors that got their shape from the example inputs.
         drawn: names of integer tensors that come from a random draw (they hold fixed values instead).
-        seeded: whether the constructor drew from a generator that was seeded instead, so that no NaN marks its values.
+        seeded: whether the constructor drew from a generator that was seeded instead, and no NaN marks its values: a
+            second construction could not be compared with the first.
         notes: what the reader of the plan should know about the loading.
-        reduced: what of the module is smaller while it is looked at (`detectors.py`).
+        settings: what of the module is another value while it is looked at.
     """
 
     module: nn.Module
@@ -83,7 +85,12 @@ class Loaded:
     drawn: tuple[str, ...] = ()
     seeded: bool = False
     notes: tuple[str, ...] = ()
-    reduced: tuple[Setting, ...] = ()
+    settings: tuple[Setting, ...] = ()
+
+    @property
+    def marks_draws(self) -> bool:
+        """Whether every drawn value is NaN, or named in `drawn`: what is neither is the constructor's own."""
+        return self.nan_filled and not self.seeded
 
 
 def load(
@@ -111,6 +118,7 @@ def load(
 
     from .building.lazy_layers import materialize
     from .building.nan_constructor import nan_filled
+    from .building.other_draws import STEP, holds_values, mark_drawn
 
     arguments = dict(model_args or {})
     _refuse_weights(arguments)
@@ -119,10 +127,20 @@ def load(
     asked = (ref.name, arguments) if ref.library else (ref, arguments, folders)
     text = str(model)
     # A program that prints while it is imported or built must not mix with results on stdout.
+
+    def built() -> tuple[nn.Module, tuple[str, ...], Any]:
+        made = factory.on_cpu(factory.checked(lambda: origin.build(*asked), text, arguments), text)
+        return made, *materialize(made, as_inputs(inputs) if inputs is not None else None, text)
+
     with printed_to(sys.stderr), nan_filled() as fill:
-        module = factory.on_cpu(factory.checked(lambda: origin.build(*asked), text, arguments), text)
-        lazy, sized_by = materialize(module, as_inputs(inputs) if inputs is not None else None, text)
+        module, lazy, sized_by = built()
+    drawn: tuple[str, ...] | None = ()
+    if fill.seeded or (not ref.library and holds_values(module)):
+        with printed_to(sys.stderr), nan_filled(STEP):
+            twin, _, _ = built()
+        drawn = mark_drawn(module, twin)
     factory.refuse_quantized(module, text)
+    settled = origin.settle(module, arguments) if hasattr(origin, "settle") else ()
     examples = sized_by if sized_by is not None else origin.example_inputs(ref.name, module)
     said = origin.notes(module, examples) if inputs is None and hasattr(origin, "notes") else ()
     return Loaded(
@@ -133,9 +151,10 @@ def load(
         source=factory.source_of(module),
         nan_filled=True,
         lazy=lazy,
-        drawn=fill.drawn_names(module),
-        seeded=fill.seeded,
+        drawn=(*fill.drawn_names(module), *(drawn or ())),
+        seeded=drawn is None and fill.seeded,
         notes=(*fill.notes, *_lazy_notes(lazy), *said),
+        settings=settled,
     )
 
 
@@ -166,8 +185,7 @@ def adopt(module: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any] |
         )
     copied = factory.copied(module)
     owner = _owner(copied)
-    if owner is not None and hasattr(owner, "settle"):
-        owner.settle(copied)
+    settled = owner.settle(copied, {}) if owner is not None and hasattr(owner, "settle") else ()
     given = inputs.copied(inputs.as_inputs(example_inputs)) if example_inputs is not None else None
     with nan_filled() as fill:
         lazy, sized_by = materialize(copied, given, type(copied).__qualname__)
@@ -183,6 +201,7 @@ def adopt(module: nn.Module, example_inputs: Sequence[Any] | Mapping[str, Any] |
         lazy=lazy,
         drawn=fill.drawn_names(copied),
         notes=_lazy_notes(lazy),
+        settings=settled,
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zero_convert.errors import LoadError, UsageError, ZeroConvertError, closest
@@ -108,6 +109,14 @@ def refuse_classes_of_tensors(module: nn.Module, model: str) -> None:
     """
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         base = type(tensor)
+        if tensor.layout is not torch.strided:
+            raise LoadError(
+                "a tensor is stored sparse or packed, and no file here holds one",
+                where=f"{model}, {name}",
+                got=str(tensor.layout),
+                expected="a dense tensor",
+                fix="Register it dense (`to_dense()`) and make the sparse one of it in the forward.",
+            )
         if base not in (Tensor, nn.Parameter) and not nn.parameter.is_lazy(tensor):
             raise LoadError(
                 "a tensor is of a class of its own",

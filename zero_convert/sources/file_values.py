@@ -56,6 +56,6 @@ class FileValues(Formula):
             raise LoadError(
                 f"tensor {brief(stored.name)} of the file would be kept, and holds NaN",
                 where=where,
-                fix="--uncovered zeros takes nothing from the file.",
+                fix="Leave --uncovered keep out: then nothing is taken from the file.",
             )
         return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable
+from typing import Any
 
 from torch import fx, nn
 
@@ -12,6 +13,7 @@ from zero_convert.graph.kinds import WEIGHT_KINDS, geometry, kind_of
 from zero_convert.graph.queries import Reach, is_size, kind, signals_in, tensors_in
 
 from ..records import Gate, Geometry
+from .made_weights import Made, made_weight
 from .raw_parameters import raw_weight
 
 
@@ -24,13 +26,15 @@ class Facts:
         gates: products of a signal with what weight layers compute from it.
         factors: a gate's product → the signal, and the factor computed from it.
         gate_of: node of a weight layer inside a gate → the gate's product.
+        made: node → how its weight is computed from parameters, where it is.
         answers: what parts of graphs did when they were run; shared by the analyses of one model.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, answers: dict[Hashable, list[int] | None]) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, answers: dict[Hashable, Any]) -> None:
         self.root, self.graph, self.answers = root, graph, answers
         self.reach = Reach(graph)
         self.kinds = {node: kind(node, root) for node in graph.nodes}
+        self.made: dict[fx.Node, Made] = {}
         self.paths = {node: paths for node in graph.nodes if (paths := self._weight_layers(node))}
         self.weights = self.paths.keys()
         self.factors: dict[fx.Node, tuple[fx.Node, fx.Node]] = {}
@@ -46,6 +50,9 @@ class Facts:
             str(n.target).rpartition(".")[0] for n in node.all_input_nodes if n.op == "get_attr" and node.op != "output"
         )
         known = tuple(path for path in owners if kind_of(self.root.get_submodule(path)) in WEIGHT_KINDS)
+        if (made := made_weight(self.root, node, self._is_parameter, self.answers)) is not None:
+            self.made[node] = made
+            return known or (made.weight.rpartition(".")[0],)
         raw = None if known else raw_weight(node, self._is_parameter)
         return (str(raw.target).rpartition(".")[0],) if raw is not None and self._is_parameter(raw) else known
 

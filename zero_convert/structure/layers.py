@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -27,7 +28,9 @@ from zero_convert.graph.state import EXTRA, stored_tensors
 from ..errors import CoverageError
 from ..records import Join, Layer, Tensor
 from .graph_facts import Facts
+from .made_weights import Made
 from .neutral_values import neutral
+from .own_forwards import own_forward
 from .parametrized import parametrized
 from .raw_parameters import Use, are_the_signal, feeds_nothing_else, is_inverted, use_of
 from .roles import Roles
@@ -55,6 +58,7 @@ class _Inventory:
                 self.owners.setdefault(id(weight), []).append(path)
         self.roles = Roles(facts, joins)
         self.sections = find_sections(facts)
+        self.made = {name: (node, made) for node, made in facts.made.items() for name in (made.weight, *made.uses)}
         self.reads: dict[str, list[fx.Node]] = {}
         for node in facts.graph.nodes:
             if node.op == "get_attr":
@@ -105,12 +109,12 @@ class _Inventory:
                 refusal=made.refusal,
             )
         if what in ("parameter", "buffers"):
-            return self._raw(layer, inside)
+            return self._raw(self._with_made(layer, module), inside)
         sections = self.sections.get(path, ())
         if what == "recurrent":
             sections = tuple((gate, module.hidden_size) for gate in recurrent_gates(module))  # type: ignore[misc]
         attention = [part for part in ATTENTION if any(section == part for section, _ in sections)]
-        return replace(
+        layer = replace(
             layer,
             sections=sections,
             parts=max(1, len(attention)),
@@ -124,7 +128,45 @@ class _Inventory:
             zeroed_by_scale=path in self.roles.zeroed_by_scale,
             normalized=path in self.roles.normalized,
             shared=self._sharing(path, module),
+            states=isinstance(module, nn.RNNBase) and self._uses_all_states(path, 2 if module.bidirectional else 1),
         )
+        return self._with_made(layer, module)
+
+    def _uses_all_states(self, path: str, directions: int) -> bool:
+        """Whether the final states of a recurrent layer are used as a whole, not only those of its last layer."""
+        calls = [n for n in self.facts.graph.nodes if n.op == "call_module" and n.target == path]
+        states = [n for call in calls for n in call.users if n.target is operator.getitem and n.args[1] in (1, -1)]
+        parts = [n for n in states if self.facts.kinds[n] == "other"]
+        if calls and isinstance(self.facts.root.get_submodule(path), nn.LSTM):  # the hidden states, and the cells'
+            parts = [n for n in states for n in n.users if n.target is operator.getitem]
+        last = tuple(range(-directions, 0))
+        return any(user.target is not operator.getitem or user.args[1] not in last for n in parts for user in n.users)
+
+    def _with_made(self, layer: Layer, module: nn.Module) -> Layer:
+        """The layer with how its weights are computed in the forward, and what its other parameters are there."""
+        prefix, own = f"{layer.name}." if layer.name else "", [t.local for t in layer.tensors]
+        made, uses, weights, refusals = [], [], [], [layer.refusal]
+        parts: list[tuple[str, fx.Node | None, Made]] = [
+            (prefix, *self.made[prefix + local]) for local in own if prefix + local in self.made
+        ]
+        parts += [("", None, each) for each in own_forward(module, self.facts.answers)]
+        neutral = dict(layer.neutral)
+        for start, node, each in {id(part[2]): part for part in parts}.values():
+            refusals.append(each.refusal)
+            names = {name.removeprefix(start): use for name, use in each.uses.items() if name.startswith(start)}
+            weight, length = each.weight.removeprefix(start), each.length.removeprefix(start)
+            if each.kind and weight in own and (length in own or not length):
+                made.append((weight, each.kind, each.axis, length))
+            for local, (use, sizes) in names.items():
+                plain = layer.geometry is not None and local == "weight" and use in ("weight", "inner")
+                if local not in own or plain or (local in neutral and use == "multiplied"):
+                    continue
+                uses.append((local, "weight" if use == "inner" else use))
+                role = self.roles.by_node.get(node, ("trunk", None))[0] if node is not None else "trunk"
+                if sizes is not None:
+                    weights.append((local, sizes, "trunk" if use == "inner" else role))
+        refusal = next(filter(None, refusals), "")
+        return replace(layer, made=tuple(made), uses=tuple(uses), weights=tuple(weights), refusal=refusal)
 
     def _sharing(self, path: str, module: nn.Module) -> tuple[str, ...]:
         """The other layers that hold the same weight."""
@@ -133,8 +175,9 @@ class _Inventory:
 
     def _raw(self, layer: Layer, inside: str) -> Layer:
         """The layer with the use of each of its tensors."""
-        uses, weights, normalized = [], [], layer.name in self.roles.normalized
-        for tensor in layer.tensors:
+        uses, weights, normalized = [*layer.uses], [*layer.weights], layer.name in self.roles.normalized
+        known = dict(uses)
+        for tensor in (t for t in layer.tensors if t.local not in known):
             use = Use("unseen" if inside else "unused")
             for node in self.reads.get(tensor.name, ()):
                 made = use_of(node, self.facts.kinds)

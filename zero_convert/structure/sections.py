@@ -95,7 +95,8 @@ def _rows(facts: Facts, layer: fx.Node, end: fx.Node, axis: int) -> list[int] | 
     key = (axis, *question)
     if key not in facts.answers:
         facts.answers[key] = _asked(facts, layer, end, axis)
-    return facts.answers[key]
+    rows: list[int] | None = facts.answers[key]
+    return rows
 
 
 def _question(facts: Facts, layer: fx.Node, end: fx.Node) -> tuple[Hashable, ...] | None:

@@ -10,6 +10,7 @@ What the forward never reads (a teacher in a list, a reference to a parent) is n
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import sys
@@ -42,6 +43,7 @@ Inputs = Sequence[Any] | Mapping[str, Any]
 SHOWN = 4
 FEW = 16  # different values: a mask, a kernel of small numbers
 MANY, DIGITS = 256, 5  # numbers that somebody wrote out, and how long each may be
+_REMEMBERED = (functools.cached_property, type(functools.lru_cache(print)))
 _LITERALS = frozenset({"lift_fresh", "lift_fresh_copy", "lift"})  # of `torch.tensor(…)`
 _FOLDERS = tuple(f"{os.path.dirname(os.path.realpath(inspect.getfile(each)))}{os.sep}" for each in (torch,))
 _OURS = os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + os.sep
@@ -64,7 +66,7 @@ class Facts:
 
 def is_suspicious(module: nn.Module) -> bool:
     """Whether the module reaches tensors outside of its state dict, or a layer's own forward may make some."""
-    return bool(find(module)) or any(map(_makes_layers, module.modules()))
+    return bool(find(module)) or any(_makes_layers(part) or _remembers(part) for part in module.modules())
 
 
 @eager()
@@ -85,8 +87,12 @@ def refuse_outside(module: nn.Module, inputs: Inputs, facts: Facts) -> tuple[str
     for place in seen.made:
         lines.append(f"a layer that the forward makes ({place})")
         fixes.append("Make the layer in the constructor and assign it to an attribute.")
+    for name in seen.kept:
+        lines.append(f"a random tensor that the forward makes and keeps ({name})")
+        fixes.append("Draw it in the constructor: self.register_buffer(NAME, …), or nn.Parameter(…).")
     for place, tensor in seen.strangers:
-        if isinstance(tensor, nn.Parameter) or _is_drawn(tensor, trusted=True):
+        drawn = storage(tensor) in seen.random or _is_drawn(tensor, trusted=True)
+        if isinstance(tensor, nn.Parameter) or drawn:
             lines.append(f"a tensor that no attribute of the model holds ({place})")
             fixes.append("Register it: self.register_buffer(…), or self.NAME = nn.Parameter(…).")
     if lines:
@@ -191,11 +197,15 @@ class _Seen:
         read: names of tensors outside of the state dict.
         made: places of layers that it made itself.
         strangers: places and values of tensors that were there before it, and that nothing of the model reaches.
+        kept: names and places of random tensors that it made and that the model keeps, for the next forward.
+        random: storage → tensor made of random numbers of the forward; held, so that no other gets its place.
     """
 
     read: set[str] = field(default_factory=set)
     made: dict[str, None] = field(default_factory=dict)
     strangers: list[tuple[str, Tensor]] = field(default_factory=list)
+    kept: dict[str, None] = field(default_factory=dict)
+    random: dict[int, Tensor] = field(default_factory=dict)
 
 
 class _Reader(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -218,9 +228,12 @@ class _Reader(TorchDispatchMode):  # type: ignore[no-untyped-call]
         literal = func.overloadpacket.__name__ in _LITERALS
         carried = [self._look(tensor, literal) for tensor in read]
         out = func(*args, **kwargs)
+        random = torch.Tag.nondeterministic_seeded in func.tags or any(storage(t) in self._seen.random for t in read)
         for tensor in tree_flatten(out)[0]:
             if isinstance(tensor, Tensor):
                 key = storage(tensor)
+                if random and not any(carried):
+                    self._seen.random[key] = tensor
                 if any(carried):
                     self._derived.add(key)
                     self._made.discard(key)
@@ -289,6 +302,9 @@ def _watched(module: nn.Module, inputs: Inputs) -> _Seen | None:
             try:
                 with restored(twin), _Reader(known | shown, names, seen):
                     invoke(twin, given)
+                    for each in find(twin) if seen.random else ():
+                        if storage(each.tensor) in seen.random and each.tensor.dim():
+                            seen.kept.setdefault(f"{each.name}{', ' if each.place else ''}{each.place}")
             except (Exception, SystemExit):  # tracing says what is wrong with it
                 continue
     return seen
@@ -308,6 +324,12 @@ def _filled(outside: Sequence[Outside]) -> Iterator[None]:
         with torch.no_grad():
             for tensor, value in kept:
                 tensor.copy_(value)
+
+
+def _remembers(module: nn.Module) -> bool:
+    """Whether a class of the module keeps what a function made the first time."""
+    own = [base for base in type(module).__mro__ if not base.__module__.startswith(("torch.", "builtins"))]
+    return any(isinstance(value, _REMEMBERED) for base in own for value in vars(base).values())
 
 
 def _makes_layers(module: nn.Module) -> bool:

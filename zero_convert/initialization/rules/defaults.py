@@ -52,7 +52,9 @@ def fill_by(rules: Rules, layer: Layer) -> dict[str, Formula] | None:
         return norm(layer)
     values, g = buffers(layer), layer.geometry
     if layer.kind in ("convolution", "linear") and g is not None:
-        return values | weighted(layer, rules.weight(layer, g), rules.spare(layer, g), binary=rules.binary)
+        values |= weighted(layer, rules.weight(layer, g), rules.spare(layer, g), binary=rules.binary)
+        beside = {t.local: _raw(rules, layer, t) for t in layer.tensors if t.local in dict(layer.uses)}
+        return values | {name: rule for name, rule in beside.items() if rule is not None}
     for t in (tensor for tensor in layer.tensors if not tensor.buffer):
         if (rule := _rule(rules, layer, t)) is not None:
             values[t.local] = rule

@@ -72,7 +72,14 @@ def _of_layer(layer: Layer, structure: Structure) -> tuple[str, str] | None:
     g, way = layer.geometry, layer.way
     if layer.kind in ("norm", "buffers") or (layer.kind == "activation" and not layer.tensors):
         return None
-    if layer.kind not in ("convolution", "linear") or g is None or way is None or layer.parametrization or g.transposed:
+    if (
+        layer.kind not in ("convolution", "linear")
+        or g is None
+        or way is None
+        or layer.parametrization
+        or layer.made
+        or g.transposed
+    ):
         what = f"a layer of kind {layer.kind or layer.cls}" if g is None or way is None else f"{layer.cls}"
         return f"{what} has no form with mirrored pairs", OTHER
     if way.source in MIXED:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 
-from zero_convert.formulas import Constant, Formula, Kernel, Matrix, PartialIdentity, Patch
+from zero_convert.formulas import Bell, Constant, Formula, Kernel, Matrix, PartialIdentity, Patch
 from zero_convert.formulas.parametrized import SpectralNormVector, WeightNormG, WeightNormV
 from zero_convert.formulas.placement import Blanked, EinsumWeight, Repeated, Rows, Sections
 from zero_convert.initialization.scheme import AsConstructed
@@ -65,9 +66,12 @@ def by_section(layer: Layer, columns: int, rules: Mapping[str, MatrixRule], rest
 
 def recurrent(layer: Layer, matrix: MatrixRule, zero: MatrixRule, still: bool) -> dict[str, Formula]:
     """The candidate of the new state reads the input by the matrix rule and the old state by the partial identity;
-    gates start at 0, so that they are all half open; biases are 0. `still`: the candidate does not read the input, and
-    the state stays 0."""
+    gates start at 0, so that they are all half open; biases are 0. `still`: the candidate of the last of several layers
+    (both directions of it) does not read the input, and its state stays 0; below it a layer of 0 would never move,
+    unless its own final state is used as well."""
     values: dict[str, Formula] = {}
+    depths = {t.local: int(found[1]) for t in layer.tensors if (found := re.search(r"_l(\d+)", t.local))}
+    last = max(depths.values(), default=0)
     for tensor in layer.tensors:
         if tensor.buffer:
             continue
@@ -77,7 +81,8 @@ def recurrent(layer: Layer, matrix: MatrixRule, zero: MatrixRule, still: bool) -
             values[tensor.local] = zeros(tensor)
         else:
             reads_state = tensor.local.startswith("weight_hh")
-            rule = PartialIdentity if reads_state else zero if still else matrix
+            ends = still and (layer.states or depths.get(tensor.local, last) == last)  # a cell has no number
+            rule = PartialIdentity if reads_state else zero if ends else matrix
             values[tensor.local] = by_section(layer, tensor.shape[1], {"candidate": rule}, zero)
     return values
 
@@ -108,6 +113,25 @@ def parametrized(layer: Layer, weight: Formula, spare: Formula, *, binary: bool)
         u, v = (SpectralNormVector(weight, side, axis) for side in ("u", "v"))
         made = {"weight": weight, "u": u, "right": v}
     return {local: made[meaning] for local, meaning in layer.parameters}
+
+
+def with_lengths(layer: Layer, values: Mapping[str, Formula], *, binary: bool) -> Mapping[str, Formula]:
+    """The formulas with those of weights that a forward computes from a direction: the direction has no slice of 0,
+    and lengths are those of the rule's slices."""
+    own = {t.local: t for t in layer.tensors}
+    changed = dict(values)
+    for local, _, axis, length in layer.made:
+        if not isinstance(rule := values.get(local), Formula) or isinstance(rule, AsConstructed):
+            continue
+        if isinstance(rule, Bell):
+            n = math.prod(own[local].shape) // math.prod(own[length].shape) if length else 1
+            changed |= {length: Constant(own[length].shape, rule.std * math.sqrt(n))} if length else {}
+            continue
+        if axis >= 0 or rule.is_zero:
+            changed[local] = WeightNormV(rule, max(axis, 0))
+        if length:
+            changed[length] = WeightNormG(rule, axis, unit=binary, like=own[length].shape)
+    return changed
 
 
 def weighted(layer: Layer, weight: Formula | None, spare: Formula | None, *, binary: bool) -> dict[str, Formula]:

@@ -125,10 +125,15 @@ def outputs(layer: Layer, section: str) -> tuple[tuple[int, int], ...]:
 def no_spectral_norm(structure: Structure) -> Decline | None:
     """Declines weights that are divided by their largest singular value: of hashed values no formula gives it."""
     for layer in structure.layers:
-        if layer.parametrization is not None and layer.parametrization[0] == "spectral_norm":
+        if layer.divided:
+            what = (
+                "by its own length, so that it cannot be 0"
+                if layer.made
+                else ("by its largest singular value (spectral_norm), which hashed values do not state")
+            )
             return Decline(
-                "its weight is divided by its largest singular value (spectral_norm), which hashed values do not state",
+                f"its weight is divided {what}",
                 layer.name,
-                "Remove the parametrization before converting, or use --scheme zero-2022.",
+                "Use a plain layer there, or --scheme zero-2022.",
             )
     return None

@@ -1,17 +1,18 @@
 """Detectors of torchvision scale an image to 800 pixels whatever they are given, and look at hundreds of regions in it.
 
 What a network is made of depends on neither, but the cost of every run does: while a detector is looked at here, it
-works on small images and few regions. `restore` gives it back what it was made with.
+works on small images and few regions. `settings.restore` gives it back what it was made with.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+
+from .settings import Setting, apply
 
 SIDE = 128  # pixels: two by two cells on the coarsest level with weights of a feature pyramid, whose stride is 64
 REGIONS = 32  # sampled from each image in training; a quarter of them on objects
@@ -19,28 +20,9 @@ DETECTIONS = 8  # returned for each image in evaluation mode
 _ROOM = "torchvision.models.detection"
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A value that an attribute of a module, or of a helper it holds, was made with."""
-
-    owner: Any
-    name: str
-    made: Any
-
-
 def reduce(module: nn.Module) -> tuple[Setting, ...]:
     """The settings of the detectors inside `module` that are lower from now on; empty for other networks."""
-    found = []
-    for setting, value in (*_images(module), *_regions(module)):
-        found.append(setting)
-        setattr(setting.owner, setting.name, value)
-    return tuple(found)
-
-
-def restore(reduced: tuple[Setting, ...]) -> None:
-    """The settings as they were made."""
-    for setting in reduced:
-        setattr(setting.owner, setting.name, setting.made)
+    return apply((*_images(module), *_regions(module)))
 
 
 def told(reduced: tuple[Setting, ...]) -> tuple[str, ...]:
@@ -49,24 +31,24 @@ def told(reduced: tuple[Setting, ...]) -> tuple[str, ...]:
     return (f"every run here scaled images to {SIDE} pixels instead of {' or '.join(sizes)}",) if sizes else ()
 
 
-def _images(module: nn.Module) -> Iterator[tuple[Setting, Any]]:
+def _images(module: nn.Module) -> Iterator[Setting]:
     """`min_size` are the shorter sides that images are scaled to (one is drawn in training) as long as the longer ones
     stay below `max_size`."""
     for layer in _layers(module, "transform", "GeneralizedRCNNTransform"):
         shorter, longer = layer.min_size, layer.max_size
         if layer.fixed_size is None and shorter and min(shorter) > SIDE:
-            yield Setting(layer, "min_size", shorter), (SIDE,)
-            yield Setting(layer, "max_size", longer), max(SIDE, round(longer * SIDE / max(shorter)))
+            yield Setting(layer, "min_size", shorter, (SIDE,))
+            yield Setting(layer, "max_size", longer, max(SIDE, round(longer * SIDE / max(shorter))))
 
 
-def _regions(module: nn.Module) -> Iterator[tuple[Setting, Any]]:
+def _regions(module: nn.Module) -> Iterator[Setting]:
     for layer in _layers(module, "roi_heads", "RoIHeads"):
         for owner, name, few in (
             (layer.fg_bg_sampler, "batch_size_per_image", REGIONS),
             (layer, "detections_per_img", DETECTIONS),
         ):
             if getattr(owner, name) > few:
-                yield Setting(owner, name, getattr(owner, name)), few
+                yield Setting(owner, name, getattr(owner, name), few)
 
 
 def _layers(module: nn.Module, room: str, name: str) -> Iterator[Any]:

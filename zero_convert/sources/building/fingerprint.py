@@ -62,9 +62,12 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def _skeleton_of(prefix: str, name: str, args: dict[str, Any]) -> nn.Module | None:
+    origin = sources._origin(prefix)
     try:
         with skeleton():
-            twin: nn.Module = sources._origin(prefix).build(name, args)
+            twin: nn.Module = origin.build(name, args)
+        if hasattr(origin, "settle"):
+            origin.settle(twin, args)
     except Exception:  # a builder that does not take these arguments is no candidate
         return None
     return twin

@@ -11,7 +11,8 @@ How it works. A dispatch mode sees every aten operation of the constructor:
    a float computed from a drawn integer is NaN again. `NanFill.drawn_names` finds what is left in a module;
 3. factorizations of NaN matrices (the QR of `orthogonal_`, SVD, …) are not computed: LAPACK may raise or stall;
 4. reading such a value into Python (`if torch.rand(1) < 0.5`) cannot be followed and becomes a note;
-5. Python's `random` and numpy's global generator are seeded with 0 meanwhile, with a note if they were used;
+5. Python's `random` and numpy's generators are seeded with 0 meanwhile, with a note if they were used, and a second
+   construction with another seed shows what they made (`other_draws.py`);
 6. a tensor that there is no room for is refused (`memory.py`): memory costs nothing before it is filled.
 
 No default generator is seeded or read, and other threads construct as usual. This file knows torch only; it neither
@@ -35,6 +36,7 @@ from zero_convert.runtime.patches import replaced
 from zero_convert.runtime.threads import one_thread
 
 from .memory import require
+from .other_draws import numpy_generators
 
 _RANDOM_NAMES = """
     uniform normal normal_functional rand randn rand_like randn_like randint randint_like randperm random
@@ -197,10 +199,10 @@ class NanFill(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if key is not None:
             self._drawn[key] = tensor.detach()
         if not derived:
-            self._note("the constructor draws random integers; each got a fixed value")
+            self.note("the constructor draws random integers; each got a fixed value")
 
     def _read(self) -> None:
-        self._note("the constructor reads a random number into Python; it saw NaN, or a fixed value for an integer")
+        self.note("the constructor reads a random number into Python; it saw NaN, or a fixed value for an integer")
         self._reads += 1
         if self._reads > MAX_READS:
             raise LoadError(
@@ -209,7 +211,7 @@ class NanFill(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 fix="Draw once, or use torch.nn.init.trunc_normal_.",
             )
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
 
@@ -218,16 +220,19 @@ class NanFill(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def nan_filled() -> Iterator[NanFill]:
+def nan_filled(shift: int = 0) -> Iterator[NanFill]:
     """Random fills inside the block write NaN. Yields the `NanFill`, which knows what NaN cannot carry.
 
     Only in the calling thread.
+
+    Args:
+        shift: is added to the seeds of Python's and numpy's generators.
 
     Raises:
         LoadError: from inside the block, when a constructor redraws until a condition holds.
     """
     fill = NanFill()
-    with one_thread(), _generators(fill), _quick_inits(), fill:
+    with one_thread(), _generators(fill, shift), numpy_generators(fill, shift), _quick_inits(), fill:
         yield fill
 
 
@@ -239,7 +244,7 @@ def skeleton() -> Iterator[None]:
     almost no time or memory, because untouched pages are never committed.
     """
     fill = NanFill(write=False)
-    with one_thread(), _generators(fill), _quick_inits(), fill:
+    with one_thread(), _generators(fill, 0), _quick_inits(), fill:
         yield
 
 
@@ -346,19 +351,19 @@ def _on_meta(value: Any) -> Any:
 
 
 @contextmanager
-def _generators(fill: NanFill) -> Iterator[None]:
-    """Python's and numpy's generators begin with 0; a note says which was used."""
-    with rng.seeded(0):
+def _generators(fill: NanFill, seed: int) -> Iterator[None]:
+    """Python's and numpy's generators begin with the seed; a note says which was used."""
+    with rng.seeded(seed):
         before = rng.states()
         try:
             yield
         finally:
             used = rng.states().changed(before)
-            fill.seeded = "python" in used or "numpy" in used
+            fill.seeded |= "python" in used or "numpy" in used
             if "python" in used:
-                fill._note("the constructor draws from Python's random; it was seeded with 0")
+                fill.note("the constructor draws from Python's random; it was seeded with 0")
             if "numpy" in used:
-                fill._note("the constructor draws from numpy's global generator; it was seeded with 0")
+                fill.note("the constructor draws from numpy's global generator; it was seeded with 0")
 
 
 @contextmanager

@@ -17,12 +17,13 @@ import importlib
 import importlib.util
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from zero_convert.errors import LoadError
 from zero_convert.runtime.messages import without_logs
 from zero_convert.runtime.patches import replaced
+from zero_convert.sources.building.settings import Setting, apply
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,16 +95,26 @@ def owns(module: nn.Module) -> bool:
     return isinstance(module, transformers.PreTrainedModel)
 
 
-def settle(module: nn.Module) -> None:
-    """Makes the forward of a live network plain, as `build` does for a new one."""
-    from .configs import PLAIN, set_plain
+def settle(module: nn.Module, args: Mapping[str, Any]) -> tuple[Setting, ...]:
+    """Makes the forward of a network plain, except where the user said otherwise."""
+    from .configs import PLAIN, plain
 
-    for part in module.modules():
-        if owns(part):
-            set_plain(part.config)
-        for key in PLAIN:
-            if key in vars(part):
-                setattr(part, key, PLAIN[key])
+    said = set(_keys(args))
+    found = [s for part in module.modules() if owns(part) for s in plain(part.config)]
+    found += [
+        Setting(part, key, vars(part)[key], PLAIN[key], exported=True)
+        for part in module.modules()
+        for key in PLAIN
+        if key in vars(part)
+    ]
+    unique = {(id(s.owner), s.name): s for s in found if s.name not in said and s.made != s.plain}
+    return apply(unique.values())
+
+
+def _keys(args: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in args.items():
+        yield key.rpartition(".")[2]
+        yield from _keys(value) if isinstance(value, Mapping) else ()
 
 
 def candidates(module: nn.Module) -> Iterator[tuple[str, list[dict[str, Any]]]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from zero_convert.errors import LoadError, UsageError, closest
+from zero_convert.sources.building.settings import Setting, apply
 
 # What a configuration is given unless the user says otherwise, where it has the key. Skipping whole layers and
 # masking the input at random make the training forward another network at each call; a cache only serves generation.
@@ -63,21 +64,21 @@ def configured(cls: Any, args: Mapping[str, Any], where: str) -> Any:
         raise UsageError(
             "the configuration does not take these arguments", where=where, got=_first_line(error)
         ) from error
-    set_plain(config, changes)
+    apply(s for s in plain(config, changes) if s.name != "use_cache")  # read by constructors, and so to stay
     return config
 
 
-def set_plain(config: Any, changes: Mapping[str, Any] | None = None) -> None:
-    """Writes the `PLAIN` values into a configuration and those inside it, except where the user said otherwise."""
+def plain(config: Any, changes: Mapping[str, Any] | None = None) -> Iterator[Setting]:
+    """The `PLAIN` values of a configuration and of those inside it, except where the user said otherwise."""
     given = changes or {}
     for key, value in PLAIN.items():
         fixed = isinstance(getattr(type(config), key, None), property)
         there = key in vars(config) or value_of(config, key) is not None
         if key not in given and there and not fixed:
-            setattr(config, key, value)
+            yield Setting(config, key, value_of(config, key), value, exported=True)
     for key, inner in inner_configs(config):
         inside = given.get(key)
-        set_plain(inner, inside if isinstance(inside, Mapping) else None)
+        yield from plain(inner, inside if isinstance(inside, Mapping) else None)
 
 
 def value_of(config: Any, key: str) -> Any:
@@ -137,7 +138,7 @@ def _plain_default(cls: Any, args: Mapping[str, Any]) -> Any:
         config = cls(**args)
     except Exception as error:
         raise ValueError("no defaults") from error
-    set_plain(config)
+    apply(plain(config))
     return config
 
 
