@@ -152,10 +152,14 @@ class Conversion:
             write=write,
         )
         self.kept = any(isinstance(a.formula, FileValues) for a in assignments)
-        for path, part in self.traced.root.named_modules() if write else ():
+        if write:
+            self._set_modes(self.traced.root)
+        return assignments
+
+    def _set_modes(self, root: nn.Module) -> None:
+        for path, part in root.named_modules():
             like = next(path[:end] for end in range(len(path), -1, -1) if path[:end] in self.modes)
             part.training = self.modes[like]  # a new part has a name that begins with that of another: "bn2_out"
-        return assignments
 
     @property
     def architecture_digest(self) -> str:
@@ -182,7 +186,7 @@ class Conversion:
         """The rewritten network for the user. Its state dicts carry the architecture digest."""
         with settings.plain(self.loaded.settings):
             tree = module_tree(self.traced, self.inputs)
-        tree.module.train(self.training)
+        self._set_modes(tree.module)
         guard(tree.module, self.architecture_digest)
         return tree
 
