@@ -26,7 +26,6 @@ ours. Nothing here traces a model or looks at its structure.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import fnmatch
 import importlib
@@ -41,6 +40,9 @@ from zero_convert.model_ref import LIBRARIES, ModelRef, installed_libraries
 from zero_convert.runtime.messages import printed_to
 from zero_convert.runtime.user_code import failing_as
 
+from .model_args import parse_model_args as parse_model_args
+from .model_args import refuse_weights
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -50,9 +52,6 @@ if TYPE_CHECKING:
 
 _OFFERS = ("available", "names", "known", "build", "example_inputs", "candidates")  # what every source has
 _MAY_OFFER = ("more_names", "notes", "owns", "settle")
-
-# Arguments that make a builder download or read trained weights: every value is replaced here, so they only cost.
-WEIGHT_ARGUMENTS = ("pretrained", "weights", "weights_backbone", "pretrained_backbone", "checkpoint_path")
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def load(
     from .building.other_draws import STEP, holds_values, mark_drawn
 
     arguments = dict(model_args or {})
-    _refuse_weights(arguments)
+    refuse_weights(arguments)
     ref = _with_library(model if isinstance(model, ModelRef) else ModelRef.named(model))
     origin: Any = _origin(ref.library) if ref.library else factory
     asked = (ref.name, arguments) if ref.library else (ref, arguments, folders)
@@ -232,44 +231,6 @@ def names(pattern: str | None = None) -> dict[str, list[str]]:
         every = origin.names() + (origin.more_names() if pattern and hasattr(origin, "more_names") else [])
         found[library] = [name for name in every if fnmatch.fnmatchcase(name.lower(), wanted)]
     return found
-
-
-def parse_model_args(texts: Sequence[str]) -> dict[str, Any]:
-    """Keyword arguments from `key=value` texts: a value is a Python literal, or else the text itself.
-
-    >>> parse_model_args(["num_classes=10", "norm=batch"])
-    {'num_classes': 10, 'norm': 'batch'}
-
-    A key may have parts, `text_config.num_hidden_layers`, for what is inside a configuration.
-
-    Raises:
-        UsageError: no `=`, a key that is no name, a key given twice, or one that asks for trained weights.
-    """
-    arguments: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        key = key.strip()
-        if not equals or not all(part.isidentifier() for part in key.split(".")):
-            raise UsageError("a model argument is not key=value", where="--model-arg", got=repr(text))
-        if key in arguments:
-            raise UsageError("a model argument is given twice", where="--model-arg", got=repr(key))
-        try:
-            arguments[key] = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            arguments[key] = value
-    _refuse_weights(arguments)
-    return arguments
-
-
-def _refuse_weights(arguments: Mapping[str, Any]) -> None:
-    for key in WEIGHT_ARGUMENTS:
-        if arguments.get(key):
-            raise UsageError(
-                "trained weights are not used",
-                where=f"model argument {key!r}",
-                got=repr(arguments[key]),
-                fix="Every value is replaced by a closed formula and nothing is downloaded: leave it out.",
-            )
 
 
 def _origin(library: str) -> Any:
