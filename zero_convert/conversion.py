@@ -34,7 +34,7 @@ from .sources.building.fingerprint import fingerprint
 from .sources.building.precision import cast as cast
 from .sources.building.precision import single_precision
 from .sources.file_values import FileValues
-from .sources.inputs import parse_inputs
+from .sources.inputs import needed_inputs, parse_inputs
 from .sources.model_file import File, opened
 from .sources.programs import torchscript
 from .structure import analyze
@@ -110,7 +110,8 @@ class Conversion:
         self.traced, self.outside = _traced(loaded, given)
         traced = self.traced
         self.described = self.description = describe_network(traced)
-        self.needed = sources.needed_inputs(loaded, traced.capture) if self.given else ()
+        usual = sources.conventional_inputs(loaded) if self.given else None
+        self.needed = needed_inputs(loaded, usual, traced.capture) if self.given else ()
         self.outputs = {"train": _outputs(traced.train), "evaluate": _outputs(traced.evaluate)}
 
     def analyze(self, *, compare: bool) -> None:
