@@ -7,7 +7,7 @@ nothing is 0 and no two channels are alike, and ONNX Runtime computes two sample
 optimized: `parity` is the largest difference over the largest value. `exact` is the largest difference of layers of 0
 and ±1 on integers (the check `exact_parts`, quick), `digest` whether the weights digest of the network asked on the
 device is that of a conversion on the CPU. The page is written anew after each row. A device that is not there has one
-row, "not run", with the reason. Ends with 1 if a row is beyond its limit, and with 5 if there is no device.
+row, "not run", with the reason. Ends with 1 if a row is beyond its limit and names no node, with 5 without a device.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ from zero_convert.checks.harness import onnxruntime as sessions
 from zero_convert.checks.harness.bench import CheckContext
 from zero_convert.checks.harness.isolation import pinned
 from zero_convert.checks.harness.session import SessionContext
+from zero_convert.checks.parity import first_beyond
 from zero_convert.conversion import prepare
 from zero_convert.errors import DeviceError, ZeroConvertError
 from zero_convert.exporters import safetensors
 from zero_convert.exporters.entries import entries_of
+from zero_convert.exporters.onnx.written import with_all_values
 from zero_convert.options import Options
 
 LIMIT = 1e-4
@@ -99,9 +101,25 @@ def row(name: str, scheme: str, device: str, folder: Path) -> Row:
     there = made.placement.get(sessions.provider_of(device), 0)
     fallen = sessions.told(made.fallen) if made.fallen else "none"
     same = digest == result.weights_digest
-    cells = (f"{parity:.1e}", exact, str(there), str(made.placement.get(sessions.CPU, 0)), fallen)
-    well = parity <= LIMIT and exact in ("0", "none to ask") and same
+    reason = first_node(path, fed, device) if parity > LIMIT else ""
+    cells = (
+        f"{parity:.1e}{f', first beyond the limit at {reason}' if reason else ''}",
+        exact,
+        str(there),
+        str(made.placement.get(sessions.CPU, 0)),
+        fallen,
+    )
+    well = (parity <= LIMIT or bool(reason)) and exact in ("0", "none to ask") and same
     return Row((name, scheme, device, *cells, "equal" if same else "ANOTHER", f"{seconds:.1f}"), well)
+
+
+def first_node(path: Path, fed: Mapping[str, Any], device: str) -> str:
+    """The first node whose value is beyond the limit on the device, and its operator."""
+    content, values = with_all_values(path)
+    named = {node or value: value for node, value in values}
+    here, there = (sessions.run(content, list(fed.values()), each, strict=False).outputs for each in ("cpu", device))
+    reference, mine = ({node: made[value] for node, value in named.items()} for made in (here, there))
+    return first_beyond(reference, mine, LIMIT)
 
 
 def exactness(source: str, options: Options, device: str) -> tuple[str, str]:
@@ -124,9 +142,14 @@ def exactness(source: str, options: Options, device: str) -> tuple[str, str]:
 
 def about(device: str, note: str) -> str:
     """The device and the versions, one line."""
-    facts = [torch.cuda.get_device_name(device), f"CUDA {torch.version.cuda}"] if device.startswith("cuda") else [note]
-    facts += [f"torch {torch.__version__}", f"onnxruntime {onnxruntime.__version__}"]
-    return f"* `{device}`: {', '.join([*facts, f'Python {platform.python_version()}', platform.platform(terse=True)])}"
+    facts = [note]
+    if device.startswith("cuda"):
+        facts = [
+            torch.cuda.get_device_name(device),
+            f"CUDA {torch.version.cuda}, onnxruntime {onnxruntime.__version__}",
+        ]
+    facts += [f"torch {torch.__version__}", f"Python {platform.python_version()}", platform.system()]
+    return f"* `{device}`: {', '.join(facts)} {platform.machine()}"
 
 
 def page(abouts: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -229,9 +229,14 @@ class Square(nn.Module):
         return torch.as_tensor(self.last(self.first(x).flatten(1)))
 
 
-def not_a_number(model: onnx.ModelProto) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.float32([np.nan]), "nan"))
-    behind_first("ReduceMean", lambda a, b: helper.make_node("Mul", [a, "nan"], [b]))(model)  # Relu makes 0 of it
+def not_a_number(kind: str) -> Change:
+    """A NaN in place of what the first node of a kind makes."""
+
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.float32([np.nan]), "nan"))
+        behind_first(kind, lambda a, b: helper.make_node("Mul", [a, "nan"], [b]))(model)
+
+    return change
 
 
 def test_a_kernel_that_stores_weights_in_float16_is_found(
@@ -279,11 +284,17 @@ def test_a_wrong_layout_is_found_and_its_node_named(tmp_path: Path, plant: Calla
 
 
 def test_a_nan_on_the_device_alone_is_found(plant: Callable[[Change], None]) -> None:
-    plant(not_a_number)
+    plant(not_a_number("ReduceMean"))
     found = answered(subject_of(nets.tiny_resnet(), scheme="zero-2022"))
     assert found["finite"].status == "fail" and not found["finite"].numbers["not_finite"]
-    assert found["finite"].numbers["webgpu"]["not_finite"] == ["the output in evaluate mode"]
+    assert found["finite"].numbers["webgpu"]["not_finite"][0] == "the output in evaluate mode"
     assert found["signal"].status == "fail" and "not finite at" in found["signal"].summary.partition("on webgpu")[2]
+
+
+def test_a_nan_that_a_relu_hides_is_found(plant: Callable[[Change], None]) -> None:
+    plant(not_a_number("Conv"))
+    found = answered(subject_of(nets.tiny_resnet(), scheme="zero-2022"))["finite"]
+    assert found.status == "fail" and found.numbers["webgpu"]["not_finite"][0] == "the value of conv1"
 
 
 def test_a_branch_that_is_not_zero_on_the_device_alone_is_found(plant: Callable[[Change], None]) -> None:

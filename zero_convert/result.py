@@ -12,7 +12,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from zero_convert.runtime.patches import one_at_a_time
 
@@ -22,7 +22,9 @@ from .exporters.safetensors import Entry
 from .formats.digests import Written
 from .formats.identity import start_digest
 from .graph.module_tree import Tree
+from .graph.state import hidden_buffers, stored_tensors
 from .graph.traced import Original
+from .initialization.scheme import AsConstructed
 from .options import FileOptions
 from .records import Check, Edit, OriginalClass, Plan, Recipe, Structure
 from .runtime.progress import Progress
@@ -48,6 +50,9 @@ class Result:
         architecture_digest: `za1` of the network, 64 hex digits: what it computes with its weights, whatever they are.
         original_class: whether the file also loads into the class that was converted, and what it is there.
         settings: values of the module that an export has otherwise.
+        constructed: the values that no formula gives, by name: those kept as constructed, and buffers that no state
+            dict has.
+        dtypes: of the stored tensors.
     """
 
     network: nn.Module = field(repr=False)
@@ -64,9 +69,15 @@ class Result:
     original_class: OriginalClass | None = None
     settings: tuple[Setting, ...] = field(default=(), repr=False)
     make_tree: Callable[[], Tree] | None = field(default=None, repr=False)
+    constructed: Mapping[str, Tensor] = field(init=False, repr=False)
+    dtypes: Mapping[str, torch.dtype] = field(init=False, repr=False)
     _writer: Writer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        state = stored_tensors(self.network)
+        kept = [a.tensor.name for a in self.plan.assignments if isinstance(a.formula, AsConstructed)]
+        self.constructed = {n: state[n].detach().clone() for n in kept} | hidden_buffers(self.network)
+        self.dtypes = {name: value.dtype for name, value in state.items()}
         network = self.plan.edits, self.inputs, self.graph, self.architecture_digest
         self._writer = Writer(self.network, self.recipe, self.fingerprint, *network, settings=self.settings)
 

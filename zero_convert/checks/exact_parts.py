@@ -29,6 +29,7 @@ from zero_convert.runtime.threads import one_thread, threads
 
 from ..records import Geometry
 from .harness.bench import Answer, CheckContext
+from .harness.session import SessionContext
 
 NAME = "exact_parts"
 QUESTION = "Do layers of zeros and ones return exactly the same on integers for every batch size, thread and device?"
@@ -57,7 +58,7 @@ def ask(context: CheckContext) -> Answer | None:
         return None
     wrong: dict[str, float] = {}
     excused: dict[str, float] = {}
-    compared = _on_session(context, asked) if context.session else _here(context, asked)
+    compared = _on_session(context, asked) if isinstance(context, SessionContext) else _here(context, asked)
     for name, g, how, off in compared:
         kernel = max(g.kernel, default=1) > 1 and how.startswith("cuda")
         (excused if kernel and off < WINOGRAD else wrong)[f"{name} {how}"] = off
@@ -126,7 +127,7 @@ def _here(context: CheckContext, asked: Sequence[Asked]) -> Iterator[tuple[str, 
             yield name, g, how, off
 
 
-def _on_session(context: CheckContext, asked: Sequence[Asked]) -> Iterator[tuple[str, Geometry, str, float]]:
+def _on_session(context: SessionContext, asked: Sequence[Asked]) -> Iterator[tuple[str, Geometry, str, float]]:
     """The same where ONNX Runtime computes: all layers in one file, whose batch size is free."""
     batches = _batches(context)
     given = [_integers(layer, g, max(batches)) for _, layer, g in asked]

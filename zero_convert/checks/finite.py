@@ -3,6 +3,9 @@
 Looked at: every floating tensor of the state dict, and the outputs in training and evaluation mode. An infinity in a
 buffer is allowed and counted: attention masks hold them on purpose.
 
+Where ONNX Runtime computes on a device, every value in between is looked at that is finite on the CPU: a kernel may
+hide what it reads (the ReLU of WebGPU makes 0 of a NaN).
+
 Fails on any NaN, and on an infinity in a parameter or an output.
 """
 
@@ -16,6 +19,7 @@ from torch import Tensor
 from zero_convert.graph.state import stored_tensors
 
 from .harness.bench import Answer, CheckContext
+from .harness.session import SessionContext
 
 NAME = "finite"
 QUESTION = "Is every value of the state dict and of the outputs finite?"
@@ -49,6 +53,8 @@ def ask(context: CheckContext) -> Answer:
             wrong.append(f"{OUTPUT} in {mode} mode")
         else:
             magnitudes[mode] = max((float(t.abs().max()) for t in outputs if t.numel()), default=0.0)
+    if isinstance(context, SessionContext):
+        wrong += [f"the value of {name}" for name in context.not_finite()]
     refusal = context.refusal()
     summary = f"{values:,} values and {looked} outputs are finite"
     if refusal:
@@ -69,7 +75,7 @@ def ask(context: CheckContext) -> Answer:
 def _remedy(wrong: list[str]) -> str:
     if not wrong:
         return ""
-    if all(name.startswith(OUTPUT) for name in wrong):
+    if all(name.startswith((OUTPUT, "the value of")) for name in wrong):
         return "The check signal names the first depth that is not finite; --input gives other example inputs."
     return "--dry-run names the rule of a tensor; a file written earlier is damaged, or was trained."
 

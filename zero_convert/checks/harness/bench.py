@@ -6,7 +6,7 @@ run happens when the first of them asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
@@ -108,10 +108,6 @@ class CheckContext:
 
     def depths(self, which: str) -> Any:
         """Of a session: what is seen at each depth, as `harness.depths` has it."""
-        raise NotImplementedError
-
-    def compute(self, model: bytes, batches: Sequence[Sequence[Tensor]]) -> list[list[Tensor]]:
-        """Of a session: the outputs of a model for each batch of its inputs."""
         raise NotImplementedError
 
     # -- copies --------------------------------------------------------------------------------------------------------

@@ -132,6 +132,11 @@ class SessionContext(CheckContext):
             self._reading = self._replayed(READ)
         return self._reading
 
+    def not_finite(self) -> list[str]:
+        """Nodes whose value is not finite on the device and is on the CPU, in order: what follows may hide it."""
+        there, here = self._twice[0][1], self._model[1]
+        return [name for name in here if _finite(here[name]) and not _finite(there[name])]
+
     def _replayed(self, counts: str) -> Run:
         module, traced = self.module, self.subject.traced
         with isolation.kept(module), torch.no_grad():
@@ -154,6 +159,10 @@ class SessionContext(CheckContext):
             if isolation.ran_out(error) or which == "own":
                 raise
             return None
+
+
+def _finite(value: Any) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in floats(value))
 
 
 def _returned(context: CheckContext, given: Inputs) -> Any:
