@@ -99,9 +99,9 @@ def with_weights(module: torch.nn.Module, path: Path, out: Path) -> str:
 
 def exact_difference(result: zc.Result, inputs: Any, path: Path) -> tuple[float, int]:
     """The largest difference in the exact part, and its number of layers."""
-    whole = getattr(result.module, "evaluate_graph", result.graph)
+    whole = getattr(result.network, "evaluate_graph", result.graph)
     values = tuple(inputs.values()) if isinstance(inputs, dict) else tuple(inputs)
-    part, layers = exact_part(result.module, whole, values)
+    part, layers = exact_part(result.network, whole, values)
     write(part, inputs, path)
     return difference(part, inputs, str(path)), layers
 

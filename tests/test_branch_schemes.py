@@ -147,7 +147,7 @@ def test_the_seed_moves_every_drawn_value_and_nothing_else(scheme: str) -> None:
     assert again.weights_digest == other.weights_digest != one.weights_digest
     assert again.recipe == other.recipe
     for a in one.plan.assignments:
-        x, y = (r.module.state_dict()[a.tensor.name] for r in (one, other))
+        x, y = (r.network.state_dict()[a.tensor.name] for r in (one, other))
         assert bool((x == y).any()) != a.rule.startswith("bell-shaped")
 
 
@@ -167,7 +167,7 @@ def test_every_join_is_its_shortcut(net: str, scheme: str) -> None:
     result, x = converted(net, scheme)
     joins = [join for join in result.structure.joins if join.residual]
     assert bool(joins) == (net not in ("plain", "MLP"))
-    seen = values(result.module, x)
+    seen = values(result.network, x)
     for join in joins:
         shortcut = seen[join.shortcut_node]
         assert torch.equal(bits(seen[join.node]), bits(shortcut + 0.0))
@@ -178,7 +178,7 @@ def test_every_join_is_its_shortcut(net: str, scheme: str) -> None:
 @pytest.mark.parametrize("net", [pytest.param(n, marks=pytest.mark.slow if n == "resnet50" else ()) for n in NETS])
 def test_fixups_identity_blocks_return_their_input_bit_for_bit_and_logits_are_0(net: str) -> None:
     result, x = converted(net, "fixup")
-    seen = values(result.module, x)
+    seen = values(result.network, x)
     for join in result.structure.joins:
         if join.residual and join.shortcut == "identity":
             rectified = bool(join.activation) and bool(
@@ -186,8 +186,8 @@ def test_fixups_identity_blocks_return_their_input_bit_for_bit_and_logits_are_0(
             )  # post-activation: what comes in is
             after = seen[join.activation if rectified else join.node]
             assert torch.equal(bits(after), bits(seen[join.fork] + 0.0))
-    logits = result.module.eval()(x)
-    assert logits.count_nonzero() == 0 and result.module.train()(x).count_nonzero() == 0
+    logits = result.network.eval()(x)
+    assert logits.count_nonzero() == 0 and result.network.train()(x).count_nonzero() == 0
 
 
 @pytest.mark.parametrize("scheme", NAMES)
@@ -198,14 +198,14 @@ def test_a_branch_that_starts_otherwise_is_found(scheme: str) -> None:
     result, x = zc.convert(tiny_resnet(), scheme=scheme, validate="none"), ramp(2, 3, 8, 8)
     with torch.no_grad():
         name = "blocks.0.conv2.weight" if scheme == "fixup" else "blocks.0.conv2_scale.scale"
-        result.module.get_parameter(name).fill_(1e-3)
-    seen = values(result.module, x)
+        result.network.get_parameter(name).fill_(1e-3)
+    seen = values(result.network, x)
     assert [torch.equal(seen[j.node], seen[j.shortcut_node]) for j in result.structure.joins] == [False, True]
 
 
 def test_only_rezero_keeps_batch_norms_and_none_keeps_a_layer_norm() -> None:
     def norms(net: nn.Module, scheme: str, **options: str) -> list[str]:
-        made = zc.convert(net, scheme=scheme, options=options, validate="none").module
+        made = zc.convert(net, scheme=scheme, options=options, validate="none").network
         return [type(m).__name__ for m in made.modules() if "Norm" in type(m).__name__]
 
     assert norms(tiny_resnet(), "rezero") == ["BatchNorm2d"] * 6
@@ -237,7 +237,7 @@ def test_spectral_norm_is_declined_with_the_reason_and_the_way_out(scheme: str) 
 @pytest.mark.parametrize("scheme", NAMES)
 def test_weight_norm_has_the_expected_lengths(scheme: str) -> None:
     net = nn.Sequential(nn.Linear(64, 32), nn.utils.parametrizations.weight_norm(nn.Linear(32, 400)), nn.Linear(400, 2))
-    made = zc.convert(net, (ramp(2, 64),), scheme=scheme, validate="none").module
+    made = zc.convert(net, (ramp(2, 64),), scheme=scheme, validate="none").network
     weight = made.get_submodule("1").weight
     n = 400 if scheme == "fixup" else 32
     assert torch.allclose(weight.norm(dim=1), torch.full((400,), math.sqrt(2 / n * 32)), rtol=1e-5)
@@ -266,17 +266,17 @@ def train(net: nn.Module, steps: int, rate: float) -> list[float]:
 @pytest.mark.parametrize("scheme", NAMES)
 def test_a_hundred_layers_without_norms_train(scheme: str) -> None:
     result = zc.convert(NormFreeNet(16, 50, 2), (ramp(2, 3, 8, 8),), scheme=scheme, validate="none")
-    losses = train(result.module, 50, 0.01)
+    losses = train(result.network, 50, 0.01)
     assert np.isfinite(losses).all()
     assert losses[-1] < 0.1 * losses[0]
-    assert all(bool(torch.isfinite(p).all()) for p in result.module.parameters())
+    assert all(bool(torch.isfinite(p).all()) for p in result.network.parameters())
 
 
 @pytest.mark.slow
 def test_the_same_hundred_layers_do_not_train_with_open_branches() -> None:
     result = zc.convert(NormFreeNet(16, 50, 2), (ramp(2, 3, 8, 8),), scheme="skipinit", validate="none")
     with torch.no_grad():
-        for name, value in result.module.named_parameters():
+        for name, value in result.network.named_parameters():
             if name.endswith("_scale.scale"):
                 value.fill_(1.0)
-    assert not np.isfinite(train(result.module, 10, 0.01)).all()
+    assert not np.isfinite(train(result.network, 10, 0.01)).all()

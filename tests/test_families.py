@@ -241,7 +241,7 @@ def assert_same_shapes_and_finite(name: str, given: nn.Module, made: nn.Module, 
 
 def assert_zero_branches(result: zc.Result, training: bool, inputs: tuple[Tensor, ...]) -> None:
     """Every branch adds exactly 0 in this mode; in zero-2022 only where it is convolutional, without ReLU."""
-    module = copy.deepcopy(result.module).train(training)
+    module = copy.deepcopy(result.network).train(training)
     if hasattr(module, "train_graph"):
         graph: fx.Graph = module.train_graph if training else module.evaluate_graph
         traced = Traced(module, graph, graph, "")

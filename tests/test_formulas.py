@@ -36,6 +36,9 @@ from zero_convert.formulas import (
 )
 from zero_convert.initialization.scheme import AsConstructed
 
+from . import formula_strategies
+from .formula_strategies import matrices, whole_formulas
+
 EXPANSIONS = [96, 192, 320, 384, 768, 1280, 1536, 3072]
 
 
@@ -290,85 +293,27 @@ def test_an_odd_exponent_keeps_its_root_of_two(m: int, n: int, k: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Windows
 
-sizes = st.integers(1, 40)
-flags = st.booleans()
-sized = st.one_of(
-    st.builds(f.PartialIdentity, sizes, sizes),
-    st.builds(f.CyclicIdentity, sizes, sizes, st.sampled_from([1.0, 1e-6, 2**0.5]), flags),
-    st.builds(f.OpposedIdentity, sizes, sizes, st.sampled_from([1.0, 1e-6])),
-    st.builds(f.Average, sizes, sizes),
-    st.builds(f.Zeros, sizes, sizes),
-    st.builds(
-        f.Hadamard,
-        sizes,
-        sizes,
-        st.none(),
-        st.sampled_from(["first", "spanning"]),
-        st.sampled_from(["sylvester", "exact"]),
-    ),
-    st.builds(f.Codes, sizes, sizes, st.integers(0, 1)),
-    st.builds(f.BinaryCodes, sizes, sizes),
-    st.builds(f.Orthogonal, sizes, sizes, st.just(3), st.just("a")),
-    st.builds(f.Selection, sizes, sizes, st.just(3), st.just("a"), flags, flags),
-)
-derived = (
-    lambda a: f.Blanked(a, a.m // 2),
-    lambda a: f.Sections((a, f.Zeros(4, a.n)), ((1, 1), (0, a.m // 2), (1, 3), (0, a.m - a.m // 2))),
-    lambda a: f.Product(a, (f.Selection(9, a.m, 0, "p"), f.Selection(12, 9, 0, "q"))),
-    lambda a: f.Difference(a, f.Orthogonal(a.m, a.n, 3, "b")),
-    f.Rotated,
-    lambda a: f.Padded(a, a.m + 3),
-    lambda a: f.Scatter(f.Orthogonal(a.m, a.m, 3, "b"), f.Selection(a.m, a.m + 2, 0, "e", signed=False), a.m + a.n),
-    lambda a: f.Mirrored(a, half=True),
-    lambda a: f.Mirrored(a, rest=f.PartialIdentity(a.m, a.n)),
-    f.PairInput,
-    lambda a: f.MergePairs(a, half=True),
-)
-matrices = st.one_of(sized, st.builds(lambda make, matrix: make(matrix), st.sampled_from(derived), sized))
-
-
-@st.composite
-def spreads(draw: st.DrawFn) -> EinsumWeight:
-    axes = tuple(draw(st.lists(st.sampled_from(["out", "in", "stack"]), min_size=1, max_size=5)))
-    shape = tuple(draw(st.integers(1, 4)) for _ in axes)
-    m, n = (math.prod(size for size, own in zip(shape, axes, strict=True) if own == what) for what in ("out", "in"))
-    return EinsumWeight(Hadamard(m, n), shape, axes)
-
-
-kernels = st.lists(st.integers(1, 3), max_size=3).map(tuple)
-whole_formulas = st.one_of(
-    matrices,
-    spreads(),
-    st.builds(Kernel, matrices, kernels, st.none(), st.integers(1, 3), st.booleans()),
-    st.builds(lambda m, n, k: Patch(Hadamard(m, n * math.prod(k)), k), sizes, st.integers(1, 3), kernels),
-    st.builds(
-        lambda a, b, n: Stack((Hadamard(a, n), PartialIdentity(b, n), Constant((a, n), 0.5))), sizes, sizes, sizes
-    ),
-    st.builds(lambda a, *rest: f.Unfolded(f.MergePairs(a), (2,), *rest), matrices, st.integers(1, 3), flags, flags),
-    st.builds(lambda a: f.Rows(f.PairInput(a), (2, a.m, a.n)), matrices),
-    st.builds(f.Repeated, matrices, st.just((2, 3)), flags),
-    st.builds(f.Masked, matrices, st.just(((0, 1), (3, 5))), st.integers(0, 1)),
-    st.builds(lambda *shape: f.BilinearDiagonal(shape), sizes, st.integers(1, 5), st.integers(1, 5)),
-    st.builds(lambda a, axis: f.WeightNormV(Kernel(a, (3,)), axis), matrices, st.integers(0, 1)),
-    st.builds(lambda a, axis, unit: f.WeightNormG(Kernel(a, (3,)), axis, unit), matrices, st.integers(0, 1), flags),
-    st.builds(
-        lambda m, n, side, axis: f.SpectralNormVector(Kernel(Hadamard(m, n), (3,)), side, axis),
-        sizes,
-        sizes,
-        st.sampled_from("uv"),
-        st.integers(0, 1),
-    ),
-)
-
 
 @settings(max_examples=300, deadline=None)
 @given(whole_formulas, st.sampled_from([np.float16, np.float32, np.float64]), st.data())
-def test_a_window_is_bit_for_bit_a_part_of_the_whole(formula: Formula, dtype: type, data: st.DataObject) -> None:
-    start = data.draw(st.integers(0, formula.shape[0]))
-    stop = data.draw(st.integers(start, formula.shape[0]))
-    window = formula.window(start, stop, dtype)
-    assert window.dtype == dtype
-    assert window.tobytes() == values(formula, dtype)[start:stop].tobytes()
+def test_a_block_is_bit_for_bit_a_part_of_the_whole(formula: Formula, dtype: type, data: st.DataObject) -> None:
+    ranges = [
+        (start, data.draw(st.integers(start, size)))
+        for size in formula.shape[: data.draw(st.integers(1, len(formula.shape)))]
+        for start in [data.draw(st.integers(0, size))]
+    ]
+    block = formula.block(ranges, dtype)
+    assert block.dtype == dtype
+    assert block.tobytes() == values(formula, dtype)[tuple(slice(*pair) for pair in ranges)].tobytes()
+    if len(ranges) == 1:
+        assert block.tobytes() == formula.window(*ranges[0], dtype).tobytes()
+
+
+def test_every_formula_is_asked_for_blocks() -> None:
+    """No class of the package is left out of the test above."""
+    asked = set(re.findall(r"\w+", inspect.getsource(formula_strategies)))
+    named = {name for name in f.__all__ if isinstance(kind := getattr(f, name), type) and issubclass(kind, Formula)}
+    assert named - asked == {"Formula", "Matrix", "SizedMatrix"}
 
 
 @settings(deadline=None)
@@ -391,8 +336,11 @@ def test_a_wrong_array_a_missing_row_and_a_tap_outside_the_kernel_are_usage_erro
         PartialIdentity(2, 2).fill(np.zeros((2, 3), dtype=np.float32))
     with pytest.raises(UsageError):
         PartialIdentity(2, 2).fill(np.zeros((2, 2), dtype=np.int64))
-    with pytest.raises(UsageError, match="within 0:2"):
+    with pytest.raises(UsageError, match=r"got 1:3; expected within 2×2"):
         PartialIdentity(2, 2).window(1, 3)
+    for ranges in ([(0, 1), (1, 3)], [(2, 1)], [(0, 1)] * 3, [(-1, 1)]):
+        with pytest.raises(UsageError, match="this block does not exist"):
+            PartialIdentity(2, 2).block(ranges)
     with pytest.raises(UsageError):
         Kernel(PartialIdentity(2, 2), (3,), tap=(3,))
     with pytest.raises(UsageError):

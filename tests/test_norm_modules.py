@@ -78,7 +78,7 @@ def test_their_activations_are_seen_and_get_the_derivative(norm: type[nn.Module]
     assert {layer.kind for layer in analyze(traced).layers if "norm" in layer.name} == {"norm"}
     result = zc.convert(net(norm), (ramp(2, 3, 8, 8),), device="cpu")
     assert not result.failed
-    assert "relu" not in {str(n.target) for n in result.module.train_graph.nodes if n.op == "call_module"}
+    assert "relu" not in {str(n.target) for n in result.network.train_graph.nodes if n.op == "call_module"}
 
 
 @pytest.mark.parametrize("scheme", ["fixup", "risotto"])

@@ -267,7 +267,7 @@ class Own(Formula):
     def rule(self):
         return "own"
 
-    def write(self, out, start):
+    def write(self, out, corner):
         COUNT[0] += 1
         out[...] = BODY
 """

@@ -11,6 +11,9 @@
     zc.load("zero_r50.safetensors")      # the rewritten network again
     zc.validate("zero_r50.safetensors")  # the checks again, on the file's own tensors
 
+    zc.fill_(network, result)            # a live network gets the values; of shards, each process its own
+    zc.digest(network)                   # what it holds now
+
     zc.convert("transformers:bert", model_args={"num_hidden_layers": 4}, scheme="zero-2022")
     zc.convert("path/to/file.py:factory")
     zc.convert(module, example_inputs=(x,))      # any nn.Module; it is not changed
@@ -30,6 +33,9 @@ from typing import TYPE_CHECKING, Any
 from .errors import ZeroConvertError as ZeroConvertError
 
 if TYPE_CHECKING:
+    from .live import Digests as Digests
+    from .live import digest as digest
+    from .live import fill_ as fill_
     from .pipeline import Inspection as Inspection
     from .pipeline import Result as Result
     from .pipeline import Saved as Saved
@@ -40,12 +46,16 @@ if TYPE_CHECKING:
     from .pipeline import validate as validate
 
 _PIPELINE = ("Inspection", "Result", "Saved", "convert", "inspect_model", "load", "plan", "validate")
-__all__ = ["Inspection", "Result", "Saved", "ZeroConvertError", "convert", "inspect_model", "load", "plan", "validate"]
+_LIVE = ("Digests", "digest", "fill_")
+__all__ = ["Digests", "Inspection", "Result", "Saved", "ZeroConvertError"]
+__all__ += ["convert", "digest", "fill_", "inspect_model", "load", "plan", "validate"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _PIPELINE:
         return getattr(import_module(".pipeline", __name__), name)
+    if name in _LIVE:
+        return getattr(import_module(".live", __name__), name)
     if name == "__version__":
         metadata = import_module("importlib.metadata")
         try:

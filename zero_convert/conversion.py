@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .checks.subject import Subject
 from .errors import DeclinedError, ModelError, TraceError, UsageError
 from .formats.identity import architecture_digest
 from .graph.architecture import describe_network
+from .graph.module_tree import Tree
 from .graph.original import keep
 from .graph.state import digest, extra_state, refuse_misnamed, settle, stored_tensors
 from .graph.ties import ties
@@ -32,13 +34,15 @@ from .sources.building.fingerprint import fingerprint
 from .sources.building.precision import cast as cast
 from .sources.building.precision import single_precision
 from .sources.file_values import FileValues
-from .sources.inputs import parse_inputs, spell_inputs
+from .sources.inputs import parse_inputs
 from .sources.model_file import File, opened
 from .sources.programs import torchscript
 from .structure import analyze
 from .tracing import record, retrace, trace
 from .tracing.outside import Facts, equal_outside, is_suspicious, refuse_outside
-from .tracing.shapes import propagate_shapes, runs
+from .tracing.shapes import propagate_shapes
+from .tree import share_tensors
+from .tree import tree as module_tree
 
 SHOWN = 6  # parts and decisions named in a note
 Outputs = tuple[tuple[tuple[int, ...], str], ...]  # shape and dtype of each tensor that a forward returns
@@ -106,7 +110,7 @@ class Conversion:
         self.traced, self.outside = _traced(loaded, given)
         traced = self.traced
         self.described = self.description = describe_network(traced)
-        self.needed = _needed_inputs(loaded, traced.capture) if self.given else ()
+        self.needed = sources.needed_inputs(loaded, traced.capture) if self.given else ()
         self.outputs = {"train": _outputs(traced.train), "evaluate": _outputs(traced.evaluate)}
 
     def analyze(self, *, compare: bool) -> None:
@@ -148,10 +152,15 @@ class Conversion:
             write=write,
         )
         self.kept = any(isinstance(a.formula, FileValues) for a in assignments)
-        for path, part in self.traced.root.named_modules() if write else ():
+        if write:
+            self._restore_modes(self.traced.root)
+        return assignments
+
+    def _restore_modes(self, root: nn.Module) -> None:
+        """The modes that the parts were in when the model was given."""
+        for path, part in root.named_modules():
             like = next(path[:end] for end in range(len(path), -1, -1) if path[:end] in self.modes)
             part.training = self.modes[like]  # a new part has a name that begins with that of another: "bn2_out"
-        return assignments
 
     @property
     def architecture_digest(self) -> str:
@@ -164,13 +173,23 @@ class Conversion:
         return Subject(*network, assignments, self.inputs, self.outputs, self.original)
 
     def release(self) -> nn.Module:
-        """The rewritten module for the user; what was reduced while it was looked at is as it was made.
-
-        Its state dicts carry the architecture digest.
-        """
+        """The rewritten network, flat; what was reduced while it was looked at is as it was made."""
         settings.restore(self.loaded.settings)
-        guard(self.traced.root, self.architecture_digest)
+        if self.asked.dtype != "float32":
+            self.tree  # noqa: B018  made while the network still takes its example inputs
+            cast(self.traced.root, self.asked.dtype)
+            if self.tree.module is not self.traced.root:
+                share_tensors(self.traced.root, self.tree.module)
         return self.traced.root
+
+    @cached_property
+    def tree(self) -> Tree:
+        """The rewritten network for the user. Its state dicts carry the architecture digest."""
+        with settings.plain(self.loaded.settings):
+            tree = module_tree(self.traced, self.inputs)
+        self._restore_modes(tree.module)
+        guard(tree.module, self.architecture_digest)
+        return tree
 
     def plan(self, assignments: tuple[Assignment, ...]) -> Plan:
         return Plan(
@@ -312,33 +331,6 @@ def _capture_notes(traced: Traced) -> tuple[str, ...]:
     parts = ", ".join(region.path for region in traced.regions[:SHOWN]) or "none"
     notes = () if traced.whole else (f"the model's own Python stays; parts that may be rewritten: {parts}",)
     return (*notes, *(f"control flow {decision}" for decision in traced.decisions[:SHOWN]))
-
-
-def _needed_inputs(loaded: sources.Loaded, capture: str) -> tuple[str, ...]:
-    """The given example inputs as the recipe spells them, where the source's own would not do to trace the model.
-
-    In the capture `fx` those do that run: sizes decide no branch of its graph. In the others the graph is what these
-    inputs make of the forward, so they have to be of the same sizes.
-    """
-    usual, given = sources.conventional_inputs(loaded), loaded.example_inputs or ()
-    named = given if isinstance(given, Mapping) else dict.fromkeys(range(0))
-    values = tuple(named.values()) if named else tuple(given)
-    if not loaded.name or not all(isinstance(x, torch.Tensor) for x in values):
-        return ()
-    if (
-        usual is not None
-        and len(usual) == len(values)
-        and isinstance(usual, Mapping) == bool(named)
-        and (capture == "fx" or _sizes(usual) == _sizes(given))
-        and runs(loaded.module, usual)
-    ):
-        return ()
-    return spell_inputs(given, lambda inputs: runs(loaded.module, inputs))
-
-
-def _sizes(inputs: Inputs) -> list[tuple[Any, ...] | None]:
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return [tuple(x.shape) if isinstance(x, torch.Tensor) else None for x in values]
 
 
 def _same_outputs(

@@ -22,7 +22,7 @@ from zero_convert.runtime.patches import one_at_a_time
 
 from . import checks
 from .checks.subject import Subject
-from .conversion import cast, load_source, prepare
+from .conversion import load_source, prepare
 from .errors import CoverageError, UsageError
 from .exporters.onnx import needs_data_file
 from .graph.architecture.original_class import original_class
@@ -131,9 +131,8 @@ def convert(model: str | nn.Module, options: Options) -> Result:
             train_steps=options.train_steps,
             progress=progress,
         )
-    cast(conversion.traced.root, options.dtype)
     result = Result(
-        module=conversion.release(),
+        network=conversion.release(),
         plan=conversion.plan(assignments),
         checks=answers,
         recipe=conversion.recipe(),
@@ -145,6 +144,7 @@ def convert(model: str | nn.Module, options: Options) -> Result:
         original=conversion.original,
         architecture_digest=conversion.architecture_digest,
         original_class=original_class(conversion.described, conversion.description),
+        make_tree=lambda: conversion.tree,
         settings=conversion.loaded.settings,
     )
     if options.validate == "full" and "onnx" in options.formats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from zero_convert.runtime.patches import one_at_a_time
 
 from . import model_ref
 from .artifacts import receipt
-from .conversion import Conversion, cast, prepare
+from .conversion import Conversion, prepare
 from .errors import LoadError, MalformedError, MismatchError, UsageError
 from .formats import naming
 from .graph.state import EXTRA, put_extra, stateful_parts, stored_tensors
@@ -66,13 +66,13 @@ def load(
             "modules are loaded from safetensors", where=str(path), fix="Convert to FILE.safetensors as well."
         )
     conversion, recipe = rebuilt(path, Named(model, example_inputs, scheme, trust), uncovered="keep")
-    module = conversion.traced.root
-    cast(module, recipe.dtype)
+    conversion.asked = replace(conversion.asked, dtype=recipe.dtype)
+    module = conversion.release()
     _fill_from(module, path, recipe, str(path), trust)
     refuse_other_architecture(conversion, path)
     if nan := nan_names(module):
         raise MalformedError("values are left that the file does not hold", where=", ".join(nan[:6]), got="NaN")
-    return conversion.release().train()
+    return conversion.tree.module.train()
 
 
 @dataclass(frozen=True)

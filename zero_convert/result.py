@@ -5,12 +5,14 @@ Knows nothing of sources, tracing or rewriting.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from zero_convert.runtime.patches import one_at_a_time
 
@@ -19,7 +21,10 @@ from .errors import CheckError
 from .exporters.safetensors import Entry
 from .formats.digests import Written
 from .formats.identity import start_digest
+from .graph.module_tree import Tree
+from .graph.state import hidden_buffers, stored_tensors
 from .graph.traced import Original
+from .initialization.scheme import AsConstructed
 from .options import FileOptions
 from .records import Check, Edit, OriginalClass, Plan, Recipe, Structure
 from .runtime.progress import Progress
@@ -32,7 +37,7 @@ class Result:
     """A converted model.
 
     Attributes:
-        module: the network, initialized; trainable, deep-copyable, compilable; its state dict is what `save` writes.
+        network: its layers, initialized, as the checks and the exporters know them; `module` has the same ones.
         plan: every edit and every tensor's rule; its joins are those of the model as given.
         checks: the measured answers; empty for `validate="none"`.
         recipe: what makes the bytes.
@@ -45,9 +50,12 @@ class Result:
         architecture_digest: `za1` of the network, 64 hex digits: what it computes with its weights, whatever they are.
         original_class: whether the file also loads into the class that was converted, and what it is there.
         settings: values of the module that an export has otherwise.
+        constructed: the values that no formula gives, by name: those kept as constructed, and buffers that no state
+            dict has.
+        dtypes: of the stored tensors.
     """
 
-    module: nn.Module
+    network: nn.Module = field(repr=False)
     plan: Plan
     checks: tuple[Check, ...]
     recipe: Recipe
@@ -60,11 +68,33 @@ class Result:
     architecture_digest: str = ""
     original_class: OriginalClass | None = None
     settings: tuple[Setting, ...] = field(default=(), repr=False)
+    make_tree: Callable[[], Tree] | None = field(default=None, repr=False)
+    constructed: Mapping[str, Tensor] = field(init=False, repr=False)
+    dtypes: Mapping[str, torch.dtype] = field(init=False, repr=False)
     _writer: Writer = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        state = stored_tensors(self.network)
+        kept = [a.tensor.name for a in self.plan.assignments if isinstance(a.formula, AsConstructed)]
+        self.constructed = {n: state[n].detach().clone() for n in kept} | hidden_buffers(self.network)
+        self.dtypes = {name: value.dtype for name, value in state.items()}
         network = self.plan.edits, self.inputs, self.graph, self.architecture_digest
-        self._writer = Writer(self.module, self.recipe, self.fingerprint, *network, settings=self.settings)
+        self._writer = Writer(self.network, self.recipe, self.fingerprint, *network, settings=self.settings)
+
+    @property
+    def module(self) -> nn.Module:
+        """The network for its user: trainable, deep-copyable, compilable; its state dict is what `save` writes.
+
+        It has the module tree of the one that was converted. Made when it is first asked for.
+        """
+        return self.tree.module
+
+    @cached_property
+    @one_at_a_time()
+    @torch.inference_mode(False)
+    def tree(self) -> Tree:
+        """The module, and what became of the parts of the one that was converted."""
+        return Tree(self.network) if self.make_tree is None else self.make_tree()
 
     @property
     def failed(self) -> tuple[Check, ...]:

@@ -1,12 +1,12 @@
 """The closed form of one tensor's values: what a scheme gives and an exporter writes.
 
-A `Formula` knows its shape, fills an array with its values, and gives any window of rows without making the others.
+A `Formula` knows its shape, fills an array with its values, and gives any block of them without making the others.
 It knows no torch, no model and no scheme. A `Matrix` is a rule for an m×n map from n inputs to m outputs, defined by
 its value at row i and column j; other formulas place it in a weight of more axes.
 
 Rounding: a scale is computed in float64 with one square root and one division and rounded once to float32; float16
-values are that float32 rounded to float16. A float64 array holds the unrounded float64 scale. Windows equal the same
-rows of `fill` bit for bit, because both come from the same `write`.
+values are that float32 rounded to float16. A float64 array holds the unrounded float64 scale. Blocks equal the same
+part of `fill` bit for bit, because both come from the same `write`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .hadamard import Indices, index_array
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.int64]
+SHORT = 64  # rows in a run that are made one by one
 FAMILIES = ("hadamard", "identity", "other")  # of matrices; the first of those that a formula is made of is its own
 
 
@@ -36,6 +37,7 @@ class Formula(ABC):
     """
 
     places: ClassVar[bool] = False  # its values are those of its operands at other places, and zeros
+    whole: ClassVar[bool] = False  # a block costs as much as all values, because each one depends on many others
 
     @property
     @abstractmethod
@@ -76,8 +78,8 @@ class Formula(ABC):
         return min((operand.family for operand in self.operands), key=FAMILIES.index, default="other")
 
     @abstractmethod
-    def write(self, out: Floats, start: int) -> None:
-        """Set out to the rows start … start + len(out) - 1 of the first axis; any float type, any strides."""
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
+        """Set out to the block of its shape whose first value has these indices; any float type, any strides."""
 
     def fill(self, out: Floats) -> None:
         """Set all values.  # out: shape, float16, float32 or float64
@@ -92,23 +94,31 @@ class Formula(ABC):
                 got=f"{out.dtype} {out.shape}",
                 expected=f"float16, float32 or float64 {self.shape}",
             )
-        self.write(out, 0)
+        self.write(out, (0,) * len(self.shape))
 
-    def window(self, start: int, stop: int, dtype: npt.DTypeLike = np.float32) -> Floats:
-        """Rows start … stop - 1 of the first axis, bit-equal to the same rows of `fill`; a scalar is given whole.
+    def block(self, ranges: Sequence[tuple[int, int]], dtype: npt.DTypeLike = np.float32) -> Floats:
+        """The values within (start, stop) of the first axes, bit-equal to that part of `fill`; later axes are whole.
 
         Raises:
-            UsageError: the rows do not exist.
+            UsageError: the block is not within the tensor.
         """
-        if not self.shape:
-            start, stop = 0, 0
-        elif not 0 <= start <= stop <= self.shape[0]:
+        limits = [*ranges, *((0, size) for size in self.shape[len(ranges) :])]
+        pairs = list(zip(limits, self.shape, strict=False))
+        if len(limits) != len(self.shape) or not all(0 <= start <= stop <= size for (start, stop), size in pairs):
             raise UsageError(
-                "these rows do not exist", where=self.rule, got=f"{start}:{stop}", expected=f"within 0:{self.shape[0]}"
+                "this block does not exist",
+                where=self.rule,
+                got=", ".join(f"{start}:{stop}" for start, stop in ranges),
+                expected=f"within {spell_shape(self.shape)}",
             )
-        out: Floats = np.empty((stop - start, *self.shape[1:]) if self.shape else (), dtype=dtype)
-        self.write(out, start)
+        out: Floats = np.empty([stop - start for start, stop in limits], dtype=dtype)
+        if out.size:
+            self.write(out, tuple(start for start, _ in limits))
         return out
+
+    def window(self, start: int, stop: int, dtype: npt.DTypeLike = np.float32) -> Floats:
+        """Rows start … stop - 1 of the first axis, as `block` gives them; a scalar is given whole."""
+        return self.block([(start, stop)] if self.shape else [], dtype)
 
 
 class Matrix(Formula):
@@ -137,13 +147,35 @@ class Matrix(Formula):
     def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
         """The values of this float type at rows i and columns j.  # (r, 1), (1, c) → what broadcasts to (r, c)"""
 
-    def write(self, out: Floats, start: int) -> None:
-        out[...] = self.values(np.arange(start, start + len(out))[:, None], np.arange(self.n)[None], out.dtype)
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
+        self.write_columns(out, corner[0], np.arange(corner[1], corner[1] + out.shape[1]))
+
+    def write_columns(self, out: Floats, row: int, cols: Integers) -> None:
+        """Set out to the rows from `row` on, at any columns.  # (rows, len(cols))"""
+        out[...] = self.values(np.arange(row, row + len(out))[:, None], cols[None], out.dtype)
 
     def entries(self, rows: Indices, cols: Indices, dtype: npt.DTypeLike = np.float32) -> Floats:
-        """The values at rows × cols, any index sets.  # (len(rows), len(cols))"""
-        out: Floats = np.empty((len(rows), len(cols)), dtype)
-        out[...] = self.values(index_array(rows)[:, None], index_array(cols)[None], out.dtype)
+        """The values at rows × cols, any index sets.  # (len(rows), len(cols))
+
+        Rows that come again are made once, and long runs of rows as `write` makes them.
+        """
+        i, j = index_array(rows), index_array(cols)
+        out: Floats = np.empty((len(i), len(j)), dtype)
+        if not out.size:
+            return out
+        distinct, place = np.unique(i, return_inverse=True)
+        if len(distinct) < len(i):
+            return self.entries(distinct, j, dtype)[place]
+        begins = np.flatnonzero(np.diff(i, prepend=i[0] - 2) != 1)
+        if len(begins) * SHORT > len(i):
+            out[...] = self.values(i[:, None], j[None], out.dtype)
+            return out
+        together = bool((np.diff(j) == 1).all())
+        for begin, end in zip(begins, [*begins[1:], len(i)], strict=True):
+            if together:
+                self.write(out[begin:end], (int(i[begin]), int(j[0])))
+            else:
+                self.write_columns(out[begin:end], int(i[begin]), j)
         return out
 
 
@@ -174,7 +206,7 @@ class Constant(Formula):
     def is_zero(self) -> bool:
         return self.value == 0
 
-    def write(self, out: Floats, start: int) -> None:
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
         out[...] = rounded(self.value, out.dtype)
 
 
@@ -184,6 +216,14 @@ class Constant(Formula):
 def rounded(value: float, dtype: np.dtype[Any]) -> Any:
     """The value as the array will hold it: float64 → float32 → float16, as far as asked."""
     return np.float64(value) if dtype == np.float64 else np.float32(value).astype(dtype)
+
+
+def block_indices(shape: Sequence[int], block: Sequence[int], corner: Sequence[int]) -> Integers:
+    """Row-major indices, in the whole array of this shape, of the entries of a block.  # (prod(block),)"""
+    if not shape:
+        return np.zeros(1, np.int64)
+    axes = np.ix_(*(np.arange(start, start + size) for start, size in zip(corner, block, strict=True)))
+    return np.ravel_multi_index(axes, tuple(shape)).reshape(-1)
 
 
 def indicator(where: npt.NDArray[np.bool_], dtype: np.dtype[Any], value: float = 1.0) -> Floats:

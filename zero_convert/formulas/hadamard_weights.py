@@ -49,9 +49,9 @@ class Hadamard(SizedMatrix):
         chosen = ", spanning columns" if self.columns == "spanning" else ""
         return f"Hadamard {self.m}×{self.n} of {self.matrix.name}{chosen}{note}, times {_spell_scale(self.magnitude)}"
 
-    def write(self, out: Floats, start: int) -> None:
-        cols = hadamard.columns(self.m, self.n, self.columns, self.order)
-        self.matrix.write(out, start, cols, rounded(self.magnitude, out.dtype))
+    def write_columns(self, out: Floats, row: int, cols: Integers) -> None:
+        chosen = hadamard.columns(self.m, self.n, self.columns, self.order)[cols]
+        self.matrix.write(out, row, chosen, rounded(self.magnitude, out.dtype))
 
     def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
         cols = hadamard.columns(self.m, self.n, self.columns, self.order)[j[0]]
@@ -86,8 +86,8 @@ class Codes(SizedMatrix):
         begin = f", from row {self.first}" if self.first else ""
         return f"Hadamard codes {self.m}×{self.n} of {self.matrix.matrix.name}{begin}, unit norm"
 
-    def write(self, out: Floats, start: int) -> None:
-        self.matrix.write(out, self.first + start)
+    def write_columns(self, out: Floats, row: int, cols: Integers) -> None:
+        self.matrix.write_columns(out, self.first + row, cols)
 
     def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
         return self.matrix.values(i + self.first, j, dtype)
@@ -110,8 +110,8 @@ class BinaryCodes(SizedMatrix):
     def rule(self) -> str:
         return f"binary codes {self.m}×{self.n}, (1 + Hadamard) / 2"
 
-    def write(self, out: Floats, start: int) -> None:
-        self.signs.write(out, start)
+    def write_columns(self, out: Floats, row: int, cols: Integers) -> None:
+        self.signs.write_columns(out, row, cols)
         np.maximum(out, 0, out=out)
 
     def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:

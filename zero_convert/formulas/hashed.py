@@ -1,6 +1,6 @@
 """Formulas whose values come from the integer hash, keyed by (seed, name of the tensor, index of the element).
 
-The index counts the elements in row-major order, so that a window of rows has the same bits as in the whole tensor. A
+The index counts the elements in row-major order, so that a block has the same bits as in the whole tensor. A
 value is an integer of `hashing.py` times one float64 factor (made by one square root and one division), rounded once
 to float32, and to float16 from there.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import hashing
-from .formula import Floats, Formula, spell_shape
+from .formula import Floats, Formula, block_indices, spell_shape
 
 CHUNK = 1 << 18  # elements made at once: the hash words of more would be larger than the tensor
 
@@ -27,22 +27,35 @@ class Hashed(Formula):
 
     seed: int
     name: str
-    integers: Callable[[int, str, int, int], npt.NDArray[np.signedinteger[Any]]]  # of (seed, name, start, stop)
+    integers: Callable[[int, str, hashing.Words], npt.NDArray[np.signedinteger[Any]]]  # of (seed, name, indices)
 
     @property
     @abstractmethod
     def factor(self) -> float:
         """What the integers are multiplied by, in float64."""
 
-    def write(self, out: Floats, start: int) -> None:
-        first, count = start * math.prod(self.shape[1:]), out.size
-        flat = out.reshape(-1) if out.flags.c_contiguous else np.empty(count, out.dtype)
-        for at in range(0, count, CHUNK):
-            integers = self.integers(self.seed, self.name, first + at, first + min(at + CHUNK, count))
-            values = integers * self.factor  # exact integers, one float64 rounding
-            flat[at : at + CHUNK] = values if out.dtype == np.float64 else values.astype(np.float32)
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
+        flat = out.reshape(-1) if out.flags.c_contiguous else np.empty(out.size, out.dtype)
+        done = 0
+        for indices in self._indices(out.shape, corner):
+            values = self.integers(self.seed, self.name, indices) * self.factor  # exact integers, one float64 rounding
+            flat[done : done + len(indices)] = values if out.dtype == np.float64 else values.astype(np.float32)
+            done += len(indices)
         if not out.flags.c_contiguous:
             out[...] = flat.reshape(out.shape)
+
+    def _indices(self, block: tuple[int, ...], corner: tuple[int, ...]) -> Iterator[hashing.Words]:
+        """Of the block's elements in the whole tensor, a chunk at a time: whole rows of the block, or parts of one."""
+        if block[1:] == self.shape[1:]:
+            first, count = corner[0] * math.prod(block[1:]) if corner else 0, math.prod(block)
+            for at in range(first, first + count, CHUNK):
+                yield np.arange(at, min(at + CHUNK, first + count), dtype=np.uint64)
+            return
+        inner = block_indices(self.shape[1:], block[1:], corner[1:]).astype(np.uint64)
+        step, at_once = math.prod(self.shape[1:]), max(1, CHUNK // len(inner))
+        for row in range(corner[0], corner[0] + block[0], at_once):
+            rows = np.arange(row, min(row + at_once, corner[0] + block[0]), dtype=np.uint64) * np.uint64(step)
+            yield (rows[:, None] + inner).reshape(-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +67,7 @@ class Bell(Hashed):
     seed: int = field()
     name: str = field()
 
-    integers = staticmethod(hashing.bell)
+    integers = staticmethod(hashing.bell_at)
 
     @property
     def factor(self) -> float:
@@ -74,7 +87,7 @@ class Uniform(Hashed):
     seed: int = field()
     name: str = field()
 
-    integers = staticmethod(hashing.uniform)
+    integers = staticmethod(hashing.uniform_at)
 
     @property
     def factor(self) -> float:
@@ -94,7 +107,7 @@ class Signs(Hashed):
     seed: int = field()
     name: str = field()
 
-    integers = staticmethod(hashing.signs)
+    integers = staticmethod(hashing.signs_at)
 
     @property
     def factor(self) -> float:

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from zero_convert.errors import UsageError
 
+Words = npt.NDArray[np.uint64]
 UNIFORM_BOUND = 1 << 53  # no value of `uniform` is this large
 BELL_VARIANCE = (1 << 32) - 1  # 12 · (65536² - 1) / 12
 _BELL_WORDS = 3  # of four uniform integers each
@@ -45,7 +46,12 @@ def splitmix64(start_state: int, start: int, stop: int) -> npt.NDArray[np.uint64
     """Outputs start … stop - 1 of SplitMix64 seeded with `start_state`, counted from 0.  # (stop - start,) uint64"""
     if not 0 <= start <= stop:
         raise UsageError("a window of hash words runs backwards", got=f"{start}:{stop}", expected="0 ≤ start ≤ stop")
-    z = np.arange(start + 1, stop + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start_state)
+    return _mixed(start_state, np.arange(start, stop, dtype=np.uint64))
+
+
+def _mixed(start_state: int, indices: Words) -> Words:
+    """Outputs of SplitMix64 at these indices.  # (n,) uint64 → (n,) uint64"""
+    z = (indices + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start_state)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -58,13 +64,12 @@ def words(seed: int, name: str, start: int, stop: int) -> npt.NDArray[np.uint64]
 
 def signs(seed: int, name: str, start: int, stop: int) -> npt.NDArray[np.int8]:
     """+1 where the top bit of the word is 0, -1 where it is 1.  # (stop - start,) int8"""
-    negative = (words(seed, name, start, stop) >> np.uint64(63)).astype(np.int8)
-    return np.int8(1) - np.int8(2) * negative
+    return signs_at(seed, name, np.arange(start, stop, dtype=np.uint64))
 
 
 def uniform(seed: int, name: str, start: int, stop: int) -> npt.NDArray[np.int64]:
     """Odd integers between -2^53 and 2^53, each as likely.  # (stop - start,) int64"""
-    return (words(seed, name, start, stop) >> np.uint64(11)).astype(np.int64) * 2 + (1 - UNIFORM_BOUND)
+    return uniform_at(seed, name, np.arange(start, stop, dtype=np.uint64))
 
 
 def bell(seed: int, name: str, start: int, stop: int) -> npt.NDArray[np.int64]:
@@ -72,7 +77,24 @@ def bell(seed: int, name: str, start: int, stop: int) -> npt.NDArray[np.int64]:
 
     # (stop - start,) int64
     """
-    z = words(seed, name, _BELL_WORDS * start, _BELL_WORDS * stop)
+    return bell_at(seed, name, np.arange(start, stop, dtype=np.uint64))
+
+
+def signs_at(seed: int, name: str, indices: Words) -> npt.NDArray[np.int8]:
+    """`signs` of any indices.  # (n,) uint64 → (n,) int8"""
+    negative = (_mixed(key(seed, name), indices) >> np.uint64(63)).astype(np.int8)
+    return np.int8(1) - np.int8(2) * negative
+
+
+def uniform_at(seed: int, name: str, indices: Words) -> npt.NDArray[np.int64]:
+    """`uniform` of any indices.  # (n,) uint64 → (n,) int64"""
+    return (_mixed(key(seed, name), indices) >> np.uint64(11)).astype(np.int64) * 2 + (1 - UNIFORM_BOUND)
+
+
+def bell_at(seed: int, name: str, indices: Words) -> npt.NDArray[np.int64]:
+    """`bell` of any indices.  # (n,) uint64 → (n,) int64"""
+    first = indices * np.uint64(_BELL_WORDS)
+    z = _mixed(key(seed, name), np.add.outer(first, np.arange(_BELL_WORDS, dtype=np.uint64)).reshape(-1))
     even, shift = np.uint64(0x0000FFFF0000FFFF), np.uint64(16)
     z = (z & even) + (z >> shift & even)  # two sums of two, 17 bits each
     z = (z & np.uint64(0xFFFFFFFF)) + (z >> np.uint64(32))

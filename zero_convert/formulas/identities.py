@@ -23,10 +23,12 @@ class PartialIdentity(SizedMatrix):
     def rule(self) -> str:
         return f"{'identity' if self.m == self.n else 'partial identity'} {self.m}×{self.n}"
 
-    def write(self, out: Floats, start: int) -> None:
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
+        (row, column), (rows, columns) = corner, out.shape
         out[...] = 0
-        diagonal = np.arange(start, max(start, min(start + len(out), self.n)))
-        out[diagonal - start, diagonal] = 1
+        first = max(row, column)
+        diagonal = np.arange(first, max(first, min(row + rows, column + columns)))
+        out[diagonal - row, diagonal - column] = 1
 
     def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
         return indicator(i == j, dtype)
@@ -56,11 +58,11 @@ class CyclicIdentity(SizedMatrix):
         first = rows % self.n
         return (first, (first + rows // self.n) % self.n) if self.distinct else (first,)
 
-    def write(self, out: Floats, start: int) -> None:
-        rows = np.arange(start, start + len(out))
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
+        rows = np.arange(corner[0], corner[0] + len(out))
         out[...] = 0
         for column in self.columns(rows):
-            out[rows - start, column] = rounded(self.value, out.dtype)
+            _put(out, column - corner[1], rounded(self.value, out.dtype))
 
     def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
         return indicator(np.any([column == j for column in self.columns(i)], axis=0), dtype, self.value)
@@ -85,13 +87,13 @@ class OpposedIdentity(SizedMatrix):
         """The column of -value in each row."""
         return self.m + rows % (self.n - self.m) if self.m < self.n else (rows + 1) % self.n
 
-    def write(self, out: Floats, start: int) -> None:
-        rows = np.arange(start, start + len(out))
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
+        rows = np.arange(corner[0], corner[0] + len(out))
         value = rounded(self.value, out.dtype)
         out[...] = 0
         if self.n > 1:
-            out[rows - start, rows % self.n] = value
-            out[rows - start, self.opposite(rows)] = -value
+            _put(out, rows % self.n - corner[1], value)
+            _put(out, self.opposite(rows) - corner[1], -value)
 
     def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
         plus, minus = i % self.n == j, self.opposite(i) == j
@@ -124,3 +126,12 @@ class Zeros(SizedMatrix):
 
     def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
         return np.zeros((1, 1), dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _put(out: Floats, columns: Integers, value: Any) -> None:
+    """One value in each row, where its column is one of the block's."""
+    inside = np.flatnonzero((columns >= 0) & (columns < out.shape[1]))
+    out[inside, columns[inside]] = value

@@ -10,7 +10,7 @@ import numpy as np
 
 from zero_convert.errors import UsageError
 
-from .formula import Floats, Formula, Matrix, spell_shape
+from .formula import Floats, Formula, Matrix, block_indices, spell_shape
 
 
 def _spell_groups(groups: int, transposed: bool) -> str:
@@ -62,20 +62,25 @@ class Kernel(Formula):
         tap = f" at tap {self.at}" if math.prod(self.kernel) > 1 else ""
         return f"{self.matrix.rule}{tap}{_spell_groups(self.groups, self.transposed)}"
 
-    def write(self, out: Floats, start: int) -> None:
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
         if math.prod(self.kernel) > 1:
             out[...] = 0
-        at_tap: tuple[Any, ...] = (slice(None), slice(None), *self.at)
-        target: Floats = out[at_tap]
-        if self.groups == 1 and not self.transposed:
-            self.matrix.write(target, start)
+        tap = tuple(t - start for t, start in zip(self.at, corner[2:], strict=True))
+        if not all(0 <= t < size for t, size in zip(tap, out.shape[2:], strict=True)):
             return
+        at_tap: tuple[Any, ...] = (slice(None), slice(None), *tap)
+        target: Floats = out[at_tap]
         m, n = self.matrix.shape
-        rows = np.arange(start, start + len(out))
-        if self.transposed:
-            target[...] = self.matrix.entries(range(m), rows % n, out.dtype).T
+        rows, cols = (np.arange(start, start + size) for start, size in zip(corner, target.shape, strict=False))
+        if self.groups == 1:
+            first, second = corner[:2]
+            self.matrix.write(
+                target.T if self.transposed else target, (second, first) if self.transposed else (first, second)
+            )
+        elif self.transposed:
+            target[...] = self.matrix.entries(cols, rows % n, out.dtype).T
         else:
-            target[...] = self.matrix.window(0, m, out.dtype)[rows % m]
+            target[...] = self.matrix.entries(rows % m, cols, out.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +118,19 @@ class Unfolded(Formula):
         first = "channels" if self.channels_first else "taps"
         return f"{self.matrix.rule} on flattened kernels, {first} first{_spell_groups(self.groups, self.transposed)}"
 
-    def write(self, out: Floats, start: int) -> None:
-        m, rows = self.matrix.m, np.arange(start, start + len(out))
-        if self.groups == 1 and not self.transposed:
-            out[...] = self._unflattened(self.matrix.window(start, start + len(out), out.dtype))
-            return
-        whole = self._unflattened(self.matrix.window(0, m, out.dtype))  # (m, channels, *kernel)
-        out[...] = np.moveaxis(whole, 1, 0)[rows % whole.shape[1]] if self.transposed else whole[rows % m]
-
-    def _unflattened(self, rows: Floats) -> Floats:
-        sizes = (len(rows), self.matrix.n // math.prod(self.kernel), *self.kernel)
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
+        taps = math.prod(self.kernel)
+        channels = self.matrix.n // taps
+        first, second = (np.arange(start, start + size) for start, size in zip(corner[:2], out.shape[:2], strict=True))
+        rows, inputs = (second, first % channels) if self.transposed else (first % self.matrix.m, second)
+        places = block_indices(self.kernel, out.shape[2:], corner[2:])
+        columns = inputs[:, None] * taps + places if self.channels_first else (places[:, None] * channels + inputs)
+        values = self.matrix.entries(rows, columns.reshape(-1), out.dtype)
         if self.channels_first:
-            return rows.reshape(sizes)
-        return np.moveaxis(rows.reshape(len(rows), *self.kernel, sizes[1]), -1, 1)
+            values = values.reshape(len(rows), len(inputs), *out.shape[2:])
+        else:
+            values = np.moveaxis(values.reshape(len(rows), *out.shape[2:], len(inputs)), -1, 1)
+        out[...] = np.moveaxis(values, 1, 0) if self.transposed else values
 
 
 @dataclass(frozen=True, slots=True)

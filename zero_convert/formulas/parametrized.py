@@ -1,6 +1,7 @@
 """The tensors from which a parametrized layer computes its weight: weight norm's g and v, spectral norm's u and v.
 
-Typed constants, or one IEEE square root and one division.
+Typed constants, or one IEEE square root and one division. Each value depends on a whole slice of the weight, so that
+these formulas are `whole`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ def _slices(weight: Formula, axis: int) -> Floats:
     return np.moveaxis(whole, axis, 0).reshape(weight.shape[axis], -1)
 
 
+def _part(out: Floats, corner: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(start, start + size) for start, size in zip(corner, out.shape, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class WeightNormV(Formula):
     """v of the weight g·v/‖v‖: the weight itself, and ones in its slices that are 0, whose direction is free.
@@ -31,6 +36,7 @@ class WeightNormV(Formula):
 
     weight: Formula
     axis: int = 0
+    whole = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -40,7 +46,7 @@ class WeightNormV(Formula):
     def rule(self) -> str:
         return f"direction of {self.weight.rule}"
 
-    def write(self, out: Floats, start: int) -> None:
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
         whole = self.weight.window(0, self.shape[0], out.dtype)
         for k, piece in enumerate(np.moveaxis(whole, self.axis, 0)):
             if piece.any():
@@ -52,7 +58,7 @@ class WeightNormV(Formula):
             else:
                 i = np.arange(len(piece))
                 piece[i, i % piece.shape[1]] = 1
-        out[...] = whole[start : start + len(out)]
+        out[...] = whole[_part(out, corner)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,7 @@ class WeightNormG(Formula):
     weight: Formula
     axis: int = 0
     unit: bool = False
+    whole = True
     like: tuple[int, ...] | None = None
 
     @property
@@ -78,12 +85,12 @@ class WeightNormG(Formula):
     def rule(self) -> str:
         return f"{'1 where not 0 is' if self.unit else 'lengths of'} {self.weight.rule}"
 
-    def write(self, out: Floats, start: int) -> None:
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
         slices = np.abs(_slices(self.weight, self.axis))
         pairs = zip(slices.max(1), np.count_nonzero(slices, axis=1), strict=True)
         lengths = [float(k > 0) if self.unit else float(c) * math.sqrt(int(k)) for c, k in pairs]
         values = np.array([rounded(length, out.dtype) for length in lengths], out.dtype).reshape(self.shape)
-        out[...] = values[start : start + len(out)] if self.shape else values
+        out[...] = values[_part(out, corner)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,7 @@ class SpectralNormVector(Formula):
     weight: Formula
     side: str  # "u", a value for each row, or "v", a value for each column
     axis: int = 0
+    whole = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -107,12 +115,12 @@ class SpectralNormVector(Formula):
     def rule(self) -> str:
         return f"singular vector {self.side} of {self.weight.rule}"
 
-    def write(self, out: Floats, start: int) -> None:
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
         slices = _slices(self.weight, self.axis)
         position = int(np.flatnonzero(slices.any(axis=0))[0])
         if self.side == "v":
-            out[...] = np.arange(start, start + len(out)) == position
+            out[...] = np.arange(corner[0], corner[0] + len(out)) == position
             return
         column = slices[:, position]
         length = math.sqrt(int(np.count_nonzero(column)))
-        out[...] = np.sign(column[start : start + len(out)]) * rounded(1 / length, out.dtype)
+        out[...] = np.sign(column[_part(out, corner)]) * rounded(1 / length, out.dtype)

@@ -11,7 +11,7 @@ import numpy as np
 
 from zero_convert.errors import UsageError
 
-from .formula import Floats, Formula, Integers, Matrix, spell_shape
+from .formula import Floats, Formula, Integers, Matrix, block_indices, spell_shape
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One after the other
@@ -50,9 +50,9 @@ class Stack(Formula):
     def rule(self) -> str:
         return "stack of " + "; ".join(part.rule for part in self.parts)
 
-    def write(self, out: Floats, start: int) -> None:
-        for index, rows, first in _overlaps([part.shape[0] for part in self.parts], start, len(out)):
-            self.parts[index].write(out[rows], first)
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
+        for index, rows, first in _overlaps([part.shape[0] for part in self.parts], corner[0], len(out)):
+            self.parts[index].write(out[rows], (first, *corner[1:]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,10 @@ class Sections(Matrix):
         turns = len(self.runs) // len(self.matrices)
         return f"stack {f'in {turns} turns ' if turns > 1 else ''}of " + "; ".join(m.rule for m in self.matrices)
 
-    def write(self, out: Floats, start: int) -> None:
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
         _, inner = self._sources()
-        for run, rows, _ in _overlaps([count for _, count in self.runs], start, len(out)):
-            self.matrices[self.runs[run][0]].write(out[rows], int(inner[start + rows.start]))
+        for run, rows, _ in _overlaps([count for _, count in self.runs], corner[0], len(out)):
+            self.matrices[self.runs[run][0]].write(out[rows], (int(inner[corner[0] + rows.start]), corner[1]))
 
     def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
         which, inner = self._sources()
@@ -137,12 +137,10 @@ class Rows(Formula):
     def rule(self) -> str:
         return f"rows of {self.matrix.rule}"
 
-    def write(self, out: Floats, start: int) -> None:
-        if len(self.shape) == 1:
-            out[...] = self.matrix.window(0, 1, out.dtype)[0, start : start + len(out)]
-            return
-        inner = math.prod(self.shape[1:-1])
-        out[...] = self.matrix.window(start * inner, (start + len(out)) * inner, out.dtype).reshape(out.shape)
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
+        rows = block_indices(self.shape[:-1], out.shape[:-1], corner[:-1])
+        cols = range(corner[-1], corner[-1] + out.shape[-1])
+        out[...] = self.matrix.entries(rows, cols, out.dtype).reshape(out.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +164,16 @@ class Repeated(Formula):
     def rule(self) -> str:
         return f"{self.weight.rule}, in each of {math.prod(self.lead)} slices"
 
-    def write(self, out: Floats, start: int) -> None:
-        one = self.weight.window(0, self.weight.shape[0], out.dtype)
-        out[...] = one.reshape(-1) if self.flat else one
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
+        axes = len(self.lead)
+        ranges = [(start, start + size) for start, size in zip(corner[axes:], out.shape[axes:], strict=True)]
+        if not self.flat:
+            out[...] = self.weight.block(ranges, out.dtype)
+            return
+        (start, stop), inner = ranges[0], math.prod(self.weight.shape[1:])
+        first = start // inner
+        rows = self.weight.window(first, -(-stop // inner), out.dtype).reshape(-1)
+        out[...] = rows[start - first * inner : stop - first * inner]
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,19 +197,20 @@ class EinsumWeight(Formula):
         note = f", in each of {slices} slices" if "stack" in self.axes else ""
         return f"{self.matrix.rule} on the axes ({', '.join(self.axes)}){note}"
 
-    def write(self, out: Floats, start: int) -> None:
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
         order = [k for kind in ("out", "in") for k, axis in enumerate(self.axes) if axis == kind]
-        values = self.matrix.entries(self._along("out", start, len(out)), self._along("in", start, len(out)), out.dtype)
+        rows, cols = (self._along(kind, out.shape, corner) for kind in ("out", "in"))
+        values = self.matrix.entries(rows, cols, out.dtype)
         values = values.reshape([out.shape[k] for k in order]).transpose([order.index(k) for k in sorted(order)])
         out[...] = values.reshape([1 if axis == "stack" else out.shape[k] for k, axis in enumerate(self.axes)])
 
-    def _along(self, kind: str, start: int, count: int) -> range:
-        """The rows ("out") or columns ("in") of the matrix that a window of the first axis needs."""
-        sizes = [size for size, axis in zip(self.shape, self.axes, strict=True) if axis == kind]
-        if self.axes[0] != kind:
-            return range(math.prod(sizes))
-        inner = math.prod(sizes[1:])
-        return range(start * inner, (start + count) * inner)
+    def _along(self, kind: str, block: tuple[int, ...], corner: tuple[int, ...]) -> Integers:
+        """The rows ("out") or columns ("in") of the matrix that a block needs."""
+        sizes, inside, first = (
+            [size for size, axis in zip(all_sizes, self.axes, strict=True) if axis == kind]
+            for all_sizes in (self.shape, block, corner)
+        )
+        return block_indices(sizes, inside, first)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +226,13 @@ class BilinearDiagonal(Formula):
     def rule(self) -> str:
         return f"products of coordinates {spell_shape(self.shape)}"
 
-    def write(self, out: Floats, start: int) -> None:
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
         _, p, q = self.shape
-        k = np.arange(start, start + len(out))
+        k = np.arange(corner[0], corner[0] + len(out))
+        i, j = k % p - corner[1], (k + k // p) % q - corner[2]
+        inside = (i >= 0) & (i < out.shape[1]) & (j >= 0) & (j < out.shape[2])
         out[...] = 0
-        out[k - start, k % p, (k + k // p) % q] = 1
+        out[np.flatnonzero(inside), i[inside], j[inside]] = 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -246,10 +254,10 @@ class Blanked(Matrix):
     def rule(self) -> str:
         return f"{self.matrix.rule}, row {self.row} is 0"
 
-    def write(self, out: Floats, start: int) -> None:
-        self.matrix.write(out, start)
-        if start <= self.row < start + len(out):
-            out[self.row - start] = 0
+    def write_columns(self, out: Floats, row: int, cols: Integers) -> None:
+        self.matrix.write_columns(out, row, cols)
+        if 0 <= self.row - row < len(out):
+            out[self.row - row] = 0
 
     def values(self, i: Integers, j: Integers, dtype: np.dtype[Any]) -> Floats:
         return np.where(i == self.row, dtype.type(0), self.matrix.values(i, j, dtype))
@@ -276,10 +284,8 @@ class Masked(Formula):
         where = ", ".join(f"{first}…{end - 1}" for first, end in self.runs)
         return f"{self.weight.rule}, 0 for the outputs {where}"
 
-    def write(self, out: Floats, start: int) -> None:
-        self.weight.write(out, start)
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
+        self.weight.write(out, corner)
+        outputs, start = np.moveaxis(out, self.axis, 0), corner[self.axis]
         for first, end in self.runs:
-            if self.axis:
-                out[:, first:end] = 0
-            else:
-                out[max(0, first - start) : max(0, end - start)] = 0
+            outputs[max(0, first - start) : max(0, end - start)] = 0

@@ -18,13 +18,17 @@ def insert_after(
     *,
     users: Iterable[fx.Node] | None = None,
 ) -> fx.Node:
-    """A new call of `target` (a function, or a module's path) on `node`; its `users` (default all) now use it."""
+    """A new call of `target` (a function, or a module's path) on `node`; its `users` (default all) now use it.
+
+    Where all users of the node do, the new call belongs to it: its `meta["anchor"]` is the node.
+    """
     chosen = list(node.users) if users is None else list(users)
+    anchor = node.meta.get("anchor", node) if len(chosen) == len(node.users) else None
     with graph.inserting_after(node):
         made = call(graph, target, args(node))
     for user in chosen:
         user.replace_input_with(node, made)
-    made.meta["shape"] = node.meta.get("shape")
+    made.meta |= {"shape": node.meta.get("shape"), "scope": node.meta.get("scope"), "anchor": anchor}
     return made
 
 

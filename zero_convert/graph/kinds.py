@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
+from zero_convert.nn.containers import AugmentedLayer
 from zero_convert.nn.layers import HadamardTransform, ScalarBias, ScalarScale
 from zero_convert.records import Geometry
 
@@ -61,6 +62,7 @@ def kind_of(module: nn.Module) -> str:
 
     "fixed" is a matrix, kernel or norm whose values the author fixed: a transform of the signal, no layer of weights.
     """
+    module = module.layer if isinstance(module, AugmentedLayer) else module
     kind = _kind_of_class(module)
     if fixed_names(module) and (
         (kind in _TRANSFORMS and "weight" in fixed_names(module)) or (kind == "norm" and departs(module))
@@ -164,6 +166,7 @@ def is_layer(module: nn.Module) -> bool:
 
 def geometry(module: nn.Module) -> Geometry | None:
     """Sizes of a layer with weights; None for anything else. A recurrent layer's are those of its signal."""
+    module = module.layer if isinstance(module, AugmentedLayer) else module
     if isinstance(module, nn.Linear):
         return Geometry(module.out_features, module.in_features)
     if isinstance(module, nn.Bilinear):
@@ -228,6 +231,8 @@ def new_norm(norm: nn.Module, channels: int) -> nn.Module | None:
 
 def kept_whole(module: nn.Module) -> bool:
     """Whether the module is one node. A norm with an activation inside is two layers, and is followed into."""
+    if isinstance(module, AugmentedLayer):
+        return True
     return is_layer(module) and not (
         isinstance(module, NORMS) and any(not isinstance(child, nn.Identity) for child in module.children())
     )

@@ -40,6 +40,16 @@ def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def hidden_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that no state dict has, by each of their names."""
+    return {
+        f"{path}.{name}".lstrip("."): value
+        for path, part in module.named_modules(remove_duplicate=False)
+        for name, value in part._buffers.items()
+        if value is not None and name in part._non_persistent_buffers_set
+    }
+
+
 def stateful_parts(module: nn.Module) -> dict[str, nn.Module]:
     """The modules with extra state, by the name of that state."""
     parts = module.named_modules(remove_duplicate=False)

@@ -10,6 +10,8 @@ from torch import fx, nn
 
 from zero_convert.records import Structure
 
+from .module_tree import Given
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -29,6 +31,7 @@ class Traced:
         decisions: what the example inputs' values decided in the forward.
         inside: name → role of the layers inside `opaque` parts, from a recording.
         ends: for a region: names of the layers in it that are the whole model's stems, and its heads.
+        given: of a rewritten network: what it was before, to build its module tree from.
         answers: what the analysis asked parts of the graphs by running them, kept from one analysis to the next.
     """
 
@@ -44,6 +47,7 @@ class Traced:
     decisions: tuple[str, ...] = ()
     inside: Mapping[str, str] = field(default_factory=dict)
     ends: tuple[frozenset[str], frozenset[str]] | None = None
+    given: Given | None = field(default=None, repr=False, compare=False)
     answers: dict[Hashable, list[int] | None] = field(default_factory=dict, repr=False, compare=False)
 
     @property

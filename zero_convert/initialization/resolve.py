@@ -41,7 +41,7 @@ class Tied(Formula):
     def rule(self) -> str:
         return f"tied to {self.name}"
 
-    def write(self, out: Floats, start: int) -> None:
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
         """Leaves the array as it is."""
 
 

@@ -148,5 +148,5 @@ class AsConstructed(Formula):
     def rule(self) -> str:
         return "kept as constructed"
 
-    def write(self, out: Floats, start: int) -> None:
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
         """Leaves the array as it is."""

@@ -14,7 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 Sides = Sequence[tuple[int, int]]
 
 
-def _overridable(function: Callable[..., Any]) -> Callable[..., Any]:
+def overridable(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, seen as one operation by torch's function modes and by symbolic tracing."""
 
     @functools.wraps(function)
@@ -26,7 +26,7 @@ def _overridable(function: Callable[..., Any]) -> Callable[..., Any]:
     return outer
 
 
-@_overridable
+@overridable
 def relu0(x: Tensor) -> Tensor:
     """max(x, 0), same shape, with derivative 1 at exactly 0 (torch's is 0 there, and a zero layer would stay dead).
 
@@ -35,13 +35,13 @@ def relu0(x: Tensor) -> Tensor:
     return torch.where(x < 0, 0.0, x)
 
 
-@_overridable
+@overridable
 def relu6_0(x: Tensor) -> Tensor:
     """min(max(x, 0), 6), same shape, with derivative 1 at exactly 0."""
     return torch.where(x < 0, 0.0, x).clamp(max=6.0)
 
 
-@_overridable
+@overridable
 def subsample(x: Tensor, stride: Sequence[int], sides: Sides) -> Tensor:
     """Every `stride`-th position of the trailing dimensions, after cropping `sides` (left, right; negative pads zeros).
 
@@ -57,13 +57,13 @@ def subsample(x: Tensor, stride: Sequence[int], sides: Sides) -> Tensor:
     return x[(..., *index)]  # type: ignore[index]
 
 
-@_overridable
+@overridable
 def pad_channels(x: Tensor, channels: int, trailing: int) -> Tensor:
     """`x` with zero channels appended up to `channels`; the channel axis has `trailing` dimensions after it."""
     return F.pad(x, [0, 0] * trailing + [0, channels - x.shape[-1 - trailing]])
 
 
-@_overridable
+@overridable
 def assigned(x: Tensor, index: Any, value: Any) -> Tensor:
     """`x` after `x[index] = value`, which changes it."""
     x[index] = value

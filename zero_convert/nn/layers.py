@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zero_convert.formulas import hadamard, hashing
+
+from .functional import overridable
+
+
+@overridable
+def transformed(
+    x: Tensor, left: Tensor, right: Tensor, mix: Tensor, channels: int, order: int, trailing: int, mixing: str
+) -> Tensor:
+    """What `HadamardTransform` returns; arguments as its attributes."""
+    axis, layout = -1 - trailing, _layout(x)
+    if mixing == "permute":
+        x = x.index_select(axis, mix)
+    elif mixing == "signs":
+        x = x * mix.reshape(-1, *[1] * trailing).to(x.dtype)
+    y = x.movedim(axis, -1)
+    right = right.to(x.dtype)
+    if not left.numel():
+        y = torch.matmul(y, right)
+    else:
+        left = left.to(x.dtype)
+        lead = y.shape[:-1]
+        if order != channels:
+            y = F.pad(y, (0, order - channels))
+        y = left @ y.reshape(*lead, len(left), len(right)) @ right.T
+        y = y.reshape(*lead, order)[..., :channels] * (1 / math.sqrt(order))
+    return y.movedim(-1, axis).contiguous(memory_format=layout)
 
 
 def _layout(x: Tensor) -> torch.memory_format:
@@ -54,6 +81,7 @@ class HadamardTransform(nn.Module):
     left: Tensor
     right: Tensor
     mix: Tensor
+    _moved = False
 
     def __init__(
         self,
@@ -68,21 +96,48 @@ class HadamardTransform(nn.Module):
         self.order = channels if hadamard.exact_order(channels) else 1 << (channels - 1).bit_length()
         self.scale = 1 / math.sqrt(self.order)
         same = next((transform for transform in like if transform.channels == channels), None)
+        for name, values in self._values(mixed_only=same is not None).items():
+            self.register_buffer(name, values, persistent=False)
         if same is not None:
-            left, right = same.left, same.right
-        elif channels <= self.DENSE:
-            left, right = torch.empty(0), torch.from_numpy(_transform(self.order, channels).copy())
+            self.left, self.right = same.left, same.right
+
+    def _values(self, *, mixed_only: bool = False) -> dict[str, Tensor]:
+        """The numbers, which follow from the arguments alone; with `mixed_only` empty tensors for H."""
+        left = right = torch.empty(0)
+        if mixed_only:
+            pass
+        elif self.channels <= self.DENSE:
+            right = torch.from_numpy(_transform(self.order, self.channels).copy())
         else:
             first, *second = (torch.from_numpy(factor).float() for factor in hadamard.kronecker_factors(self.order))
             left, right = (first, second[0]) if second else (torch.ones(1, 1), first)
-        self.register_buffer("left", left, persistent=False)
-        self.register_buffer("right", right, persistent=False)
         mix = torch.empty(0)
-        if mixing == "permute":
-            mix = torch.from_numpy(hashing.permutation(0, key, channels))
-        elif mixing == "signs":
-            mix = torch.from_numpy(hashing.signs(0, key, 0, channels)).float()
-        self.register_buffer("mix", mix, persistent=False)
+        if self.mixing == "permute":
+            mix = torch.from_numpy(hashing.permutation(0, self.key, self.channels))
+        elif self.mixing == "signs":
+            mix = torch.from_numpy(hashing.signs(0, self.key, 0, self.channels)).float()
+        return {"left": left, "right": right, "mix": mix}
+
+    def reset_parameters(self) -> None:
+        """Writes the numbers anew: behind `to_empty` they are none."""
+        with torch.no_grad():
+            for name, values in self._values().items():
+                getattr(self, name).copy_(values)
+        self._moved = False
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HadamardTransform:
+        was_meta = self.right.is_meta
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if was_meta and not self.right.is_meta:
+            self.reset_parameters()
+        else:
+            self._moved = True  # `to_empty` of what is no meta tensor looks like any other move
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self._moved and not self.right.is_meta:
+            self.reset_parameters()
+        super()._load_from_state_dict(*args, **kwargs)
 
     @property
     def isometry(self) -> bool:
@@ -90,23 +145,9 @@ class HadamardTransform(nn.Module):
         return self.order == self.channels
 
     def forward(self, x: Tensor) -> Tensor:
-        axis, layout = -1 - self.trailing, _layout(x)
-        if self.mixing == "permute":
-            x = x.index_select(axis, self.mix)
-        elif self.mixing == "signs":
-            x = x * self.mix.reshape(-1, *[1] * self.trailing).to(x.dtype)
-        y = x.movedim(axis, -1)
-        right = self.right.to(x.dtype)
-        if self.channels <= self.DENSE:
-            y = torch.matmul(y, right)
-        else:
-            left = self.left.to(x.dtype)
-            lead = y.shape[:-1]
-            if not self.isometry:
-                y = F.pad(y, (0, self.order - self.channels))
-            y = left @ y.reshape(*lead, len(left), len(right)) @ right.T
-            y = y.reshape(*lead, self.order)[..., : self.channels] * self.scale
-        return y.movedim(-1, axis).contiguous(memory_format=layout)
+        numbers = self.left, self.right, self.mix
+        y: Tensor = transformed(x, *numbers, self.channels, self.order, self.trailing, self.mixing)
+        return y
 
     def extra_repr(self) -> str:
         return f"{self.channels}, mixing={self.mixing}"

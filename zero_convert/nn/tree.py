@@ -151,10 +151,15 @@ class ConvertedModule(nn.Module):
         self._set_graphs(state["train_graph"], state["evaluate_graph"])
 
 
-def _compile(graph: fx.Graph) -> Callable[..., Any]:
+def source_of(graph: fx.Graph) -> tuple[str, dict[str, Any]]:
+    """The definition of a function `forward` that does what the graph does, and what its text refers to."""
     code = graph.python_code("self")
-    space = dict(code.globals)
-    exec(compile(_without_keywords(code.src, graph), "<zero_convert graph>", "exec"), space)
+    return _without_keywords(code.src, graph), dict(code.globals)
+
+
+def _compile(graph: fx.Graph) -> Callable[..., Any]:
+    source, space = source_of(graph)
+    exec(compile(source, "<zero_convert graph>", "exec"), space)
     function: Callable[..., Any] = space["forward"]
     return function
 

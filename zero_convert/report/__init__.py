@@ -189,17 +189,17 @@ def _kinds(result: Result) -> tuple[blocks.Kind, ...]:
         given = result.original
         before = blocks.Scene(given.traced.root, given.traced.train, given.structure)
     graph = None
-    if isinstance(result.module, ConvertedModule):
-        graph = result.module.train_graph
+    if isinstance(result.network, ConvertedModule):
+        graph = result.network.train_graph
     elif result.original is not None and not any(edit.applied for edit in result.plan.edits):
         graph = result.original.traced.train  # the module is as it was given
     if graph is not None:
-        after = blocks.Scene(result.module, graph, result.structure, result.plan.assignments)
+        after = blocks.Scene(result.network, graph, result.structure, result.plan.assignments)
     return blocks.kinds(before, after, result.plan.joins)
 
 
 def _weights(result: Result) -> tuple[weights.Shown, ...]:
-    return weights.chosen(result.module, result.plan.assignments)
+    return weights.chosen(result.network, result.plan.assignments)
 
 
 def _html(result: Result, saved: Sequence[Saved], figures: Figures) -> str:

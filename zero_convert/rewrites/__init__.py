@@ -16,9 +16,10 @@ from functools import partial
 from importlib import import_module
 from types import ModuleType
 
-from torch import fx
+from torch import fx, nn
 
 from zero_convert.graph.editing import replace_module, resort
+from zero_convert.graph.module_tree import Content, Given, without_scopes
 from zero_convert.graph.traced import Region, Traced
 from zero_convert.nn.tree import ConvertedModule, uncalled
 
@@ -57,6 +58,7 @@ def apply(traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]
         named = {x.node: nodes.get(tuple(f"{prefix}{name}" for name in x.branch), x.node) for x in joins}
         stems, heads = (frozenset(n.removeprefix(prefix) for n in names if n.startswith(prefix)) for names in ends)
         inner, inner_edits = _rewritten(replace(region.traced, ends=(stems, heads)), rewrites, options)
+        without_scopes(inner.graphs)
         _keep_attributes(inner, region)
         replace_module(traced.root, region.path, inner.root)
         edits += [replace(edit, target=f"{region.path}: {named.get(edit.target, edit.target)}") for edit in inner_edits]
@@ -67,6 +69,10 @@ def _rewritten(
     traced: Traced, rewrites: Sequence[str], options: Mapping[str, Option]
 ) -> tuple[Traced, tuple[Edit, ...]]:
     aside = uncalled(traced.root, *traced.graphs)
+    lists = {
+        p: tuple(m._modules) for p, m in traced.root.named_modules() if isinstance(m, nn.Sequential | nn.ModuleList)
+    }
+    given = Given(traced.root, {graph: _content(graph) for graph in traced.graphs}, lists)
     edits: dict[tuple[str, str, str], Edit] = {}
     known: dict[fx.Graph, Structure] = {}  # of graphs that no rewrite has changed since
     for name in rewrites:
@@ -91,7 +97,7 @@ def _rewritten(
             # It is a call from now on, or a later rewrite removes it.
             aside = [path for path in aside if path not in called]
     module = ConvertedModule.assemble(traced.root, traced.train, traced.evaluate, aside)
-    return replace(traced, root=module), tuple(edits.values())
+    return replace(traced, root=module, given=given), tuple(edits.values())
 
 
 def _analyzed(traced: Traced, graph: fx.Graph, known: dict[fx.Graph, Structure]) -> Structure:
@@ -100,7 +106,7 @@ def _analyzed(traced: Traced, graph: fx.Graph, known: dict[fx.Graph, Structure])
     return known[graph]
 
 
-def _content(graph: fx.Graph) -> list[tuple[object, ...]]:
+def _content(graph: fx.Graph) -> Content:
     """What the graph computes, in a form that can be compared."""
     return [(node, node.op, node.target, node.args, node.kwargs) for node in graph.nodes]
 

@@ -59,7 +59,7 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
             node.replace_input_with(before, tensors_in(before)[0])
             with graph.inserting_after(node):
                 after = graph.node_copy(before, lambda n, node=node: node)  # type: ignore[misc]
-            after.meta = {**before.meta, "shape": node.meta.get("shape")}
+            after.meta = {**before.meta, "shape": node.meta.get("shape"), "anchor": node}
             node.replace_all_uses_with(after, lambda user, after=after: user is not after)
             if not before.users:
                 graph.erase_node(before)

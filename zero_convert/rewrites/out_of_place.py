@@ -15,29 +15,13 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
+from zero_convert.graph.in_place import FILLS, FUNCTIONS, flagged, make_pure, pure_method
 from zero_convert.graph.queries import kind, memory
 
 from ..records import Analyzed, Edit, Option
 
 NAME = "out_of_place"
-FUNCTIONS: dict[Any, Any] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-    F.elu_: F.elu,
-    F.hardtanh_: F.hardtanh,
-    F.leaky_relu_: F.leaky_relu,
-    F.relu_: F.relu,
-    F.rrelu_: F.rrelu,
-    F.selu_: F.selu,
-    F.celu_: F.celu,
-    torch.relu_: torch.relu,
-}
-WITH_FLAG = frozenset({F.relu, F.relu6, F.silu, F.hardswish, F.hardsigmoid, F.mish})  # (input, inplace)
-FILLS = frozenset({"bernoulli_", "copy_", "fill_", "zero_"})  # they do not read what they overwrite
 SAME_MEMORY = ("data", "T", "mT", "H", "mH", "real", "imag")
 VIEWS: frozenset[Any] = frozenset(
     {
@@ -64,7 +48,7 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
             edits.append(Edit(NAME, node.name, "left in place", False, "other views of its value are read later"))
             stay.add(str(node.target))
             continue
-        _make_pure(node)
+        make_pure(node)
         value.replace_all_uses_with(node, lambda user, at=order[node]: order[user] > at)
         count += 1
     for path in in_place.keys() - stay:
@@ -97,29 +81,11 @@ def _works_in_place(root: nn.Module, node: fx.Node, modules: dict[str, bool]) ->
         return False
     if node.target in FUNCTIONS:
         return node.meta.get("shape") is not None  # sizes are Python numbers: nobody else sees the change
-    return node.kwargs.get("inplace") is True or _pure_method(node) != "" or _flagged(node)
-
-
-def _pure_method(node: fx.Node) -> str:
-    """The method without the underscore; "" for one that has no such form."""
-    name = str(node.target) if node.op == "call_method" else ""
-    pure = name.removesuffix("_")
-    known = name.endswith("_") and not name.endswith("__") and name not in FILLS
-    return pure if known and callable(getattr(torch.Tensor, pure, None)) else ""
-
-
-def _flagged(node: fx.Node) -> bool:
-    return node.target in WITH_FLAG and True in node.args[1:]
-
-
-def _make_pure(node: fx.Node) -> None:
-    if node.op == "call_module":
-        return
-    if _flagged(node):
-        node.args = node.args[:1]
-    node.target = FUNCTIONS.get(node.target, _pure_method(node) or node.target)
-    if "inplace" in node.kwargs:
-        node.kwargs = {**node.kwargs, "inplace": False}
+    return (
+        node.kwargs.get("inplace") is True
+        or (node.op == "call_method" and pure_method(node.target) != "")
+        or flagged(node.target, node.args)
+    )
 
 
 def _other_views(root: nn.Module, value: fx.Node, before: int, order: Mapping[fx.Node, int]) -> list[fx.Node]:

@@ -25,7 +25,7 @@ def rewrite(root: nn.Module, graph: fx.Graph, analyzed: Analyzed, options: Mappi
         if which:
             with graph.inserting_before(node):
                 relu = graph.call_function(relu0 if which == "relu" else relu6_0, (node.all_input_nodes[0],))
-            relu.meta["shape"] = node.meta.get("shape")
+            relu.meta |= {"shape": node.meta.get("shape"), "scope": node.meta.get("scope"), "anchor": node}
             node.replace_all_uses_with(relu)
             graph.erase_node(node)
             count += 1

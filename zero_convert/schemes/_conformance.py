@@ -5,7 +5,7 @@
     facts       its file imports nothing that draws, multiplies matrices or holds a network
     covered     it has a rule for every trainable tensor of every specimen, or for none of the layer's
     shapes      every formula has its tensor's shape and writes every value, all of them finite
-    windows     any rows of a formula have the bits of the whole, in every float type and layout
+    windows     any block of a formula has the bits of the whole, in every float type and layout
     pure        asked again, the same formulas; nothing that it was given is changed
     repeatable  two fresh processes with other hash seeds make the same bytes
 
@@ -151,18 +151,26 @@ def _windows(scheme: Scheme, name: str) -> Answer:
             if isinstance(rule, AsConstructed):
                 continue
             for dtype in (np.float16, np.float32, np.float64):
-                whole, n = _whole(rule, dtype), rule.shape[0] if rule.shape else 1
-                windows = ((a, b) for a, b in ((0, n), (0, 1), (n - 1, n), (n // 3, n - n // 3)) if a <= b)
+                whole = _whole(rule, dtype)
                 same = all(
-                    np.array_equal(rule.window(a, b, dtype), whole[a:b] if rule.shape else whole) for a, b in windows
+                    np.array_equal(rule.block(ranges, dtype), whole[tuple(slice(*pair) for pair in ranges)])
+                    for ranges in _blocks(rule.shape)
                 )
                 wide = np.full((*rule.shape, 2), np.nan, dtype)[..., 0]
                 rule.fill(wide)
                 count += 1
                 if not same or not np.array_equal(wide, whole):
-                    wrong.append(f"{what}: rows of {local} differ from the whole in {np.dtype(dtype)}")
+                    wrong.append(f"{what}: blocks of {local} differ from the whole in {np.dtype(dtype)}")
                     break
     return wrong, f"{count:,} tensors, in three float types"
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[list[tuple[int, int]]]:
+    """Some rows, some of each other axis, and a block that is inside on every axis."""
+    n = shape[0] if shape else 0
+    yield from ([(a, b)] for a, b in ((0, n), (0, min(1, n)), (max(0, n - 1), n), (n // 3, n - n // 3)) if shape)
+    yield from ([*((0, size) for size in shape[:axis]), (size // 2, size)] for axis, size in enumerate(shape) if axis)
+    yield [(size // 3, max(size // 3, size - size // 3)) for size in shape]
 
 
 def _pure(scheme: Scheme, name: str) -> Answer:
@@ -201,7 +209,7 @@ QUESTIONS: Mapping[str, tuple[str, Callable[[Scheme, str], Answer]]] = {
     "facts": ("Is it a function of facts?", _facts),
     "covered": ("Has every tensor of a layer a rule, or none?", _covered),
     "shapes": ("Does every formula write its tensor?", _shapes),
-    "windows": ("Have windows the bits of the whole?", _windows),
+    "windows": ("Have blocks the bits of the whole?", _windows),
     "pure": ("Does it give the same again?", _pure),
     "repeatable": ("Do fresh processes make the same bytes?", _repeatable),
 }

@@ -29,10 +29,10 @@ class FileValues(Formula):
     def rule(self) -> str:
         return "kept from the file"
 
-    def write(self, out: Floats, start: int) -> None:
-        """Set out to the rows from `start` on."""
-        values = self.values().double().numpy()
-        out[...] = values[start : start + len(out)] if self.shape else values
+    def write(self, out: Floats, corner: tuple[int, ...]) -> None:
+        """Set out to the block that begins at `corner`."""
+        part = tuple(slice(start, start + size) for start, size in zip(corner, out.shape, strict=True))
+        out[...] = self.values().double().numpy()[part]
 
     def values(self) -> torch.Tensor:
         """The tensor as it is stored, bit by bit.

@@ -86,6 +86,29 @@ def retrace(traced: Traced, root: nn.Module, values: Sequence[Any]) -> Traced:
 
 
 @eager()
+def retrace_tree(traced: Traced, inputs: Sequence[Any], root: nn.Module) -> tuple[fx.Graph, fx.Graph]:
+    """The graphs of another module for the same inputs, in training and evaluation mode, by the same capture.
+
+    Raises:
+        TraceFailure: its forward cannot be followed.
+    """
+    modes = {m: m.training for m in root.modules()}
+    try:
+        with rng.seeded():
+            if traced.capture == "fx":
+                return _symbolic_graph(root, len(inputs), training=True), _symbolic_graph(
+                    root, len(inputs), training=False
+                )
+            named = dict(zip(traced.keywords, inputs, strict=True)) if traced.keywords else inputs
+            leaves = list(traced.opaque)
+            train, evaluate = (_record(root, named, leaves, [], {}, training=mode) for mode in (True, False))
+            return train, evaluate
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+
+
+@eager()
 def record(module: nn.Module, example_inputs: Inputs) -> fx.Graph | None:
     """The graph of one forward in evaluation mode on real values, to look into parts that were kept whole.
 
@@ -105,11 +128,7 @@ def _symbolic(module: nn.Module, inputs: Inputs, failed: list[str]) -> Traced | 
     if isinstance(inputs, Mapping) or not all(isinstance(x, Tensor) for x in inputs):
         return None  # symbols stand for tensors only
     try:
-        graphs = []
-        for training in (True, False):
-            module.train(training)
-            graphs.append(LayerTracer((), len(inputs)).trace(module))
-            follow_writes(graphs[-1])
+        graphs = [_symbolic_graph(module, len(inputs), training=training) for training in (True, False)]
     except TraceFailure as failure:
         failed.append(f"fx: {_where(module, failure.path, failure.cause)}")
         return None
@@ -124,6 +143,13 @@ def _symbolic(module: nn.Module, inputs: Inputs, failed: list[str]) -> Traced | 
         failed.append(f"fx: its graph does not run: {error.got[:120]}")
         return None
     return Traced(module, train, evaluate, "fx")
+
+
+def _symbolic_graph(module: nn.Module, inputs: int, *, training: bool) -> fx.Graph:
+    module.train(training)
+    graph = LayerTracer((), inputs).trace(module)
+    follow_writes(graph)
+    return graph
 
 
 def _ladder(module: nn.Module, inputs: Inputs, failed: list[str]) -> Traced:

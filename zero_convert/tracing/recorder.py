@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from zero_convert.graph.results import tensors_of
+from zero_convert.graph.scopes import Scope, ScopeCall, ScopedGraph
 from zero_convert.nn.functional import FunctionCall, assigned
 from zero_convert.runtime import rng
 from zero_convert.runtime.patches import replaced
@@ -60,7 +61,7 @@ class Recorder(TorchFunctionMode):
         self, root: nn.Module, leaves: Collection[str], is_leaf: Callable[[nn.Module], bool], *, real: bool = False
     ) -> None:
         super().__init__()
-        self.root, self.graph = root, fx.Graph()
+        self.root, self.graph = root, ScopedGraph()
         self.decisions: list[str] = []
         self._leaves, self._is_leaf = frozenset(leaves), is_leaf
         self._fake = None if real else FakeTensorMode(allow_non_fake_inputs=True)
@@ -76,6 +77,8 @@ class Recorder(TorchFunctionMode):
         self._examples: dict[fx.Node, Any] = {}
         self._buffers: dict[str, Tensor] = {}  # the real ones, by name
         self._count = 0
+        self._numbers: dict[str, int] = {}  # path → of its last call
+        self._scope_calls: dict[Scope, ScopeCall] = {}
 
     # -- the forward ---------------------------------------------------------------------------------------------------
 
@@ -97,7 +100,8 @@ class Recorder(TorchFunctionMode):
             with whole, self._calls_seen(), sizes_of(self.graph), maps, self:
                 value = self.root(*faked[: len(args)], **dict(zip(keywords, faked[len(args) :], strict=True)))
                 node = self.graph.output(self._values.result(value))
-            node.meta["outputs"] = tensor_summary(value)
+            node.meta |= {"outputs": tensor_summary(value), "calls": self._scope_calls}
+            self.graph.__class__ = fx.Graph  # type: ignore[assignment]  # what is added from here on is no part of the forward
         return self.graph
 
     def _input(self, value: Any, name: str) -> Any:
@@ -189,9 +193,16 @@ class Recorder(TorchFunctionMode):
             if len(seen) <= MAX_CALLS and not (call := self._call_of(args, kwargs)).among(seen):
                 seen.append(call)
         self._running.append(path if path is not None else self._running[-1])
+        around = self.graph.scope
+        if path:
+            number = self._numbers[path] = self._numbers.get(path, -1) + 1
+            self.graph.scope = (*around, (path, number))
         before = rng.states() if self._fake is not None else None
         try:
+            made = ScopeCall.of((args, kwargs), Tensor, self._node_of) if path else None
             value = original(module, *args, **kwargs)
+            if made is not None:
+                self._scope_calls[self.graph.scope] = made.returning(value, Tensor, self._node_of)
             if before is not None:
                 refuse_draws(before, path or "")
             return value
@@ -201,6 +212,10 @@ class Recorder(TorchFunctionMode):
             raise
         finally:
             self._running.pop()
+            self.graph.scope = around
+
+    def _node_of(self, tensor: Tensor) -> fx.Node | None:
+        return self._values.by_tensor.get(id(tensor))
 
     def _call_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
         self._paused = True

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
 from zero_convert.graph.kinds import kept_whole
+from zero_convert.graph.scopes import Scope, ScopeCall
 from zero_convert.runtime import rng
 
 from .side_effects import refuse_draws, restored, unassigned
@@ -75,6 +76,10 @@ class _Attribute(_Unpacking, Attribute):
         return _Attribute(self, k)
 
 
+def _node_of(proxy: fx.Proxy) -> fx.Node:
+    return proxy.node
+
+
 class LayerTracer(fx.Tracer):
     """Records the first `inputs` arguments of `forward`; the others take their defaults.
 
@@ -89,6 +94,8 @@ class LayerTracer(fx.Tracer):
         super().__init__()
         self._leaves, self._inputs = frozenset(leaves), inputs
         self._named: dict[int, tuple[str, Tensor]] = {}
+        self._scope: Scope = ()
+        self._calls: dict[Scope, ScopeCall] = {}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -99,15 +106,28 @@ class LayerTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        before = rng.states()
+        before, path = rng.states(), self.path_of_module(m)
+        outer = self._scope
+        if not self.is_leaf_module(m, path):
+            self._scope = (*outer, (path, self.num_calls.get(path, 0)))
         try:
             value = super().call_module(m, forward, args, kwargs)
             refuse_draws(before, "")
+            if self._scope is not outer:
+                call = ScopeCall.of((args, kwargs), fx.Proxy, _node_of)
+                self._calls[self._scope] = call.returning(value, fx.Proxy, _node_of)
             return value
         except TraceFailure:
             raise
         except (Exception, SystemExit) as error:
-            raise TraceFailure(self.path_of_module(m), error) from error
+            raise TraceFailure(path, error) from error
+        finally:
+            self._scope = outer
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        node.meta["scope"] = self._scope
+        return node
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
         """As fx does it, without a walk through all parameters for each that is read."""
@@ -132,6 +152,7 @@ class LayerTracer(fx.Tracer):
         for node in reversed(graph.nodes):  # `x, _ = attention(…)` leaves a part that nobody reads
             if node.target is operator.getitem and not node.users:
                 graph.erase_node(node)
+        graph.output_node().meta["calls"] = self._calls
         return graph
 
     def create_args_for_root(

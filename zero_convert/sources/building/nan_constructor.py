@@ -13,7 +13,8 @@ How it works. A dispatch mode sees every aten operation of the constructor:
 4. reading such a value into Python (`if torch.rand(1) < 0.5`) cannot be followed and becomes a note;
 5. Python's `random` and numpy's generators are seeded with 0 meanwhile, with a note if they were used, and a second
    construction with another seed shows what they made (`other_draws.py`);
-6. a tensor that there is no room for is refused (`memory.py`): memory costs nothing before it is filled.
+6. large tensors cost nothing before they are written (`runtime/nan_memory.py`); elsewhere than on Linux, a tensor that
+   there is no room for is refused (`memory.py`).
 
 No default generator is seeded or read, and other threads construct as usual. This file knows torch only; it neither
 finds nor names models.
@@ -31,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zero_convert.errors import LoadError
 from zero_convert.graph import unregistered
-from zero_convert.runtime import rng
+from zero_convert.runtime import nan_memory, rng
 from zero_convert.runtime.patches import replaced
 from zero_convert.runtime.threads import one_thread
 
@@ -104,8 +105,7 @@ class NanFill(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return out if out.is_quantized else out.fill_(0)
             if not self._write:
                 return out
-            require(out.numel() * out.element_size())
-            return out.fill_(torch.nan)
+            return self._new(out)
         if kind == _FILL:
             written = _written(func, args, kwargs)
             for tensor in written:
@@ -122,12 +122,19 @@ class NanFill(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _fill(self, tensor: Tensor, value: int = 0, derived: bool = False) -> Tensor:
         if _can_be_nan(tensor):
-            if self._write:
+            if self._write and not nan_memory.restore(tensor):
                 tensor.fill_(torch.nan)
         else:
             tensor.fill_(value)
             self._remember(tensor, derived)
         return tensor
+
+    def _new(self, empty: Tensor) -> Tensor:
+        """NaN of the sizes and type of a tensor that nothing was written to."""
+        if (made := nan_memory.like(empty)) is not None:
+            return made
+        require(empty.numel() * empty.element_size())
+        return empty.fill_(torch.nan)
 
     def _draw(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = _given(func, args, kwargs)
@@ -157,6 +164,8 @@ class NanFill(TorchDispatchMode):  # type: ignore[no-untyped-call]
             sources = [value for value in given.values() if isinstance(value, Tensor)]
             shape = torch.broadcast_shapes(*(source.shape for source in sources))  # type: ignore[no-untyped-call]
             out = sources[0].new_empty(shape, **options)
+        if self._write and _can_be_nan(out):
+            return self._new(out)
         return self._fill(out, _bound(func, args, kwargs))
 
     def _factor(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

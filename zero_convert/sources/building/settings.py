@@ -7,7 +7,7 @@ cache of a language model. The module that comes back has every setting as it wa
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +42,17 @@ def restore(settings: Iterable[Setting]) -> None:
 
 
 @contextmanager
-def exporting(settings: Iterable[Setting]) -> Iterator[None]:
-    """What an export follows is plain within the block, and afterwards what it was before."""
-    held = [(setting, getattr(setting.owner, setting.name)) for setting in settings if setting.exported]
+def plain(settings: Iterable[Setting]) -> Iterator[None]:
+    """The settings are plain within the block, and afterwards what they were before."""
+    held = [(setting, getattr(setting.owner, setting.name)) for setting in settings]
     apply(setting for setting, _ in held)
     try:
         yield
     finally:
         for setting, value in held:
             setattr(setting.owner, setting.name, value)
+
+
+def exporting(settings: Iterable[Setting]) -> AbstractContextManager[None]:
+    """What an export follows is plain within the block, and afterwards what it was before."""
+    return plain(setting for setting in settings if setting.exported)

@@ -11,12 +11,10 @@ transformers inside functions only, because importing it takes seconds.
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import importlib
 import importlib.util
 import logging
-import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +63,6 @@ def build(name: str, args: dict[str, Any]) -> nn.Module:
         try:
             cls = _network(name)
             config = configured(cls.config_class, args, f"transformers:{name}")
-            _require_memory(cls, config)
             module: nn.Module = cls(config)
         except ImportError as error:
             text = " ".join(str(error).split())
@@ -133,29 +130,6 @@ def offline() -> Iterator[None]:
 
     with replaced(constants, "HF_HUB_OFFLINE", lambda _: True), without_logs(logging.WARNING, "transformers"):
         yield
-
-
-def _require_memory(cls: Any, config: Any) -> None:
-    """Refuses a network that does not fit, before filling what fits: the defaults of many have billions of values.
-
-    Building it without values takes a while too, so only where widths and depths look like half a billion values.
-    """
-    import torch
-
-    from zero_convert.sources.building.memory import require
-
-    from .configs import inner_configs
-
-    def guessed(each: Any) -> int:
-        sizes = (getattr(each, name, None) for name in ("num_hidden_layers", "hidden_size", "hidden_size"))
-        product = math.prod(size if isinstance(size, int) else 0 for size in sizes)
-        return 12 * product + sum(guessed(inner) for _, inner in inner_configs(each))
-
-    if guessed(config) > 500_000_000:
-        size = 0
-        with contextlib.suppress(Exception), torch.device("meta"):  # some networks cannot be built without values
-            size = sum(each.numel() * each.element_size() for each in cls(copy.deepcopy(config)).parameters())
-        require(size, "a model")
 
 
 def _network(name: str) -> Any:
