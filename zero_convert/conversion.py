@@ -34,7 +34,7 @@ from .sources.building.fingerprint import fingerprint
 from .sources.building.precision import cast as cast
 from .sources.building.precision import single_precision
 from .sources.file_values import FileValues
-from .sources.inputs import parse_inputs
+from .sources.inputs import needed_inputs, parse_inputs
 from .sources.model_file import File, opened
 from .sources.programs import torchscript
 from .structure import analyze
@@ -110,7 +110,8 @@ class Conversion:
         self.traced, self.outside = _traced(loaded, given)
         traced = self.traced
         self.described = self.description = describe_network(traced)
-        self.needed = sources.needed_inputs(loaded, traced.capture) if self.given else ()
+        usual = sources.conventional_inputs(loaded) if self.given else None
+        self.needed = needed_inputs(loaded, usual, traced.capture) if self.given else ()
         self.outputs = {"train": _outputs(traced.train), "evaluate": _outputs(traced.evaluate)}
 
     def analyze(self, *, compare: bool) -> None:
@@ -153,10 +154,11 @@ class Conversion:
         )
         self.kept = any(isinstance(a.formula, FileValues) for a in assignments)
         if write:
-            self._set_modes(self.traced.root)
+            self._restore_modes(self.traced.root)
         return assignments
 
-    def _set_modes(self, root: nn.Module) -> None:
+    def _restore_modes(self, root: nn.Module) -> None:
+        """The modes that the parts were in when the model was given."""
         for path, part in root.named_modules():
             like = next(path[:end] for end in range(len(path), -1, -1) if path[:end] in self.modes)
             part.training = self.modes[like]  # a new part has a name that begins with that of another: "bn2_out"
@@ -186,7 +188,7 @@ class Conversion:
         """The rewritten network for the user. Its state dicts carry the architecture digest."""
         with settings.plain(self.loaded.settings):
             tree = module_tree(self.traced, self.inputs)
-        self._set_modes(tree.module)
+        self._restore_modes(tree.module)
         guard(tree.module, self.architecture_digest)
         return tree
 

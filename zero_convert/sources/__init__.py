@@ -335,36 +335,3 @@ def known_candidates(module: nn.Module) -> Iterator[tuple[str, str, list[dict[st
     for library, origin in _available(True):
         for name, attempts in origin.candidates(module):
             yield library, name, attempts
-
-
-def needed_inputs(loaded: Loaded, capture: str) -> tuple[str, ...]:
-    """The given example inputs as the recipe spells them, where the source's own would not do to trace the model.
-
-    In the capture `fx` those do that run: sizes decide no branch of its graph. In the others the graph is what these
-    inputs make of the forward, so they have to be of the same sizes.
-    """
-    import torch
-
-    from zero_convert.tracing.shapes import runs
-
-    from .inputs import spell_inputs
-
-    usual, given = conventional_inputs(loaded), loaded.example_inputs or ()
-    named = given if isinstance(given, Mapping) else dict.fromkeys(range(0))
-    values = tuple(named.values()) if named else tuple(given)
-    if not loaded.name or not all(isinstance(x, torch.Tensor) for x in values):
-        return ()
-    if (
-        usual is not None
-        and len(usual) == len(values)
-        and isinstance(usual, Mapping) == bool(named)
-        and (capture == "fx" or _sizes(usual) == _sizes(given))
-        and runs(loaded.module, usual)
-    ):
-        return ()
-    return spell_inputs(given, lambda inputs: runs(loaded.module, inputs))
-
-
-def _sizes(inputs: Inputs) -> list[tuple[Any, ...] | None]:
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return [tuple(x.shape) if hasattr(x, "shape") else None for x in values]

@@ -18,6 +18,7 @@ from torch import nn
 from zero_convert.errors import UsageError, closest
 from zero_convert.formats.dtypes import DTYPES
 from zero_convert.graph.example_values import reference_tensor
+from zero_convert.tracing.shapes import runs
 
 # What a forward is called with: positional arguments, or keyword arguments by name.
 Inputs = tuple[Any, ...] | dict[str, Any]
@@ -141,3 +142,34 @@ def _mapped(values: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(values, (tuple, list)):
         return type(values)(_mapped(value, change) for value in values)
     return values
+
+
+def needed_inputs(loaded: Any, usual: Inputs | None, capture: str) -> tuple[str, ...]:
+    """The given example inputs as the recipe spells them, where the source's own would not do to trace the model.
+
+    In the capture `fx` those do that run: sizes decide no branch of its graph. In the others the graph is what these
+    inputs make of the forward, so they have to be of the same sizes.
+
+    Args:
+        loaded: the model with the given inputs, a `sources.Loaded`.
+        usual: the source's own.
+    """
+    given = loaded.example_inputs or ()
+    named = given if isinstance(given, Mapping) else dict.fromkeys(range(0))
+    values = tuple(named.values()) if named else tuple(given)
+    if not loaded.name or not all(isinstance(x, torch.Tensor) for x in values):
+        return ()
+    if (
+        usual is not None
+        and len(usual) == len(values)
+        and isinstance(usual, Mapping) == bool(named)
+        and (capture == "fx" or _tensor_sizes(usual) == _tensor_sizes(given))
+        and runs(loaded.module, usual)
+    ):
+        return ()
+    return spell_inputs(given, lambda inputs: runs(loaded.module, inputs))
+
+
+def _tensor_sizes(inputs: Inputs) -> list[tuple[Any, ...] | None]:
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return [tuple(x.shape) if hasattr(x, "shape") else None for x in values]
