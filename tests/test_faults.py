@@ -155,7 +155,7 @@ def test_a_model_and_the_file_of_its_tensors_are_both_old_or_both_new(
     failure: Callable[[], BaseException],
     after: bool,
 ) -> None:
-    monkeypatch.setattr(onnx, "_SMALL", 64)
+    monkeypatch.setattr(onnx, "SMALL", 64)
     old, new = (_saved(result, tmp_path / str(index), MODEL, True) for index, result in enumerate(results))
     path = tmp_path / "out" / MODEL[0]
 

@@ -110,7 +110,7 @@ def exported(module: nn.Module, inputs: Any) -> onnx.ModelProto:
 def test_a_folded_network_computes_what_the_whole_one_does(name: str) -> None:
     build, inputs, scheme, options, (norms, transforms) = NETS[name]
     converted = zc.convert(build(), inputs, scheme=scheme, options=options, validate="none")
-    module = scattered(converted.module, shifted=scheme == "zero-2022")
+    module = scattered(converted.network, shifted=scheme == "zero-2022")
     before = {key: value.clone() for key, value in module.state_dict().items()}
     own, edits = folded(module, converted.graph, {})
     done = [edit.rewrite for edit in edits if edit.applied]
@@ -129,14 +129,14 @@ def test_a_folded_network_computes_what_the_whole_one_does(name: str) -> None:
 
 def test_what_cannot_be_folded_stays_and_says_why() -> None:
     result = zc.convert(Shared(), (torch.ones(3, 4),), scheme="zero-2022", validate="none")
-    _, edits = folded(result.module, result.graph, {})
+    _, edits = folded(result.network, result.graph, {})
     assert {edit.target: edit.applied for edit in edits} == {"norm": False, "after": False, "still": False}
     reasons = {edit.target: edit.reason for edit in edits}
     assert "twice is used elsewhere as well" in reasons["norm"]
     assert "one is used elsewhere as well" in reasons["after"]
     assert reasons["still"] == "it has no statistics of its own"
     result = zc.convert(Valid(), IMAGE, scheme="zero-2022", validate="none")
-    padded = scattered(result.module)
+    padded = scattered(result.network)
     (edit,) = (edit for edit in folded(padded, result.graph, {})[1] if not edit.applied)
     assert edit.target == "norm_d" and "a constant cannot pass its padding" in edit.reason
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_the_formulas_are_those_of_small_cases() -> None:
             "3.running_mean": [0, 6], "3.running_var": [15, 0], "4.weight": [[2, 3]], "4.bias": [7],
         }.items():  # fmt: skip
             state[name].copy_(torch.tensor(values))
-    own, _ = folded(result.module, result.graph, {})
+    own, _ = folded(result.network, result.graph, {})
     # s = 2/√4, 6/√9; b' = (5 - 1)·1 + 1, (6 - 2)·2 - 1; s = 4/√16, 1/√1; t = 1 - 0, 2 - 6
     assert {name: value.tolist() for name, value in own.state_dict().items()} == {
         "0.weight": [[1, 2], [6, 8]],

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from zero_convert.exporters.onnx.whole import content
 from zero_convert.formulas.hashing import words
 from zero_convert.graph.kinds import geometry
 from zero_convert.runtime.threads import one_thread, threads
@@ -129,6 +128,8 @@ def _here(context: CheckContext, asked: Sequence[Asked]) -> Iterator[tuple[str, 
 
 def _on_session(context: SessionContext, asked: Sequence[Asked]) -> Iterator[tuple[str, Geometry, str, float]]:
     """The same where ONNX Runtime computes: all layers in one file, whose batch size is free."""
+    from zero_convert.exporters.onnx.whole import content  # loads onnx_ir
+
     batches = _batches(context)
     given = [_integers(layer, g, max(batches)) for _, layer, g in asked]
     model = content(_Side([layer for _, layer, _ in asked]), (given,), free=True)

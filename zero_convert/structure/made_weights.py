@@ -13,6 +13,7 @@ no role.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,8 @@ VALUES = 1 << 24  # of a weight above which it is not tried
 TINY = 1e-8
 STEEP = 3e4  # a slope at 0 with which no training step stays small; the epsilon of a batch norm has 1e3
 WAY_OUT = "make it a plain weight (nn.Linear, nn.Conv2d, torch.nn.utils.parametrizations.weight_norm)"
+PICKS = {operator.getitem, torch.select, torch.unbind, torch.narrow, torch.chunk, torch.split}
+PICKS |= {"select", "unbind", "narrow", "chunk", "split"}  # type: ignore[arg-type]
 Run = Callable[[Mapping[str, Tensor]], Tensor]
 
 
@@ -70,7 +73,7 @@ def made_weight(
     for made in _operands(user):
         nodes = _part(made)
         names = list(dict.fromkeys(str(n.target) for n in nodes if n.op == "get_attr" and owned(n)))
-        plain = all(n.op == "get_attr" or _passes(n) or n.target in SCALINGS or is_size(n) for n in nodes)
+        plain = all(n.op == "get_attr" or _passes(n) or _picks(n) or n.target in SCALINGS or is_size(n) for n in nodes)
         shape = made.meta.get("shape")
         if not names or not shape or (plain and len(names) == 1):
             continue
@@ -125,6 +128,16 @@ def _passes(node: fx.Node) -> bool:
         return False
     return node.target in PASSED | {"view_as", "reshape_as", "detach"} or (
         node.target is getattr and node.args[1] in VIEWS
+    )
+
+
+def _picks(node: fx.Node) -> bool:
+    """Whether the node's value is a part of another one at places that are known: a member of a stack, some rows."""
+    return (
+        node.op in ("call_function", "call_method")
+        and node.target in PICKS
+        and isinstance(node.args[0], fx.Node)
+        and len(node.all_input_nodes) == 1
     )
 
 

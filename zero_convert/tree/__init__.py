@@ -37,6 +37,7 @@ def build(traced: Traced, given: Given, retrace: Callable[[nn.Module], tuple[fx.
     """The tree of a rewritten network; `retrace` gives the graphs of a module in training and in evaluation mode."""
     undo = _snapshot(given.root)
     yielding: dict[str, int] = {}
+    why = "the tree could not be compared with the graphs"
     for _ in range(TRIES):
         try:
             plan = Plan(traced, given, yielding)
@@ -52,8 +53,12 @@ def build(traced: Traced, given: Given, retrace: Callable[[nn.Module], tuple[fx.
             if yielding.get(path, 0) > 1:
                 break
             yielding[path] = yielding.get(path, 0) + 1
+        except Exception as error:  # the flat network serves
+            undo()
+            why = f"the tree could not be made ({type(error).__name__}: {error})"
+            break
     without_scopes(traced.graphs)
-    return Tree(traced.root, refused={"": "the tree could not be compared with the graphs"})
+    return Tree(traced.root, refused={"": why})
 
 
 def _snapshot(root: nn.Module) -> Callable[[], None]:

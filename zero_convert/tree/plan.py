@@ -14,6 +14,7 @@ from zero_convert.graph.traced import Traced
 from zero_convert.nn import containers
 
 from .outlining import as_call, body_of, contract, text_of
+from .proof import MismatchError
 from .scopes import ChangedError, Group, Mode
 
 
@@ -118,6 +119,8 @@ class Plan:
             self._outline(path)
         except ChangedError as error:
             self.refused[path] = f"{why}; {error}"
+        except (KeyError, ValueError) as error:  # of values that a part hands over and gets back
+            raise MismatchError(f"its graphs cannot be cut out ({type(error).__name__}: {error})", path) from error
 
     def _contracted(self, mode: Mode, scope: Scope) -> None:
         path = scope[-1][0]

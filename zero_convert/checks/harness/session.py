@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from zero_convert.exporters.onnx.whole import content, returning_values
 from zero_convert.graph.results import tensors_of
 from zero_convert.runtime import rng
 
@@ -92,6 +91,8 @@ class SessionContext(CheckContext):
             name: None if isinstance(value, Tensor) else [i for i, part in enumerate(value) if is_float(part)]
             for name, value in values.items()
         }
+        from zero_convert.exporters.onnx.whole import content, returning_values  # loads onnx_ir
+
         own = returning_values(traced.root, traced.evaluate, wanted)
         return content(own, self.subject.inputs, free=False), values
 
