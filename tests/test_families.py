@@ -56,7 +56,7 @@ FAMILIES = {
     "maxvit_t": 44 + 11,
     "vit_b_16": 24,
 }
-SMALL = ("resnet18", "regnet_y_400mf", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5")
+SMALL = ("resnet18", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5")
 CHECKED = ("mobilenet_v3_small",)  # small enough for the checks by default
 FIXED = {"swin_v2_t": 256, "maxvit_t": 224, "vit_b_16": 224, "swin_t": 224, "inception_v3": 299, "alexnet": 224}
 ZOO = [name for name in torchvision.models.list_models(module=torchvision.models) if name not in SMALL]

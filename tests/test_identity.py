@@ -75,7 +75,10 @@ def answers(module: nn.Module) -> list[Tensor]:
     return [*found, y.detach(), *(p.grad for p in made.parameters() if p.grad is not None)]
 
 
-@pytest.mark.parametrize("net", NETS)
+LONG = ("normless", "bottleneck")
+
+
+@pytest.mark.parametrize("net", [pytest.param(n, marks=pytest.mark.slow if n in LONG else ()) for n in NETS])
 def test_pairs_of_options_that_change_the_function_have_other_digests(net: str) -> None:
     groups: dict[str, list[tuple[str, Result]]] = {}
     starts: dict[str, str] = {}

@@ -131,6 +131,7 @@ def steps(module: nn.Module, x: torch.Tensor, count: int, rate: float) -> tuple[
             {"norm": "none"},
             5,
             0.05,
+            marks=pytest.mark.slow,
             id="bottleneck, norm=none",
         ),
         pytest.param(
