@@ -14,14 +14,13 @@ from os import PathLike
 from zero_convert.formats.digests import brief
 
 from ..errors import MalformedError, RefusedError, UntrustedError
-from . import gguf, onnx, safetensors, torch_export, torch_legacy, torch_zip
+from . import safetensors
+from .contents import IMPORTS as IMPORTS
 from .contents import Contents as Contents
 from .contents import Limits as Limits
 from .contents import Storage as Storage
 from .contents import Tensor as Tensor
 from .parsing.source import Budget, Source
-from .parsing.torch_pickles import IMPORTS as IMPORTS
-from .parsing.zip_archive import Archive
 
 _HEAD = 1024  # bytes that tell a format
 
@@ -44,12 +43,16 @@ def _read(path: str, budget: Budget) -> Contents:
         if head[:4] == b"PK\x03\x04":
             return _archive(source)
         if head[:4] == b"GGUF":
+            from . import gguf
+
             return gguf.read(source)
         if safetensors.looks_like(head):
             return safetensors.read(source)
         _refuse_tar(path, head)
         if safetensors.looks_like_index(head):
             return safetensors.read_index(source, _shard)
+        from . import onnx, torch_legacy  # the other formats are loaded where they are met
+
         if onnx.looks_like(head):
             return onnx.read(source)
         if torch_legacy.looks_like(head):
@@ -95,6 +98,9 @@ def _shard(source: Source, path: str) -> Contents:
 
 
 def _archive(source: Source) -> Contents:
+    from . import torch_export, torch_zip
+    from .parsing.zip_archive import Archive
+
     archive = Archive(source)
     if torch_export.is_one(archive):
         return torch_export.read(source, archive, torch_zip.read)

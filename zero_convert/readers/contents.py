@@ -13,6 +13,8 @@ from typing import Any
 
 from zero_convert.formats.dtypes import DTYPES
 
+IMPORTS = "loading it would import and run "  # what a reason for trust begins with that names a global
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

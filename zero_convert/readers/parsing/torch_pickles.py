@@ -14,6 +14,7 @@ from typing import Any
 from zero_convert.formats.digests import brief
 from zero_convert.formats.dtypes import DTYPES
 from zero_convert.formats.safetensors import DIMENSIONS
+from zero_convert.readers.contents import IMPORTS
 
 from .pickle_symbols import Array, Call, Global, Parts, Sequence, StoredIn, Table
 from .source import Source
@@ -54,7 +55,6 @@ _COMPRESSED = {
 
 
 _LITERAL = 150  # bytes that remembering a place costs
-IMPORTS = "loading it would import and run "  # what a reason for trust begins with that names a global
 
 
 class Rebuild:
