@@ -144,3 +144,12 @@ def test_every_kind_of_block_is_drawn() -> None:
 
     look()
     assert all(drawn.values()), drawn
+
+
+def test_a_block_whose_graphs_cannot_be_cut_out_refuses_alone() -> None:
+    """Its values go out and come back in; the rest of the tree stands."""
+    inner = Block(kind="shared", inner=(Block(kind="shared activation"),))
+    design = Design(style=Style(), width=8, stem="plain", blocks=(Block(kind="basic"), inner))
+    result = zc.convert(build(design), inputs_of(design), scheme="zero-2021", validate="none")
+    assert {"body.1.block"} <= set(result.tree.refused) and "" not in result.tree.refused
+    assert "body" in result.tree.kept and answers(result.module, inputs_of(design)).shape
